@@ -1,0 +1,3 @@
+from mrpo_tools.cli import main
+
+main()

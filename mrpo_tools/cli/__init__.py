@@ -1,0 +1,114 @@
+"""The command line: each command parses, calls one function and prints.
+
+Results go to stdout, progress and warnings to stderr. Heavy imports stay inside the commands, so
+`mrpo --help` is quick and `mrpo sql` and `mrpo cache` work without torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from mrpo_tools.errors import MrpoError, ResourceError
+
+COMMANDS = {
+    "init": "mrpo_tools.cli.project",
+    "demo": "mrpo_tools.cli.demo",
+    "doctor": "mrpo_tools.cli.project",
+    "losses": "mrpo_tools.cli.losses",
+    "data": "mrpo_tools.cli.data",
+    "precompute": "mrpo_tools.cli.precompute",
+    "train": "mrpo_tools.cli.train",
+    "evaluate": "mrpo_tools.cli.evaluate",
+    "generate": "mrpo_tools.cli.generate",
+    "sql": "mrpo_tools.cli.sql",
+    "cache": "mrpo_tools.cli.cache",
+}
+"""Command: the module that holds it under its own name."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(COMMANDS[name]), name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        from mrpo_tools.errors import did_you_mean
+
+        if args and args[0] not in COMMANDS:
+            hint = did_you_mean(args[0], COMMANDS)
+            raise click.UsageError(f"no command is named {args[0]!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mrpo-tools", prog_name="mrpo")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Preference optimisation with several reference models.
+
+    Phase 1, `mrpo precompute`, streams each reference over preference data and caches its
+    log-probs. Phase 2, `mrpo train`, trains a policy against the cached numbers.
+
+    \b
+    Example:
+        mrpo demo                 # everything, on tiny models, in minutes
+    """
+    ctx.obj = {"debug": debug}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with the code that `errors` promises."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; returns the exit code."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        code = cli.main(arguments, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        print("interrupted; what was written so far is kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        return report(error)
+
+
+def report(error: Exception) -> int:
+    """Print an error as what, why and the next command; returns its exit code."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        error = ResourceError(f"no space left: {error}", "free some space")
+    if isinstance(error, MrpoError):
+        print(f"error: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"next:  {error.hint}", file=sys.stderr)
+        return error.exit_code
+    print(f"error: unexpected {type(error).__name__}: {error}", file=sys.stderr)
+    print("next:  run it again with `mrpo --debug …` and report the traceback", file=sys.stderr)
+    return 1

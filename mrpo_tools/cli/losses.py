@@ -1,0 +1,52 @@
+"""`mrpo losses`."""
+
+from __future__ import annotations
+
+import click
+
+from mrpo_tools.cli.options import json_option, print_json, print_table
+
+
+@click.command()
+@click.argument("name", required=False)
+@json_option
+def losses(name: str | None, as_json: bool) -> None:
+    """List the objectives, or explain one: formula, paper, defaults and a recipe line.
+
+    \b
+    Example:
+        mrpo losses
+        mrpo losses mrpo
+    """
+    from mrpo_tools.methods import describe, find_loss
+
+    if name is not None:
+        row = describe(find_loss(name))
+        if as_json:
+            print_json(row)
+            return
+        defaults = ", ".join(f"{key} {value}" for key, value in row["defaults"].items())
+        print(f"{row['name']}: {row['formula']}")
+        print(f"source:   {row['source']}")
+        print(f"needs:    {row['needs']}")
+        print(f"defaults: {defaults or 'none'}")
+        print(f"recipe:   {row['recipe']}")
+        return
+    from mrpo_tools.methods import LOSSES
+
+    rows = [describe(one) for one in LOSSES]
+    if as_json:
+        print_json(rows)
+        return
+    print_table(
+        ("name", "needs", "source", "defaults"),
+        [
+            (
+                row["name"],
+                row["needs"],
+                row["source"],
+                ", ".join(f"{key} {value}" for key, value in row["defaults"].items()),
+            )
+            for row in rows
+        ],
+    )

@@ -1,0 +1,166 @@
+"""Options that several commands share, and how they override the project file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from mrpo_tools.config import Dataset, Project, Reference
+    from mrpo_tools.sources import Source
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _decorate(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def apply(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return apply
+
+
+dataset_options = _decorate(
+    click.option("--dataset", metavar="SOURCE", help="File, directory or hub id of the data."),
+    click.option("--data-adapter", metavar="NAME", help="How to read the data's columns."),
+    click.option("--test-size", type=float, help="Share of prompts held out as split `test`."),
+    click.option("--split-seed", type=int, help="Which prompts those are."),
+    click.option("--limit", type=int, help="The first N rows only."),
+)
+
+cache_option = click.option(
+    "--cache", metavar="DIR", help="The cache's directory.  [default: cache]"
+)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+reference_options = _decorate(
+    click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"])),
+    click.option("--quantization", type=click.Choice(["nf4"]), help="4-bit weights."),
+    click.option("--max-length", type=int, help="Tokens of prompt and response together."),
+    click.option("--overlong", type=click.Choice(["skip", "truncate"])),
+    click.option("--revision", metavar="REV", help="Commit, tag or branch on the hub."),
+    click.option("--adapter", metavar="DIR", help="LoRA adapter of the reference."),
+    click.option("--system", type=click.Choice(["fold", "drop", "error"])),
+    click.option("--added-tokens", type=click.Choice(["plain", "keep"])),
+    click.option("--batch-tokens", type=int, help="Tokens of a batch, padding counted."),
+    click.option("--attention", type=click.Choice(["auto", "sdpa", "eager"])),
+    click.option("--trust-remote-code", is_flag=True, default=None, help="Run the model's code."),
+)
+REFERENCE_FIELDS = (
+    "dtype", "quantization", "max_length", "overlong", "revision", "adapter", "system",
+    "added_tokens", "batch_tokens", "attention", "trust_remote_code",
+)  # fmt: skip
+
+
+def references_named(
+    values: Iterable[str], project: Project, options: dict[str, Any]
+) -> dict[str, Reference]:
+    """References of `--ref`, which repeats and takes commas: names of the project, or NAME=MODEL.
+
+    `options` are reference fields given on the command line; they hold for every one of them.
+    """
+    from mrpo_tools.config import Reference, check_name, find_reference, parse
+    from mrpo_tools.errors import UsageError
+
+    fields = {key: options[key] for key in REFERENCE_FIELDS if options.get(key) is not None}
+    found: dict[str, Reference] = {}
+    for word in (part for value in values for part in value.split(",") if part):
+        name, equals, model = word.partition("=")
+        if equals and not model:
+            raise UsageError(f"--ref {word}: no model after '='", f"--ref {name}=PATH_OR_HUB_ID")
+        check_name(name)
+        base = Reference(model=model) if equals else find_reference(name, project)
+        found[name] = parse(Reference, {**base.model_dump(), **fields}, f"reference {name}")
+    return found
+
+
+def dataset_of(project: Project, options: dict[str, Any]) -> Dataset:
+    """The project's data set with the options over it."""
+    from mrpo_tools.config import Dataset, parse
+    from mrpo_tools.errors import UsageError
+
+    given = {
+        "source": options.get("dataset"),
+        "adapter": options.get("data_adapter"),
+        "test_size": options.get("test_size"),
+        "split_seed": options.get("split_seed"),
+        "limit": options.get("limit"),
+    }
+    words = {key: value for key, value in given.items() if value is not None}
+    base = project.dataset.model_dump() if project.dataset and "source" not in words else {}
+    if "source" not in {**base, **words}:
+        raise UsageError(
+            "no data set is named", "give one with --dataset SOURCE, or in mrpo.yaml (mrpo init)"
+        )
+    return parse(Dataset, {**base, **words}, "data set")
+
+
+def read_groups(dataset: Dataset, quiet: bool = False) -> Source:
+    """Read and check the data; its adapter and what was counted go to stderr."""
+    from mrpo_tools.progress import say
+    from mrpo_tools.sources import load_groups
+
+    source = load_groups(
+        dataset.source,
+        adapter=dataset.adapter,
+        mapping=dataset.map,
+        score=dataset.score,
+        limit=dataset.limit,
+        test_size=dataset.test_size,
+        seed=dataset.split_seed,
+    )
+    if not quiet:
+        counts = ", ".join(
+            f"{count:,} {name.replace('_', ' ')}"
+            for name, count in source.counts.items()
+            if count or name == "groups"
+        )
+        say(f"{source.name}: {counts} (adapter {source.adapter}: {source.reason})")
+    return source
+
+
+def absolute(dataset: Dataset) -> Dataset:
+    """The data set with its path made absolute, for a run's record."""
+    path = Path(dataset.source)
+    return dataset.model_copy(update={"source": str(path.resolve())}) if path.exists() else dataset
+
+
+def print_json(values: object) -> None:
+    json.dump(values, sys.stdout, indent=2, ensure_ascii=False)
+    print()
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Aligned columns on stdout: text to the left, numbers to the right."""
+    text = [[_cell(value) for value in row] for row in rows]
+    numeric = [
+        all(_is_number(row[column]) for row in text) and bool(text) for column in range(len(header))
+    ]
+    widths = [
+        max(len(line[column]) for line in [list(header), *text]) for column in range(len(header))
+    ]
+    for line in [list(header), *text]:
+        cells = (
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, numeric, strict=True)
+        )
+        print("  ".join(cells).rstrip())
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _is_number(cell: str) -> bool:
+    return cell == "–" or cell[:1].isdigit() or (cell[:1] in "-−" and cell[1:2].isdigit())

@@ -1,0 +1,127 @@
+"""`mrpo precompute`: phase 1."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mrpo_tools.cli.options import (
+    cache_option,
+    dataset_of,
+    dataset_options,
+    json_option,
+    print_json,
+    print_table,
+    read_groups,
+    reference_options,
+    references_named,
+)
+
+if TYPE_CHECKING:
+    from mrpo_tools.cache import Cache
+    from mrpo_tools.config import Reference
+    from mrpo_tools.groups import Group
+    from mrpo_tools.scoring import Summary
+
+
+@click.command()
+@click.option(
+    "--ref", "refs", multiple=True, metavar="NAME[=MODEL]",
+    help="Reference by name, or name and model. Repeats and takes commas.",
+)  # fmt: skip
+@dataset_options
+@click.option("--split", help="Score this split only.")
+@cache_option
+@click.option("--shard", metavar="I/N", help="The I-th of N parts of the prompts, I from 1.")
+@click.option("--dry-run", is_flag=True, help="Count tokens; load no weights, write nothing.")
+@reference_options
+@json_option
+def precompute(refs: tuple[str, ...], split: str | None, shard: str | None, **options: Any) -> None:
+    """Cache each reference's log-probs of every response.
+
+    One model is in memory at a time. What is cached already is not scored again, so this command
+    also resumes an interrupted one. Without --ref, all references of mrpo.yaml.
+
+    \b
+    Example:
+        mrpo precompute --ref mistral
+        mrpo precompute --ref llama=./models/llama --dataset pairs.jsonl --cache cache
+    """
+    from mrpo_tools.cache import Cache
+    from mrpo_tools.config import load_project
+    from mrpo_tools.errors import UsageError
+
+    project = load_project()
+    wanted = refs or tuple(project.references)
+    if not wanted:
+        raise UsageError("no reference is named", "mrpo precompute --ref NAME=PATH_OR_HUB_ID")
+    references = references_named(wanted, project, options)
+    part = _shard(shard)
+    dataset = dataset_of(project, options)
+    source = read_groups(dataset)
+    cache = Cache(options["cache"] or project.cache)
+    if options["dry_run"]:
+        _dry_run(references, source.groups, cache, options["as_json"])
+        return
+    from mrpo_tools import precompute as phase1
+    from mrpo_tools.progress import say
+
+    summaries = phase1.precompute(references, source.groups, cache, source.name, split, part)
+    for warning in (one for summary in summaries for one in summary.warnings):
+        say(f"warning: {warning}")
+    _print(summaries, options["as_json"])
+
+
+def _shard(text: str | None) -> tuple[int, int]:
+    """`3/16` -> (2, 16); without one, this process's share under accelerate or torchrun."""
+    import os
+
+    from mrpo_tools.errors import UsageError
+
+    if text is None:
+        return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+        raise UsageError(f"--shard {text}: I/N with I from 1 to N is needed", "--shard 1/4")
+    return int(index) - 1, int(count)
+
+
+def _dry_run(
+    references: dict[str, Reference], groups: list[Group], cache: Cache, as_json: bool
+) -> None:
+    from mrpo_tools.precompute import estimate
+    from mrpo_tools.scoring import resolve
+
+    found = [estimate(resolve(name, one), groups, cache) for name, one in references.items()]
+    if as_json:
+        print_json([vars(one) for one in found])
+        return
+    print_table(
+        ("reference", "responses", "tokens", "unique tokens", "overlong", "weights MB"),
+        [
+            (one.name, one.responses, one.tokens, one.unique_tokens, one.overlong,
+             round(one.weight_bytes / 1e6))
+            for one in found
+        ],
+    )  # fmt: skip
+
+
+def _print(summaries: list[Summary], as_json: bool) -> None:
+    rows = [
+        {
+            "reference": one.store.name,
+            "identity": one.store.short,
+            "reused": one.reused,
+            "scored": one.scored["ok"],
+            "overlong": one.scored["overlong"],
+            "nonfinite": one.scored["nonfinite"],
+            "tokens": one.tokens,
+            "seconds": round(one.seconds, 2),
+        }
+        for one in summaries
+    ]
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(tuple(rows[0]), [tuple(row.values()) for row in rows])

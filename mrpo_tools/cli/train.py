@@ -1,0 +1,127 @@
+"""`mrpo train`: phase 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mrpo_tools.cli.options import (
+    absolute,
+    cache_option,
+    dataset_of,
+    dataset_options,
+    json_option,
+    print_json,
+    print_table,
+    read_groups,
+    references_named,
+)
+
+if TYPE_CHECKING:
+    from mrpo_tools.config import Recipe
+
+RECIPE_OPTIONS = (
+    "loss", "policy", "combine", "weights", "trust_region", "epsilon_max", "chosen", "pairing",
+)  # fmt: skip
+
+
+@click.command()
+@click.option("--loss", metavar="NAME", help="`mrpo losses` lists them.  [default: mrpo]")
+@click.option("--refs", metavar="A,B,…", help="Cached references, reference 1 first.")
+@click.option(
+    "--config", type=click.Path(path_type=Path), metavar="RECIPE", help="A recipe (YAML)."
+)
+@click.option("--policy", metavar="MODEL", help="Start from this model, not from reference 1.")
+@click.option("--ref", "definitions", multiple=True, metavar="NAME=MODEL",
+              help="Where a reference's model is, outside a project.")  # fmt: skip
+@dataset_options
+@cache_option
+@click.option("--output", required=True, type=click.Path(path_type=Path), metavar="RUN")
+@click.option("--combine", type=click.Choice(["harmonic", "geometric", "arithmetic", "separate"]))
+@click.option("--weights", type=click.Choice(["confidence", "uniform", "fixed", "accuracy"]))
+@click.option("--trust-region", type=click.Choice(["adaptive", "fixed", "none"]))
+@click.option("--epsilon-max", type=float)
+@click.option("--chosen", type=click.Choice(["auto", "mean", "top1", "top_bottom"]))
+@click.option("--pairing",
+              type=click.Choice(["best_worst", "best_random", "best_vs_rest", "all"]))  # fmt: skip
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any recipe key.")
+@click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
+@json_option
+def train(
+    config: Path | None, output: Path, settings: tuple[str, ...], resume: bool, **options: Any
+) -> None:
+    """Train a policy against cached references.
+
+    The references' weights are not read: their log-probs are. Reference 1 is the policy's initial
+    model unless --policy names another.
+
+    \b
+    Example:
+        mrpo train --loss mrpo --refs llama,mistral,qwen --output runs/mrpo
+        mrpo train --config recipe.yaml --set learning_rate=5e-6 --output runs/slow
+    """
+    from mrpo_tools.cache import Cache
+    from mrpo_tools.config import load_project
+
+    project = load_project()
+    recipe = _recipe(config, options, settings)
+    references = {**project.references, **references_named(options["definitions"], project, {})}
+    dataset = dataset_of(project, options)
+    cache = Cache(options["cache"] or project.cache)
+    cache.references()  # refuses a cache that is not there before anything is read
+    source = read_groups(dataset)
+    from mrpo_tools import train as phase2
+
+    result = phase2.train(
+        recipe, source.groups, cache, references, output, absolute(dataset), resume
+    )
+    if options["as_json"]:
+        print_json({"run": str(output), **result.metrics})
+        return
+    _print(result.metrics, recipe)
+    print(f"next: mrpo evaluate {output}")
+
+
+def _recipe(config: Path | None, options: dict[str, Any], settings: tuple[str, ...]) -> Recipe:
+    """The recipe file with the options over it, then `--set`."""
+    import yaml
+
+    from mrpo_tools.config import Recipe, load_recipe, parse
+    from mrpo_tools.errors import UsageError
+
+    values = load_recipe(config) if config else {}
+    values |= {key: options[key] for key in RECIPE_OPTIONS if options[key] is not None}
+    if options["refs"] is not None:
+        values["refs"] = [name for name in options["refs"].split(",") if name]
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--set {setting}: KEY=VALUE is needed", "--set learning_rate=1e-5")
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            values[key] = value
+    return parse(Recipe, values, str(config) if config else "recipe")
+
+
+def _print(metrics: dict[str, Any], recipe: Recipe) -> None:
+    last = metrics["last_log"]
+    print_table(
+        ("loss", "steps", "groups", "last loss", "accuracy", "margin", "seconds", "peak MB"),
+        [
+            (
+                recipe.loss,
+                metrics["steps"],
+                metrics["groups"],
+                last.get("loss"),
+                last.get("rewards/accuracies"),
+                last.get("rewards/margins"),
+                round(metrics["total_seconds"], 1),
+                round(metrics["peak_memory_bytes"] / 1e6),
+            )
+        ],
+    )
+    for reason, count in metrics["skipped_groups"].items():
+        print(f"skipped {count:,} groups: {reason}")

@@ -1,0 +1,259 @@
+"""The words a user writes: the project file, a reference, a recipe.
+
+`mrpo.yaml` names the data set, the cache and the references of a project. A recipe (YAML too)
+determines a training run. Keys are those of Hugging Face and TRL where they have one. Unknown keys
+and wrong types are refused, all of them together.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from mrpo_tools.errors import UsageError, did_you_mean
+
+PROJECT_FILE = "mrpo.yaml"
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+ALIASES = {
+    "llama": "meta-llama/Llama-2-7b-chat-hf",
+    "mistral": "teknium/OpenHermes-2.5-Mistral-7B",
+    "qwen": "Qwen/Qwen1.5-7B-Chat",
+}
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Quantization = Literal["nf4"]
+Split = str
+
+
+def _number(value: object) -> object:
+    """YAML reads `1e-5` as text; read it as the number it is."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+
+
+class Words(BaseModel):
+    """A part of a file that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Reference(Words):
+    """A frozen model and everything about it that its log-probs depend on.
+
+    `dtype` None means the device's own: bfloat16 on an accelerator, float32 on a CPU. `max_length`
+    None means the model's context length. Every field but `attention` and `batch_tokens` is part
+    of the reference's identity.
+    """
+
+    model: str
+    revision: str | None = None
+    adapter: str | None = None
+    dtype: Dtype | None = None
+    quantization: Quantization | None = None
+    max_length: int | None = Field(default=None, ge=8)
+    overlong: Literal["skip", "truncate"] = "skip"
+    system: Literal["fold", "drop", "error"] = "fold"
+    added_tokens: Literal["plain", "keep"] = "plain"
+    chat_template: str | None = None
+    trust_remote_code: bool = False
+    attention: Literal["auto", "sdpa", "eager"] = "auto"
+    batch_tokens: int = Field(default=8192, ge=16)
+
+
+class Dataset(Words):
+    """Preference data: where it is and how it is read and split."""
+
+    source: str
+    adapter: str | None = None
+    map: dict[str, str] | None = None
+    score: str | None = None
+    test_size: Number = Field(default=0.0, ge=0, lt=1)
+    split_seed: int = 0
+    limit: int | None = Field(default=None, ge=1)
+
+
+class Project(Words):
+    """`mrpo.yaml`: what the short commands work on."""
+
+    dataset: Dataset | None = None
+    cache: str = "cache"
+    references: dict[str, Reference] = Field(default_factory=dict)
+
+    @field_validator("dataset", mode="before")
+    @classmethod
+    def _dataset_by_source(cls, value: object) -> object:
+        return {"source": value} if isinstance(value, str) else value
+
+    @field_validator("references", mode="before")
+    @classmethod
+    def _references_by_model(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        return {
+            check_name(str(name)): {"model": one} if isinstance(one, str) else one
+            for name, one in value.items()
+        }
+
+
+class Recipe(Words):
+    """Everything that determines a training run.
+
+    Unset hyper-parameters (None) take the objective's own default; `mrpo losses NAME` prints it.
+    """
+
+    # What is optimised
+    loss: str = "mrpo"
+    refs: list[str] = Field(default_factory=list)
+    policy: str | None = None
+    combine: Literal["harmonic", "geometric", "arithmetic", "separate"] | None = None
+    weights: Literal["confidence", "uniform", "fixed", "accuracy"] | None = None
+    fixed_weights: list[Number] | None = None
+    weights_layout: Literal["paper", "swapped"] = "paper"
+    trust_region: Literal["adaptive", "fixed", "none"] | None = None
+    epsilon_max: Number | None = Field(default=None, ge=0)
+    chosen: Literal["auto", "mean", "top1", "top_bottom"] = "auto"
+    top_bottom: int = Field(default=2, ge=1)
+    pairing: Literal["best_worst", "best_random", "best_vs_rest", "all"] | None = None
+
+    # The objective's own hyper-parameters (METHODS names)
+    beta: Number | None = Field(default=None, gt=0)
+    label_smoothing: Number | None = Field(default=None, ge=0, lt=0.5)
+    deviation_scale: Number | None = Field(default=None, ge=0)
+    signed: bool | None = None
+    power: Literal[0, 1, 2] | None = None
+    weight: Literal["none", "power"] | None = None
+    gamma: Number | None = None
+    tau: Number | None = Field(default=None, gt=0)
+    sft_weight: Number | None = Field(default=None, ge=0)
+    delta: Number | None = None
+    length_penalty: Number | None = None
+    kl_weight: Number | None = Field(default=None, ge=0)
+    clip: Number | None = Field(default=None, gt=0)
+    score_scale: Number | None = Field(default=None, gt=0)
+    length_normalized: bool | None = None
+
+    # How the policy is trained
+    finetuning: Literal["lora", "full"] = "lora"
+    quantization: Quantization | None = None
+    dtype: Dtype | None = None
+    lora_r: int = Field(default=8, ge=1)
+    lora_alpha: int = Field(default=8, ge=1)
+    lora_target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    learning_rate: Number = Field(default=1e-5, gt=0)
+    per_device_train_batch_size: int = Field(default=2, ge=1)
+    gradient_accumulation_steps: int = Field(default=4, ge=1)
+    num_train_epochs: Number = Field(default=1.0, gt=0)
+    max_steps: int = Field(default=-1, ge=-1)
+    lr_scheduler_type: str = "cosine"
+    warmup_ratio: Number = Field(default=0.0, ge=0, le=1)
+    weight_decay: Number = Field(default=0.0, ge=0)
+    max_grad_norm: Number = Field(default=1.0, ge=0)
+    gradient_checkpointing: bool = False
+    batch_tokens: int = Field(default=8192, ge=16)
+    seed: int = 0
+    logging_steps: int = Field(default=10, ge=1)
+    save_steps: int = Field(default=500, ge=1)
+    save_total_limit: int | None = Field(default=2, ge=1)
+    max_length: int | None = Field(default=None, ge=8)
+    split: Split = "train"
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def check_name(name: str) -> str:
+    """A reference's name: it becomes a directory and a column, so it is short and plain.
+
+    Raises:
+        UsageError: anything but letters, digits, `.`, `_` and `-`, or more than 64 of them.
+    """
+    if not NAME_PATTERN.fullmatch(name) or ".." in name:
+        shown = name if len(name) <= 40 else f"{name[:40]}… ({len(name)} characters)"
+        raise UsageError(
+            f"reference name {shown!r} is not usable as a directory and a column",
+            "use up to 64 letters, digits, '.', '_' and '-', starting with a letter or a digit",
+        )
+    return name
+
+
+def parse(model: type[ModelT], values: object, where: str) -> ModelT:
+    """Validate values read from a file; every problem in one `UsageError`."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines, hint = [], None
+        for one in error.errors():
+            place = ".".join(str(part) for part in one["loc"]) or "the whole file"
+            if one["type"] == "extra_forbidden":
+                key = str(one["loc"][-1])
+                lines.append(f"{where}: {place}: unknown key")
+                hint = hint or did_you_mean(key, _keys_near(model, one["loc"]))
+            else:
+                lines.append(f"{where}: {place}: {one['msg']}, found {one.get('input')!r:.60}")
+        raise UsageError("\n".join(lines), hint) from None
+
+
+def _keys_near(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """The keys accepted where an unknown one stands."""
+    nested = {"dataset": Dataset, "references": Reference}
+    owner = nested.get(str(path[0]), model) if len(path) > 1 else model
+    return list(owner.model_fields)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping, or a `UsageError` that names the line."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"no file {path}", "mrpo init writes a project file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} cannot be read as YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: a mapping of keys to values is needed, found {values!r:.60}")
+    return values
+
+
+def load_project(path: Path | None = None) -> Project:
+    """The project file at `path`, or of the working directory; an empty project without one."""
+    chosen = path or Path(PROJECT_FILE)
+    if path is None and not chosen.exists():
+        return Project()
+    return parse(Project, read_yaml(chosen), str(chosen))
+
+
+def load_recipe(path: Path) -> dict[str, Any]:
+    """A recipe's own keys, validated (the run completes them with its options)."""
+    values = read_yaml(path)
+    parse(Recipe, values, str(path))
+    return values
+
+
+def find_reference(name: str, project: Project) -> Reference:
+    """A reference by name: of the project, or one of the three aliases outside any project.
+
+    Raises:
+        UsageError: the name is neither; the message lists those that are.
+    """
+    if name in project.references:
+        return project.references[name]
+    if not project.references and name in ALIASES:
+        return Reference(model=ALIASES[name])
+    known = project.references or ALIASES
+    raise UsageError(
+        f"no reference is named {name!r}",
+        f"{did_you_mean(name, known)} Or give it a path: --ref {name}=PATH_OR_HUB_ID",
+    )

@@ -1,0 +1,104 @@
+"""Every error a user can meet, and the exit code each one ends with.
+
+    MrpoError                    1   anything else that went wrong
+    ├── UsageError               2   an option, a recipe or a project file that cannot be meant
+    │   └── DataError            2   rows of a data set that cannot be read, all of them together
+    ├── CacheError               3   a cache that cannot answer
+    │   ├── CacheMissing         3   log-probs that nobody has computed yet
+    │   ├── CacheStale           3   log-probs of another model, tokenizer or format
+    │   └── CacheDamaged         3   bytes that are not the bytes that were written
+    ├── ResourceError            4   no disk or memory left
+    ├── NonFiniteError           5   training reached NaN or infinity
+    └── Preempted               75   stopped by a signal; `--resume` goes on
+
+An error says what happened, why, and the next command. Ctrl-C ends with 130.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class MrpoError(Exception):
+    """Something the user can act on.
+
+    Args:
+        what: one sentence, without a full stop at the end, naming the thing that failed.
+        hint: the next command or action, as the user would type it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, hint: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.hint = hint
+
+
+class UsageError(MrpoError):
+    """The request itself cannot be meant."""
+
+    exit_code = 2
+
+
+class DataError(UsageError):
+    """Rows that cannot be read: every problem of the source, reported together."""
+
+    SHOWN = 20
+
+    def __init__(self, what: str, problems: Sequence[object] = (), hint: str | None = None) -> None:
+        super().__init__(what, hint)
+        self.problems = list(problems)
+
+    def __str__(self) -> str:
+        lines = [self.what, *(f"  {problem}" for problem in self.problems[: self.SHOWN])]
+        hidden = len(self.problems) - self.SHOWN
+        if hidden > 0:
+            lines.append(f"  … and {hidden:,} more")
+        return "\n".join(lines)
+
+
+class CacheError(MrpoError):
+    """The cache cannot answer."""
+
+    exit_code = 3
+
+
+class CacheMissing(CacheError):
+    """Log-probs that nobody has computed yet."""
+
+
+class CacheStale(CacheError):
+    """Log-probs of another model, tokenizer, setting or file format."""
+
+
+class CacheDamaged(CacheError):
+    """Bytes that are not the bytes that were written."""
+
+
+class ResourceError(MrpoError):
+    """No disk or memory left."""
+
+    exit_code = 4
+
+
+class NonFiniteError(MrpoError):
+    """Training reached NaN or infinity."""
+
+    exit_code = 5
+
+
+class Preempted(MrpoError):
+    """Stopped by a signal after saving; `--resume` goes on."""
+
+    exit_code = 75
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """A hint naming the nearest known words, or all of them when none is near."""
+    names = sorted(known)
+    if not names:
+        return None
+    near = difflib.get_close_matches(word, names, n=3)
+    return f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(names)}"

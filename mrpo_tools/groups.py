@@ -1,0 +1,188 @@
+"""The noun that flows through the project: a prompt with its responses, and their ids.
+
+A *group* is a prompt (a list of chat messages) with N responses; a preference pair is N = 2. Ids
+are the first 32 hexadecimal digits of a SHA-256 over canonical JSON, so they depend on content
+alone and survive shuffling, filtering, new splits and new responses:
+
+* `prompt_id` of the prompt's messages (splits are keyed by it: no prompt is in two splits),
+* `response_id` of the prompt's messages and the content (log-probs are keyed by it),
+* `group_id` of the prompt and its responses with scores and labels, in any order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+ROLES = ("system", "user", "assistant")
+ID_DIGITS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a prompt: `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+    def as_dict(self) -> dict[str, str]:
+        return {"role": self.role, "content": self.content}
+
+
+@dataclass(frozen=True)
+class Response:
+    """One completion of a prompt.
+
+    Attributes:
+        content: the text, exactly as it will be scored.
+        score: quality, higher is better; None where the data has none.
+        chosen: an explicit label of the data; None where the data has none.
+        model: who wrote it, if the data says.
+    """
+
+    content: str
+    score: float | None = None
+    chosen: bool | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """A prompt with its responses.
+
+    Attributes:
+        prompt: the messages before the response, the last one the user's.
+        responses: N distinct responses, in the order of the data.
+        source_id: the row's own name in the data, for people; it is no key.
+        split: `train`, `test`, … or None where the data names none.
+    """
+
+    prompt: tuple[Message, ...]
+    responses: tuple[Response, ...]
+    source_id: str | None = None
+    split: str | None = None
+
+    @cached_property
+    def prompt_id(self) -> str:
+        return content_id([message.as_dict() for message in self.prompt])
+
+    @cached_property
+    def response_ids(self) -> tuple[str, ...]:
+        messages = [message.as_dict() for message in self.prompt]
+        return tuple(
+            content_id({"prompt": messages, "content": response.content})
+            for response in self.responses
+        )
+
+    @cached_property
+    def group_id(self) -> str:
+        judged = sorted(
+            [response_id, response.score, response.chosen]
+            for response_id, response in zip(self.response_ids, self.responses, strict=True)
+        )
+        return content_id({"prompt_id": self.prompt_id, "responses": judged})
+
+    @property
+    def has_scores(self) -> bool:
+        return all(response.score is not None for response in self.responses)
+
+    @property
+    def has_labels(self) -> bool:
+        return all(response.chosen is not None for response in self.responses)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The canonical form: a JSON object without absent fields."""
+        row: dict[str, Any] = {
+            "prompt": [message.as_dict() for message in self.prompt],
+            "responses": [
+                {
+                    key: value
+                    for key, value in vars(response).items()
+                    if value is not None and key in ("content", "score", "chosen", "model")
+                }
+                for response in self.responses
+            ],
+        }
+        if self.source_id is not None:
+            row["id"] = self.source_id
+        if self.split is not None:
+            row["split"] = self.split
+        return row
+
+    def with_split(self, split: str | None) -> Group:
+        return replace(self, split=split)
+
+
+def canonical_json(value: object) -> str:
+    """One spelling for one value: sorted keys, no spaces, text as it is, no NaN."""
+    return json.dumps(
+        value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
+    )
+
+
+def content_id(value: object) -> str:
+    """The first 32 hexadecimal digits of the SHA-256 of a value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:ID_DIGITS]
+
+
+def user_prompt(text: str, system: str | None = None) -> tuple[Message, ...]:
+    """A prompt of one user turn, after a system message if there is a non-empty one."""
+    head = (Message("system", system),) if system else ()
+    return (*head, Message("user", text))
+
+
+def split_of(prompt_id: str, test_size: float, seed: int = 0) -> str:
+    """`test` for a share `test_size` of all prompts, else `train`.
+
+    The prompt's id and the seed alone decide, so a prompt keeps its split whatever else is in the
+    data, and all groups of one prompt land in the same split.
+    """
+    digest = hashlib.sha256(f"{seed}:{prompt_id}".encode()).digest()
+    return "test" if int.from_bytes(digest[:8], "big") < test_size * 2**64 else "train"
+
+
+def in_split(groups: Iterable[Group], split: str | None) -> list[Group]:
+    """The groups of a split; all of them when `split` is None or `all`."""
+    return [group for group in groups if split in (None, "all") or group.split == split]
+
+
+def merge_duplicates(responses: Sequence[Response]) -> tuple[tuple[Response, ...], int]:
+    """Merge responses of equal content; also the number that was merged away.
+
+    Scores of duplicates are averaged. Labels must agree: a text that is chosen and rejected in one
+    group says nothing.
+
+    Raises:
+        ValueError: the same text is both chosen and rejected.
+    """
+    by_content: dict[str, list[Response]] = {}
+    for response in responses:
+        by_content.setdefault(response.content, []).append(response)
+    merged = []
+    for same in by_content.values():
+        if len({response.chosen for response in same}) > 1:
+            raise ValueError("the same text is both chosen and rejected")
+        scores = [response.score for response in same if response.score is not None]
+        score = sum(scores) / len(scores) if len(scores) > 1 else (scores or [None])[0]
+        merged.append(replace(same[0], score=score))
+    return tuple(merged), len(responses) - len(merged)
+
+
+def group_from_dict(row: Mapping[str, Any]) -> Group:
+    """A group from its own canonical form, as `Group.as_dict` writes it (not validated)."""
+    prompt = row["prompt"]
+    return Group(
+        prompt=user_prompt(prompt)
+        if isinstance(prompt, str)
+        else tuple(Message(turn["role"], turn["content"]) for turn in prompt),
+        responses=tuple(
+            Response(one["content"], one.get("score"), one.get("chosen"), one.get("model"))
+            for one in row["responses"]
+        ),
+        source_id=row.get("id"),
+        split=row.get("split"),
+    )

@@ -1,0 +1,324 @@
+"""Which numbers are the same numbers: a reference's identity.
+
+Log-probs are determined by the model's weights and configuration, its arithmetic, its tokenizer
+and template, and the rules of rendering. Those fields, and nothing else, are the identity: change
+one and the numbers live in another directory; change anything else and they are reused. The hash
+is the SHA-256 of the fields' canonical JSON, which is also the exact content of `identity.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mrpo_tools.config import Reference
+from mrpo_tools.errors import UsageError
+from mrpo_tools.groups import canonical_json
+
+RENDERING_VERSION = 1
+"""Raised whenever the same text would be rendered or tokenised to other ids."""
+
+PINNED_DATE = "2024-07-26"
+"""The day a template sees when it asks for today's."""
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tekken.json",
+)
+DOWNLOADED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
+IGNORED_CONFIG = frozenset(
+    {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache"}
+)
+DEFAULT_MAX_LENGTH = 4096
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The fields that determine a reference's log-probs."""
+
+    fields: dict[str, Any]
+
+    @cached_property
+    def content(self) -> bytes:
+        """The bytes of `identity.json`."""
+        return (canonical_json(self.fields) + "\n").encode()
+
+    @cached_property
+    def hash(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+    @property
+    def short(self) -> str:
+        """The twelve digits that a directory's name carries."""
+        return self.hash[:12]
+
+    def differences(self, other: Identity) -> list[tuple[str, Any, Any]]:
+        """(field, this value, the other's value) for each field that differs."""
+        names = sorted(self.fields.keys() | other.fields.keys())
+        return [
+            (name, self.fields.get(name), other.fields.get(name))
+            for name in names
+            if self.fields.get(name) != other.fields.get(name)
+        ]
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a reference's files lie on this disk.
+
+    Attributes:
+        model: directory with config, weights and tokenizer.
+        adapter: directory of a LoRA adapter, if there is one.
+        hub_id: the model's name on the hub; None for a local directory, whose path is no identity.
+        revision: the commit on the hub.
+    """
+
+    model: Path
+    adapter: Path | None = None
+    hub_id: str | None = None
+    revision: str | None = None
+
+
+def locate(reference: Reference) -> ModelFiles:
+    """Find a reference's files, downloading a hub model that is not here yet.
+
+    A directory that holds only an adapter stands for its base model with that adapter.
+
+    Raises:
+        UsageError: neither a directory with a model nor a hub id that can be downloaded.
+    """
+    path = Path(reference.model).expanduser()
+    adapter = _locate_adapter(reference.adapter)
+    if path.is_dir():
+        if (path / "config.json").exists():
+            return ModelFiles(path, adapter)
+        if (path / "adapter_config.json").exists() and adapter is None:
+            base = _read_json(path / "adapter_config.json")["base_model_name_or_path"]
+            found = locate(reference.model_copy(update={"model": base}))
+            return ModelFiles(found.model, path, found.hub_id, found.revision)
+        raise UsageError(f"{path} holds no model: it has no config.json", "give a model directory")
+    if _looks_like_a_path(reference.model):
+        raise UsageError(f"no directory {reference.model}", "check the model's path")
+    commit, snapshot = _download(reference.model, reference.revision)
+    return ModelFiles(snapshot, adapter, reference.model, commit)
+
+
+def identify(
+    reference: Reference, files: ModelFiles, dtype: str, memo: HashMemo | None = None
+) -> Identity:
+    """The identity of a reference whose files are at hand.
+
+    Args:
+        reference: the words of the project file.
+        files: what `locate` found.
+        dtype: the arithmetic, resolved for this device when the project file leaves it open.
+        memo: remembers the hashes of weight files by path, size and time.
+    """
+    memo = memo or HashMemo()
+    template = template_text(files.model, reference.chat_template)
+    settings = tokenizer_settings(files.model)
+    weights = memo.hash_files(weight_files(files.model))
+    if not weights:
+        raise UsageError(
+            f"{files.model} holds no safetensors weights", "only safetensors weights are read"
+        )
+    return Identity(
+        {
+            "rendering_version": RENDERING_VERSION,
+            "model": files.hub_id,
+            "revision": files.revision,
+            "weights": _hash_names(weights),
+            "config": _hash_json(files.model / "config.json", IGNORED_CONFIG),
+            "adapter": _adapter_hash(files.adapter, memo),
+            "dtype": dtype,
+            "quantization": reference.quantization,
+            "tokenizer": _hash_names(
+                {
+                    name: _hash_file(files.model / name)
+                    for name in TOKENIZER_FILES
+                    if (files.model / name).exists()
+                }
+            ),
+            "chat_template": template,
+            "pinned_date": PINNED_DATE if template and uses_date(template) else None,
+            "bos_token": settings.get("bos_token"),
+            "eos_token": settings.get("eos_token"),
+            "system": reference.system,
+            "added_tokens": reference.added_tokens,
+            "max_length": reference.max_length or context_length(files.model),
+            "overlong": reference.overlong,
+        }
+    )
+
+
+def template_text(model: Path, override: str | None = None) -> str | None:
+    """The chat template as text: the override's file, the model's own, or None."""
+    if override is not None:
+        try:
+            return Path(override).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"chat_template {override} cannot be read: {error}") from None
+    jinja = model / "chat_template.jinja"
+    if jinja.exists():
+        return jinja.read_text(encoding="utf-8")
+    template = tokenizer_settings(model).get("chat_template")
+    if isinstance(template, list):
+        named = {one["name"]: one["template"] for one in template}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def uses_date(template: str) -> bool:
+    """Whether a template writes today's date."""
+    return "strftime_now" in template or "date_string" in template
+
+
+def tokenizer_settings(model: Path) -> dict[str, Any]:
+    """`tokenizer_config.json` with its special tokens as plain text."""
+    path = model / "tokenizer_config.json"
+    settings = _read_json(path) if path.exists() else {}
+    for name in ("bos_token", "eos_token"):
+        if isinstance(settings.get(name), dict):
+            settings[name] = settings[name].get("content")
+    return settings
+
+
+def context_length(model: Path) -> int:
+    """The number of tokens a model was made for."""
+    config = _read_json(model / "config.json")
+    text = config.get("text_config", config)
+    length = text.get("max_position_embeddings") or text.get("n_positions")
+    return int(length or DEFAULT_MAX_LENGTH)
+
+
+def weight_files(model: Path) -> list[Path]:
+    """The safetensors files that `from_pretrained` reads."""
+    index = model / "model.safetensors.index.json"
+    if index.exists():
+        return sorted({model / name for name in _read_json(index)["weight_map"].values()})
+    single = model / "model.safetensors"
+    return [single] if single.exists() else sorted(model.glob("*.safetensors"))
+
+
+class HashMemo:
+    """SHA-256 of big files, remembered by path, size and modification time.
+
+    A directory of several gigabytes is then identified at once on every start but the first. The
+    memory is a JSON file in the user's cache directory; losing it costs time only.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        self.path = path or Path(home) / "mrpo" / "file-hashes.json"
+
+    def hash_files(
+        self, files: Iterable[Path], on_hash: Callable[[Path], None] | None = None
+    ) -> dict[str, str]:
+        """SHA-256 by file name."""
+        known = self._read()
+        found, fresh = {}, {}
+        for file in files:
+            stat = file.stat()
+            key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+            if key not in known:
+                if on_hash:
+                    on_hash(file)
+                fresh[key] = _hash_file(file)
+            found[file.name] = known.get(key) or fresh[key]
+        if fresh:
+            self._write({**self._read(), **fresh})
+        return found
+
+    def _read(self) -> dict[str, str]:
+        try:
+            known = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return known if isinstance(known, dict) else {}
+
+    def _write(self, known: dict[str, str]) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self.path.parent)
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(known, file)
+            os.replace(name, self.path)
+        except OSError:
+            return  # a memory that cannot be kept is only slower next time
+
+
+def _locate_adapter(adapter: str | None) -> Path | None:
+    if adapter is None:
+        return None
+    path = Path(adapter).expanduser()
+    if path.is_dir():
+        if not (path / "adapter_config.json").exists():
+            raise UsageError(f"{path} holds no adapter: it has no adapter_config.json")
+        return path
+    if _looks_like_a_path(adapter):
+        raise UsageError(f"no directory {adapter}", "check the adapter's path")
+    return _download(adapter, None)[1]
+
+
+def _looks_like_a_path(text: str) -> bool:
+    return text.startswith((".", "/", "~")) or text.count("/") != 1 or "\\" in text
+
+
+def _download(hub_id: str, revision: str | None) -> tuple[str, Path]:
+    """(commit, snapshot directory) of a hub repository."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot = Path(snapshot_download(hub_id, revision=revision, allow_patterns=DOWNLOADED))
+    except Exception as error:  # the hub client's errors share no useful base
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(
+            f"model {hub_id!r} is no directory here and cannot be downloaded: {reason}",
+            "check the path or the hub id, `hf auth login` for gated models, or HF_HUB_OFFLINE",
+        ) from None
+    return snapshot.name, snapshot
+
+
+def _adapter_hash(adapter: Path | None, memo: HashMemo) -> str | None:
+    if adapter is None:
+        return None
+    names = memo.hash_files(sorted(adapter.glob("adapter_model*.safetensors")))
+    ignored = frozenset({"base_model_name_or_path", "inference_mode", "peft_version"})
+    names["adapter_config.json"] = _hash_json(adapter / "adapter_config.json", ignored)
+    return _hash_names(names)
+
+
+def _hash_names(hashes: dict[str, str]) -> str:
+    return hashlib.sha256(canonical_json(hashes).encode()).hexdigest()
+
+
+def _hash_json(path: Path, ignored: frozenset[str]) -> str:
+    kept = {key: value for key, value in _read_json(path).items() if key not in ignored}
+    return hashlib.sha256(canonical_json(kept).encode()).hexdigest()
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as JSON: {error}") from None
+    return values

@@ -1,0 +1,171 @@
+"""Who is compared with whom: scores, deviations, chosen sets and pairs of a group (METHODS §3).
+
+Scores are compared in float64. A deviation within 1e-9·max(1, max|s|) counts as 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mrpo_tools.maths.shapes import fill, masked_mean, pair_differences
+
+PARTITIONS = ("auto", "mean", "top1", "top_bottom")
+PAIRINGS = ("best_worst", "best_random", "best_vs_rest", "all")
+TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class Sides:
+    """A batch of groups with its sides chosen.
+
+    Attributes:
+        mask: [B, N] responses that take part (`top_bottom` leaves some out).
+        scores: [B, N] float64, 0 where masked; 1 and 0 for chosen and rejected without scores.
+        deviations: [B, N] float64, δ_i = s_i − mean, exactly 0 within the tolerance.
+        positive: [B, N] the chosen set Y+.
+        negative: [B, N] the rejected set Y−.
+        labelled: whether the data's own labels say who is chosen.
+    """
+
+    mask: Tensor
+    scores: Tensor
+    deviations: Tensor
+    positive: Tensor
+    negative: Tensor
+    labelled: bool
+
+
+def choose_sides(
+    scores: Tensor | None,
+    chosen: Tensor | None,
+    mask: Tensor,
+    partition: str = "auto",
+    top_bottom: int = 2,
+) -> Sides:
+    """Split each group into a chosen and a rejected set.
+
+    Args:
+        scores: [B, N], or None: then chosen counts as 1 and the rest as 0.
+        chosen: [B, N] explicit labels, or None.
+        mask: [B, N].
+        partition: `auto`: the labels if there are any, else `mean`. `mean`: Y+ = {δ_i > 0}
+            (MPO Eq. 11-12). `top1`: Y+ is the best response (with labels, the best of the chosen).
+            `top_bottom`: the m best against the m worst, m at most ⌊N/2⌋; the rest is masked.
+        top_bottom: m.
+
+    A group whose scores are all equal has no chosen set unless labels give one.
+    """
+    if partition not in PARTITIONS:
+        raise ValueError(f"partition must be one of {', '.join(PARTITIONS)}, got {partition!r}")
+    if scores is None:
+        if chosen is None:
+            raise ValueError("a batch needs scores or chosen")
+        scores = chosen
+    labels = chosen & mask if chosen is not None else None
+    clean = fill(scores.to(torch.float64), mask)
+    if partition == "top_bottom":
+        best, worst = _ends(clean, mask, top_bottom)
+        mask = best | worst
+        clean = fill(clean, mask)
+        labels = labels & mask if labels is not None else None
+    deviations = _deviations(clean, mask)
+    positive = _positive(partition, clean, deviations, labels, mask)
+    if partition == "top_bottom":
+        positive = best & (deviations != 0).any(-1, keepdim=True)
+    return Sides(mask, clean, deviations, positive, mask & ~positive, labels is not None)
+
+
+def pairs(sides: Sides, labels: Tensor | None, pairing: str, seeds: Tensor | None) -> Tensor:
+    """[B, N, N] bool: entry (w, l) is True where response w is compared with response l.
+
+    With labels w is the best of the chosen and l ranges over the rejected; without, over all
+    responses scored lower than w. Pairs tied in score do not exist. The lowest index wins a tie.
+
+    Args:
+        sides: from `choose_sides`.
+        labels: [B, N] explicit labels, or None.
+        pairing: `best_worst` one pair; `best_vs_rest` DPO×(N−1); `all` every ordered pair;
+            `best_random` the best against one drawn by the group's own seed (MPPO Pair-Single).
+        seeds: [B] int64, needed by `best_random` only; a group's draw depends on nothing else.
+    """
+    if pairing not in PAIRINGS:
+        raise ValueError(f"pairing must be one of {', '.join(PAIRINGS)}, got {pairing!r}")
+    every = ordered_pairs(sides) if labels is None else _labelled_pairs(sides, labels)
+    if pairing == "all":
+        return every
+    candidates = sides.mask if labels is None else labels & sides.mask
+    winner = one_hot_argmax(sides.scores, candidates)
+    against = every & winner.unsqueeze(-1)
+    if pairing == "best_vs_rest":
+        return against
+    losers = against.any(1)
+    if pairing == "best_worst":
+        loser = one_hot_argmax(-sides.scores, losers)
+    else:
+        if seeds is None:
+            raise ValueError("pairing best_random needs a seed for each group: Batch(seeds=…)")
+        loser = _drawn(losers, seeds)
+    return against & loser.unsqueeze(1)
+
+
+def ordered_pairs(sides: Sides) -> Tensor:
+    """[B, N, N] bool: every pair with s_a > s_b."""
+    both = sides.mask.unsqueeze(-1) & sides.mask.unsqueeze(-2)
+    return both & (pair_differences(sides.scores) > 0)
+
+
+def one_hot_argmax(values: Tensor, mask: Tensor) -> Tensor:
+    """[B, N] bool: the largest entry within `mask`, the first on a tie; none in an empty row."""
+    best = fill(values, mask, float("-inf")).max(-1, keepdim=True).values
+    ties = mask & (values == best)
+    return ties & (ties.cumsum(-1) == 1)
+
+
+def score_deviation(sides: Sides) -> Tensor:
+    """[B]: the population standard deviation of each group's scores."""
+    return masked_mean(sides.deviations.square(), sides.mask).sqrt()
+
+
+def _labelled_pairs(sides: Sides, labels: Tensor) -> Tensor:
+    """[B, N, N]: chosen against rejected, without the pairs whose scores are equal."""
+    chosen, rejected = labels & sides.mask, ~labels & sides.mask
+    untied = pair_differences(sides.scores) != 0
+    return chosen.unsqueeze(-1) & rejected.unsqueeze(-2) & untied
+
+
+def _deviations(scores: Tensor, mask: Tensor) -> Tensor:
+    mean = masked_mean(scores, mask).unsqueeze(-1)
+    scale = fill(scores.abs(), mask).amax(-1, keepdim=True).clamp(min=1)
+    deviations = fill(scores - mean, mask)
+    return torch.where(deviations.abs() <= TOLERANCE * scale, 0.0, deviations)
+
+
+def _positive(
+    partition: str, scores: Tensor, deviations: Tensor, labels: Tensor | None, mask: Tensor
+) -> Tensor:
+    if partition == "top1":
+        differ = (deviations != 0).any(-1, keepdim=True)
+        candidates = mask & differ if labels is None else labels
+        return one_hot_argmax(scores, candidates)
+    if partition == "auto" and labels is not None:
+        return labels
+    return mask & (deviations > 0)
+
+
+def _ends(scores: Tensor, mask: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """The m best and the m worst responses of each group, m at most half of it."""
+    order = fill(scores, mask, float("-inf")).argsort(dim=-1, descending=True, stable=True)
+    rank = order.argsort(-1)
+    count = mask.sum(-1, keepdim=True)
+    taken = (count // 2).clamp(max=most)
+    return mask & (rank < taken), mask & (rank >= count - taken)
+
+
+def _drawn(candidates: Tensor, seeds: Tensor) -> Tensor:
+    """One candidate of each group, by the group's seed alone."""
+    count = candidates.sum(-1)
+    place = seeds.remainder(count.clamp(min=1)).unsqueeze(-1) + 1
+    return candidates & (candidates.cumsum(-1) == place)

@@ -1,0 +1,45 @@
+"""Shape checks and masked reductions, the alphabet of this folder.
+
+`[B]` against `[B, 1]` silently broadcasts to `[B, B]`; so every public function checks first.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse a tensor of another shape; nothing here broadcasts silently.
+
+    Raises:
+        ValueError: naming the tensor, its shape and the one needed.
+    """
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
+
+
+def fill(tensor: Tensor, mask: Tensor, value: float = 0.0) -> Tensor:
+    """`tensor` with `value` where `mask` is False: NaN there reaches no value and no gradient."""
+    return torch.where(mask, tensor, torch.full_like(tensor, value))
+
+
+def masked_mean(tensor: Tensor, mask: Tensor, dims: tuple[int, ...] = (-1,)) -> Tensor:
+    """Mean over the True entries of `mask`; 0 where there is none."""
+    count = mask.sum(dims).clamp(min=1)
+    return fill(tensor, mask).sum(dims) / count
+
+
+def masked_logsumexp(tensor: Tensor, mask: Tensor) -> Tensor:
+    """[B, N], [B, N] -> [B]: log of the sum of exponentials over the True entries.
+
+    A row without any gives 0 and no gradient, so that groups skipped elsewhere stay finite here.
+    """
+    empty = ~mask.any(-1, keepdim=True)
+    kept = fill(tensor, mask, float("-inf"))
+    return torch.where(empty, torch.zeros_like(kept), kept).logsumexp(-1) * ~empty.squeeze(-1)
+
+
+def pair_differences(tensor: Tensor) -> Tensor:
+    """[B, N] -> [B, N, N]: entry (w, l) is x_w − x_l."""
+    return tensor.unsqueeze(-1) - tensor.unsqueeze(-2)

@@ -1,0 +1,177 @@
+"""From words to models: tokenizers, weights, quantisation, adapters."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mrpo_tools.config import Reference
+from mrpo_tools.errors import MrpoError, ResourceError, UsageError
+from mrpo_tools.identity import ModelFiles
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def pick_device() -> torch.device:
+    """The accelerator of this process, or the CPU."""
+    if not torch.accelerator.is_available():
+        return torch.device("cpu")
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def default_dtype(device: torch.device | None = None) -> str:
+    """bfloat16 on an accelerator; float32 on a CPU, where bf16 products are far slower."""
+    return "float32" if (device or pick_device()).type == "cpu" else "bfloat16"
+
+
+def load_tokenizer(files: ModelFiles, reference: Reference) -> PreTrainedTokenizerBase:
+    """A model's own tokenizer."""
+    from transformers import AutoTokenizer
+
+    with _named(f"the tokenizer of {reference.model}"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            files.model, trust_remote_code=reference.trust_remote_code
+        )
+    return tokenizer
+
+
+def load_model(
+    files: ModelFiles,
+    reference: Reference,
+    dtype: str,
+    device: torch.device | None = None,
+    *,
+    quantized: bool = True,
+) -> PreTrainedModel:
+    """A causal LM ready to score, on the device, with its adapter and without dropout.
+
+    Args:
+        files: where it lies.
+        reference: quantisation, attention kernel, remote code.
+        dtype: the arithmetic; with `nf4` that of the products.
+        device: None picks the accelerator.
+        quantized: False ignores the reference's quantisation.
+
+    Raises:
+        ResourceError: it does not fit into memory.
+        UsageError: the files cannot be loaded.
+    """
+    from transformers import AutoModelForCausalLM
+
+    device = device or pick_device()
+    options: dict[str, Any] = {
+        "dtype": getattr(torch, dtype),
+        "device_map": {"": device},
+        "use_safetensors": True,
+        "trust_remote_code": reference.trust_remote_code,
+    }
+    if reference.attention != "auto":
+        options["attn_implementation"] = reference.attention
+    if reference.quantization == "nf4" and quantized:
+        options["quantization_config"] = nf4(dtype)
+    with _named(f"model {reference.model}"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(files.model, **options)
+        if files.adapter is not None:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, files.adapter)
+    return model.eval()
+
+
+def nf4(dtype: str) -> Any:
+    """4-bit NormalFloat with double quantisation (QLoRA, Dettmers et al. 2023)."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+    )
+
+
+def add_lora(
+    model: PreTrainedModel, rank: int, alpha: int, targets: list[str] | str, seed: int
+) -> PreTrainedModel:
+    """A fresh trainable LoRA adapter on a frozen model; with NF4 weights this is QLoRA.
+
+    The adapter starts at zero effect: its first log-probs are the base model's.
+    """
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if getattr(model, "is_loaded_in_4bit", False):
+        norms = {
+            name: parameter.dtype
+            for name, parameter in model.named_parameters()
+            if parameter.is_floating_point()
+        }
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        for name, parameter in model.named_parameters():
+            if name in norms:  # the helper widens them; the reference was scored without that
+                parameter.data = parameter.data.to(norms[name])
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    try:
+        adapted: PreTrainedModel = get_peft_model(model, config)
+    except ValueError as error:
+        raise UsageError(f"lora_target_modules: {error}") from None
+    return adapted
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start measuring `peak_memory_bytes` anew, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory held since the last reset: on the accelerator, or resident on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) * (1 if sys.platform == "darwin" else 1024)
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own bars and notices out of the output; their errors still show."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Quiet loading, with errors in the project's words."""
+    quiet_libraries()
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError):
+        raise ResourceError(
+            f"{what} does not fit into memory", "try --quantization nf4, or a smaller model"
+        ) from None
+    except MrpoError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(f"{what} cannot be loaded: {first}", "check the path") from None

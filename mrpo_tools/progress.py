@@ -1,0 +1,50 @@
+"""Progress on stderr: a bar on a terminal, nothing otherwise."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+Advance = Callable[..., None]
+"""`advance(n)` after n more units; `advance(n, note="…")` also shows a note."""
+
+
+@contextlib.contextmanager
+def bar(description: str, total: float, unit: str = "") -> Iterator[Advance]:
+    """A progress bar while the block runs; silent where stderr is no terminal."""
+    if not sys.stderr.isatty() or total <= 0:
+        yield lambda amount=1, note="": None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(description, total=total, note="")
+
+        def advance(amount: float = 1, note: str = "") -> None:
+            progress.update(task, advance=amount, **({"note": note} if note else {}))
+
+        yield advance
+
+
+def say(message: str) -> None:
+    """One line to stderr."""
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,87 @@
+"""What an adapter is, and the shapes of columns that it is chosen by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mrpo_tools.groups import Response
+from mrpo_tools.sources.conversation import Prompt
+from mrpo_tools.sources.fields import Field
+
+Parsed = tuple[Prompt, list[Response]]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a column holds.
+
+    Attributes:
+        words: how messages call it.
+        fits: whether a value has the shape; looks at the first element of a list only.
+    """
+
+    words: str
+    fits: Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """How the rows of one format become groups.
+
+    Attributes:
+        name: what `--data-adapter` takes.
+        about: one line for people.
+        columns: the columns that a row must have, with their shapes; detection goes by them.
+        read: a row and the wished kind of score to the prompt and its responses.
+        scores: the kinds of score there are; the first is the default.
+        splits: names of the data's splits that count, and what they are called here; the data's
+            other splits repeat the same prompts in another form. Empty: all count, by their names.
+        one_response_a_row: rows of one prompt make up its group.
+    """
+
+    name: str
+    about: str
+    columns: Mapping[str, Shape]
+    read: Callable[[Field, str], Parsed]
+    scores: tuple[str, ...] = ()
+    splits: Mapping[str, str] = field(default_factory=dict)
+    one_response_a_row: bool = False
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, (list, tuple)) and value else None
+
+
+def _messages(value: Any) -> bool:
+    first = _first(value)
+    return isinstance(first, dict) and ("role" in first or "from" in first)
+
+
+def _holding(key: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(_first(value), dict) and key in _first(value)
+
+
+def _is_transcript(value: Any) -> bool:
+    return isinstance(value, str) and value.lstrip().startswith("Human:") and "Assistant:" in value
+
+
+TEXT = Shape("text", lambda value: isinstance(value, str))
+TEXTS = Shape("[text, …]", lambda value: isinstance(_first(value), str))
+NUMBER = Shape("number", lambda value: isinstance(value, (int, float)))
+NUMBERS = Shape("[number, …]", lambda value: isinstance(_first(value), (int, float)))
+LABEL = Shape("true or false", lambda value: isinstance(value, bool))
+MESSAGE = Shape("message", lambda value: _messages([value]))
+MESSAGES = Shape("[message, …]", _messages)
+CONVERSATIONS = Shape("[[message, …], …]", lambda value: _messages(_first(value)))
+TRANSCRIPT = Shape("transcript", _is_transcript)
+CHOSEN_REJECTED = Shape("[chosen, rejected]", lambda value: TEXTS.fits(value) and len(value) == 2)
+PROMPT = Shape("text or [message, …]", lambda value: TEXT.fits(value) or MESSAGES.fits(value))
+ANSWER = Shape("text or message", lambda value: PROMPT.fits(value) or MESSAGE.fits(value))
+
+
+def objects_with(*keys: str) -> Shape:
+    """A list of objects that have at least these keys."""
+    words = f"[{{{', '.join(keys)}}}, …]"
+    return Shape(words, lambda value: all(_holding(key)(value) for key in keys))

@@ -1,0 +1,177 @@
+"""The table of adapters. Detection takes the one that fits most rows, the first of equals."""
+
+from __future__ import annotations
+
+from mrpo_tools.sources import pairs, scored
+from mrpo_tools.sources.adapters import (
+    ANSWER,
+    CHOSEN_REJECTED,
+    CONVERSATIONS,
+    LABEL,
+    MESSAGE,
+    MESSAGES,
+    NUMBER,
+    NUMBERS,
+    PROMPT,
+    TEXT,
+    TEXTS,
+    TRANSCRIPT,
+    Adapter,
+    objects_with,
+)
+
+_PREFERENCE_SPLITS = {"train_prefs": "train", "test_prefs": "test"}
+
+_TABLE = (
+    Adapter(
+        "canonical",
+        "the form this package writes: a prompt with its responses",
+        {"prompt": PROMPT, "responses": objects_with("content")},
+        scored.read_canonical,
+    ),
+    Adapter(
+        "outputs",
+        "a prompt with responses called output, as prometheus-eval has them",
+        {"prompt": PROMPT, "responses": objects_with("output")},
+        scored.read_outputs,
+    ),
+    Adapter(
+        "ultrafeedback",
+        "UltraFeedback: an instruction with judged completions",
+        {"instruction": TEXT, "completions": objects_with("response", "annotations")},
+        scored.read_ultrafeedback,
+        scores=scored.ULTRAFEEDBACK_SCORES,
+    ),
+    Adapter(
+        "nectar",
+        "Nectar: a transcript with ranked answers; the score is minus the rank",
+        {"prompt": TEXT, "answers": objects_with("answer", "rank")},
+        scored.read_nectar,
+    ),
+    Adapter(
+        "helpsteer",
+        "HelpSteer and HelpSteer2: a response and five attributes of 0-4 a row",
+        {"prompt": TEXT, "response": TEXT, "helpfulness": NUMBER, "verbosity": NUMBER},
+        scored.read_helpsteer,
+        scores=scored.HELPSTEER_SCORES,
+        one_response_a_row=True,
+    ),
+    Adapter(
+        "helpsteer2-preference",
+        "HelpSteer2's preferences of -3 (first) to 3 (second), halved as scores",
+        {"prompt": TEXT, "response_1": TEXT, "response_2": TEXT, "preference_strength": NUMBER},
+        pairs.read_helpsteer2_preference,
+    ),
+    Adapter(
+        "helpsteer3",
+        "HelpSteer3's preferences of -3 (first) to 3 (second), halved as scores",
+        {"context": MESSAGES, "response1": TEXT, "response2": TEXT, "overall_preference": NUMBER},
+        pairs.read_helpsteer3,
+    ),
+    Adapter(
+        "simpo",
+        "SimPO's responses of a policy with the scores of a reward model",
+        {"prompt": TEXT, "all_generated_responses": TEXTS, "all_rm_scores": NUMBERS},
+        scored.read_simpo,
+    ),
+    Adapter(
+        "rewards",
+        "RLHFlow's lists of responses and of rewards",
+        {"prompt": PROMPT, "responses": TEXTS, "rewards": NUMBERS},
+        scored.read_rewards,
+    ),
+    Adapter(
+        "transcript-pairs",
+        "pairs whose prompt is a transcript, as in Nectar binarized",
+        {"prompt": TRANSCRIPT, "chosen": TEXT, "rejected": TEXT},
+        pairs.read_transcript_pairs,
+    ),
+    Adapter(
+        "pairs",
+        "TRL's pairs of texts",
+        {"prompt": PROMPT, "chosen": TEXT, "rejected": TEXT},
+        pairs.read_pairs,
+    ),
+    Adapter(
+        "conversational",
+        "TRL's pairs of messages",
+        {"prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES},
+        pairs.read_pairs,
+    ),
+    Adapter(
+        "binarized",
+        "UltraFeedback and HelpSteer binarized: a prompt beside two whole conversations",
+        {"prompt": TEXT, "chosen": MESSAGES, "rejected": MESSAGES},
+        pairs.read_binarized,
+        splits=_PREFERENCE_SPLITS,
+    ),
+    Adapter(
+        "sets",
+        "a set of chosen and a set of rejected answers",
+        {"prompt": PROMPT, "chosen": TEXTS, "rejected": TEXTS},
+        scored.read_sets,
+    ),
+    Adapter(
+        "sets-conversational",
+        "a set of chosen and a set of rejected answers as lists of messages",
+        {"prompt": PROMPT, "chosen": CONVERSATIONS, "rejected": CONVERSATIONS},
+        scored.read_sets,
+    ),
+    Adapter(
+        "comparison-gpt4",
+        "instructions with two ordered outputs",
+        {"instruction": TEXT, "output": CHOSEN_REJECTED},
+        pairs.read_output_pair,
+    ),
+    Adapter(
+        "distilabel",
+        "distilabel's chosen_response and rejected_response, with their ratings",
+        {"chosen_response": TEXT, "rejected_response": TEXT},
+        pairs.read_distilabel,
+    ),
+    Adapter(
+        "alpaca",
+        "LLaMA-Factory's pairs for an instruction",
+        {"instruction": TEXT, "chosen": ANSWER, "rejected": ANSWER},
+        pairs.read_alpaca,
+    ),
+    Adapter(
+        "sharegpt",
+        "LLaMA-Factory's pairs of turns for a conversation",
+        {"conversations": MESSAGES, "chosen": MESSAGE, "rejected": MESSAGE},
+        pairs.read_sharegpt,
+    ),
+    Adapter(
+        "question",
+        "Orca's and Neural-DPO's pairs for a question, with a system message",
+        {"question": TEXT, "chosen": ANSWER, "rejected": ANSWER},
+        pairs.read_question,
+    ),
+    Adapter(
+        "unpaired",
+        "TRL's unpaired preferences: a completion and its label a row",
+        {"prompt": PROMPT, "completion": ANSWER, "label": LABEL},
+        scored.read_unpaired,
+        one_response_a_row=True,
+    ),
+    Adapter(
+        "conversational-implicit",
+        "TRL's and OpenRLHF's two conversations that begin with the same prompt",
+        {"chosen": MESSAGES, "rejected": MESSAGES},
+        pairs.read_conversations,
+    ),
+    Adapter(
+        "transcripts",
+        "HH-RLHF: two transcripts that begin with the same prompt",
+        {"chosen": TRANSCRIPT, "rejected": TRANSCRIPT},
+        pairs.read_transcripts,
+    ),
+    Adapter(
+        "implicit",
+        "TRL's two texts that begin with the same prompt",
+        {"chosen": TEXT, "rejected": TEXT},
+        pairs.read_implicit,
+    ),
+)
+
+ADAPTERS = {adapter.name: adapter for adapter in _TABLE}

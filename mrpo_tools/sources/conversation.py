@@ -1,0 +1,131 @@
+"""Prompts and completions out of the shapes that data sets give them.
+
+A prompt is text (one user turn), a list of messages (`role, content` or `from, value`), or the
+part that two conversations have in common. (`transcripts` reads those written as one text.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mrpo_tools.groups import ROLES, Message, user_prompt
+from mrpo_tools.sources.fields import Field
+
+Prompt = tuple[Message, ...]
+
+ROLE_NAMES = {role: role for role in ROLES} | {"human": "user", "gpt": "assistant"}
+_MESSAGES = "a list of messages"
+_NOTHING_SHARED = "begins otherwise than 'rejected', expected a common prompt or a column 'prompt'"
+
+
+def prompt_of(field: Field) -> Prompt:
+    """The prompt in a text or a list of messages."""
+    if isinstance(field.value, (list, tuple)):
+        return ending_with_user(field, messages(field))
+    return user_prompt(field.text("text or a list of messages"))
+
+
+def messages(field: Field) -> Prompt:
+    """The messages of a conversation; a blank system message is no message."""
+    items = field.items(of=_MESSAGES)
+    turns = tuple(turn for item in items if (turn := _message(item)) is not None)
+    if isinstance(field.value, (list, tuple)) and not turns:
+        field.expected(_MESSAGES)
+    return turns
+
+
+def _message(field: Field) -> Message | None:
+    role_key, content_key = ("from", "value") if field.has("from") else ("role", "content")
+    spoken = field[role_key]
+    role = ROLE_NAMES.get(spoken.value, "") if isinstance(spoken.value, str) else ""
+    if not role:
+        spoken.expected(f"one of {', '.join(ROLE_NAMES)}")
+    content = field[content_key]
+    if role == "system" and isinstance(content.value, str) and not content.value.strip():
+        return None
+    return Message(role, content.text())
+
+
+def ending_with_user(field: Field, turns: Prompt) -> Prompt:
+    """The same turns, after a check of their order: [system] user (assistant user)*."""
+    roles = [turn.role for turn in turns]
+    spoken = roles[1:] if roles[:1] == ["system"] else roles
+    expected = ["user", "assistant"] * len(roles)
+    if not roles or "" in roles:
+        return turns  # noted already
+    if spoken != expected[: len(spoken)]:
+        field.bad(f"the roles are {_list(roles)}; expected [system] user assistant user …")
+    elif spoken[-1:] != ["user"]:
+        field.bad(f"the last message is the {roles[-1]}'s; expected the user's")
+    return turns
+
+
+def _list(roles: list[str]) -> str:
+    return " ".join(roles[:8]) + (" …" if len(roles) > 8 else "")
+
+
+def completion_of(field: Field, prompt: Prompt = ()) -> str:
+    """The response in a text, a message, or a list that ends with it.
+
+    A list holds the response alone, or the whole conversation: then it must begin with `prompt`.
+    """
+    match field.value:
+        case list() | tuple():
+            turns = messages(field)
+        case Mapping():
+            turns = tuple(turn for turn in [_message(field)] if turn)
+        case _:
+            return field.text("text, a message or a list of messages")
+    if len(turns) > 1 and turns[: len(prompt)] == prompt:
+        turns = turns[len(prompt) :]
+    return _only_answer(field, turns)
+
+
+def _only_answer(field: Field, turns: Prompt) -> str:
+    if len(turns) == 1 and turns[0].role in ("assistant", ""):
+        return turns[0].content
+    roles = _list([turn.role for turn in turns]) or "no message"
+    field.bad(f"the response is {roles}; expected one assistant message after the prompt")
+    return ""
+
+
+def common_prompt(chosen: Field, rejected: Field) -> tuple[Prompt, str, str]:
+    """The prompt that two conversations share, and the answer of each."""
+    left, right = messages(chosen), messages(rejected)
+    return common_turns(chosen, rejected, left, right)
+
+
+def common_turns(
+    chosen: Field, rejected: Field, left: Prompt, right: Prompt
+) -> tuple[Prompt, str, str]:
+    """The turns that two conversations share, and the one answer that follows in each."""
+    shared = _shared(left[:-1], right[:-1])
+    prompt = left[:shared]
+    if shared:
+        ending_with_user(chosen, prompt)
+    elif left and right:
+        chosen.bad(_NOTHING_SHARED)
+        return (), "", ""
+    return prompt, _only_answer(chosen, left[shared:]), _only_answer(rejected, right[shared:])
+
+
+def _shared(left: Sequence[object], right: Sequence[object]) -> int:
+    """How many first elements two sequences have in common."""
+    pairs = zip(left, right, strict=False)
+    shortest = min(len(left), len(right))
+    return next((index for index, (one, other) in enumerate(pairs) if one != other), shortest)
+
+
+def common_text(chosen: Field, rejected: Field) -> tuple[Prompt, str, str]:
+    """The words that two texts begin with as the prompt, and what follows in each.
+
+    As in TRL the space before the answers belongs to the answers; other than there the cut never
+    falls inside a word.
+    """
+    left, right = chosen.text(), rejected.text()
+    shared = left[: _shared(left, right)]
+    if left != shared and right != shared:
+        shared = shared[: max(shared.rfind(" "), shared.rfind("\n"), 0)]
+    if not shared.strip():
+        chosen.bad(_NOTHING_SHARED)
+    return user_prompt(shared), left[len(shared) :], right[len(shared) :]

@@ -1,0 +1,143 @@
+"""Every check of a single value, in one place.
+
+A `Field` is a value of a row together with its path (`responses[1].score`). A check that fails
+notes the problem and returns something harmless, so an adapter reads straight on, and a bad row
+shows all its problems at once.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mrpo_tools.sources.rows import MAX_TEXT_CHARS, Problem
+from mrpo_tools.sources.strict_json import shorten
+
+MAX_SCORE = 1e30  # squares and exponents of larger numbers leave float32
+MAX_ITEMS = 4096
+_MISSING = object()
+_NOT_TEXT = re.compile("[\0\ud800-\udfff]")
+
+
+class Field:
+    """One value of a row, its path, and the list that collects what is wrong with it."""
+
+    __slots__ = ("path", "problems", "value", "where")
+
+    def __init__(self, value: object, path: str, where: str, problems: list[Problem]) -> None:
+        self.value = value
+        self.path = path
+        self.where = where
+        self.problems = problems
+
+    def bad(self, reason: str) -> None:
+        self.problems.append(Problem(self.where, self.path or "row", reason))
+
+    def expected(self, what: str) -> None:
+        state = "missing" if self.value is _MISSING else f"found {found(self.value)}"
+        self.bad(f"{state}, expected {what}")
+
+    def __getitem__(self, key: str) -> Field:
+        path = f"{self.path}.{key}" if self.path else key
+        if isinstance(self.value, Mapping):
+            return Field(self.value.get(key, _MISSING), path, self.where, self.problems)
+        self.expected("an object")
+        self.problems = []  # said once
+        return Field(_MISSING, path, self.where, self.problems)
+
+    def has(self, *keys: str) -> bool:
+        """Whether all these are there; null means absent, as tables cannot leave a cell out."""
+        row: Mapping[str, Any] = self.value if isinstance(self.value, Mapping) else {}
+        return all(row.get(key) is not None for key in keys)
+
+    def items(self, exactly: int | None = None, of: str = "a list") -> list[Field]:
+        """The elements of a list; of the wished number of them whatever happens."""
+        value = self.value if isinstance(self.value, (list, tuple)) else None
+        if value is None or (exactly is not None and len(value) != exactly):
+            self.expected(of)
+            return [Field(None, self.path, self.where, []) for _ in range(exactly or 0)]
+        if len(value) > MAX_ITEMS:
+            self.bad(f"found a list of {len(value):,}, expected at most {MAX_ITEMS:,}")
+            return []
+        return [
+            Field(item, f"{self.path}[{index}]", self.where, self.problems)
+            for index, item in enumerate(value)
+        ]
+
+    def text(self, of: str = "text") -> str:
+        """A text that says something: not empty, not only spaces, encodable."""
+        value = self.value
+        if not isinstance(value, str):
+            self.expected(of)
+        elif not value.strip():
+            self.bad(f"found {'only spaces' if value else 'empty text'}, expected {of}")
+        elif len(value) > MAX_TEXT_CHARS:
+            self.bad(f"found {len(value):,} characters, expected at most {MAX_TEXT_CHARS:,}")
+        elif wrong := _NOT_TEXT.search(value):
+            place = f"at character {wrong.start() + 1}"
+            self.bad(f"found {_character(wrong[0])} {place}, expected text without any")
+        else:
+            return value
+        return ""
+
+    def optional_text(self) -> str | None:
+        """A text, or None where it is missing, null or blank."""
+        blank = isinstance(self.value, str) and not self.value.strip()
+        return None if blank or self.value in (None, _MISSING) else self.text()
+
+    def number(self) -> float:
+        """A finite number, as a double."""
+        value = self.value
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            self.expected("a number")
+        elif not abs(value) <= MAX_SCORE:
+            self.expected(f"a finite number of at most {MAX_SCORE:g}")
+        else:
+            return float(value) + 0.0  # no negative zero
+        return 0.0
+
+    def boolean(self) -> bool:
+        if not isinstance(self.value, bool):
+            self.expected("true or false")
+        return self.value is True
+
+    def name(self) -> str:
+        """A text or an integer that names something."""
+        if isinstance(self.value, int) and not isinstance(self.value, bool):
+            return str(self.value)
+        return self.text("text or an integer")
+
+
+def found(value: object) -> str:
+    """A value in words, short enough for a line."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return _number(value)
+        case str():
+            return f"the text {shorten(value)}"
+        case list() | tuple():
+            return f"a list of {len(value):,}"
+        case Mapping():
+            return "an object"
+        case bytes():
+            return f"{len(value):,} bytes"
+        case _:
+            return f"a {type(value).__name__}"
+
+
+def _number(value: float) -> str:
+    if isinstance(value, float) and math.isnan(value):
+        return "NaN"
+    if isinstance(value, float) and math.isinf(value):
+        return "an infinite number"
+    return f"the number {value:g}" if abs(value) < 1e300 else "a huge number"
+
+
+def _character(character: str) -> str:
+    return "a NUL" if character == "\0" else f"half a surrogate pair (U+{ord(character):04X})"

@@ -1,0 +1,75 @@
+"""Data sets of the `datasets` library: folders it saved, and ids of the Hugging Face hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mrpo_tools.errors import UsageError
+from mrpo_tools.sources.rows import Problem, Reading, Row
+from mrpo_tools.sources.tables import BATCH_ROWS, batch_rows
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote this folder."""
+    return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
+
+
+def read_saved(folder: Path, reading: Reading) -> Iterator[Row | Problem]:
+    """The rows of a folder that `save_to_disk` wrote; the names of a DatasetDict are splits."""
+    import datasets
+
+    try:
+        data = datasets.load_from_disk(str(folder))
+    except Exception as error:  # the library raises whatever its loaders meet
+        raise UsageError(
+            f"{folder}: cannot be read as a saved data set: {_in_one_line(error)}",
+            "save it again with datasets' save_to_disk, or as .jsonl or .parquet",
+        ) from error
+    return _rows(data, str(folder), reading)
+
+
+def read_hub(
+    hub_id: str, config: str | None, revision: str | None, reading: Reading
+) -> Iterator[Row | Problem]:
+    """The rows of a data set on the hub, downloaded once into the cache of `datasets`.
+
+    The commit that was read becomes `reading.revision`.
+    """
+    import datasets
+
+    try:
+        builder = datasets.load_dataset_builder(hub_id, config, revision=revision)
+        builder.download_and_prepare()
+        data = builder.as_dataset()
+        reading.revision = builder.hash
+    except Exception as error:  # the library raises whatever its loaders meet
+        raise UsageError(
+            f"{hub_id}: no such file, and it cannot be loaded from the Hugging Face hub: "
+            f"{_in_one_line(error)}",
+            "check the spelling, the network and HF_TOKEN, or give the path of a file",
+        ) from error
+    return _rows(data, hub_id, reading)
+
+
+def _rows(data: Any, name: str, reading: Reading) -> Iterator[Row | Problem]:
+    """The rows of a Dataset or a DatasetDict, which knows its splits."""
+    splits = dict(data) if hasattr(data, "keys") else {None: data}
+    reading.total = sum(table.num_rows for table in splits.values())
+    reading.done = 0
+    for split, table in splits.items():
+        where = f"{name}[{split}]" if split else name
+        start = 0
+        for piece in table.with_format("arrow").iter(batch_size=BATCH_ROWS):
+            for batch in piece.to_batches():
+                for item in batch_rows(batch, where, start):
+                    yield Row(item.where, item.value, split) if isinstance(item, Row) else item
+                start += batch.num_rows
+            reading.tick(start)
+        reading.done += start
+
+
+def _in_one_line(error: BaseException) -> str:
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) < 300 else words[:299] + "…"

@@ -1,0 +1,95 @@
+"""A whole source in memory: the entry point of the Python API."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mrpo_tools.groups import Group
+from mrpo_tools.sources.rows import ignore_progress
+from mrpo_tools.sources.stream import GroupStream, Options
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was read.
+
+    Attributes:
+        name: short and file-system-safe: `demo` of data/demo.jsonl.
+        groups: in the order of the data.
+        adapter: the name of the adapter that understood the rows.
+        reason: why it was chosen, for people.
+        counts: what there was and what was unusual, by the names in `COUNTS`.
+        revision: the commit of a hub data set, else None.
+    """
+
+    name: str
+    groups: list[Group]
+    adapter: str
+    reason: str
+    counts: dict[str, int]
+    revision: str | None = None
+
+
+def load_groups(
+    source: str | Path,
+    *,
+    adapter: str | None = None,
+    mapping: Mapping[str, str] | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    test_size: float | None = None,
+    seed: int = 0,
+    score: str | None = None,
+    skip_bad: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Source:
+    """Read and check a data set; nothing is returned unless every row is good.
+
+    Example:
+        >>> source = load_groups("data/demo.jsonl", split="train")  # doctest: +SKIP
+        >>> source.groups[0].prompt_id  # doctest: +SKIP
+
+    Args:
+        source: a .jsonl, .json or .parquet file, a folder of these or of `save_to_disk`, a hub id
+            `owner/name[:config][@revision]`, or a name of `KNOWN`.
+        adapter: a name of `ADAPTERS`; chosen from the columns when None.
+        mapping: column names of an adapter to those of the data, `{"prompt": "question"}`.
+        split: keep this one; None and `all` keep every split.
+        limit: stop after so many groups.
+        test_size: share of the prompts that go to `test` where the data names no split. None: as
+            the papers split a named data set, else 0.
+        seed: of that choice.
+        score: which kind of score, for data that has several.
+        skip_bad: leave rows with problems out and count them; False refuses the source.
+        on_progress: called with (done, total), in bytes of files or rows of a hub data set.
+
+    Raises:
+        DataError: with all problems of all rows.
+        UsageError: the source does not exist, no adapter understands its columns, or no group is
+            in the split.
+    """
+    stream = GroupStream(
+        source,
+        Options(
+            adapter=adapter,
+            mapping=mapping or {},
+            split=split,
+            limit=limit,
+            test_size=test_size,
+            seed=seed,
+            score=score,
+            skip_bad=skip_bad,
+            on_progress=on_progress or ignore_progress,
+        ),
+    )
+    groups = list(stream)
+    return Source(
+        name=stream.name,
+        groups=groups,
+        adapter=stream.adapter.name,
+        reason=stream.reason,
+        counts=dict(stream.counts),
+        revision=stream.revision,
+    )

@@ -1,0 +1,135 @@
+"""Adapters of groups: a prompt with many responses, or one response a row, with their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mrpo_tools.groups import Response, user_prompt
+from mrpo_tools.sources.adapters import Parsed
+from mrpo_tools.sources.conversation import completion_of, prompt_of
+from mrpo_tools.sources.fields import Field
+from mrpo_tools.sources.transcripts import transcript_prompt
+
+ULTRAFEEDBACK_SCORES = ("overall", "fine-grained", "mean")
+_ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
+HELPSTEER_SCORES = (
+    "helpfulness",
+    "correctness",
+    "coherence",
+    "complexity",
+    "verbosity",
+    "mean",
+)
+
+
+def read_canonical(row: Field, score: str) -> Parsed:
+    """`prompt, responses: [{content, score?, chosen?, model?}]`."""
+    return _responses(row, "content")
+
+
+def read_outputs(row: Field, score: str) -> Parsed:
+    """`prompt, responses: [{output, score?, chosen?, model?}]`."""
+    return _responses(row, "output")
+
+
+def _responses(row: Field, content: str) -> Parsed:
+    prompt = prompt_of(row["prompt"])
+    return prompt, [
+        Response(
+            one[content].text(),
+            one["score"].number() if one.has("score") else None,
+            one["chosen"].boolean() if one.has("chosen") else None,
+            one["model"].optional_text(),
+        )
+        for one in row["responses"].items(of=f"a list of objects with '{content}'")
+    ]
+
+
+def read_ultrafeedback(row: Field, score: str) -> Parsed:
+    """`instruction, completions: [{response, overall_score, annotations, …}]`."""
+    prompt = user_prompt(row["instruction"].text())
+    return prompt, [
+        Response(one["response"].text(), _judged(one, score), None, one["model"].optional_text())
+        for one in row["completions"].items()
+    ]
+
+
+def _judged(completion: Field, score: str) -> float:
+    if score == "overall":
+        return completion["overall_score"].number()
+    if score == "fine-grained":
+        return completion["fine-grained_score"].number()
+    annotations = completion["annotations"]
+    ratings = [_rating(annotations[aspect]["Rating"]) for aspect in _ASPECTS]
+    given = [rating for rating in ratings if rating is not None]
+    if not given:
+        annotations.bad("every Rating is 'N/A', expected a number for one aspect at least")
+    return _mean(given)
+
+
+def _rating(field: Field) -> float | None:
+    """A rating of 1-5, which the data writes as text; None for N/A."""
+    text = field.value.strip() if isinstance(field.value, str) else ""
+    if text == "N/A":
+        return None
+    if text.isascii() and text.isdecimal() and len(text) < 3:
+        return float(text)
+    field.expected("a number in quotes, or 'N/A'")
+    return 0.0
+
+
+def read_helpsteer(row: Field, score: str) -> Parsed:
+    """`prompt, response, helpfulness, correctness, coherence, complexity, verbosity`."""
+    names = HELPSTEER_SCORES[:-1] if score == "mean" else (score,)
+    value = _mean([row[name].number() for name in names])
+    return transcript_prompt(row["prompt"]), [Response(row["response"].text(), value)]
+
+
+def read_nectar(row: Field, score: str) -> Parsed:
+    """`prompt` a transcript, `answers: [{answer, rank, model}]`; rank 1 is best, so score -1."""
+    return transcript_prompt(row["prompt"]), [
+        Response(
+            one["answer"].text(), 0.0 - one["rank"].number(), None, one["model"].optional_text()
+        )
+        for one in row["answers"].items()
+    ]
+
+
+def read_simpo(row: Field, score: str) -> Parsed:
+    """`prompt, all_generated_responses, all_rm_scores`."""
+    return _parallel(row, "all_generated_responses", "all_rm_scores")
+
+
+def read_rewards(row: Field, score: str) -> Parsed:
+    """`prompt, responses: [text, …], rewards: [number, …]`."""
+    return _parallel(row, "responses", "rewards")
+
+
+def _parallel(row: Field, responses: str, scores: str) -> Parsed:
+    texts = row[responses].items()
+    numbers = row[scores].items(len(texts), of=f"{len(texts)} numbers, one for each response")
+    return prompt_of(row["prompt"]), [
+        Response(text.text(), number.number()) for text, number in zip(texts, numbers, strict=True)
+    ]
+
+
+def read_sets(row: Field, score: str) -> Parsed:
+    """`prompt, chosen: [answer, …], rejected: [answer, …]`, answers as text or messages."""
+    prompt = prompt_of(row["prompt"])
+    return prompt, [
+        Response(completion_of(one, prompt), chosen=column == "chosen")
+        for column in ("chosen", "rejected")
+        for one in row[column].items()
+    ]
+
+
+def read_unpaired(row: Field, score: str) -> Parsed:
+    """`prompt, completion, label`: one response a row."""
+    prompt = prompt_of(row["prompt"])
+    content = completion_of(row["completion"], prompt)
+    return prompt, [Response(content, chosen=row["label"].boolean())]
+
+
+def _mean(numbers: Iterable[float]) -> float:
+    values = list(numbers)
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,223 @@
+"""The groups of a source, one after the other: read, adapt, check, split, count."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from mrpo_tools.errors import DataError, UsageError, did_you_mean
+from mrpo_tools.groups import Group, split_of
+from mrpo_tools.sources.adapters import Adapter
+from mrpo_tools.sources.checks import Noticing, checked_responses
+from mrpo_tools.sources.columns import Columns
+from mrpo_tools.sources.detect import SAMPLE_ROWS, choose
+from mrpo_tools.sources.fields import Field
+from mrpo_tools.sources.locate import locate, split_name
+from mrpo_tools.sources.rows import Problem, Reading, Row, ignore_progress
+from mrpo_tools.sources.strict_json import shorten
+
+MAX_PROBLEMS = 100_000
+COUNTS = {
+    "rows": "rows that could be parsed",
+    "groups": "groups that were kept",
+    "empty_lines": "lines without anything, skipped",
+    "merged_responses": "responses that repeat another one of their group, merged into it",
+    "tied_groups": "groups whose responses all have the same score, kept",
+    "unjudged_groups": "groups without scores and without labels that differ, kept",
+    "chosen_scored_below_rejected": "groups whose scores contradict their labels, kept",
+    "duplicate_groups": "groups that were there before, kept",
+    "contradicting_groups": "groups that were there before with other scores or labels, kept",
+    "prompts_in_two_splits": "groups moved to the split where their prompt was first seen",
+    "prompts_with_one_response": "prompts left out, as nothing can be compared",
+    "rows_of_other_splits": "rows left out, as they repeat the data in another form",
+    "skipped_rows": "rows with problems that were left out on request",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to read a source; `load_groups` describes each."""
+
+    adapter: str | None = None
+    mapping: Mapping[str, str] = field(default_factory=dict)
+    split: str | None = None
+    limit: int | None = None
+    test_size: float | None = None
+    seed: int = 0
+    score: str | None = None
+    skip_bad: bool = False
+    on_progress: Callable[[int, int], None] = ignore_progress
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"--limit {self.limit}: expected 1 or more")
+        if self.test_size is not None and not 0 <= self.test_size <= 1:
+            raise UsageError(f"--test-size {self.test_size}: expected a share from 0 to 1")
+
+
+class GroupStream:
+    """The groups of a source, for data larger than memory.
+
+    The adapter is chosen at once. Rows are read and checked while iterating, which is possible
+    once; `counts` and `problems` fill meanwhile, and only the end of the iteration raises the
+    DataError. So whoever writes what this yields writes to a temporary name.
+
+    Attributes:
+        name: short and file-system-safe: `demo` of data/demo.jsonl.
+        adapter: what understands the rows.
+        reason: why it was chosen, for people.
+        revision: the commit of a hub data set, else None.
+        counts: by the names in `COUNTS`.
+        problems: of all rows so far.
+    """
+
+    def __init__(self, source: str | Path, options: Options | None = None) -> None:
+        self.source = str(source)
+        self.options = options or Options()
+        self.counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
+        self.problems: list[Problem] = []
+        self._splits: Counter[str | None] = Counter()
+        located = locate(source)
+        self.name = located.name
+        wished = self.options.test_size
+        self._test_size = located.test_size if wished is None else wished
+        reading = Reading(self.counts, self.options.on_progress)
+        rows = located.rows(reading)
+        head = list(itertools.islice(rows, SAMPLE_ROWS))
+        self.revision = reading.revision
+        self._rows = itertools.chain(head, rows)
+        self._columns = Columns(self.options.mapping, head)
+        self.adapter, self.reason = choose(self._columns.objects(head), self.options.adapter)
+        self._score = _kind_of_score(self.adapter, self.options.score)
+
+    def __iter__(self) -> Iterator[Group]:
+        groups = self._read()
+        if self.adapter.one_response_a_row:
+            groups = self._gathered(groups)
+        yield from itertools.islice(self._settled(groups), self.options.limit)
+        fatal = any(problem.fatal for problem in self.problems)
+        if self.options.skip_bad and self.counts["groups"] and not fatal:
+            self.counts["skipped_rows"] = len({problem.where for problem in self.problems})
+        elif self.problems:
+            raise self._error()
+        elif not self.counts["groups"]:
+            raise self._nothing_left()
+
+    def _read(self) -> Iterator[Group]:
+        """The group of every good row; problems are noted."""
+        for item in self._rows:
+            if isinstance(item, Problem):
+                self.problems.append(item)
+            else:
+                self.counts["rows"] += 1
+                group = self._group(item)
+                if group is not None:
+                    yield group
+            if len(self.problems) >= MAX_PROBLEMS:
+                stop = f"stopped after {MAX_PROBLEMS:,} problems"
+                self.problems.append(Problem(self.source, "rows", stop, fatal=True))
+                return
+
+    def _group(self, row: Row) -> Group | None:
+        problems: list[Problem] = []
+        root = Field(self._columns.renamed(row.value), "", row.where, problems)
+        group = None
+        if isinstance(root.value, Mapping):
+            counts, split = self._split_of(row.split, root)
+            group = self._adapted(root, split) if counts else None
+        else:
+            root.expected("an object")
+        self.problems.extend(map(self._columns.original, problems))
+        return None if problems else group
+
+    def _split_of(self, split: str | None, root: Field) -> tuple[bool, str | None]:
+        """Whether the row is in a split that counts, and the name of that split."""
+        if root.has("split"):
+            split = root["split"].text()
+        names = self.adapter.splits
+        if split is None or not names:
+            return True, split and split_name(split)
+        if split in names or split in names.values():
+            return True, names.get(split, split)
+        self.counts["rows_of_other_splits"] += 1
+        return False, None
+
+    def _adapted(self, root: Field, split: str | None) -> Group | None:
+        prompt, responses = self.adapter.read(root, self._score)
+        name = root["id"].name() if root.has("id") else None
+        if root.problems:
+            return None
+        at_least = 1 if self.adapter.one_response_a_row else 2
+        return Group(prompt, checked_responses(root, responses, self.counts, at_least), name, split)
+
+    def _gathered(self, groups: Iterator[Group]) -> Iterator[Group]:
+        """One group of all the rows of a prompt, in the place of its first row."""
+        by_prompt: dict[str, list[Group]] = {}
+        for group in groups:
+            by_prompt.setdefault(group.prompt_id, []).append(group)
+        for same in by_prompt.values():
+            self.counts["prompts_in_two_splits"] += len({group.split for group in same}) > 1
+            responses = [one for group in same for one in group.responses]
+            if len({one.content for one in responses}) < 2:
+                self.counts["prompts_with_one_response"] += 1
+                continue
+            problems: list[Problem] = []
+            prompt = shorten(same[0].prompt[-1].content)
+            root = Field(None, "", f"{self.source}: the prompt {prompt}", problems)
+            distinct = checked_responses(root, responses, self.counts)
+            self.problems.extend(problems)
+            if not problems:
+                yield replace(same[0], responses=distinct)
+
+    def _settled(self, groups: Iterator[Group]) -> Iterator[Group]:
+        """The groups of the wanted split, counted."""
+        noticing = Noticing(self.counts)
+        wanted = self.options.split
+        for group in groups:
+            if group.split is None:
+                drawn = split_of(group.prompt_id, self._test_size, self.options.seed)
+                group = group.with_split(drawn)
+            group = noticing.settle_split(group)
+            self._splits[group.split] += 1
+            if wanted in (None, "all", group.split):
+                noticing.notice(group)
+                self.counts["groups"] += 1
+                yield group
+
+    def _error(self) -> DataError:
+        total, rows = len(self.problems), self.counts["rows"]
+        return DataError(
+            f"{self.source}: {_number(total, 'problem')} in {_number(rows, 'row')}, "
+            f"read by the adapter {self.adapter.name} ({self.reason})",
+            self.problems,
+            "correct the rows, or choose another --data-adapter or --map",
+        )
+
+    def _nothing_left(self) -> UsageError:
+        if self._splits:
+            there = ", ".join(f"{name} ({number:,})" for name, number in self._splits.items())
+            return UsageError(
+                f"{self.source}: no group is in the split {self.options.split!r}, but in {there}",
+                "name one of these, or hold some prompts out with --test-size 0.1",
+            )
+        counts = ", ".join(f"{name} {number:,}" for name, number in self.counts.items() if number)
+        return UsageError(f"{self.source}: no group to read ({counts or 'no rows'})")
+
+
+def _number(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _kind_of_score(adapter: Adapter, score: str | None) -> str:
+    if score is None:
+        return adapter.scores[0] if adapter.scores else ""
+    if score not in adapter.scores:
+        kinds = f"one of {', '.join(adapter.scores)}" if adapter.scores else "one kind only"
+        raise UsageError(
+            f"--score {score}: the adapter {adapter.name} has {kinds}",
+            did_you_mean(score, adapter.scores),
+        )
+    return score

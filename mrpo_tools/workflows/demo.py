@@ -1,0 +1,213 @@
+"""`mrpo demo`: the whole project on tiny models, by the commands a user would type.
+
+Makes three tiny models of three families and a project around the shipped data, then runs each
+command in this process and prints one table. Every number in it is measured in the run. What is
+there already is not done again, so an interrupted demo goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mrpo_tools
+from mrpo_tools.config import load_project
+from mrpo_tools.errors import MrpoError, UsageError
+from mrpo_tools.generate import generate
+from mrpo_tools.groups import Group, in_split
+from mrpo_tools.progress import bar
+from mrpo_tools.run import METRICS, load_run
+from mrpo_tools.sources import load_groups
+from mrpo_tools.workflows.tasks import is_right
+
+Execute = Callable[[list[str]], int]
+
+REFERENCES = ("llama", "mistral", "qwen")
+METHODS = {"dpo": "llama", "mrpo": "llama,mistral,qwen", "mpo": "llama,mistral,qwen"}
+MAX_NEW_TOKENS = 32
+QUERY = (
+    "SELECT reference, count(*) AS responses, sum(num_tokens) AS tokens, "
+    "round(avg(logp), 2) AS mean_logp FROM logps GROUP BY reference ORDER BY reference"
+)
+PROJECT = """\
+# Written by `mrpo demo`.
+dataset: demo.jsonl
+cache: cache
+references:
+  llama: {model: models/llama, dtype: float32}
+  mistral: {model: models/mistral, dtype: float32}
+  qwen: {model: models/qwen, dtype: float32}
+"""
+RECIPE = """\
+# The demo's training: LoRA on every linear layer, two passes over 600 groups.
+finetuning: lora
+lora_r: 8
+lora_alpha: 16
+learning_rate: 1e-3
+per_device_train_batch_size: 8
+gradient_accumulation_steps: 2
+num_train_epochs: 2
+logging_steps: 15
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method's line of the demo's table."""
+
+    method: str
+    references: str
+    accuracies: float
+    accuracies_step0: float
+    accuracies_reference_1: float
+    accuracies_logp: float
+    right_before: float
+    right_after: float
+    margin: float
+    train_seconds: float
+    peak_memory_mb: float
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo found; `results.json` in its directory holds the same."""
+
+    rows: list[Row]
+    baselines: dict[str, float]
+    seconds: float
+
+
+def demo(directory: Path, execute: Execute, show: Callable[[str], None] = print) -> Demo:
+    """Run the demo in a directory.
+
+    Args:
+        directory: new, empty, or that of an earlier demo.
+        execute: runs one command line in this process and returns its exit code.
+        show: prints a line.
+
+    Raises:
+        UsageError: the directory holds something else.
+        MrpoError: a command failed; it has printed why.
+    """
+    started = time.monotonic()
+    _prepare(directory)
+    with contextlib.chdir(directory):
+        _models(show)
+        _type(execute, show, ["precompute", "--ref", ",".join(REFERENCES)])
+        _type(execute, show, ["sql", QUERY])
+        for method, references in METHODS.items():
+            _train(execute, show, method, references)
+        for method in METHODS:
+            _type(execute, show, ["evaluate", f"runs/{method}"])
+        result = _results(show, time.monotonic() - started)
+        Path("results.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
+    return result
+
+
+def shipped_data() -> Path:
+    """The demo's data: in the installed package, or in the checkout beside it."""
+    package = Path(mrpo_tools.__file__).parent
+    found = [path / "demo.jsonl" for path in (package / "data", package.parent / "data")]
+    return next(path for path in found if path.exists())
+
+
+def _prepare(directory: Path) -> None:
+    if directory.is_file():
+        raise UsageError(f"{directory} is a file; the demo needs a directory")
+    ours = (directory / "mrpo.yaml").exists() and (directory / "demo.jsonl").exists()
+    if directory.is_dir() and any(directory.iterdir()) and not ours:
+        raise UsageError(f"{directory} is not empty", "mrpo demo NEW_DIRECTORY")
+    directory.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(shipped_data(), directory / "demo.jsonl")
+    (directory / "mrpo.yaml").write_text(PROJECT, encoding="utf-8")
+    (directory / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+
+
+def _models(show: Callable[[str], None]) -> None:
+    """Three tiny models of three families; made once."""
+    if all(Path("models", name, "model.safetensors").exists() for name in REFERENCES):
+        return
+    from mrpo_tools.workflows.tiny_models import make_models
+
+    show("Making three tiny models (Llama, Mistral, Qwen2), each better at other tasks …")
+    with contextlib.ExitStack() as stack:
+        advance: dict[str, Callable[..., None]] = {}
+
+        def on_progress(name: str, step: int, steps: int) -> None:
+            if name not in advance:
+                stack.pop_all().close()
+                advance[name] = stack.enter_context(bar(f"training {name}", steps, "steps"))
+            advance[name](1)
+
+        make_models("models", on_progress=on_progress)
+
+
+def _type(execute: Execute, show: Callable[[str], None], arguments: Sequence[str]) -> None:
+    show(f"\n$ mrpo {shlex.join(arguments)}")
+    code = execute(list(arguments))
+    if code:
+        error = MrpoError(f"the demo stopped: mrpo {arguments[0]} ended with {code}")
+        error.exit_code = code
+        raise error
+
+
+def _train(execute: Execute, show: Callable[[str], None], method: str, references: str) -> None:
+    output = Path("runs", method)
+    if (output / METRICS).exists():
+        show(f"\n(runs/{method} is finished already)")
+        return
+    arguments = ["train", "--config", "recipe.yaml", "--loss", method, "--refs", references,
+                 "--output", str(output)]  # fmt: skip
+    _type(execute, show, [*arguments, "--resume"] if output.exists() else arguments)
+
+
+def _results(show: Callable[[str], None], seconds: float) -> Demo:
+    """Greedy answers before and after, beside what `evaluate` measured."""
+    project = load_project()
+    test = in_split(load_groups("demo.jsonl").groups, "test")
+    show("\nAnswering the test prompts greedily, before and after training …")
+    before = _right(generate_answers(project.references["llama"], test), test)
+    rows = []
+    evaluated: dict[str, Any] = {}
+    for method, references in METHODS.items():
+        run = load_run(Path("runs", method))
+        trained = json.loads((run.path / METRICS).read_text())
+        evaluated = json.loads((run.path / "evaluation" / "test.json").read_text())
+        rows.append(
+            Row(
+                method,
+                references,
+                evaluated["accuracies"],
+                evaluated["accuracies_step0"],
+                evaluated["accuracies_reference_1"],
+                evaluated["accuracies_logp"],
+                before,
+                _right(generate_answers(run.trained_policy, test), test),
+                evaluated["margins"],
+                trained["train_seconds"],
+                trained["peak_memory_bytes"] / 1e6,
+            )
+        )
+    alone = dict(zip(REFERENCES, evaluated["reference_accuracies"]["summed"], strict=True))
+    baselines = {f"{name} alone": value for name, value in alone.items()}
+    return Demo(rows, {**baselines, "always the longer": evaluated["accuracies_longer"]}, seconds)
+
+
+def generate_answers(reference: Any, groups: Sequence[Group]) -> list[str]:
+    return generate(reference, [group.prompt for group in groups], MAX_NEW_TOKENS)
+
+
+def _right(answers: Sequence[str], groups: Sequence[Group]) -> float:
+    """Share of answers that the tasks' rule calls right."""
+    hits = [
+        is_right([turn.as_dict() for turn in group.prompt], answer)
+        for group, answer in zip(groups, answers, strict=True)
+    ]
+    return sum(hits) / len(hits)

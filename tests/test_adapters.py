@@ -1,0 +1,547 @@
+"""Every adapter on rows written by hand from the published schema of its data set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mrpo_tools.errors import DataError, UsageError
+from mrpo_tools.groups import Group
+from mrpo_tools.sources import ADAPTERS, KNOWN, load_groups
+
+Rows = list[dict[str, Any]]
+# What a group should be: "role: content" of the prompt, then (content, score, chosen) of each.
+Expected = tuple[list[str], list[tuple[str, float | None, bool | None]]]
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def judged(response: str, overall: float, fine: float, *ratings: str) -> dict[str, Any]:
+    aspects = ("instruction_following", "honesty", "truthfulness", "helpfulness")
+    return {
+        "model": "alpaca-7b",
+        "principle": "honesty",
+        "custom_system_prompt": "Be honest.",
+        "response": response,
+        "critique": "…",
+        "overall_score": overall,
+        "fine-grained_score": fine,
+        "annotations": {
+            aspect: {"Rating": rating, "Rationale": "…"}
+            for aspect, rating in zip(aspects, ratings, strict=True)
+        },
+    }
+
+
+def helpsteer(prompt: str, response: str, *attributes: int) -> dict[str, Any]:
+    names = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+    return {"prompt": prompt, "response": response, **dict(zip(names, attributes, strict=True))}
+
+
+def pair(chosen: str, rejected: str, *scores: float) -> list[tuple[str, float | None, bool | None]]:
+    high, low = scores or (None, None)
+    return [(chosen, high, True), (rejected, low, False)]
+
+
+SAMPLES: dict[str, tuple[Rows, list[Expected]]] = {
+    "canonical": (
+        [
+            {"prompt": "1+1?", "responses": [{"content": "2", "score": 1}, {"content": "3", "score": 0.5}]},
+            {
+                "prompt": [{"role": "system", "content": "Short."}, user("Hi")],
+                "responses": [{"content": "Yo", "chosen": True}, {"content": "No", "chosen": False}],
+                "id": 7,
+            },
+            {"prompt": "Q", "responses": [{"content": "a"}, {"content": "b"}, {"content": "c"}]},
+        ],
+        [
+            (["user: 1+1?"], [("2", 1.0, None), ("3", 0.5, None)]),
+            (["system: Short.", "user: Hi"], pair("Yo", "No")),
+            (["user: Q"], [("a", None, None), ("b", None, None), ("c", None, None)]),
+        ],
+    ),
+    "outputs": (
+        [
+            {
+                "idx": 1,
+                "prompt": "Why?",
+                "rubric": "[…]",
+                "responses": [
+                    {"model": "m", "output": "So.", "scores": [5, 4], "score": 4.5},
+                    {"model": "n", "output": "No.", "scores": [1, 1], "score": 1.0},
+                ],
+            }
+        ],
+        [(["user: Why?"], [("So.", 4.5, None), ("No.", 1.0, None)])],
+    ),
+    "ultrafeedback": (
+        [
+            {
+                "source": "evol_instruct",
+                "instruction": "Name a prime.",
+                "models": ["alpaca-7b", "bard"],
+                "completions": [
+                    judged("7", 9.0, 4.25, "5", "4", "5", "3"),
+                    judged("8", 2.0, 1.5, "1", "N/A", "2", "N/A"),
+                ],
+                "correct_answers": ["None"],
+                "incorrect_answers": ["None"],
+            }
+        ],
+        [(["user: Name a prime."], [("7", 9.0, None), ("8", 2.0, None)])],
+    ),
+    "nectar": (
+        [
+            {
+                "prompt": "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Joke?\n\nAssistant: ",
+                "answers": [
+                    {"answer": "Knock knock.", "model": "gpt-4", "rank": 1.0},
+                    {"answer": "No.", "model": "llama", "rank": 2.0},
+                    {"answer": "…", "model": "anon", "rank": 3.0},
+                ],
+                "turns": 2,
+                "num_responses": 3,
+                "source": ["sharegpt"],
+                "good_natured": True,
+            }
+        ],
+        [
+            (
+                ["user: Hi", "assistant: Hello!", "user: Joke?"],
+                [("Knock knock.", -1.0, None), ("No.", -2.0, None), ("…", -3.0, None)],
+            )
+        ],
+    ),
+    "helpsteer": (
+        [
+            helpsteer("c#", "A language.", 3, 4, 4, 2, 1),
+            helpsteer("c#", "A key of music.", 0, 1, 2, 1, 1),
+            helpsteer("Hi<extra_id_1>Assistant\nHello\n<extra_id_1>User\nBye", "Bye!", 4, 4, 4, 0, 0),
+            helpsteer("Hi<extra_id_1>Assistant\nHello\n<extra_id_1>User\nBye", "Stay.", 1, 4, 4, 0, 0),
+        ],
+        [
+            (["user: c#"], [("A language.", 3.0, None), ("A key of music.", 0.0, None)]),
+            (
+                ["user: Hi", "assistant: Hello", "user: Bye"],
+                [("Bye!", 4.0, None), ("Stay.", 1.0, None)],
+            ),
+        ],
+    ),
+    "helpsteer2-preference": (
+        [
+            {
+                "split": "train",
+                "prompt": "c#",
+                "response_1": "A",
+                "response_2": "B",
+                "preference_strength": 2,
+                "preference_statement": "…",
+            },
+            {"split": "val", "prompt": "d", "response_1": "A", "response_2": "B", "preference_strength": 0},
+        ],
+        [
+            (["user: c#"], [("A", -1.0, False), ("B", 1.0, True)]),
+            (["user: d"], [("A", 0.0, None), ("B", 0.0, None)]),
+        ],
+    ),
+    "helpsteer3": (
+        [
+            {
+                "domain": "code",
+                "language": "python",
+                "context": [user("Sort?"), assistant("How?"), user("Up.")],
+                "response1": "sorted(x)",
+                "response2": "x",
+                "overall_preference": -3,
+                "individual_preference": [{"score": -3, "reasoning": "…"}],
+            },
+            {"context": [user("Q")], "response1": "a", "response2": "b", "overall_preference": 1},
+        ],
+        [
+            (
+                ["user: Sort?", "assistant: How?", "user: Up."],
+                [("sorted(x)", 1.5, True), ("x", -1.5, False)],
+            ),
+            (["user: Q"], [("a", -0.5, False), ("b", 0.5, True)]),
+        ],
+    ),
+    "simpo": (
+        [
+            {
+                "prompt_id": "ab12",
+                "prompt": "Q",
+                "all_generated_responses": ["a", "b", "a", "c"],
+                "all_rm_scores": [0.1, 0.3, 0.2, 0.0],
+                "chosen": [user("Q"), assistant("b")],
+                "rejected": [user("Q"), assistant("c")],
+            }
+        ],
+        [(["user: Q"], [("a", pytest.approx(0.15), None), ("b", 0.3, None), ("c", 0.0, None)])],
+    ),
+    "rewards": (
+        [{"prompt": "Q", "responses": ["a", "b"], "rewards": [-1.5, 2]}],
+        [(["user: Q"], [("a", -1.5, None), ("b", 2.0, None)])],
+    ),
+    "transcript-pairs": (
+        [
+            {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Hello", "rejected": "Go"},
+            {"prompt": "Human: A\n\nAssistant: B\n\nHuman: C\n\nAssistant:", "chosen": "D", "rejected": "E"},
+        ],
+        [
+            (["user: Hi"], pair("Hello", "Go")),
+            (["user: A", "assistant: B", "user: C"], pair("D", "E")),
+        ],
+    ),
+    "pairs": (
+        [
+            {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."},
+            {"prompt": "Q", "chosen": "a", "rejected": "b", "chosen_score": 3, "rejected_score": 1},
+            {"prompt": [user("Q")], "chosen": "a", "rejected": "b"},
+        ],
+        [
+            (["user: The sky is"], pair(" blue.", " green.")),
+            (["user: Q"], pair("a", "b", 3.0, 1.0)),
+            (["user: Q"], pair("a", "b")),
+        ],
+    ),
+    "conversational": (
+        [
+            {
+                "prompt": [user("What color is the sky?")],
+                "chosen": [assistant("It is blue.")],
+                "rejected": [assistant("It is green.")],
+            }
+        ],
+        [(["user: What color is the sky?"], pair("It is blue.", "It is green."))],
+    ),
+    "binarized": (
+        [
+            {
+                "prompt": "Q",
+                "prompt_id": "f00",
+                "chosen": [user("Q"), assistant("a")],
+                "rejected": [user("Q"), assistant("b")],
+                "messages": [user("Q"), assistant("a")],
+                "score_chosen": 8.0,
+                "score_rejected": 5.0,
+            },
+            {
+                "prompt": "R",
+                "chosen": [assistant("a")],
+                "rejected": [assistant("b")],
+                "chosen-rating": 4,
+                "chosen-model": "m",
+                "rejected-rating": 2,
+                "rejected-model": "n",
+            },
+        ],
+        [(["user: Q"], pair("a", "b", 8.0, 5.0)), (["user: R"], pair("a", "b", 4.0, 2.0))],
+    ),
+    "sets": (
+        [{"prompt": "Q", "chosen": ["a", "b"], "rejected": ["c", "d", "e"]}],
+        [
+            (
+                ["user: Q"],
+                [(text, None, text in "ab") for text in "abcde"],
+            )
+        ],
+    ),
+    "sets-conversational": (
+        [
+            {
+                "prompt": [user("Q")],
+                "chosen": [[assistant("a")], [user("Q"), assistant("b")]],
+                "rejected": [[assistant("c")]],
+            }
+        ],
+        [(["user: Q"], [("a", None, True), ("b", None, True), ("c", None, False)])],
+    ),
+    "comparison-gpt4": (
+        [
+            {"instruction": "Primes?", "input": "", "output": ["2, 3", "4"]},
+            {"instruction": "Shorten", "input": "4/16", "output": ["1/4", "4"]},
+        ],
+        [(["user: Primes?"], pair("2, 3", "4")), (["user: Shorten\n4/16"], pair("1/4", "4"))],
+    ),
+    "distilabel": (
+        [
+            {
+                "metadata": "{}",
+                "instruction": "1+1",
+                "chosen_response": "2",
+                "chosen_rating": 9.0,
+                "rejected_response": "3",
+                "rejected_rating": 1.0,
+            },
+            {
+                "instruction": "1+2",
+                "chosen_response": "3",
+                "chosen_rating": None,
+                "rejected_response": "4",
+                "rejected_rating": None,
+            },
+        ],
+        [(["user: 1+1"], pair("2", "3", 9.0, 1.0)), (["user: 1+2"], pair("3", "4"))],
+    ),
+    "alpaca": (
+        [
+            {
+                "instruction": "Add",
+                "input": "1 2",
+                "system": "Calculate.",
+                "history": [["Hi", "Hello"]],
+                "chosen": "3",
+                "rejected": "4",
+            },
+            {"instruction": "Add", "input": "", "chosen": "3", "rejected": "4"},
+        ],
+        [
+            (
+                ["system: Calculate.", "user: Hi", "assistant: Hello", "user: Add\n1 2"],
+                pair("3", "4"),
+            ),
+            (["user: Add"], pair("3", "4")),
+        ],
+    ),
+    "sharegpt": (
+        [
+            {
+                "conversations": [
+                    {"from": "system", "value": "Be kind."},
+                    {"from": "human", "value": "Hi"},
+                    {"from": "gpt", "value": "Hello"},
+                    {"from": "human", "value": "Bye"},
+                ],
+                "chosen": {"from": "gpt", "value": "Bye!"},
+                "rejected": {"from": "gpt", "value": "Stay."},
+            },
+            {
+                "conversations": [{"from": "human", "value": "Q"}],
+                "system": "Short.",
+                "chosen": {"from": "gpt", "value": "a"},
+                "rejected": {"from": "gpt", "value": "b"},
+            },
+        ],
+        [
+            (
+                ["system: Be kind.", "user: Hi", "assistant: Hello", "user: Bye"],
+                pair("Bye!", "Stay."),
+            ),
+            (["system: Short.", "user: Q"], pair("a", "b")),
+        ],
+    ),
+    "question": (
+        [
+            {"system": "", "question": "Q", "chosen": "a", "rejected": "b"},
+            {"system": "You are kind.", "question": "R", "chosen": "a", "rejected": "b"},
+        ],
+        [
+            (["user: Q"], pair("a", "b")),
+            (["system: You are kind.", "user: R"], pair("a", "b")),
+        ],
+    ),
+    "unpaired": (
+        [
+            {"prompt": "Q", "completion": "a", "label": True},
+            {"prompt": [user("R")], "completion": [assistant("x")], "label": False},
+            {"prompt": "Q", "completion": "b", "label": False},
+            {"prompt": [user("R")], "completion": [assistant("y")], "label": True},
+        ],
+        [
+            (["user: Q"], [("a", None, True), ("b", None, False)]),
+            (["user: R"], [("x", None, False), ("y", None, True)]),
+        ],
+    ),
+    "conversational-implicit": (
+        [
+            {
+                "chosen": [user("Q"), assistant("a"), user("R"), assistant("b")],
+                "rejected": [user("Q"), assistant("a"), user("R"), assistant("c")],
+                "chosen_score": 2.5,
+                "rejected_score": 1.0,
+            }
+        ],
+        [(["user: Q", "assistant: a", "user: R"], pair("b", "c", 2.5, 1.0))],
+    ),
+    "transcripts": (
+        [
+            {
+                "chosen": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Q\n\nAssistant: Yes.\n\nYes.",
+                "rejected": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Q\n\nAssistant: No.",
+            },
+            {
+                "chosen": "\n\nHuman: A\n\nHuman: B\n\nAssistant: x",
+                "rejected": "\n\nHuman: A\n\nHuman: B\n\nAssistant: y",
+            },
+        ],
+        [
+            (["user: Hi", "assistant: Hello", "user: Q"], pair("Yes.\n\nYes.", "No.")),
+            (["user: A\n\nB"], pair("x", "y")),
+        ],
+    ),
+    "implicit": (
+        [
+            {"chosen": "The sky is blue.", "rejected": "The sky is black."},
+            {"chosen": "Go on", "rejected": "Go off"},
+        ],
+        [
+            (["user: The sky is"], pair(" blue.", " black.")),
+            (["user: Go"], pair(" on", " off")),
+        ],
+    ),
+}
+
+
+def write(folder: Path, rows: Rows) -> Path:
+    path = folder / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def plain(group: Group) -> Expected:
+    return (
+        [f"{turn.role}: {turn.content}" for turn in group.prompt],
+        [(one.content, one.score, one.chosen) for one in group.responses],
+    )
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_sample_is_recognised_and_read(name: str, tmp_path: Path) -> None:
+    rows, expected = SAMPLES[name]
+    source = load_groups(write(tmp_path, rows))
+    assert source.adapter == name
+    assert source.reason.startswith("columns " + next(iter(ADAPTERS[name].columns)))
+    assert [plain(group) for group in source.groups] == expected
+
+
+def test_every_adapter_has_a_sample() -> None:
+    assert list(SAMPLES) == list(ADAPTERS)
+
+
+def test_every_adapter_says_what_it_is_in_one_line() -> None:
+    for adapter in ADAPTERS.values():
+        assert 10 < len(adapter.about) < 90, adapter.name
+        assert not adapter.about.endswith("."), adapter.name
+
+
+@pytest.mark.parametrize(
+    ("adapter", "score", "expected"),
+    [
+        ("ultrafeedback", "overall", [9.0, 2.0]),
+        ("ultrafeedback", "fine-grained", [4.25, 1.5]),
+        ("ultrafeedback", "mean", [(5 + 4 + 5 + 3) / 4, (1 + 2) / 2]),
+        ("helpsteer", "correctness", [4.0, 1.0]),
+        ("helpsteer", "mean", [(3 + 4 + 4 + 2 + 1) / 5, (0 + 1 + 2 + 1 + 1) / 5]),
+    ],
+)
+def test_the_kind_of_score_can_be_chosen(
+    adapter: str, score: str, expected: list[float], tmp_path: Path
+) -> None:
+    groups = load_groups(write(tmp_path, SAMPLES[adapter][0]), score=score).groups
+    assert [response.score for response in groups[0].responses] == expected
+
+
+def test_an_unknown_kind_of_score_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as error:
+        load_groups(write(tmp_path, SAMPLES["helpsteer"][0]), score="helpfullness")
+    assert str(error.value) == (
+        "--score helpfullness: the adapter helpsteer has one of helpfulness, correctness, "
+        "coherence, complexity, verbosity, mean"
+    )
+    assert error.value.hint == "did you mean helpfulness?"
+
+
+def test_a_rating_may_not_be_any_text(tmp_path: Path) -> None:
+    row = {"instruction": "Q", "completions": [judged("a", 1, 1, "N/A", "N/A", "N/A", "N/A")]}
+    row["completions"].append(judged("b", 1, 1, "good", "1", "1", "1"))
+    with pytest.raises(DataError) as error:
+        load_groups(write(tmp_path, [row]), score="mean")
+    assert [f"{problem.field}: {problem.reason}" for problem in error.value.problems] == [
+        "completions[0].annotations: every Rating is 'N/A', expected a number for one aspect at least",
+        "completions[1].annotations.instruction_following.Rating: found the text 'good', "
+        "expected a number in quotes, or 'N/A'",
+    ]
+
+
+def test_models_are_kept(tmp_path: Path) -> None:
+    groups = load_groups(write(tmp_path, SAMPLES["nectar"][0])).groups
+    assert [one.model for one in groups[0].responses] == ["gpt-4", "llama", "anon"]
+    groups = load_groups(write(tmp_path, SAMPLES["binarized"][0])).groups
+    assert [one.model for one in groups[1].responses] == ["m", "n"]
+
+
+def test_a_prompt_with_one_response_is_left_out_and_counted(tmp_path: Path) -> None:
+    rows = [*SAMPLES["helpsteer"][0], helpsteer("alone", "x", 1, 1, 1, 1, 1)]
+    source = load_groups(write(tmp_path, rows))
+    assert len(source.groups) == 2
+    assert source.counts["prompts_with_one_response"] == 1
+
+
+def test_only_the_preference_splits_of_ultrafeedback_binarized_count(tmp_path: Path) -> None:
+    row = SAMPLES["binarized"][0][0]
+    for split in ("train_prefs", "test_prefs", "train_sft", "test_gen"):
+        texts = {"chosen": [user(split), assistant("a")], "rejected": [user(split), assistant("b")]}
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps({**row, **texts}))
+    source = load_groups(tmp_path)
+    assert [(group.prompt[0].content, group.split) for group in source.groups] == [
+        ("train_prefs", "train"),
+        ("test_prefs", "test"),
+    ]
+    assert source.counts["rows_of_other_splits"] == 2
+
+
+def test_an_adapter_can_be_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path, [{"prompt": "Human: A\n\nAssistant:", "chosen": "b", "rejected": "c"}])
+    assert load_groups(path).adapter == "transcript-pairs"
+    source = load_groups(path, adapter="pairs")
+    assert (source.adapter, source.reason) == ("pairs", "asked for")
+    assert source.groups[0].prompt[0].content == "Human: A\n\nAssistant:"
+
+
+def test_columns_can_be_mapped(tmp_path: Path) -> None:
+    path = write(tmp_path, [{"ask": "Q", "good": "a", "bad": "b", "prompt": 5}])
+    mapping = {"prompt": "ask", "chosen": "good", "rejected": "bad"}
+    source = load_groups(path, mapping=mapping)
+    assert plain(source.groups[0]) == (["user: Q"], pair("a", "b"))
+
+
+def test_problems_name_the_mapped_column(tmp_path: Path) -> None:
+    path = write(tmp_path, [{"ask": "Q", "good": "a", "bad": None}])
+    with pytest.raises(DataError) as error:
+        load_groups(path, mapping={"prompt": "ask", "chosen": "good", "rejected": "bad"})
+    assert [problem.field for problem in error.value.problems] == ["bad"]
+
+
+def test_a_mapped_column_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as error:
+        load_groups(write(tmp_path, [{"question": "Q"}]), mapping={"prompt": "qestion"})
+    assert str(error.value) == "--map prompt=qestion: there is no column 'qestion'"
+    assert error.value.hint == "did you mean question?"
+
+
+def test_named_data_sets_name_real_owners_and_no_hashes() -> None:
+    for name, known in KNOWN.items():
+        owner, _, data_set = known.hub_id.partition("/")
+        assert owner and data_set and "@" not in known.hub_id, name
+        assert 0 <= known.test_size < 1
+
+
+def test_the_papers_splits() -> None:
+    """MRPO's Tables 6 and 7: train/test of 364/3276, 502/502, 2178/242, and 90 % of Nectar."""
+    shares = {
+        "comparison-gpt4": 3276 / (364 + 3276),
+        "neural-dpo": 502 / (502 + 502),
+        "distilabel-math": 242 / (2178 + 242),
+        "nectar-binarized": 1 - 0.9,
+    }
+    for name, share in shares.items():
+        assert KNOWN[name].test_size == pytest.approx(share, abs=1e-9), name

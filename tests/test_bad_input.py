@@ -1,0 +1,659 @@
+"""What is wrong with data, and the one line that says so."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mrpo_tools.errors import DataError, UsageError
+from mrpo_tools.sources import ADAPTERS, load_groups
+from mrpo_tools.sources.rows import MAX_TEXT_CHARS
+
+GOOD = b'{"prompt": "Q", "chosen": "a", "rejected": "b"}\n'
+SCORED = b'{"prompt": "Q", "responses": [{"content": "a", "score": 1}, {"content": "b", "score": 2}]}\n'
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def problems_of(name: str, content: bytes, **options: Any) -> list[str]:
+    Path(name).write_bytes(content)
+    with pytest.raises(DataError) as error:
+        load_groups(name, **options)
+    assert error.value.exit_code == 2
+    assert os.listdir() == [name], "nothing may be written"
+    return [str(problem) for problem in error.value.problems]
+
+
+def row(**changes: Any) -> bytes:
+    """A good pair with other fields; None for a field leaves it out."""
+    fields = {"prompt": "Q", "chosen": "a", "rejected": "b"} | changes
+    return (json.dumps({k: v for k, v in fields.items() if v is not ...}) + "\n").encode()
+
+
+def group(*responses: Any, prompt: Any = "Q") -> bytes:
+    return (json.dumps({"prompt": prompt, "responses": responses}) + "\n").encode()
+
+
+def roles(*names: str) -> bytes:
+    return group(
+        {"content": "a"}, {"content": "b"}, prompt=[{"role": name, "content": name} for name in names]
+    )
+
+
+# The second line of a file whose first line is good; every message begins with its place.
+BAD_LINES: dict[str, tuple[bytes, str]] = {
+    "not JSON": (b"hello world\n", "JSON: expected JSON, found 'hello world' at column 1"),
+    "single quotes": (b"{'prompt': 1}\n", "JSON: expected JSON, found \"'prompt': 1}\" at column 2"),
+    "truncated last line": (GOOD[:30], "JSON: ends in the middle of a value (is the file cut short?)"),
+    "truncated in a key": (b'{"pro', "JSON: ends in the middle of a value (is the file cut short?)"),
+    "concatenated objects": (
+        GOOD.strip() + GOOD,
+        "JSON: expected one object per line, found a second value at column 48",
+    ),
+    "comma after the object": (
+        GOOD.strip() + b",\n",
+        "JSON: expected one object per line, found a comma at column 48",
+    ),
+    "trailing comma": (b'{"prompt": "Q",}\n', "JSON: a comma before '}' at column 16"),
+    "trailing comma in a list": (b'{"prompt": ["Q", ]}\n', "JSON: a comma before ']' at column 18"),
+    "missing colon": (b'{"prompt" "Q"}\n', "JSON: expected JSON, found '\"Q\"}' at column 11"),
+    "bad escape": (b'{"prompt": "\\x"}\n', "JSON: an invalid escape in a string at column 13"),
+    "raw tab": (
+        b'{"prompt": "a\tb"}\n',
+        "JSON: an unescaped control character U+0009 at column 14",
+    ),
+    "duplicate key": (
+        b'{"prompt": "Q", "prompt": "R"}\n',
+        "JSON: the key 'prompt' appears twice in one object",
+    ),
+    "duplicate key inside": (
+        b'{"prompt": [{"role": "user", "role": "user"}]}\n',
+        "JSON: the key 'role' appears twice in one object",
+    ),
+    "too deep": (
+        b"[" * 100_000 + b"]" * 100_000 + b"\n",
+        "JSON: nested too deeply; rows of preference data are a few levels deep",
+    ),
+    "too deep in objects": (
+        b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"\n",
+        "JSON: nested too deeply; rows of preference data are a few levels deep",
+    ),
+    "invalid UTF-8": (
+        b'{"prompt": "\xff"}\n',
+        f"UTF-8: invalid byte 0xff at byte {len(GOOD) + 12} of the file",
+    ),
+    "UTF-8 cut short": (
+        '{"prompt": "é'.encode()[:-1] + b'"}\n',
+        f"UTF-8: invalid byte 0xc3 at byte {len(GOOD) + 12} of the file",
+    ),
+    "raw NUL": (b'{"prompt": "a\0b"}\n', "NUL: at byte 14; expected UTF-8 text"),
+    "escaped NUL": (
+        row(chosen="ab\0"),
+        "chosen: found a NUL at character 3, expected text without any",
+    ),
+    "lone surrogate": (
+        b'{"prompt": "Q", "chosen": "x\\ud83d", "rejected": "b"}\n',
+        "chosen: found half a surrogate pair (U+D83D) at character 2, expected text without any",
+    ),
+    "a list": (b"[1, 2]\n", "row: found a list of 2, expected an object"),
+    "a number": (b"12\n", "row: found the number 12, expected an object"),
+    "null": (b"null\n", "row: found null, expected an object"),
+    "missing field": (row(rejected=...), "rejected: missing, expected text, a message or a list of messages"),
+    "null for text": (row(chosen=None), "chosen: found null, expected text, a message or a list of messages"),
+    "number for text": (
+        row(prompt=5),
+        "prompt: found the number 5, expected text or a list of messages",
+    ),
+    "huge integer for text": (
+        b'{"prompt": ' + b"1" * 5000 + b', "chosen": "a", "rejected": "b"}\n',
+        "prompt: found an infinite number, expected text or a list of messages",
+    ),
+    "boolean for text": (
+        row(chosen=True),
+        "chosen: found true, expected text, a message or a list of messages",
+    ),
+    "list of numbers for text": (row(chosen=[1]), "chosen[0]: found the number 1, expected an object"),
+    "empty response": (
+        row(chosen=""),
+        "chosen: found empty text, expected text, a message or a list of messages",
+    ),
+    "whitespace response": (
+        row(rejected=" \n\t"),
+        "rejected: found only spaces, expected text, a message or a list of messages",
+    ),
+    "empty prompt": (row(prompt=""), "prompt: found empty text, expected text or a list of messages"),
+    "no messages": (row(prompt=[]), "prompt: found a list of 0, expected a list of messages"),
+    "identical pair": (
+        row(chosen="b"),
+        "responses: the same text is both chosen and rejected, expected different texts",
+    ),
+    "10 MB response": (
+        row(chosen="x" * 10_000_000),
+        f"chosen: found 10,000,000 characters, expected at most {MAX_TEXT_CHARS:,}",
+    ),
+    "id of a wrong type": (row(id=[1]), "id: found a list of 1, expected text or an integer"),
+    "split of a wrong type": (row(split=3), "split: found the number 3, expected text"),
+}
+
+# The same for the canonical form.
+BAD_GROUPS: dict[str, tuple[bytes, str]] = {
+    "one response": (group({"content": "a"}), "responses: found 1, expected at least 2"),
+    "no responses": (group(), "responses: found none, expected at least 2"),
+    "responses missing": (
+        b'{"prompt": "Q"}\n',
+        "responses: missing, expected a list of objects with 'content'",
+    ),
+    "responses an object": (
+        b'{"prompt": "Q", "responses": {"content": "a"}}\n',
+        "responses: found an object, expected a list of objects with 'content'",
+    ),
+    "a text among the responses": (
+        group({"content": "a"}, "b"),
+        "responses[1]: found the text 'b', expected an object",
+    ),
+    "too many responses": (
+        group(*({"content": str(number)} for number in range(5000))),
+        "responses: found a list of 5,000, expected at most 4,096",
+    ),
+    "all the same": (
+        group({"content": "a"}, {"content": "a"}, {"content": "a"}),
+        "responses: all 3 are the same text, expected at least 2 different ones",
+    ),
+    "boolean score": (
+        group({"content": "a", "score": True}, {"content": "b", "score": 1}),
+        "responses[0].score: found true, expected a number",
+    ),
+    "text score": (
+        group({"content": "a", "score": 1}, {"content": "b", "score": "4.5"}),
+        "responses[1].score: found the text '4.5', expected a number",
+    ),
+    "NaN score": (
+        SCORED.replace(b"1}", b"NaN}"),
+        "responses[0].score: found NaN, expected a finite number of at most 1e+30",
+    ),
+    "infinite score": (
+        SCORED.replace(b"1}", b"-Infinity}"),
+        "responses[0].score: found an infinite number, expected a finite number of at most 1e+30",
+    ),
+    "1e400": (
+        SCORED.replace(b"2}", b"1e400}"),
+        "responses[1].score: found an infinite number, expected a finite number of at most 1e+30",
+    ),
+    "5,000 digits": (
+        SCORED.replace(b"2}", b"9" * 5000 + b"}"),
+        "responses[1].score: found an infinite number, expected a finite number of at most 1e+30",
+    ),
+    "a score beyond float32": (
+        SCORED.replace(b"2}", b"1e200}"),
+        "responses[1].score: found the number 1e+200, expected a finite number of at most 1e+30",
+    ),
+    "some scores": (
+        group({"content": "a", "score": 1}, {"content": "b"}),
+        "responses: 1 of 2 have a 'score', expected all of them or none",
+    ),
+    "some labels": (
+        group({"content": "a", "chosen": True}, {"content": "b"}, {"content": "c"}),
+        "responses: 1 of 3 have a 'chosen', expected all of them or none",
+    ),
+    "text label": (
+        group({"content": "a", "chosen": "yes"}, {"content": "b", "chosen": False}),
+        "responses[0].chosen: found the text 'yes', expected true or false",
+    ),
+    "unknown role": (
+        roles("user", "tool", "user"),
+        "prompt[1].role: found the text 'tool', expected one of system, user, assistant, human, gpt",
+    ),
+    "role missing": (
+        group({"content": "a"}, {"content": "b"}, prompt=[{"content": "Q"}]),
+        "prompt[0].role: missing, expected one of system, user, assistant, human, gpt",
+    ),
+    "role null": (
+        group({"content": "a"}, {"content": "b"}, prompt=[{"role": None, "content": "Q"}]),
+        "prompt[0].role: found null, expected one of system, user, assistant, human, gpt",
+    ),
+    "content missing": (
+        group({"content": "a"}, {"content": "b"}, prompt=[{"role": "user"}]),
+        "prompt[0].content: missing, expected text",
+    ),
+    "content a list": (
+        group({"content": ["a"]}, {"content": "b"}),
+        "responses[0].content: found a list of 1, expected text",
+    ),
+    "system not first": (
+        roles("user", "system", "user"),
+        "prompt: the roles are user system user; expected [system] user assistant user …",
+    ),
+    "user twice": (
+        roles("system", "user", "user"),
+        "prompt: the roles are system user user; expected [system] user assistant user …",
+    ),
+    "assistant first": (
+        roles("assistant", "user"),
+        "prompt: the roles are assistant user; expected [system] user assistant user …",
+    ),
+    "assistant last": (
+        roles("user", "assistant"),
+        "prompt: the last message is the assistant's; expected the user's",
+    ),
+    "system alone": (
+        roles("system"),
+        "prompt: the last message is the system's; expected the user's",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_LINES)
+def test_a_bad_line(kind: str) -> None:
+    line, expected = BAD_LINES[kind]
+    assert problems_of("bad.jsonl", GOOD + line) == [f"bad.jsonl:2: {expected}"]
+
+
+@pytest.mark.parametrize("kind", BAD_GROUPS)
+def test_a_bad_group(kind: str) -> None:
+    line, expected = BAD_GROUPS[kind]
+    assert problems_of("bad.jsonl", SCORED + line) == [f"bad.jsonl:2: {expected}"]
+
+
+def packed_parquet(table: pa.Table, **options: Any) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, **options)
+    return bytes(sink.getvalue())
+
+
+PAIRS = pa.table({"prompt": ["Q", "R"], "chosen": ["a", "b"], "rejected": ["c", "d"]})
+ARRAY = b"[\n" + GOOD + b",\n" + GOOD + b"]\n"
+
+BAD_FILES: dict[str, tuple[str, bytes, str]] = {
+    "empty": ("e.jsonl", b"", "e.jsonl: file: empty; expected JSON objects"),
+    "only a mark": ("e.jsonl", codecs.BOM_UTF8, "e.jsonl: file: empty; expected JSON objects"),
+    "empty .json": ("e.json", b"", "e.json: file: empty; expected JSON objects"),
+    "UTF-16": (
+        "u.jsonl",
+        GOOD.decode().encode("utf-16"),
+        "u.jsonl:1: UTF-16: expected UTF-8; convert it with: iconv -f UTF-16 -t UTF-8",
+    ),
+    "UTF-16 without a mark": (
+        "u.jsonl",
+        GOOD.decode().strip().encode("utf-16-le"),
+        "u.jsonl:1: NUL: at byte 2; expected UTF-8 text",
+    ),
+    "an array cut short": (
+        "a.json",
+        ARRAY[:-3],
+        "a.json:4: JSON: the array does not end (is the file cut short?)",
+    ),
+    "an array cut in an element": (
+        "a.json",
+        ARRAY[:-9],
+        "a.json:4: JSON: ends in the middle of a value (is the file cut short?)",
+    ),
+    "a comma before the end of an array": (
+        "a.json",
+        ARRAY[:-2] + b",]\n",
+        "a.json:5: JSON: a comma before ']'",
+    ),
+    "no comma in an array": (
+        "a.json",
+        ARRAY.replace(b"\n,", b"\n"),
+        "a.json:4: JSON: found '{' after an element, expected ',' or ']'",
+    ),
+    "text after an array": (
+        "a.json",
+        ARRAY + b"[]",
+        "a.json:6: JSON: found '[' after the array's end",
+    ),
+    "a bad element": (
+        "a.json",
+        ARRAY.replace(b'"a"', b"None", 1),
+        "a.json:2: JSON: expected JSON, found 'None, \"rejected\": \"b\"}\\n…' at column 27",
+    ),
+    "a key twice in an array": (
+        "a.json",
+        ARRAY.replace(b'"chosen"', b'"prompt"', 1),
+        "a.json:2: JSON: the key 'prompt' appears twice in one object",
+    ),
+    "invalid UTF-8 in an array": (
+        "a.json",
+        ARRAY.replace(b'"a"', b'"\xe9"', 1),
+        "a.json:2: UTF-8: invalid byte 0xe9 at byte 29 of the file",
+    ),
+    "an array too deep": (
+        "a.json",
+        b"[\n" + b"[" * 100_000,
+        "a.json:2: JSON: nested too deeply; rows of preference data are a few levels deep",
+    ),
+    "one object over many lines": (
+        "a.json",
+        b'{\n "data": []\n}\n',
+        "a.json:1: JSON: one object; expected an array of objects",
+    ),
+    "gzip that is none": (
+        "g.jsonl.gz",
+        GOOD,
+        "g.jsonl.gz: gzip: damaged or cut short (Not a gzipped file (b'{\"'))",
+    ),
+    "gzip cut short": (
+        "g.jsonl.gz",
+        gzip.compress(GOOD, mtime=0)[:-8],
+        "g.jsonl.gz: gzip: damaged or cut short "
+        "(Compressed file ended before the end-of-stream marker was reached)",
+    ),
+    "zstd that is none": (
+        "z.jsonl.zst",
+        GOOD,
+        "z.jsonl.zst: zstd: damaged or cut short (ZSTD decompress failed: Unknown frame descriptor)",
+    ),
+    "Parquet that is none": (
+        "p.parquet",
+        GOOD * 9,
+        "p.parquet: Parquet: damaged, cut short or no Parquet (Parquet magic bytes not found in "
+        "footer. Either the file is corrupted or this is not a parquet file)",
+    ),
+    "torn Parquet": (
+        "p.parquet",
+        packed_parquet(PAIRS)[:-20],
+        "p.parquet: Parquet: damaged, cut short or no Parquet (Parquet magic bytes not found in "
+        "footer. Either the file is corrupted or this is not a parquet file)",
+    ),
+    "Parquet without rows": (
+        "p.parquet",
+        packed_parquet(PAIRS.slice(0, 0)),
+        "p.parquet: file: no rows; expected one row per group",
+    ),
+    "Parquet with a number for text": (
+        "p.parquet",
+        packed_parquet(PAIRS.slice(0, 1).set_column(1, "chosen", pa.array([7]))),
+        "p.parquet:row 1: chosen: found the number 7, expected text, a message or a list of messages",
+    ),
+    "Parquet with bytes for text": (
+        "p.parquet",
+        packed_parquet(PAIRS.slice(0, 1).set_column(1, "chosen", pa.array([b"ab"]))),
+        "p.parquet:row 1: chosen: found 2 bytes, expected text, a message or a list of messages",
+    ),
+    "Parquet with null": (
+        "p.parquet",
+        packed_parquet(PAIRS.set_column(2, "rejected", pa.array(["c", None]))),
+        "p.parquet:row 2: rejected: found null, expected text, a message or a list of messages",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_a_bad_file(kind: str) -> None:
+    name, content, expected = BAD_FILES[kind]
+    assert problems_of(name, content) == [expected]
+
+
+def test_the_table_is_as_long_as_promised() -> None:
+    assert len(BAD_LINES) + len(BAD_GROUPS) + len(BAD_FILES) >= 40
+
+
+def test_bytes_flipped_in_parquet_are_noticed() -> None:
+    """Page checksums are verified where the writer left any."""
+    whole = bytearray(packed_parquet(PAIRS, compression="none", write_page_checksum=True))
+    whole[whole.index(b"\x01\x00\x00\x00a")+4] ^= 1
+    (problem,) = problems_of("p.parquet", bytes(whole))
+    assert problem.startswith("p.parquet: Parquet: damaged, cut short or no Parquet (could not verify")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("missing.jsonl", "missing.jsonl: no such file or folder"),
+        ("./missing", "./missing: no such file or folder"),
+        ("a/b/c", "a/b/c: no such file or folder"),
+        ("", "the name of the source is empty"),
+        ("nul\0.jsonl", "nul\0.jsonl: no such file or folder"),
+        ("x" * 5000, "x" * 200 + ": no such file or folder"),
+        ("table.csv", "table.csv: cannot read .csv files"),
+        ("table", "table: cannot read a file without a suffix"),
+        ("p.parquet.gz", "p.parquet.gz: cannot read .parquet.gz files"),
+        ("folder", "folder: a folder without data"),
+        ("/dev/null", "/dev/null: neither a file nor a folder"),
+    ],
+)
+def test_a_source_that_is_not_there(source: str, message: str) -> None:
+    Path("folder").mkdir()
+    for name in ("table.csv", "table", "p.parquet.gz", "folder/readme.txt"):
+        Path(name).write_text("x")
+    with pytest.raises(UsageError) as error:
+        load_groups(source)
+    assert str(error.value) == message
+    assert error.value.exit_code == 2
+    assert error.value.hint
+
+
+def test_a_folder_where_a_file_is_meant_is_read_as_a_folder() -> None:
+    Path("data.jsonl").mkdir()
+    with pytest.raises(UsageError, match=r"^data.jsonl: a folder without data$"):
+        load_groups("data.jsonl")
+
+
+def test_a_known_name_with_a_typing_error() -> None:
+    with pytest.raises(UsageError) as error:
+        load_groups("ultrafeedbak")
+    assert error.value.hint.startswith("did you mean ultrafeedback")
+
+
+def test_columns_that_no_adapter_knows() -> None:
+    Path("x.jsonl").write_text('{"prompt": "Q", "better": "a", "rejected": "b"}\n')
+    with pytest.raises(UsageError) as error:
+        load_groups("x.jsonl")
+    assert str(error.value) == (
+        "no adapter fits the columns prompt, better, rejected; the nearest, transcript-pairs, "
+        "also needs chosen"
+    )
+    assert error.value.hint.startswith("name them: --map chosen=YOUR_COLUMN, or choose a --data-adapter")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"limit": 0}, "--limit 0: expected 1 or more"),
+        ({"test_size": 1.5}, "--test-size 1.5: expected a share from 0 to 1"),
+        ({"adapter": "pair"}, "there is no adapter 'pair'"),
+        ({"score": "mean"}, "--score mean: the adapter pairs has one kind only"),
+        ({"split": "test"}, "x.jsonl: no group is in the split 'test', but in train (1)"),
+    ],
+)
+def test_options_that_cannot_be_meant(options: dict[str, Any], message: str) -> None:
+    Path("x.jsonl").write_bytes(GOOD)
+    with pytest.raises(UsageError) as error:
+        load_groups("x.jsonl", **options)
+    assert str(error.value) == message
+
+
+def test_all_problems_are_collected_and_the_first_twenty_shown() -> None:
+    content = b"".join(row(prompt="", chosen=number) for number in range(30))
+    Path("x.jsonl").write_bytes(GOOD + content)
+    with pytest.raises(DataError) as error:
+        load_groups("x.jsonl")
+    assert len(error.value.problems) == 60, "two in each row"
+    shown = str(error.value).splitlines()
+    assert shown[0] == (
+        "x.jsonl: 60 problems in 31 rows, read by the adapter pairs "
+        "(columns prompt: text or [message, …], chosen, rejected)"
+    )
+    assert len(shown) == 1 + 20 + 1
+    assert shown[1].startswith("  x.jsonl:2: prompt: found empty text")
+    assert shown[-1] == "  … and 40 more"
+
+
+def test_bad_first_rows_do_not_hide_the_format() -> None:
+    content = row(chosen=None) + b"oops\n" + row(rejected=...) + GOOD
+    assert [problem.split(": ")[0] for problem in problems_of("x.jsonl", content)] == [
+        "x.jsonl:1",
+        "x.jsonl:2",
+        "x.jsonl:3",
+    ]
+
+
+def test_bad_rows_can_be_skipped_and_are_counted() -> None:
+    Path("x.jsonl").write_bytes(GOOD + row(chosen="", prompt="") + b"oops\n" + row(prompt="R"))
+    source = load_groups("x.jsonl", skip_bad=True)
+    assert [group.prompt[0].content for group in source.groups] == ["Q", "R"]
+    assert source.counts["skipped_rows"] == 2
+
+
+def test_a_damaged_file_cannot_be_skipped() -> None:
+    Path("x.jsonl.gz").write_bytes(gzip.compress(GOOD * 9, mtime=0)[:-8])
+    with pytest.raises(DataError):
+        load_groups("x.jsonl.gz", skip_bad=True)
+
+
+def test_numbers_that_nobody_reads_may_be_anything() -> None:
+    """Python writes NaN into metadata; only a field that is used must be finite."""
+    Path("x.jsonl").write_bytes(GOOD.replace(b"}", b', "loss": NaN, "n": ' + b"1" * 5000 + b"}"))
+    assert len(load_groups("x.jsonl").groups) == 1
+
+
+def repeated(text: str, times: int) -> pa.DictionaryArray:
+    """A column of one text, which takes no more memory here than in the file."""
+    return pa.DictionaryArray.from_arrays(pa.array([0] * times, pa.int32()), [text])
+
+
+def repeated_pairs(text: str, times: int) -> pa.Table:
+    columns = {name: repeated(name, times) for name in ("chosen", "rejected")}
+    return pa.table({"prompt": repeated(text, times), **columns})
+
+
+def repeated_groups(text: str, times: int) -> pa.Table:
+    responses = pa.ListArray.from_arrays(
+        range(0, 2 * times + 1, 2),
+        pa.StructArray.from_arrays([repeated(text, 2 * times)], ["content"]),
+    )
+    return pa.table({"prompt": repeated("Q", times), "responses": responses})
+
+
+BOMBS: dict[str, Callable[[], pa.Table]] = {
+    "one text a thousand times": lambda: repeated_pairs("p" * 1_000_000, 1100),
+    "one text a thousand times, nested": lambda: repeated_groups("p" * 500_000, 1100),
+    "one long text": lambda: pa.table(
+        {"prompt": ["p" * 300_000_000], "chosen": ["a"], "rejected": ["b"]}
+    ),
+    "one long list": lambda: pa.table(
+        {
+            "prompt": pa.array(["p"]),
+            "responses": pa.ListArray.from_arrays([0, 60_000_000], pa.repeat("a", 60_000_000)),
+            "rewards": pa.array([[1.0]]),
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_parquet_bomb_stays_small(kind: str) -> None:
+    """A file of kilobytes that expands to a gigabyte is refused with memory under 1.5 GB."""
+    pq.write_table(BOMBS[kind](), "bomb.parquet", compression="zstd", store_schema=False, write_statistics=False)
+    assert Path("bomb.parquet").stat().st_size < 200_000
+    script = """
+        from pathlib import Path
+        from mrpo_tools.errors import DataError
+        from mrpo_tools.sources import load_groups
+        try:
+            load_groups("bomb.parquet")
+        except DataError as error:
+            print(error.problems[-1])
+        status = Path("/proc/self/status").read_text()
+        print(int(status.partition("VmHWM:")[2].split()[0]) // 1024)
+    """
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        check=True,
+    )
+    problem, megabytes = done.stdout.splitlines()
+    assert problem.startswith("bomb.parquet")
+    assert int(megabytes) < 1500, megabytes
+
+
+def test_a_gzip_bomb_is_refused() -> None:
+    Path("bomb.jsonl.gz").write_bytes(gzip.compress(GOOD + b" " * 300_000_000, 9, mtime=0))
+    with pytest.raises(DataError) as error:
+        load_groups("bomb.jsonl.gz")
+    assert "bomb.jsonl.gz:2: line: longer than 64 MiB" in str(error.value)
+
+
+text = st.text(max_size=8) | st.sampled_from(
+    ["Q", " ", "\n\nHuman: a\n\nAssistant: b", "Human:", "\ud800", "\0", "N/A", "user", "assistant"]
+)
+scalar = st.none() | st.booleans() | st.integers() | st.floats() | text
+words = sorted(
+    {column for adapter in ADAPTERS.values() for column in adapter.columns}
+    | {"role", "content", "from", "value", "score", "model", "id", "split", "system", "history"}
+    | {"output", "response", "answer", "rank", "annotations", "overall_score", "input"}
+)
+anything = st.recursive(
+    scalar,
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from(words) | text, inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@st.composite
+def rows_like_an_adapter(draw: st.DrawFn) -> dict[str, Any]:
+    """The columns of an adapter with anything in them."""
+    adapter = draw(st.sampled_from(list(ADAPTERS.values())))
+    return {column: draw(anything) for column in adapter.columns} | draw(
+        st.dictionaries(st.sampled_from(words), anything, max_size=2)
+    )
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(rows_like_an_adapter() | anything, min_size=1, max_size=3), st.data())
+def test_rows_of_anything_end_in_groups_or_in_an_error_of_ours(
+    rows: list[Any], data: st.DataObject
+) -> None:
+    lines = "\n".join(json.dumps(value) for value in rows)
+    path = Path("fuzz.jsonl")
+    path.write_text(lines)
+    adapter = data.draw(st.none() | st.sampled_from(list(ADAPTERS)))
+    try:
+        groups = load_groups(path, adapter=adapter).groups
+    except UsageError:
+        return
+    for one in groups:
+        assert len(one.responses) >= 2
+        assert one.group_id and one.prompt[-1].role == "user"
+        json.dumps(one.as_dict(), allow_nan=False).encode()
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from([("f.jsonl", GOOD * 3), ("f.json", ARRAY), ("f.parquet", packed_parquet(PAIRS))]),
+    st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4),
+    st.integers(0, 10_000),
+)
+def test_flipped_and_cut_bytes_end_in_groups_or_in_an_error_of_ours(
+    file: tuple[str, bytes], flips: list[tuple[int, int]], length: int
+) -> None:
+    name, content = file
+    damaged = bytearray(content)
+    for place, byte in flips:
+        damaged[place % len(damaged)] = byte
+    Path(name).write_bytes(damaged[: length % len(damaged) + 1])
+    try:
+        assert load_groups(name).groups
+    except UsageError:
+        pass

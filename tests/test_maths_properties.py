@@ -1,0 +1,352 @@
+"""Properties of the mathematics over drawn groups: order, padding, scale and bounds."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import Group
+from test_objectives import (
+    CASES,
+    RANDOM_PAIR,
+    assert_close,
+    compute,
+    describe,
+    loss_and_gradient,
+    tensors_of,
+)
+
+from mrpo_tools.maths import objectives, references
+
+bounded = settings(max_examples=20, deadline=None, derandomize=True)
+nats = st.floats(-80.0, -1.0)
+factors = st.floats(0.1, 10.0)
+
+
+@st.composite
+def groups(draw, name: str = "dpo", tied: bool = False, sizes=(2, 6)) -> Group:
+    """A group with distinct scores 0..N−1 (or, tied, any of 0..2) in any order."""
+    size = draw(st.integers(*sizes))
+    column = st.lists(nats, min_size=size, max_size=size)
+    levels = st.lists(st.integers(0, 2), min_size=size, max_size=size)
+    scores = draw(levels if tied else st.permutations(range(size)))
+    several = name == "multi_dpo"
+    return Group(
+        policy=draw(column),
+        reference=[draw(st.tuples(nats, nats)) for _ in range(size)] if several else draw(column),
+        lengths=draw(st.lists(st.integers(1, 40), min_size=size, max_size=size)),
+        scores=[float(score) for score in scores],
+        weights=[0.25, 0.75] if several else None,
+        seed=draw(st.integers(-(2**63), 2**63 - 1)),
+    )
+
+
+def scaled(group: Group, **factor: float) -> Group:
+    """The group with these columns multiplied."""
+    return replace(
+        group, **{key: [value * c for value in getattr(group, key)] for key, c in factor.items()}
+    )
+
+
+def rescored(group: Group, slope: float, intercept: float) -> Group:
+    """The group with scores slope·s + intercept."""
+    return replace(group, scores=[slope * score + intercept for score in group.scores])
+
+
+@pytest.mark.parametrize(("name", "hyper"), CASES, ids=describe)
+@bounded
+@given(data=st.data())
+def test_permuting_responses_permutes(name, hyper, data):
+    """The loss stays; rewards and gradients move with their responses."""
+    tied = name in ("plackett_luce", "mppo_list_mle")
+    group = data.draw(groups(name, tied=tied))
+    order = data.draw(st.permutations(range(group.size)))
+    before, after = tensors_of([group]), tensors_of([group.take(order)])
+    loss, gradient = loss_and_gradient(name, before, hyper)
+    moved_loss, moved_gradient = loss_and_gradient(name, after, hyper)
+    assert_close(moved_loss, loss)
+    assert_close(moved_gradient, gradient[:, order])
+    rewards = objectives.rewards(name, objectives.Batch(**before), **hyper)
+    moved = objectives.rewards(name, objectives.Batch(**after), **hyper)
+    assert_close(moved, rewards[:, order])
+
+
+@pytest.mark.parametrize(("name", "hyper"), CASES + RANDOM_PAIR, ids=describe)
+@bounded
+@given(data=st.data())
+def test_padding_with_masked_responses_changes_nothing(name, hyper, data):
+    """NaN columns before, between and after the real ones, best_random included."""
+    group = data.draw(groups(name))
+    extra = data.draw(st.integers(1, 4))
+    slots = data.draw(st.permutations(range(group.size + extra)))[: group.size]
+    slots = torch.tensor(sorted(slots))
+    plain, wide = tensors_of([group]), tensors_of([group], width=group.size + extra)
+    empty = [i for i in range(group.size + extra) if i not in slots.tolist()]
+    origin = torch.empty(group.size + extra, dtype=torch.long)
+    origin[slots] = torch.arange(group.size)
+    origin[empty] = torch.arange(group.size, group.size + extra)
+    spread = {
+        key: value if value is None or key in ("weights", "seeds") else value[:, origin]
+        for key, value in wide.items()
+    }
+    loss, gradient = loss_and_gradient(name, plain, hyper)
+    padded_loss, padded_gradient = loss_and_gradient(name, spread, hyper)
+    assert_close(padded_loss, loss, 1e-12)
+    assert_close(padded_gradient[:, slots], gradient, 1e-12)
+    assert (padded_gradient[:, empty] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper"), [case for case in CASES if case[0] != "kto_pair"] + RANDOM_PAIR, ids=describe
+)
+@bounded
+@given(data=st.data())
+def test_a_group_does_not_see_its_batch(name, hyper, data):
+    """Alone or beside others, the same loss; kto_pair is exempt by its definition."""
+    first, second = data.draw(groups(name)), data.draw(groups(name))
+    together = compute(name, [first, second], hyper)
+    alone = torch.cat([compute(name, [group], hyper) for group in (first, second)])
+    assert_close(together, alone, 1e-12)
+
+
+@pytest.mark.parametrize(
+    "name", ["dpo", "mpo", "mpo_1vsk", "infonca", "nca", "plackett_luce", "kto_pair", "r_dpo"]
+)
+@bounded
+@given(group=groups(), c=factors)
+def test_only_beta_times_the_log_ratio_counts(name, group, c):
+    """Log-probs times c and β over c."""
+    stretched = scaled(group, policy=c, reference=c)
+    expected = compute(name, [group], {"beta": 0.3})
+    assert_close(compute(name, [stretched], {"beta": 0.3 / c}), expected)
+
+
+@pytest.mark.parametrize("name", ["ipo", "sppo"])
+@bounded
+@given(group=groups(), c=factors)
+def test_squared_losses_scale_with_the_square(name, group, c):
+    """(cΔ − 1/(2β/c))² = c²(Δ − 1/(2β))²."""
+    stretched = scaled(group, policy=c, reference=c)
+    expected = c**2 * compute(name, [group], {"beta": 0.3})
+    assert_close(compute(name, [stretched], {"beta": 0.3 / c}), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper"),
+    [
+        ("simpo", {}),
+        ("mpo_reference_free", {}),
+        ("orpo", {}),
+        ("sft", {}),
+        ("grpo_offline", {}),
+        ("ipo", {"length_normalized": True}),
+        ("mppo_pair_single", {}),
+        ("mppo_pair_mns", {}),
+        ("mppo_pair_mcm", {}),
+        ("mppo_list_mle", {}),
+        ("mppo_point_ce", {}),
+        ("mppo_point_mse", {}),
+    ],
+)
+@bounded
+@given(group=groups(), c=st.integers(2, 9))
+def test_length_normalised_losses_see_log_probs_per_token(name, hyper, group, c):
+    """Log-probs and lengths both times c."""
+    longer = scaled(group, policy=c, reference=c, lengths=c)
+    assert_close(compute(name, [longer], hyper), compute(name, [group], hyper))
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper"),
+    [
+        ("dpo", {}),
+        ("mpo", {"beta": 0.3}),
+        ("w_mpo", {"beta": 0.3}),
+        ("swepo", {"beta": 0.3, "weight": "power"}),
+        ("infonca", {"beta": 0.3}),
+        ("plackett_luce", {}),
+        ("ipo", {}),
+        ("r_dpo", {}),
+    ],
+)
+@bounded
+@given(group=groups(), shift=st.floats(-50.0, 50.0))
+def test_a_shift_of_the_prompt_cancels(name, hyper, group, shift):
+    """What the geometric combination leaves out: one constant for all responses of a prompt."""
+    moved = replace(group, reference=[value + shift for value in group.reference])
+    assert_close(compute(name, [moved], hyper), compute(name, [group], hyper))
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper"),
+    [
+        ("dpo", {"pairing": "all"}),
+        ("mpo", {}),
+        ("mpo", {"partition": "top_bottom"}),
+        ("mpo_1vsk", {}),
+        ("swepo", {"weight": "power", "power": 2}),
+        ("plackett_luce", {}),
+        ("grpo_offline", {}),
+        ("sft", {}),
+        ("mppo_pair_single", {}),
+        ("mppo_pair_mcs", {}),
+        ("mppo_list_mle", {}),
+    ],
+)
+@bounded
+@given(group=groups(), slope=factors, intercept=st.floats(-100.0, 100.0))
+def test_only_the_order_or_relative_deviation_of_scores_counts(
+    name, hyper, group, slope, intercept
+):
+    """Scores slope·s + intercept, slope > 0."""
+    moved = rescored(group, slope, intercept)
+    assert_close(compute(name, [moved], hyper), compute(name, [group], hyper))
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("power", [1, 2])
+@bounded
+@given(group=groups(), slope=factors, intercept=st.floats(-100.0, 100.0))
+def test_the_deviation_scale_is_the_unit_of_the_scores(power, signed, group, slope, intercept):
+    """Scores times c are undone by a over c; a constant added to all never counts."""
+    hyper = {"beta": 0.3, "power": power, "signed": signed}
+    expected = compute("swepo", [group], {**hyper, "deviation_scale": 0.5})
+    moved = rescored(group, slope, intercept)
+    assert_close(compute("swepo", [moved], {**hyper, "deviation_scale": 0.5 / slope}), expected)
+
+
+@pytest.mark.parametrize("name", ["infonca", "nca"])
+@bounded
+@given(group=groups(), slope=factors, intercept=st.floats(-100.0, 100.0))
+def test_the_temperature_is_the_unit_of_the_scores(name, group, slope, intercept):
+    """Scores times c are undone by τ times c."""
+    expected = compute(name, [group], {"tau": 2.0})
+    moved = rescored(group, slope, intercept)
+    assert_close(compute(name, [moved], {"tau": 2.0 * slope}), expected)
+
+
+@st.composite
+def reference_groups(draw, sizes=(1, 5), counts=(2, 4)):
+    """[1, N, K] log-probs, a full mask, and [1, K] weights that sum to 1."""
+    size, count = draw(st.integers(*sizes)), draw(st.integers(*counts))
+    row = st.lists(nats, min_size=count, max_size=count)
+    logps = draw(st.lists(row, min_size=size, max_size=size))
+    parts = torch.tensor(draw(st.lists(factors, min_size=count, max_size=count))).double()
+    mask = torch.ones(1, size, dtype=torch.bool)
+    return torch.tensor([logps], dtype=torch.float64), mask, (parts / parts.sum())[None]
+
+
+@bounded
+@given(drawn=reference_groups())
+def test_harmonic_below_geometric_below_arithmetic(drawn):
+    """All three lie between the smallest and the largest reference."""
+    logps, _, weights = drawn
+    harmonic, geometric, arithmetic = (
+        references.combine(logps, weights, how=how)
+        for how in ("harmonic", "geometric", "arithmetic")
+    )
+    slack = 1e-9
+    assert (logps.amin(-1) <= harmonic + slack).all()
+    assert (harmonic <= geometric + slack).all()
+    assert (geometric <= arithmetic + slack).all()
+    assert (arithmetic <= logps.amax(-1) + slack).all()
+
+
+@bounded
+@given(drawn=reference_groups(), data=st.data())
+def test_permuting_references_2_to_k_changes_nothing(drawn, data):
+    """Weights and clipped log-probs move with their reference; the combination stays."""
+    logps, mask, _ = drawn
+    order = [0, *data.draw(st.permutations(range(1, logps.shape[-1])))]
+    moved = logps[..., order]
+    weights = references.confidence_weights(logps, mask)
+    radius = references.trust_region_radius(logps, mask, 0.1)
+    clipped = references.clip_to_trust_region(logps, radius)
+    assert_close(references.confidence_weights(moved, mask), weights[:, order])
+    assert_close(references.trust_region_radius(moved, mask, 0.1), radius)
+    assert_close(references.clip_to_trust_region(moved, radius), clipped[..., order])
+    for how in ("harmonic", "geometric", "arithmetic"):
+        assert_close(
+            references.combine(clipped[..., order], weights[:, order], how=how),
+            references.combine(clipped, weights, how=how),
+        )
+
+
+@bounded
+@given(drawn=reference_groups(), data=st.data())
+def test_permuting_responses_moves_radii_and_no_weight(drawn, data):
+    """Weights belong to the group, radii to a response."""
+    logps, mask, _ = drawn
+    order = data.draw(st.permutations(range(logps.shape[1])))
+    assert_close(
+        references.confidence_weights(logps[:, order], mask),
+        references.confidence_weights(logps, mask),
+    )
+    assert_close(
+        references.trust_region_radius(logps[:, order], mask, 0.1),
+        references.trust_region_radius(logps, mask, 0.1)[:, order],
+    )
+
+
+@bounded
+@given(drawn=reference_groups(), extra=st.integers(1, 3))
+def test_padding_changes_no_weight_and_no_radius(drawn, extra):
+    """NaN rows beyond the real responses."""
+    logps, mask, _ = drawn
+    nothing = torch.full((1, extra, logps.shape[-1]), torch.nan, dtype=torch.float64)
+    wide = torch.cat([logps, nothing], dim=1)
+    wide_mask = torch.cat([mask, torch.zeros(1, extra, dtype=torch.bool)], dim=1)
+    assert_close(
+        references.confidence_weights(wide, wide_mask), references.confidence_weights(logps, mask)
+    )
+    radius = references.trust_region_radius(wide, wide_mask, 0.1)
+    size = logps.shape[1]
+    assert_close(radius[:, :size], references.trust_region_radius(logps, mask, 0.1))
+    assert (radius[:, size:] == 0).all()
+
+
+@bounded
+@given(drawn=reference_groups(), c=factors)
+def test_weights_and_radii_have_no_unit(drawn, c):
+    """Log-probs times c: weights and radii stay, clipped and geometric values scale by c."""
+    logps, mask, weights = drawn
+    assert_close(
+        references.confidence_weights(c * logps, mask), references.confidence_weights(logps, mask)
+    )
+    radius = references.trust_region_radius(logps, mask, 0.1)
+    assert_close(references.trust_region_radius(c * logps, mask, 0.1), radius)
+    assert_close(references.trust_region_radius(logps, mask, 0.1 * c), c * radius)
+    assert_close(
+        references.clip_to_trust_region(c * logps, radius),
+        c * references.clip_to_trust_region(logps, radius),
+    )
+    assert_close(
+        references.combine(c * logps, weights, how="geometric"),
+        c * references.combine(logps, weights, how="geometric"),
+    )
+
+
+@pytest.mark.parametrize("how", ["harmonic", "geometric", "arithmetic"])
+@bounded
+@given(drawn=reference_groups(), shift=st.floats(-5_000.0, 0.0))
+def test_a_combination_moves_with_its_references(how, drawn, shift):
+    """All references shifted by c nats: the combination too."""
+    logps, _, weights = drawn
+    expected = references.combine(logps, weights, how=how) + shift
+    assert_close(references.combine(logps + shift, weights, how=how), expected)
+
+
+@bounded
+@given(drawn=reference_groups(), epsilon=st.floats(0.0, 0.9))
+def test_clipping_keeps_to_the_region_and_repeats_to_itself(drawn, epsilon):
+    """Within ε of reference 1, relatively; what was inside is untouched; twice is once."""
+    logps, mask, _ = drawn
+    radius = torch.full(mask.shape, epsilon, dtype=torch.float64)
+    clipped = references.clip_to_trust_region(logps, radius)
+    first = logps[..., :1]
+    room = epsilon * first.abs()
+    assert ((clipped - first).abs() <= room + 1e-9).all()
+    inside = (logps - first).abs() < room - 1e-9
+    assert torch.equal(clipped[inside], logps[inside])
+    assert_close(references.clip_to_trust_region(clipped, radius), clipped, 1e-12)
