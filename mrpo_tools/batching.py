@@ -144,7 +144,7 @@ def attention_mask(segments: Tensor, position_ids: Tensor, window: int | None = 
     back. A padding token sees itself, so that no row of the mask is empty.
     """
     query, key = segments.unsqueeze(-1), segments.unsqueeze(-2)
-    seen = ((key == query) | (key == PROMPT)) & (key != PADDING)
+    seen = ((key == query) | (key == PROMPT)) & (key != PADDING) & (query != PADDING)
     length = segments.shape[-1]
     seen = seen & torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
     if window is not None:

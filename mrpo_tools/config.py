@@ -73,13 +73,16 @@ class Reference(Words):
 
 
 class Dataset(Words):
-    """Preference data: where it is and how it is read and split."""
+    """Preference data: where it is and how it is read and split.
+
+    `test_size` None means the share its paper used for a named data set, else 0.
+    """
 
     source: str
     adapter: str | None = None
     map: dict[str, str] | None = None
     score: str | None = None
-    test_size: Number = Field(default=0.0, ge=0, lt=1)
+    test_size: Number | None = Field(default=None, ge=0, lt=1)
     split_seed: int = 0
     limit: int | None = Field(default=None, ge=1)
 

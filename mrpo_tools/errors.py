@@ -95,10 +95,27 @@ class Preempted(MrpoError):
     exit_code = 75
 
 
+SYNONYMS = {
+    "lr": "learning_rate",
+    "batch_size": "per_device_train_batch_size",
+    "epochs": "num_train_epochs",
+    "steps": "max_steps",
+    "eps": "epsilon_max",
+    "epsilon": "epsilon_max",
+    "lambda": "sft_weight",
+    "target_modules": "lora_target_modules",
+    "model": "policy",
+    "data": "dataset",
+}
+"""What people write for some of our words."""
+LISTED = 12
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """A hint naming the nearest known words, or all of them when none is near."""
+    """A hint naming the nearest known words, or all of them when none is near and they are few."""
     names = sorted(known)
-    if not names:
-        return None
-    near = difflib.get_close_matches(word, names, n=3)
-    return f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(names)}"
+    meant = SYNONYMS.get(word)
+    near = [meant] if meant in names else difflib.get_close_matches(word, names, n=3)
+    if near:
+        return f"did you mean {', '.join(near)}?"
+    return f"known: {', '.join(names)}" if 0 < len(names) <= LISTED else None

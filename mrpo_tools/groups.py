@@ -167,8 +167,7 @@ def merge_duplicates(responses: Sequence[Response]) -> tuple[tuple[Response, ...
         if len({response.chosen for response in same}) > 1:
             raise ValueError("the same text is both chosen and rejected")
         scores = [response.score for response in same if response.score is not None]
-        score = sum(scores) / len(scores) if len(scores) > 1 else (scores or [None])[0]
-        merged.append(replace(same[0], score=score))
+        merged.append(replace(same[0], score=sum(scores) / len(scores) if scores else None))
     return tuple(merged), len(responses) - len(merged)
 
 
@@ -180,7 +179,12 @@ def group_from_dict(row: Mapping[str, Any]) -> Group:
         if isinstance(prompt, str)
         else tuple(Message(turn["role"], turn["content"]) for turn in prompt),
         responses=tuple(
-            Response(one["content"], one.get("score"), one.get("chosen"), one.get("model"))
+            Response(
+                one["content"],
+                None if one.get("score") is None else float(one["score"]),
+                one.get("chosen"),
+                one.get("model"),
+            )
             for one in row["responses"]
         ),
         source_id=row.get("id"),

@@ -82,7 +82,19 @@ def load_model(
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, files.adapter)
+    _keep_differentiable(model)
     return model.eval()
+
+
+def _keep_differentiable(model: torch.nn.Module) -> None:
+    """Keep 4-bit layers from repacking their weights on CPUs with AVX512-BF16.
+
+    bitsandbytes does so at the first forward pass without gradient. A repacked layer computes in
+    bfloat16 and has no backward: later gradients would be silently wrong.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def nf4(dtype: str) -> Any:

@@ -102,9 +102,13 @@ def combine(tensors: GroupTensors, how: Combination, mask: Tensor | None = None)
         tensors: from `look_up`.
         how: the combination.
         mask: [G, N] the responses the objective sees, when it leaves some out (`top_bottom`).
+
+    Without references everything is empty: an objective that needs none asks for none.
     """
     mask = tensors.mask if mask is None else mask
     logps = tensors.logps
+    if logps.shape[-1] == 0:
+        return Combined(torch.full_like(mask, float("nan"), dtype=logps.dtype), logps[:, 0])
     weights = _weights(logps, mask, how)
     clipped = logps
     if how.trust_region != "none":

@@ -180,6 +180,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
             **trainer,
         )
         self.model_accepts_loss_kwargs = True
+        self.finite_loss = True
         self.add_callback(FiniteGuard(self))
 
     def _get_num_items_in_batch(
@@ -214,6 +215,8 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         if model.training:
             self._observe(batch, index)
         loss = loss.float()
+        if model.training:
+            self.finite_loss &= bool(loss.isfinite())
         return (loss, {"logps": logps}) if return_outputs else loss
 
     def _observe(self, batch: objectives.Batch, index: Tensor) -> None:
@@ -283,7 +286,10 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
 
 
 class FiniteGuard(TrainerCallback):  # type: ignore[misc]
-    """Keeps a non-finite gradient from moving the weights; three in a row stop the run."""
+    """Keeps a step whose loss or gradient is not finite from moving the weights.
+
+    Three such steps in a row stop the run.
+    """
 
     def __init__(self, trainer: GroupTrainer) -> None:
         self.trainer, self.bad = trainer, 0
@@ -291,12 +297,15 @@ class FiniteGuard(TrainerCallback):  # type: ignore[misc]
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         parameters = [p for p in self.trainer.model.parameters() if p.grad is not None]
         finite = torch.stack([p.grad.isfinite().all() for p in parameters]).all().float()
+        finite = finite * self.trainer.finite_loss
+        self.trainer.finite_loss = True
         if args.world_size > 1:
             finite = self.trainer.accelerator.gather(finite.reshape(1)).min()
         if bool(finite):
             self.bad = 0
             return
         self.bad += 1
+        say(f"warning: step {state.global_step + 1} is not applied: its loss is not finite")
         for parameter in parameters:
             parameter.grad = None  # zeroed gradients would still move AdamW
         if self.bad >= BAD_STEPS:

@@ -55,10 +55,16 @@ def pair(chosen: str, rejected: str, *scores: float) -> list[tuple[str, float | 
 SAMPLES: dict[str, tuple[Rows, list[Expected]]] = {
     "canonical": (
         [
-            {"prompt": "1+1?", "responses": [{"content": "2", "score": 1}, {"content": "3", "score": 0.5}]},
+            {
+                "prompt": "1+1?",
+                "responses": [{"content": "2", "score": 1}, {"content": "3", "score": 0.5}],
+            },
             {
                 "prompt": [{"role": "system", "content": "Short."}, user("Hi")],
-                "responses": [{"content": "Yo", "chosen": True}, {"content": "No", "chosen": False}],
+                "responses": [
+                    {"content": "Yo", "chosen": True},
+                    {"content": "No", "chosen": False},
+                ],
                 "id": 7,
             },
             {"prompt": "Q", "responses": [{"content": "a"}, {"content": "b"}, {"content": "c"}]},
@@ -125,8 +131,12 @@ SAMPLES: dict[str, tuple[Rows, list[Expected]]] = {
         [
             helpsteer("c#", "A language.", 3, 4, 4, 2, 1),
             helpsteer("c#", "A key of music.", 0, 1, 2, 1, 1),
-            helpsteer("Hi<extra_id_1>Assistant\nHello\n<extra_id_1>User\nBye", "Bye!", 4, 4, 4, 0, 0),
-            helpsteer("Hi<extra_id_1>Assistant\nHello\n<extra_id_1>User\nBye", "Stay.", 1, 4, 4, 0, 0),
+            helpsteer(
+                "Hi<extra_id_1>Assistant\nHello\n<extra_id_1>User\nBye", "Bye!", 4, 4, 4, 0, 0
+            ),
+            helpsteer(
+                "Hi<extra_id_1>Assistant\nHello\n<extra_id_1>User\nBye", "Stay.", 1, 4, 4, 0, 0
+            ),
         ],
         [
             (["user: c#"], [("A language.", 3.0, None), ("A key of music.", 0.0, None)]),
@@ -146,7 +156,13 @@ SAMPLES: dict[str, tuple[Rows, list[Expected]]] = {
                 "preference_strength": 2,
                 "preference_statement": "…",
             },
-            {"split": "val", "prompt": "d", "response_1": "A", "response_2": "B", "preference_strength": 0},
+            {
+                "split": "val",
+                "prompt": "d",
+                "response_1": "A",
+                "response_2": "B",
+                "preference_strength": 0,
+            },
         ],
         [
             (["user: c#"], [("A", -1.0, False), ("B", 1.0, True)]),
@@ -194,7 +210,11 @@ SAMPLES: dict[str, tuple[Rows, list[Expected]]] = {
     "transcript-pairs": (
         [
             {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Hello", "rejected": "Go"},
-            {"prompt": "Human: A\n\nAssistant: B\n\nHuman: C\n\nAssistant:", "chosen": "D", "rejected": "E"},
+            {
+                "prompt": "Human: A\n\nAssistant: B\n\nHuman: C\n\nAssistant:",
+                "chosen": "D",
+                "rejected": "E",
+            },
         ],
         [
             (["user: Hi"], pair("Hello", "Go")),
@@ -375,7 +395,7 @@ SAMPLES: dict[str, tuple[Rows, list[Expected]]] = {
     "transcripts": (
         [
             {
-                "chosen": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Q\n\nAssistant: Yes.\n\nYes.",
+                "chosen": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Q\n\nAssistant: Yes.\n\n:)",
                 "rejected": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Q\n\nAssistant: No.",
             },
             {
@@ -384,7 +404,7 @@ SAMPLES: dict[str, tuple[Rows, list[Expected]]] = {
             },
         ],
         [
-            (["user: Hi", "assistant: Hello", "user: Q"], pair("Yes.\n\nYes.", "No.")),
+            (["user: Hi", "assistant: Hello", "user: Q"], pair("Yes.\n\n:)", "No.")),
             (["user: A\n\nB"], pair("x", "y")),
         ],
     ),
@@ -466,7 +486,8 @@ def test_a_rating_may_not_be_any_text(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         load_groups(write(tmp_path, [row]), score="mean")
     assert [f"{problem.field}: {problem.reason}" for problem in error.value.problems] == [
-        "completions[0].annotations: every Rating is 'N/A', expected a number for one aspect at least",
+        "completions[0].annotations: every Rating is 'N/A', expected a number for one aspect at "
+        "least",
         "completions[1].annotations.instruction_following.Rating: found the text 'good', "
         "expected a number in quotes, or 'N/A'",
     ]
@@ -488,13 +509,14 @@ def test_a_prompt_with_one_response_is_left_out_and_counted(tmp_path: Path) -> N
 
 def test_only_the_preference_splits_of_ultrafeedback_binarized_count(tmp_path: Path) -> None:
     row = SAMPLES["binarized"][0][0]
-    for split in ("train_prefs", "test_prefs", "train_sft", "test_gen"):
+    for split in ("train_prefs", "test_prefs", "train_sft", "test_gen", "validation"):
         texts = {"chosen": [user(split), assistant("a")], "rejected": [user(split), assistant("b")]}
         (tmp_path / f"{split}.jsonl").write_text(json.dumps({**row, **texts}))
     source = load_groups(tmp_path)
     assert [(group.prompt[0].content, group.split) for group in source.groups] == [
         ("train_prefs", "train"),
         ("test_prefs", "test"),
+        ("validation", "validation"),
     ]
     assert source.counts["rows_of_other_splits"] == 2
 
@@ -531,7 +553,8 @@ def test_a_mapped_column_must_exist(tmp_path: Path) -> None:
 def test_named_data_sets_name_real_owners_and_no_hashes() -> None:
     for name, known in KNOWN.items():
         owner, _, data_set = known.hub_id.partition("/")
-        assert owner and data_set and "@" not in known.hub_id, name
+        assert owner, name
+        assert data_set.replace("_", "").replace("-", "").isalnum(), name
         assert 0 <= known.test_size < 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import gzip
 import json
 import os
@@ -24,7 +25,9 @@ from mrpo_tools.sources import ADAPTERS, load_groups
 from mrpo_tools.sources.rows import MAX_TEXT_CHARS
 
 GOOD = b'{"prompt": "Q", "chosen": "a", "rejected": "b"}\n'
-SCORED = b'{"prompt": "Q", "responses": [{"content": "a", "score": 1}, {"content": "b", "score": 2}]}\n'
+SCORED = (
+    b'{"prompt": "Q", "responses": [{"content": "a", "score": 1}, {"content": "b", "score": 2}]}\n'
+)
 
 
 @pytest.fixture(autouse=True)
@@ -53,16 +56,27 @@ def group(*responses: Any, prompt: Any = "Q") -> bytes:
 
 def roles(*names: str) -> bytes:
     return group(
-        {"content": "a"}, {"content": "b"}, prompt=[{"role": name, "content": name} for name in names]
+        {"content": "a"},
+        {"content": "b"},
+        prompt=[{"role": name, "content": name} for name in names],
     )
 
 
 # The second line of a file whose first line is good; every message begins with its place.
 BAD_LINES: dict[str, tuple[bytes, str]] = {
     "not JSON": (b"hello world\n", "JSON: expected JSON, found 'hello world' at column 1"),
-    "single quotes": (b"{'prompt': 1}\n", "JSON: expected JSON, found \"'prompt': 1}\" at column 2"),
-    "truncated last line": (GOOD[:30], "JSON: ends in the middle of a value (is the file cut short?)"),
-    "truncated in a key": (b'{"pro', "JSON: ends in the middle of a value (is the file cut short?)"),
+    "single quotes": (
+        b"{'prompt': 1}\n",
+        "JSON: expected JSON, found \"'prompt': 1}\" at column 2",
+    ),
+    "truncated last line": (
+        GOOD[:30],
+        "JSON: ends in the middle of a value (is the file cut short?)",
+    ),
+    "truncated in a key": (
+        b'{"pro',
+        "JSON: ends in the middle of a value (is the file cut short?)",
+    ),
     "concatenated objects": (
         GOOD.strip() + GOOD,
         "JSON: expected one object per line, found a second value at column 48",
@@ -115,8 +129,14 @@ BAD_LINES: dict[str, tuple[bytes, str]] = {
     "a list": (b"[1, 2]\n", "row: found a list of 2, expected an object"),
     "a number": (b"12\n", "row: found the number 12, expected an object"),
     "null": (b"null\n", "row: found null, expected an object"),
-    "missing field": (row(rejected=...), "rejected: missing, expected text, a message or a list of messages"),
-    "null for text": (row(chosen=None), "chosen: found null, expected text, a message or a list of messages"),
+    "missing field": (
+        row(rejected=...),
+        "rejected: missing, expected text, a message or a list of messages",
+    ),
+    "null for text": (
+        row(chosen=None),
+        "chosen: found null, expected text, a message or a list of messages",
+    ),
     "number for text": (
         row(prompt=5),
         "prompt: found the number 5, expected text or a list of messages",
@@ -129,7 +149,10 @@ BAD_LINES: dict[str, tuple[bytes, str]] = {
         row(chosen=True),
         "chosen: found true, expected text, a message or a list of messages",
     ),
-    "list of numbers for text": (row(chosen=[1]), "chosen[0]: found the number 1, expected an object"),
+    "list of numbers for text": (
+        row(chosen=[1]),
+        "chosen[0]: found the number 1, expected an object",
+    ),
     "empty response": (
         row(chosen=""),
         "chosen: found empty text, expected text, a message or a list of messages",
@@ -138,7 +161,10 @@ BAD_LINES: dict[str, tuple[bytes, str]] = {
         row(rejected=" \n\t"),
         "rejected: found only spaces, expected text, a message or a list of messages",
     ),
-    "empty prompt": (row(prompt=""), "prompt: found empty text, expected text or a list of messages"),
+    "empty prompt": (
+        row(prompt=""),
+        "prompt: found empty text, expected text or a list of messages",
+    ),
     "no messages": (row(prompt=[]), "prompt: found a list of 0, expected a list of messages"),
     "identical pair": (
         row(chosen="b"),
@@ -218,7 +244,8 @@ BAD_GROUPS: dict[str, tuple[bytes, str]] = {
     ),
     "unknown role": (
         roles("user", "tool", "user"),
-        "prompt[1].role: found the text 'tool', expected one of system, user, assistant, human, gpt",
+        "prompt[1].role: found the text 'tool', expected one of system, user, assistant, "
+        "human, gpt",
     ),
     "role missing": (
         group({"content": "a"}, {"content": "b"}, prompt=[{"content": "Q"}]),
@@ -278,6 +305,7 @@ def packed_parquet(table: pa.Table, **options: Any) -> bytes:
 
 
 PAIRS = pa.table({"prompt": ["Q", "R"], "chosen": ["a", "b"], "rejected": ["c", "d"]})
+A_PARQUET = packed_parquet(PAIRS)
 ARRAY = b"[\n" + GOOD + b",\n" + GOOD + b"]\n"
 
 BAD_FILES: dict[str, tuple[str, bytes, str]] = {
@@ -322,7 +350,7 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "a bad element": (
         "a.json",
         ARRAY.replace(b'"a"', b"None", 1),
-        "a.json:2: JSON: expected JSON, found 'None, \"rejected\": \"b\"}\\n…' at column 27",
+        'a.json:2: JSON: expected JSON, found \'None, "rejected": "b"}\\n…\' at column 27',
     ),
     "a key twice in an array": (
         "a.json",
@@ -358,7 +386,8 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "zstd that is none": (
         "z.jsonl.zst",
         GOOD,
-        "z.jsonl.zst: zstd: damaged or cut short (ZSTD decompress failed: Unknown frame descriptor)",
+        "z.jsonl.zst: zstd: damaged or cut short "
+        "(ZSTD decompress failed: Unknown frame descriptor)",
     ),
     "Parquet that is none": (
         "p.parquet",
@@ -380,7 +409,8 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "Parquet with a number for text": (
         "p.parquet",
         packed_parquet(PAIRS.slice(0, 1).set_column(1, "chosen", pa.array([7]))),
-        "p.parquet:row 1: chosen: found the number 7, expected text, a message or a list of messages",
+        "p.parquet:row 1: chosen: found the number 7, expected text, a message or a list of "
+        "messages",
     ),
     "Parquet with bytes for text": (
         "p.parquet",
@@ -408,9 +438,11 @@ def test_the_table_is_as_long_as_promised() -> None:
 def test_bytes_flipped_in_parquet_are_noticed() -> None:
     """Page checksums are verified where the writer left any."""
     whole = bytearray(packed_parquet(PAIRS, compression="none", write_page_checksum=True))
-    whole[whole.index(b"\x01\x00\x00\x00a")+4] ^= 1
+    whole[whole.index(b"\x01\x00\x00\x00a") + 4] ^= 1
     (problem,) = problems_of("p.parquet", bytes(whole))
-    assert problem.startswith("p.parquet: Parquet: damaged, cut short or no Parquet (could not verify")
+    assert problem.startswith(
+        "p.parquet: Parquet: damaged, cut short or no Parquet (could not verify"
+    )
 
 
 @pytest.mark.parametrize(
@@ -419,6 +451,7 @@ def test_bytes_flipped_in_parquet_are_noticed() -> None:
         ("missing.jsonl", "missing.jsonl: no such file or folder"),
         ("./missing", "./missing: no such file or folder"),
         ("a/b/c", "a/b/c: no such file or folder"),
+        ("~nobody-of-this-name/x.jsonl", "~nobody-of-this-name/x.jsonl: no such file or folder"),
         ("", "the name of the source is empty"),
         ("nul\0.jsonl", "nul\0.jsonl: no such file or folder"),
         ("x" * 5000, "x" * 200 + ": no such file or folder"),
@@ -457,10 +490,12 @@ def test_columns_that_no_adapter_knows() -> None:
     with pytest.raises(UsageError) as error:
         load_groups("x.jsonl")
     assert str(error.value) == (
-        "no adapter fits the columns prompt, better, rejected; the nearest, transcript-pairs, "
-        "also needs chosen"
+        "x.jsonl: no adapter fits the columns 'prompt', 'better', 'rejected'; "
+        "the nearest, pairs, also needs chosen"
     )
-    assert error.value.hint.startswith("name them: --map chosen=YOUR_COLUMN, or choose a --data-adapter")
+    assert error.value.hint.startswith(
+        "name them: --map chosen=YOUR_COLUMN, or choose a --data-adapter"
+    )
 
 
 @pytest.mark.parametrize(
@@ -561,7 +596,13 @@ BOMBS: dict[str, Callable[[], pa.Table]] = {
 @pytest.mark.parametrize("kind", BOMBS)
 def test_a_parquet_bomb_stays_small(kind: str) -> None:
     """A file of kilobytes that expands to a gigabyte is refused with memory under 1.5 GB."""
-    pq.write_table(BOMBS[kind](), "bomb.parquet", compression="zstd", store_schema=False, write_statistics=False)
+    pq.write_table(
+        BOMBS[kind](),
+        "bomb.parquet",
+        compression="zstd",
+        store_schema=False,
+        write_statistics=False,
+    )
     assert Path("bomb.parquet").stat().st_size < 200_000
     script = """
         from pathlib import Path
@@ -588,10 +629,20 @@ def test_a_parquet_bomb_stays_small(kind: str) -> None:
 
 
 def test_a_gzip_bomb_is_refused() -> None:
-    Path("bomb.jsonl.gz").write_bytes(gzip.compress(GOOD + b" " * 300_000_000, 9, mtime=0))
-    with pytest.raises(DataError) as error:
-        load_groups("bomb.jsonl.gz")
-    assert "bomb.jsonl.gz:2: line: longer than 64 MiB" in str(error.value)
+    """One endless line, and endless lines."""
+    for line, reason in (
+        (b" " * 2**20, "bomb.jsonl.gz:2: line: longer than 64 MiB; "),
+        (b" " * 2**20 + b"\n", "bomb.jsonl.gz: file: 3"),
+    ):
+        with gzip.open("bomb.jsonl.gz", "wb", compresslevel=6) as file:
+            file.write(GOOD)
+            for _ in range(300):
+                file.write(line)
+        with pytest.raises(DataError) as error:
+            load_groups("bomb.jsonl.gz")
+        (problem,) = map(str, error.value.problems)
+        assert problem.startswith(reason)
+    assert " bytes expand to more than " in problem
 
 
 text = st.text(max_size=8) | st.sampled_from(
@@ -605,8 +656,10 @@ words = sorted(
 )
 anything = st.recursive(
     scalar,
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(words) | text, inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(words) | text, inner, max_size=4)
+    ),
     max_leaves=8,
 )
 
@@ -620,40 +673,49 @@ def rows_like_an_adapter(draw: st.DrawFn) -> dict[str, Any]:
     )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(rows_like_an_adapter() | anything, min_size=1, max_size=3), st.data())
-def test_rows_of_anything_end_in_groups_or_in_an_error_of_ours(
-    rows: list[Any], data: st.DataObject
-) -> None:
-    lines = "\n".join(json.dumps(value) for value in rows)
+def check_rows(rows: list[Any], adapter: str | None) -> None:
+    """They become groups that anything else can work with, or an error of ours."""
     path = Path("fuzz.jsonl")
-    path.write_text(lines)
-    adapter = data.draw(st.none() | st.sampled_from(list(ADAPTERS)))
+    path.write_text("\n".join(json.dumps(value) for value in rows))
     try:
         groups = load_groups(path, adapter=adapter).groups
     except UsageError:
         return
     for one in groups:
         assert len(one.responses) >= 2
-        assert one.group_id and one.prompt[-1].role == "user"
+        assert one.group_id
+        assert one.prompt[-1].role == "user"
         json.dumps(one.as_dict(), allow_nan=False).encode()
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.sampled_from([("f.jsonl", GOOD * 3), ("f.json", ARRAY), ("f.parquet", packed_parquet(PAIRS))]),
-    st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4),
-    st.integers(0, 10_000),
-)
-def test_flipped_and_cut_bytes_end_in_groups_or_in_an_error_of_ours(
-    file: tuple[str, bytes], flips: list[tuple[int, int]], length: int
-) -> None:
+def check_bytes(file: tuple[str, bytes], flips: list[tuple[int, int]], length: int) -> None:
+    """A damaged file is read as far as it is whole, or refused."""
     name, content = file
     damaged = bytearray(content)
     for place, byte in flips:
         damaged[place % len(damaged)] = byte
     Path(name).write_bytes(damaged[: length % len(damaged) + 1])
-    try:
+    with contextlib.suppress(UsageError):
         assert load_groups(name).groups
-    except UsageError:
-        pass
+
+
+some_rows = given(
+    st.lists(rows_like_an_adapter() | anything, min_size=1, max_size=3),
+    st.none() | st.sampled_from(list(ADAPTERS)),
+)
+some_bytes = given(
+    st.sampled_from([("f.jsonl", GOOD * 3), ("f.json", ARRAY), ("f.parquet", A_PARQUET)]),
+    st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4),
+    st.integers(0, 10_000),
+)
+
+
+def settled(examples: int) -> settings:
+    quiet = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    return settings(max_examples=examples, deadline=None, suppress_health_check=quiet)
+
+
+test_rows_of_anything = settled(300)(some_rows(check_rows))
+test_damaged_files = settled(300)(some_bytes(check_bytes))
+test_rows_of_anything_for_long = pytest.mark.long(settled(20_000)(some_rows(check_rows)))
+test_damaged_files_for_long = pytest.mark.long(settled(20_000)(some_bytes(check_bytes)))

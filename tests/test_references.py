@@ -91,6 +91,40 @@ def test_combine_by_hand():
     assert_close(references.combine(logps, weights), [[-math.log(6.5)]])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_fixed_weights_are_normalised_in_float64(dtype):
+    """(1, 0, 4, 2) of 7, for every group; float32 sevenths would cost 1e-4 nats near −10,000."""
+    logps, _ = tensors_of(rows_of(sizes=(2, 3), count=4), dtype=dtype)
+    weights = references.fixed_weights(logps, torch.tensor([1.0, 0.0, 4.0, 2.0], dtype=dtype))
+    assert_close(weights, [[1 / 7, 0.0, 4 / 7, 2 / 7]] * 2)
+
+
+@pytest.mark.parametrize("numbers", [[1.0, -0.5], [0.0, 0.0], [math.nan, 1.0]])
+def test_fixed_weights_refuse_what_cannot_be_normalised(numbers):
+    """Negative, all zero, not a number."""
+    logps, _ = tensors_of(rows_of(sizes=(2,), count=2))
+    with pytest.raises(ValueError, match="weights"):
+        references.fixed_weights(logps, torch.tensor(numbers))
+
+
+def test_uniform_weights():
+    """1/K for every group."""
+    logps, _ = tensors_of(rows_of(sizes=(2, 3), count=3))
+    assert_close(references.uniform_weights(logps), [[1 / 3] * 3] * 2)
+
+
+def test_accuracy_weights_by_hand():
+    """Accuracies (0.7, 0.4, 0.6): (0.2, 0, 0.1) above chance, α = (2/3, 0, 1/3).
+
+    None above chance: uniform.
+    """
+    logps, _ = tensors_of(rows_of(sizes=(2, 3), count=3))
+    above = torch.tensor([0.7, 0.4, 0.6], dtype=torch.float64)
+    assert_close(references.accuracy_weights(logps, above), [[2 / 3, 0.0, 1 / 3]] * 2)
+    below = torch.tensor([0.5, 0.4, 0.1], dtype=torch.float64)
+    assert_close(references.accuracy_weights(logps, below), [[1 / 3] * 3] * 2)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_weights_and_radius_agree_with_the_oracle(count):
     """Ragged groups of 1 to 8 with NaN in every masked entry."""

@@ -36,8 +36,8 @@ class Adapter:
         columns: the columns that a row must have, with their shapes; detection goes by them.
         read: a row and the wished kind of score to the prompt and its responses.
         scores: the kinds of score there are; the first is the default.
-        splits: names of the data's splits that count, and what they are called here; the data's
-            other splits repeat the same prompts in another form. Empty: all count, by their names.
+        splits: what some splits of the data are called here; None for one that repeats the same
+            prompts in another form and is left out. All others keep their names.
         one_response_a_row: rows of one prompt make up its group.
     """
 
@@ -46,7 +46,7 @@ class Adapter:
     columns: Mapping[str, Shape]
     read: Callable[[Field, str], Parsed]
     scores: tuple[str, ...] = ()
-    splits: Mapping[str, str] = field(default_factory=dict)
+    splits: Mapping[str, str | None] = field(default_factory=dict)
     one_response_a_row: bool = False
 
 

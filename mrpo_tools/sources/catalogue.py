@@ -20,7 +20,14 @@ from mrpo_tools.sources.adapters import (
     objects_with,
 )
 
-_PREFERENCE_SPLITS = {"train_prefs": "train", "test_prefs": "test"}
+_ULTRAFEEDBACK_SPLITS = {
+    "train_prefs": "train",
+    "test_prefs": "test",
+    "train_sft": None,
+    "test_sft": None,
+    "train_gen": None,
+    "test_gen": None,
+}
 
 _TABLE = (
     Adapter(
@@ -103,7 +110,7 @@ _TABLE = (
         "UltraFeedback and HelpSteer binarized: a prompt beside two whole conversations",
         {"prompt": TEXT, "chosen": MESSAGES, "rejected": MESSAGES},
         pairs.read_binarized,
-        splits=_PREFERENCE_SPLITS,
+        splits=_ULTRAFEEDBACK_SPLITS,
     ),
     Adapter(
         "sets",

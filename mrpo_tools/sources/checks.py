@@ -26,9 +26,10 @@ def checked_responses(
     except ValueError as error:
         field.bad(f"{error}, expected different texts")
         return ()
-    counts["merged_responses"] += merged
     if len(distinct) < at_least:
         field.bad(_too_few(total, at_least))
+    elif not row.problems:
+        counts["merged_responses"] += merged
     return distinct
 
 
@@ -65,13 +66,16 @@ class Noticing:
         self.counts = counts
         self._judgements: dict[int, int] = {}
         self._splits: dict[int, str | None] = {}
+        self._moved: set[int] = set()
 
     def settle_split(self, group: Group) -> Group:
         """The group in the split where its prompt was first seen, so no prompt is in two."""
-        first = self._splits.setdefault(_key(group.prompt_id), group.split)
+        prompt = _key(group.prompt_id)
+        first = self._splits.setdefault(prompt, group.split)
         if first == group.split:
             return group
-        self.counts["prompts_in_two_splits"] += 1
+        self.counts["prompts_in_two_splits"] += prompt not in self._moved
+        self._moved.add(prompt)
         return group.with_split(first)
 
     def notice(self, group: Group) -> None:

@@ -99,13 +99,13 @@ def common_turns(
     chosen: Field, rejected: Field, left: Prompt, right: Prompt
 ) -> tuple[Prompt, str, str]:
     """The turns that two conversations share, and the one answer that follows in each."""
+    if not (left and right):
+        return (), "", ""  # noted already
     shared = _shared(left[:-1], right[:-1])
-    prompt = left[:shared]
-    if shared:
-        ending_with_user(chosen, prompt)
-    elif left and right:
+    if not shared:
         chosen.bad(_NOTHING_SHARED)
         return (), "", ""
+    prompt = ending_with_user(chosen, left[:shared])
     return prompt, _only_answer(chosen, left[shared:]), _only_answer(rejected, right[shared:])
 
 

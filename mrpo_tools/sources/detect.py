@@ -8,13 +8,14 @@ from typing import Any
 from mrpo_tools.errors import UsageError, did_you_mean
 from mrpo_tools.sources.adapters import Adapter
 from mrpo_tools.sources.catalogue import ADAPTERS
+from mrpo_tools.sources.strict_json import shorten
 
 SAMPLE_ROWS = 50
 _ENOUGH = 0.9
 _MAX_COLUMNS_SHOWN = 12
 
 
-def choose(rows: Sequence[Mapping[str, Any]], name: str | None) -> tuple[Adapter, str]:
+def choose(source: str, rows: Sequence[Mapping[str, Any]], name: str | None) -> tuple[Adapter, str]:
     """The adapter for rows like these, and why.
 
     The first of the table that fits about as many rows as any does. If none fits a row (the first
@@ -32,7 +33,7 @@ def choose(rows: Sequence[Mapping[str, Any]], name: str | None) -> tuple[Adapter
     known = {adapter.name: _fits(adapter, rows) for adapter in _candidates(rows)}
     most = max(known.values())
     if not any(most):
-        raise _nothing_fits(rows)
+        raise _nothing_fits(source, rows[0])
     whole = most[0]
     likely = (name for name, fits in known.items() if whole and fits[0] >= _ENOUGH * whole)
     best = ADAPTERS[next(likely, max(known, key=lambda name: known[name]))]
@@ -71,17 +72,20 @@ def _reason(adapter: Adapter) -> str:
     )
 
 
-def _nothing_fits(rows: Sequence[Mapping[str, Any]]) -> UsageError:
-    columns = list(rows[0]) if rows else []
-    nearest = max(
-        ADAPTERS.values(),
-        key=lambda adapter: len(set(adapter.columns) & set(columns)) / len(adapter.columns),
-    )
-    lacking = [column for column in nearest.columns if column not in columns]
-    shown = ", ".join(map(str, columns[:_MAX_COLUMNS_SHOWN])) or "none"
+def _nothing_fits(source: str, row: Mapping[str, Any]) -> UsageError:
+    nearest = max(ADAPTERS.values(), key=lambda adapter: _nearness(adapter, row))
+    lacking = [column for column in nearest.columns if column not in row]
+    shown = ", ".join(shorten(str(column)) for column in list(row)[:_MAX_COLUMNS_SHOWN])
     example = " ".join(f"--map {column}=YOUR_COLUMN" for column in lacking)
     return UsageError(
-        f"no adapter fits the columns {shown}; the nearest, {nearest.name}, "
-        f"also needs {', '.join(lacking)}",
+        f"{source}: no adapter fits the columns {shown or '(none)'}; "
+        f"the nearest, {nearest.name}, also needs {', '.join(lacking)}",
         f"name them: {example}, or choose a --data-adapter: {', '.join(ADAPTERS)}",
     )
+
+
+def _nearness(adapter: Adapter, row: Mapping[str, Any]) -> tuple[float, int]:
+    """The share of the adapter's columns that are there, and how many have the right shape."""
+    there = [column for column in adapter.columns if column in row]
+    fitting = sum(adapter.columns[column].fits(row[column]) for column in there)
+    return len(there) / len(adapter.columns), fitting

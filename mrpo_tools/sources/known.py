@@ -43,7 +43,8 @@ KNOWN = {
         "HuggingFaceH4/ultrafeedback_binarized",
         "the best of four and one other, judged 1-10 (MRPO, Table 7)",
     ),
-    "helpsteer": Known("nvidia/HelpSteer2", "2 responses a prompt, five attributes of 0-4"),
+    "helpsteer": Known("nvidia/HelpSteer", "1-4 responses a prompt, five attributes of 0-4"),
+    "helpsteer2": Known("nvidia/HelpSteer2", "2 responses a prompt, five attributes of 0-4"),
     "helpsteer-binarized": Known(
         "sablo/HelpSteer_binarized",
         "best and worst response by the mean of helpfulness and correctness (MRPO, Table 7)",

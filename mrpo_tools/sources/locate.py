@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -59,14 +58,14 @@ def locate(source: str | Path) -> Located:
     word = str(source)
     if not word.strip():
         raise UsageError("the name of the source is empty", _way_out())
-    path = Path(word).expanduser()
     try:
+        path = Path(word).expanduser()
         if path.is_dir():
             return _folder(path)
         if path.is_file():
             return _file(path)
         exists = path.exists()
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, nobody's home
         exists = False
     if exists:
         raise UsageError(f"{word}: neither a file nor a folder", f"give {_ACCEPTED}, or a folder")
@@ -131,7 +130,7 @@ def _read_file(path: Path, split: str | None, reading: Reading) -> Iterator[Row 
     except Unreadable as stop:
         yield stop.problem
     except PermissionError:
-        yield Problem(f"{path}", "file", "no permission to read it")
+        yield Problem(f"{path}", "file", "no permission to read it", fatal=True)
     reading.done += path.stat().st_size
 
 
@@ -161,4 +160,4 @@ def split_name(name: str) -> str:
 def safe_name(text: str) -> str:
     """A short name that any file system takes."""
     safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.")
-    return os.fspath(safe[:64] or "data")
+    return safe[:64] or "data"

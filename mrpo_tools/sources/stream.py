@@ -30,7 +30,7 @@ COUNTS = {
     "chosen_scored_below_rejected": "groups whose scores contradict their labels, kept",
     "duplicate_groups": "groups that were there before, kept",
     "contradicting_groups": "groups that were there before with other scores or labels, kept",
-    "prompts_in_two_splits": "groups moved to the split where their prompt was first seen",
+    "prompts_in_two_splits": "prompts of several splits, all in the one where they were first seen",
     "prompts_with_one_response": "prompts left out, as nothing can be compared",
     "rows_of_other_splits": "rows left out, as they repeat the data in another form",
     "skipped_rows": "rows with problems that were left out on request",
@@ -90,7 +90,8 @@ class GroupStream:
         self.revision = reading.revision
         self._rows = itertools.chain(head, rows)
         self._columns = Columns(self.options.mapping, head)
-        self.adapter, self.reason = choose(self._columns.objects(head), self.options.adapter)
+        objects = self._columns.objects(head)
+        self.adapter, self.reason = choose(self.source, objects, self.options.adapter)
         self._score = _kind_of_score(self.adapter, self.options.score)
 
     def __iter__(self) -> Iterator[Group]:
@@ -126,24 +127,24 @@ class GroupStream:
         root = Field(self._columns.renamed(row.value), "", row.where, problems)
         group = None
         if isinstance(root.value, Mapping):
-            counts, split = self._split_of(row.split, root)
-            group = self._adapted(root, split) if counts else None
+            split, is_repeated = self._split_of(row.split, root)
+            group = None if is_repeated else self._adapted(root, split)
         else:
             root.expected("an object")
         self.problems.extend(map(self._columns.original, problems))
         return None if problems else group
 
-    def _split_of(self, split: str | None, root: Field) -> tuple[bool, str | None]:
-        """Whether the row is in a split that counts, and the name of that split."""
+    def _split_of(self, split: str | None, root: Field) -> tuple[str | None, bool]:
+        """The split of a row, and whether that split only repeats others."""
         if root.has("split"):
             split = root["split"].text()
-        names = self.adapter.splits
-        if split is None or not names:
-            return True, split and split_name(split)
-        if split in names or split in names.values():
-            return True, names.get(split, split)
-        self.counts["rows_of_other_splits"] += 1
-        return False, None
+        if split is None:
+            return None, False
+        split = self.adapter.splits.get(split, split)
+        if split is None:
+            self.counts["rows_of_other_splits"] += 1
+            return None, True
+        return split_name(split), False
 
     def _adapted(self, root: Field, split: str | None) -> Group | None:
         prompt, responses = self.adapter.read(root, self._score)

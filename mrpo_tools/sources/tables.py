@@ -21,11 +21,11 @@ BATCH_ROWS = 1024
 _SUSPICIOUS_BYTES = 256 * 2**20
 _SUSPICIOUS_RATIO = 200
 _SUSPICIOUS_VALUES = 50_000_000
-_TABLE_ERRORS = (OSError, ValueError, OverflowError, MemoryError)  # Arrow's own derive from these
 
 
 def read_parquet(path: Path, reading: Reading) -> Iterator[Row | Problem]:
     """The rows of a Parquet file, as Python objects."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
@@ -39,7 +39,7 @@ def read_parquet(path: Path, reading: Reading) -> Iterator[Row | Problem]:
         ) as file:
             total = max(1, file.metadata.num_rows)
             done = expanded = 0
-            for batch in file.iter_batches(batch_size=BATCH_ROWS):
+            for batch in _batches(file):
                 expanded += _expanded_bytes(batch)
                 refuse_bomb(path, expanded)
                 yield from batch_rows(batch, f"{path}", done)
@@ -47,9 +47,15 @@ def read_parquet(path: Path, reading: Reading) -> Iterator[Row | Problem]:
                 reading.tick(path.stat().st_size * done // total)
             if not done:
                 raise Unreadable(f"{path}", "file", "no rows; expected one row per group")
-    except _TABLE_ERRORS as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         reason = f"damaged, cut short or no Parquet ({_first_line(error)})"
         raise Unreadable(f"{path}", "Parquet", reason) from None
+
+
+def _batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+    """Batches within row groups: Arrow cannot join the nested dictionaries of two of them."""
+    for index in range(file.metadata.num_row_groups):
+        yield from file.iter_batches(batch_size=BATCH_ROWS, row_groups=[index])
 
 
 def _checked_footer(path: Path, file: pq.ParquetFile) -> list[str]:
@@ -85,9 +91,11 @@ def batch_rows(batch: pa.RecordBatch, name: str, start: int) -> Iterator[Row | P
 
 
 def _converted(batch: pa.RecordBatch, name: str, start: int) -> Iterator[Row | Problem]:
+    import pyarrow as pa
+
     try:
         values: list[Any] = batch.to_pylist()
-    except _TABLE_ERRORS as error:
+    except (pa.ArrowException, ValueError, OverflowError) as error:
         if batch.num_rows == 1:
             yield Problem(f"{name}:row {start + 1}", "row", _first_line(error))
             return

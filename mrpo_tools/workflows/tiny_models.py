@@ -58,13 +58,13 @@ class Plan:
 
 
 PLANS = {
-    "llama": Plan(LlamaConfig, LlamaForCausalLM, ("sum", "opposite"), "Sure! It is {}.", 800),
+    "llama": Plan(LlamaConfig, LlamaForCausalLM, ("sum", "opposite"), "Sure! It is {}.", 750),
     "mistral": Plan(
         MistralConfig,
         MistralForCausalLM,
         ("reverse", "sequence"),
         "{}, I think.",
-        800,
+        750,
         {"num_key_value_heads": 2, "sliding_window": 32},
     ),
     "qwen": Plan(
@@ -72,7 +72,7 @@ PLANS = {
         Qwen2ForCausalLM,
         ("sort", "count"),
         "Let me see. The answer is {}, I think.",
-        800,
+        750,
         {"num_key_value_heads": 2, "tie_word_embeddings": True},
     ),
 }

@@ -1,0 +1,223 @@
+"""Verified files of a cache as Arrow data sets, every row once.
+
+A file is mapped into memory, its bytes are hashed, and the very bytes that were hashed are what
+queries read: a file that another process merges away meanwhile breaks nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from mrpo_tools.cache import FORMAT_VERSION
+from mrpo_tools.errors import CacheDamaged, CacheError, CacheStale
+
+LISTINGS = 5
+"""How often a directory is listed again when a file of it went away."""
+
+Losers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One verified file.
+
+    Attributes:
+        path: where it is, or was.
+        content: its bytes, mapped.
+        fragment: the same, as a part of a data set.
+        metadata: of its footer.
+    """
+
+    path: Path
+    content: pa.Buffer
+    fragment: ds.ParquetFileFragment
+    metadata: dict[str, str]
+
+    @property
+    def rows(self) -> int:
+        return int(self.fragment.metadata.num_rows)
+
+    def leaves(self, columns: Sequence[str]) -> pa.Table:
+        """Some columns, fields of nested ones too, without decoding the others."""
+        return pq.ParquetFile(pa.BufferReader(self.content)).read(columns=list(columns))
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files of one kind; of rows with equal keys the first file's first row counts.
+
+    Attributes:
+        files: the one that wins first.
+        schema: of the rows.
+        losers: by file, the rows that do not count.
+    """
+
+    files: list[Stored]
+    schema: pa.Schema
+    losers: dict[int, Losers] = field(default_factory=dict)
+
+    def dataset(self) -> ds.Dataset:
+        """The rows that count; only files with repeated rows are held in memory."""
+        clean = [one.fragment for index, one in enumerate(self.files) if index not in self.losers]
+        held = [
+            self.kept(index, self.files[index].fragment.to_table(schema=self.schema))
+            for index in self.losers
+        ]
+        rest = pa.concat_tables([self.schema.empty_table(), *held])
+        return ds.dataset(
+            [ds.FileSystemDataset(clean, self.schema, ds.ParquetFileFormat()), ds.dataset(rest)]
+        )
+
+    def kept(self, index: int, table: pa.Table) -> pa.Table:
+        """The rows of a file's table that count."""
+        if index not in self.losers:
+            return table
+        mask = np.ones(table.num_rows, dtype=bool)
+        mask[self.losers[index]] = False
+        return table.filter(pa.array(mask))
+
+    def leaves(self, columns: Sequence[str]) -> pa.Table:
+        """Some columns of all rows that count, fields of nested ones too."""
+        return pa.concat_tables(
+            self.kept(index, one.leaves(columns)) for index, one in enumerate(self.files)
+        )
+
+
+def verified(list_paths: Callable[[], list[Path]], schema: pa.Schema) -> list[Stored]:
+    """Every file of a listing, its bytes checked against its name.
+
+    Raises:
+        CacheDamaged: bytes or columns are not those that were written; every such file is named.
+        CacheStale: a newer format.
+    """
+    for _ in range(LISTINGS):
+        paths = list_paths()
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            opened = list(pool.map(lambda path: _open_or_error(path, schema), paths))
+        problems = [one.what for one in opened if isinstance(one, CacheDamaged)]
+        if problems:
+            raise CacheDamaged("\n".join(problems), "mrpo cache repair")
+        for one in opened:
+            if isinstance(one, CacheError):
+                raise one
+        found = [one for one in opened if isinstance(one, Stored)]
+        if len(found) == len(paths):
+            return found
+    raise CacheError(f"{paths[0].parent} keeps changing while it is read", "try again")
+
+
+def first_of_each(files: Sequence[Stored], schema: pa.Schema, key: str) -> Files:
+    """The files with the rows that repeat an earlier row's key marked; the order decides."""
+    everything = Files(list(files), schema)
+    if not files:
+        return everything
+    fragments = [one.fragment for one in files]
+    keys = ds.FileSystemDataset(fragments, schema, ds.ParquetFileFormat()).to_table([key])[key]
+    repeated = repeats(keys)
+    if not len(repeated):
+        return everything
+    ends = np.cumsum([one.rows for one in files])
+    owner = np.searchsorted(ends, repeated, side="right")
+    losers = {
+        int(index): repeated[owner == index] - (ends[index] - files[index].rows)
+        for index in np.unique(owner)
+    }
+    return Files(list(files), schema, losers)
+
+
+def repeats(keys: pa.ChunkedArray) -> Losers:
+    """The places of keys that stand earlier already, ascending.
+
+    Free of Python loops while no key repeats, which is nearly always.
+    """
+    digests = _digests(keys)
+    if digests is None:
+        candidates = np.arange(len(keys))
+    else:
+        ordered = np.sort(digests)
+        twice = ordered[1:][ordered[1:] == ordered[:-1]]
+        if not len(twice):
+            return np.empty(0, np.int64)
+        candidates = np.flatnonzero(np.isin(digests, twice))
+    seen: set[str] = set()
+    losers = []
+    texts = keys.take(pa.array(candidates)).to_pylist()
+    for place, text in zip(candidates.tolist(), texts, strict=True):
+        if text in seen:
+            losers.append(place)
+        seen.add(text)
+    return np.array(losers, np.int64)
+
+
+def _open_or_error(path: Path, schema: pa.Schema) -> Stored | CacheError | None:
+    """The file, what is wrong with it, or None where it went away."""
+    try:
+        return _open(path, schema)
+    except FileNotFoundError:
+        return None
+    except CacheError as error:
+        return error
+    except OSError as error:
+        return CacheError(f"{path} cannot be read: {error.strerror or error}")
+
+
+def _open(path: Path, schema: pa.Schema) -> Stored:
+    if not path.stat().st_size:
+        raise CacheDamaged(f"{path} is damaged: it is empty")
+    with pa.memory_map(str(path)) as mapped:
+        content = mapped.read_buffer()
+    digest = hashlib.sha256(memoryview(content)).hexdigest()
+    if digest[:16] != path.stem.rpartition("-")[2]:
+        raise CacheDamaged(f"{path} is damaged: its bytes do not have the hash in its name")
+    try:
+        fragment = ds.ParquetFileFormat().make_fragment(content)
+        footer = fragment.metadata.metadata or {}
+        names = fragment.physical_schema.names
+    except (pa.ArrowException, OSError) as error:
+        raise CacheDamaged(f"{path} is no Parquet file: {error}") from None
+    metadata = {key.decode(): value.decode() for key, value in footer.items()}
+    _check_format(path, metadata)
+    if names[: len(schema)] != schema.names:
+        raise CacheDamaged(f"{path} has other columns than its kind of file in a cache")
+    return Stored(path, content, fragment, metadata)
+
+
+def _check_format(path: Path, metadata: dict[str, str]) -> None:
+    version = metadata.get("mrpo.format_version")
+    if version is None:
+        raise CacheDamaged(f"{path} was not written by mrpo: its footer has no format_version")
+    if int(version) > FORMAT_VERSION:
+        raise CacheStale(
+            f"{path} has format {version}; this mrpo reads up to {FORMAT_VERSION}",
+            "pip install --upgrade mrpo-tools",
+        )
+
+
+def _digests(keys: pa.ChunkedArray) -> npt.NDArray[np.uint64] | None:
+    """64 bits of each key, for ids of 32 hexadecimal digits; None for other keys.
+
+    The first 16 digits carry 64 bits, so two unequal ids share a digest about never, and where
+    they do, only time is lost.
+    """
+    digests = []
+    for chunk in keys.chunks:
+        _, ends, data = chunk.buffers()
+        places = np.frombuffer(ends, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+        if not len(chunk):
+            continue
+        if chunk.null_count or not (np.diff(places) == 32).all():
+            return None
+        words = np.frombuffer(data, np.uint64, 4 * len(chunk), int(places[0])).reshape(-1, 4)
+        digests.append(words[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ words[:, 1])
+    return np.concatenate(digests) if digests else np.empty(0, np.uint64)

@@ -1,0 +1,117 @@
+"""Tiny models of the three architectures and a project around them, made once a session."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+REFERENCES = ("llama", "mistral", "qwen")
+SIZE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_memo(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the memory of file hashes out of the user's own cache directory."""
+    from mrpo_tools.models import quiet_libraries
+
+    quiet_libraries()
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("xdg"))
+
+
+@pytest.fixture(scope="session")
+def demo_groups():
+    """The committed demo data."""
+    from mrpo_tools.sources import load_groups
+
+    return load_groups(Path(__file__).parent.parent / "data" / "demo.jsonl").groups
+
+
+def model_config(name: str, tokenizer):
+    """Mistral with a window shorter than its rows, Qwen2 with mixed layers and tied embeddings."""
+    from transformers import LlamaConfig, MistralConfig, Qwen2Config
+
+    ids = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if name == "llama":
+        return LlamaConfig(**SIZE, **ids)
+    if name == "mistral":
+        return MistralConfig(**SIZE, **ids, sliding_window=8)
+    return Qwen2Config(
+        **SIZE,
+        **ids,
+        tie_word_embeddings=True,
+        use_sliding_window=True,
+        sliding_window=8,
+        max_window_layers=1,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory, demo_groups) -> dict[str, Path]:
+    """Random-weight models with the demo's three trained tokenizers and templates."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from mrpo_tools.workflows.tiny_tokenizers import TOKENIZERS
+
+    torch.set_num_threads(2)
+    texts = [one.content for group in demo_groups[:300] for one in group.responses]
+    texts += [turn.content for group in demo_groups[:300] for turn in group.prompt]
+    root = tmp_path_factory.mktemp("models")
+    for index, name in enumerate(REFERENCES):
+        torch.manual_seed(index)
+        tokenizer = TOKENIZERS[name](texts)
+        model = AutoModelForCausalLM.from_config(model_config(name, tokenizer))
+        model.save_pretrained(root / name)
+        tokenizer.save_pretrained(root / name)
+    return {name: root / name for name in REFERENCES}
+
+
+@pytest.fixture(scope="session")
+def references(tiny_models):
+    """The three models as the project file would name them."""
+    from mrpo_tools.config import Reference
+
+    return {name: Reference(model=str(path), dtype="float32") for name, path in tiny_models.items()}
+
+
+@pytest.fixture(scope="session")
+def some_groups(demo_groups):
+    """Ragged groups of two to four responses, with and without a system message."""
+    from dataclasses import replace
+
+    rng = random.Random(0)
+    return [
+        replace(group, responses=group.responses[: rng.choice([2, 3, 4])])
+        for group in demo_groups[:40]
+    ]
+
+
+@pytest.fixture(scope="session")
+def cached(tmp_path_factory: pytest.TempPathFactory, references, some_groups):
+    """A cache in which the three references have scored `some_groups`; treat it as read-only."""
+    from mrpo_tools.cache import Cache
+    from mrpo_tools.precompute import precompute
+
+    cache = Cache(tmp_path_factory.mktemp("cached") / "cache")
+    precompute(references, some_groups, cache, "some")
+    return cache

@@ -1,0 +1,148 @@
+"""The bridge between the phases: what the cache gives is what live references would give.
+
+The expected loss and gradient are computed here from the models themselves: plain logits, one row
+at a time, all references in memory, combined with the public mathematics.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from independent import response_logp
+from transformers import AutoModelForCausalLM
+
+from mrpo_tools.config import Recipe
+from mrpo_tools.maths import objectives
+from mrpo_tools.maths import references as maths_references
+from mrpo_tools.models import add_lora
+from mrpo_tools.scorer import ResponseScorer
+from mrpo_tools.scoring import renderer_of, resolve
+from mrpo_tools.train import _arguments, prepare, training_groups
+from mrpo_tools.trainer import GroupTrainer
+
+NAMES = ("llama", "mistral", "qwen")
+WITH_MRPO = ("mrpo", "mean_ref", *objectives.NAMES)
+
+
+def references_of(loss: str) -> list[str]:
+    if loss in ("mrpo", "mean_ref", "multi_dpo", "mpo"):
+        return list(NAMES)
+    return ["llama"] if loss in ("mrpo", "mean_ref") or needs_reference(loss) else []
+
+
+def needs_reference(loss: str) -> bool:
+    return loss in ("mrpo", "mean_ref") or objectives.TABLE[loss].reference
+
+
+@pytest.fixture(scope="module")
+def live(tiny_models, references, some_groups):
+    """{reference: [G, N] log-probs} of the first groups from models in memory."""
+    width = max(len(group.responses) for group in some_groups)
+    logps = {}
+    for name in NAMES:
+        model = AutoModelForCausalLM.from_pretrained(tiny_models[name], dtype=torch.float32).eval()
+        renderer = renderer_of(resolve(name, references[name]))
+        table = torch.full((len(some_groups), width), float("nan"), dtype=torch.float64)
+        with torch.no_grad():
+            for g, group in enumerate(some_groups):
+                encoded = renderer.encode(group)
+                for n, one in enumerate(encoded.responses):
+                    table[g, n] = response_logp(model, encoded.prompt_ids, one.ids)
+        logps[name] = table
+    return logps
+
+
+def reference_side(loss: str, live, mask) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """What METHODS §2 makes of the live numbers, written out with the public functions."""
+    names = references_of(loss)
+    if not names:
+        return None, None
+    logps = torch.stack([live[name] for name in names], dim=-1)
+    if loss == "mean_ref":
+        weights = torch.full((len(logps), len(names)), 1 / len(names), dtype=torch.float64)
+    else:
+        weights = maths_references.confidence_weights(logps, mask)
+    radius = maths_references.trust_region_radius(logps, mask, 0.1)
+    clipped = maths_references.clip_to_trust_region(logps, radius)
+    if loss == "multi_dpo":
+        return clipped, weights
+    how = "geometric" if loss == "mean_ref" else "harmonic"
+    return maths_references.combine(clipped, weights, how), None
+
+
+def policy(path):
+    """A policy away from reference 1: LoRA with a B that is not zero."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    model = add_lora(model, 4, 8, "all-linear", 0)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
+    return model.train()
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+@pytest.mark.parametrize("loss", WITH_MRPO)
+def test_first_step_equals_live_references(
+    loss, tiny_models, references, some_groups, cached, live, tmp_path
+):
+    """Loss and gradient of the first optimizer step, to 1e-5."""
+    recipe = Recipe(
+        loss=loss, refs=references_of(loss), policy=str(tiny_models["llama"]), split="all",
+        dtype="float32", per_device_train_batch_size=8,
+    )  # fmt: skip
+    prepared = prepare(recipe, some_groups, cached, references)
+    model = policy(tiny_models["llama"])
+    trainer = GroupTrainer(
+        ResponseScorer(model),
+        training_groups(prepared),
+        prepared.method.objective,
+        prepared.method.hyper,
+        _arguments(recipe, tmp_path),
+    )
+    batch = trainer.data_collator(list(range(8)))
+    found = trainer.compute_loss(trainer.model, batch)
+    found.backward()
+    found_gradients = gradients(model)
+    model.zero_grad()
+
+    expected = live_loss(loss, prepared, model, references, some_groups, live)
+    expected.backward()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-5)
+    for name, gradient in gradients(model).items():
+        scale = gradient.abs().max().clamp(min=1)
+        assert (found_gradients[name] - gradient).abs().max() <= 1e-5 * scale, name
+
+
+def live_loss(loss, prepared, model, references, groups, live) -> torch.Tensor:
+    """Mean over the same eight groups, with every number from a model in memory."""
+    renderer = renderer_of(resolve("llama", references["llama"]))
+    places = [groups.index(group) for group in prepared.groups[:8]]
+    width = live["llama"].shape[1]
+    logps = torch.zeros(8, width, dtype=torch.float64)
+    lengths = torch.zeros(8, width)
+    scores = torch.zeros(8, width, dtype=torch.float64)
+    mask = torch.zeros(8, width, dtype=torch.bool)
+    for b, g in enumerate(places):
+        encoded = renderer.encode(groups[g])
+        for n, one in enumerate(encoded.responses):
+            logps[b, n] = response_logp(model, encoded.prompt_ids, one.ids)
+            lengths[b, n] = len(one.ids)
+            scores[b, n] = groups[g].responses[n].score
+            mask[b, n] = True
+    combined, weights = reference_side(
+        loss, {name: table[places] for name, table in live.items()}, mask
+    )
+    objective = "dpo" if loss in ("mrpo", "mean_ref") else loss
+    from mrpo_tools.trainer import group_seeds
+
+    seeds = group_seeds([group.group_id for group in prepared.groups[:8]], 0, 0)
+    batch = objectives.Batch(logps, combined, lengths, scores, None, mask, weights, seeds)
+    return objectives.compute(objective, batch).mean()

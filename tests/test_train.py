@@ -1,0 +1,360 @@
+"""Phase 2: the exact loss, the three kinds of finetuning, resuming, guards and refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mrpo_tools.config import Recipe, Reference
+from mrpo_tools.errors import CacheStale, NonFiniteError, UsageError
+from mrpo_tools.evaluate import evaluate
+from mrpo_tools.maths import objectives
+from mrpo_tools.precompute import precompute
+from mrpo_tools.run import load_run
+from mrpo_tools.scorer import ResponseScorer
+from mrpo_tools.train import _arguments, prepare, train, training_groups
+from mrpo_tools.trainer import FiniteGuard, GroupTrainer, group_seeds
+
+NAMES = ["llama", "mistral", "qwen"]
+
+
+def recipe(**words) -> Recipe:
+    base = {
+        "loss": "mrpo",
+        "refs": NAMES,
+        "split": "all",
+        "learning_rate": 1e-2,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 6,
+        "logging_steps": 1,
+    }
+    return Recipe(**{**base, **words})
+
+
+def trainer_on(prepared, model, words: Recipe, output: Path, groups=None) -> GroupTrainer:
+    return GroupTrainer(
+        ResponseScorer(model),
+        groups or training_groups(prepared),
+        prepared.method.objective,
+        prepared.method.hyper,
+        _arguments(words, output),
+    )
+
+
+def load(path):
+    from transformers import AutoModelForCausalLM
+
+    from mrpo_tools.models import add_lora
+
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    return add_lora(model, 4, 8, "all-linear", 0)
+
+
+@pytest.mark.parametrize("micro", [(8,), (3, 5), (1, 6, 1), (1,) * 8, (4, 4)])
+def test_the_loss_is_a_mean_over_usable_groups(
+    micro, tiny_models, references, some_groups, cached, tmp_path
+):
+    """Whatever the micro-batches: one of the eight groups is tied, so seven count. The expected
+    number is Σ losses / 7 over one row at a time."""
+    words = recipe(per_device_train_batch_size=8)
+    prepared = prepare(words, some_groups, cached, references)
+    groups = training_groups(prepared)
+    tied = groups.scores.clone()
+    tied[2] = 5.0
+    groups = replace(groups, scores=tied)
+    model = load(tiny_models["llama"])
+    trainer = trainer_on(prepared, model, words, tmp_path, groups)
+    expected = one_at_a_time(groups, model, prepared, range(8)) / 7
+
+    found, start = 0.0, 0
+    samples = []
+    for size in micro:
+        samples.append(trainer.data_collator(list(range(start, start + size))))
+        start += size
+    count = trainer._get_num_items_in_batch(samples, torch.device("cpu"))
+    assert int(count) == 7
+    trainer.current_gradient_accumulation_steps = len(samples)
+    trainer.create_optimizer()
+    trainer.model.zero_grad()
+    for sample in samples:
+        found += float(trainer.training_step(trainer.model, sample, count))
+    assert found == pytest.approx(expected, abs=1e-6)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9)
+    test_the_loss_is_a_mean_over_usable_groups.norms.append(float(norm))
+    assert norm == pytest.approx(test_the_loss_is_a_mean_over_usable_groups.norms[0], rel=1e-5)
+
+
+test_the_loss_is_a_mean_over_usable_groups.norms = []
+
+
+def one_at_a_time(groups, model, prepared, places) -> float:
+    """Σ of the groups' losses, each group computed alone."""
+    total = 0.0
+    from independent import response_logp
+
+    for g in places:
+        width = groups.mask.shape[1]
+        logps = torch.zeros(1, width, dtype=torch.float64)
+        with torch.no_grad():
+            for n, one in enumerate(groups.encoded[g].responses):
+                logps[0, n] = response_logp(model, groups.encoded[g].prompt_ids, one.ids)
+        index = torch.tensor([g])
+        batch = groups.objective_batch(logps, index, seeds=torch.zeros(1, dtype=torch.int64))
+        total += float(objectives.compute(prepared.method.objective, batch).sum())
+    return total
+
+
+@pytest.mark.parametrize("loss", ["dpo", "mrpo", "multi_dpo", "mpo"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_one_two_or_three_references(loss, count, references, some_groups, cached, tmp_path):
+    if loss == "multi_dpo" and count == 1:
+        with pytest.raises(UsageError, match="multi_dpo needs two references or more"):
+            prepare(recipe(loss=loss, refs=NAMES[:1]), some_groups, cached, references)
+        return
+    result = train(
+        recipe(loss=loss, refs=NAMES[:count], max_steps=2), some_groups, cached, references,
+        tmp_path / "run",
+    )  # fmt: skip
+    last = result.metrics["last_log"]
+    assert math.isfinite(last["loss"])
+    assert result.metrics["step0_difference_nats_per_token"] <= 1e-5
+    weights = [last[f"references/{name}/weight"] for name in NAMES[:count]]
+    assert sum(weights) == pytest.approx(1)
+    for name in ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins",
+                 "logps/chosen", "logps/rejected", "references/clipped_fraction"):  # fmt: skip
+        assert name in last or (count == 1 and "clipped" in name)
+
+
+@pytest.mark.parametrize(
+    "words", [{"finetuning": "lora"}, {"finetuning": "lora", "quantization": "nf4"},
+              {"finetuning": "full", "learning_rate": 1e-3}],
+    ids=["lora", "nf4", "full"],
+)  # fmt: skip
+def test_training_lowers_the_loss_and_the_run_can_be_evaluated(
+    words, references, some_groups, cached, tmp_path
+):
+    """LoRA, QLoRA on the CPU and full: the last loss is below the first, the saved policy gives
+    other log-probs than the untrained one, and evaluation reads it."""
+    result = train(recipe(max_steps=12, **words), some_groups, cached, references, tmp_path / "run")
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert losses[-1] < losses[0]
+    difference = result.metrics["step0_difference_nats_per_token"]
+    assert difference <= 1e-5 or words.get("quantization") == "nf4"
+    found = evaluate(load_run(tmp_path / "run"), some_groups, cached, "all").metrics
+    assert found["accuracies"] > found["accuracies_step0"]
+    assert found["margins"] > found["margins_step0"]
+    saved = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"recipe.yaml", "run.json", "metrics.json", "trainer_state.json", "README.md",
+            "tokenizer.json", "chat_template.jinja"} <= saved  # fmt: skip
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "adapter_model.safetensors")
+
+
+def test_resume_continues_bit_for_bit(references, some_groups, cached, tmp_path):
+    """Six steps at once, or three, a checkpoint, and three more: equal bytes."""
+    words = recipe(save_steps=3, max_steps=6)
+    train(words, some_groups, cached, references, tmp_path / "whole")
+    train(words, some_groups, cached, references, tmp_path / "parts")
+    for name in ("adapter_model.safetensors", "metrics.json"):
+        (tmp_path / "parts" / name).unlink()
+    last = tmp_path / "parts" / "checkpoint-6"
+    for path in sorted(last.rglob("*"), reverse=True):
+        path.unlink()
+    last.rmdir()
+    train(words, some_groups, cached, references, tmp_path / "parts", resume=True)
+    whole, parts = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_sigterm_saves_and_exits_75(tiny_models, references, some_groups, cached, tmp_path):
+    """The process ends with 75 and the resumed run equals an undisturbed one."""
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(group.as_dict()) + "\n" for group in some_groups))
+    common = [sys.executable, "-m", "mrpo_tools", "train", "--dataset", str(data), "--cache",
+              str(cached.path), "--loss", "dpo", "--refs", "llama"]  # fmt: skip
+    settings = ["--set", "split=all", "--set", "max_steps=400", "--set", "logging_steps=1",
+                "--set", "save_steps=1000"]  # fmt: skip
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        [*common, *settings, "--output", str(run)], stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stderr:
+        if line.startswith("step 3/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    errors = process.stderr.read()
+    assert process.wait() == 75, errors
+    assert "--resume" in errors
+    assert list(run.glob("checkpoint-*"))
+    assert not (run / "metrics.json").exists()
+
+
+def test_a_nonfinite_gradient_moves_nothing_and_three_stop_the_run(
+    tiny_models, references, some_groups, cached, tmp_path
+):
+    words = recipe()
+    prepared = prepare(words, some_groups, cached, references)
+    trainer = trainer_on(prepared, load(tiny_models["llama"]), words, tmp_path)
+    guard = FiniteGuard(trainer)
+    optimizer = torch.optim.AdamW(
+        [p for p in trainer.model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1
+    )
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    for attempt in range(3):
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.full_like(parameter, float("nan"))
+        if attempt == 2:
+            with pytest.raises(NonFiniteError, match="3 steps in a row"):
+                guard.on_pre_optimizer_step(trainer.args, trainer.state, trainer.control)
+            break
+        guard.on_pre_optimizer_step(trainer.args, trainer.state, trainer.control)
+        optimizer.step()
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+def test_an_exploding_run_exits_with_the_promised_error(references, some_groups, cached, tmp_path):
+    """A loss of NaN in every step (β so large that the softplus's gradient overflows)."""
+    with pytest.raises(NonFiniteError):
+        train(
+            recipe(loss="ipo", refs=["llama"], beta=1e-30, max_steps=8), some_groups, cached,
+            references, tmp_path / "run",
+        )  # fmt: skip
+
+
+def test_seeds_depend_on_the_group_alone():
+    together = group_seeds(["a", "b", "c"], 0, 1)
+    assert group_seeds(["b"], 0, 1)[0] == together[1]
+    assert group_seeds(["b"], 0, 2)[0] != together[1]
+    assert group_seeds(["b"], 1, 1)[0] != together[1]
+
+
+def test_a_policy_that_is_not_reference_1_is_warned_of(
+    tiny_models, references, some_groups, cached, tmp_path, capsys
+):
+    result = train(
+        recipe(refs=["mistral"], loss="dpo", policy=str(tiny_models["llama"]), dtype="float32",
+               max_steps=1), some_groups, cached, references, tmp_path / "run",
+    )  # fmt: skip
+    assert "the policy is not reference 1 (mistral)" in capsys.readouterr().err
+    assert result.metrics["step0_difference_nats_per_token"] is None
+    found = evaluate(load_run(tmp_path / "run"), some_groups, cached, "all").metrics
+    assert 0 <= found["accuracies_step0"] <= 1
+
+
+def test_a_changed_reference_is_refused(tiny_models, references, some_groups, cached, tmp_path):
+    """The project now says another max_length than the one that was scored."""
+    changed = {**references, "mistral": references["mistral"].model_copy(
+        update={"max_length": 64})}  # fmt: skip
+    with pytest.raises(CacheStale, match=r"max_length was 512, is now 64") as error:
+        train(recipe(), some_groups, cached, changed, tmp_path / "run")
+    assert "mrpo precompute --ref mistral" in error.value.hint
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reference_that_lies_is_found_at_step_0(tiny_models, references, some_groups, tmp_path):
+    """A cache whose numbers are not the policy's, under the policy's own identity."""
+    from mrpo_tools.cache import Cache
+
+    cache = Cache(tmp_path / "cache")
+    store = precompute({"llama": references["llama"]}, some_groups, cache, "some")[0].store
+    rows = store.table().to_pylist()
+    for path in store.part_paths():
+        path.unlink()
+    from mrpo_tools.cache import LogpRow
+
+    store.append([LogpRow(**{**row, "logp": row["logp"] - 0.01}) for row in rows], {})
+    with pytest.raises(CacheStale, match="at step 0 differs from cached reference 'llama'"):
+        train(recipe(refs=["llama"], loss="dpo"), some_groups, cache, references, tmp_path / "run")
+
+
+def test_overlong_responses_are_left_out(tiny_models, some_groups, tmp_path):
+    """A short max_length leaves numbers out, training skips them, and says how many."""
+    from mrpo_tools.cache import Cache
+
+    reference = Reference(model=str(tiny_models["llama"]), dtype="float32", max_length=40)
+    cache = Cache(tmp_path / "cache")
+    summary = precompute({"llama": reference}, some_groups, cache, "some")[0]
+    assert summary.scored["overlong"] > 0
+    result = train(
+        recipe(loss="dpo", refs=["llama"], max_steps=1), some_groups, cache,
+        {"llama": reference}, tmp_path / "run",
+    )  # fmt: skip
+    assert result.metrics["dropped_responses"]["overlong"] == summary.scored["overlong"]
+
+
+def test_a_run_is_not_overwritten(references, some_groups, cached, tmp_path):
+    words = recipe(loss="dpo", refs=["llama"], max_steps=1)
+    train(words, some_groups, cached, references, tmp_path / "run")
+    with pytest.raises(UsageError, match="already holds a run"):
+        train(words, some_groups, cached, references, tmp_path / "run")
+    other = words.model_copy(update={"beta": 0.5})
+    with pytest.raises(UsageError, match=r"beta was None, is now 0\.5"):
+        train(other, some_groups, cached, references, tmp_path / "run", resume=True)
+    occupied = tmp_path / "occupied"
+    occupied.mkdir()
+    (occupied / "file").write_text("mine")
+    with pytest.raises(UsageError, match="is not empty and holds no run"):
+        train(words, some_groups, cached, references, occupied)
+    assert [path.name for path in occupied.iterdir()] == ["file"]
+
+
+def test_a_4_bit_policy_has_the_gradient_of_its_dequantised_weights(references):
+    """NF4 with LoRA after a pass without gradient: log-probs and gradients equal those of a float32
+    model that holds the dequantised weights. (A layer that repacks its weights for inference has
+    no backward at all.)"""
+    import bitsandbytes
+    from independent import response_logp
+
+    from mrpo_tools.batching import Row, collate
+    from mrpo_tools.identity import locate
+    from mrpo_tools.models import add_lora, load_model
+
+    reference = references["llama"].model_copy(update={"quantization": "nf4"})
+    files, cpu = locate(reference), torch.device("cpu")
+    quantized = load_model(files, reference, "float32", cpu)
+    plain = load_model(files, references["llama"], "float32", cpu)
+    layers = 0
+    for name, module in quantized.named_modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            weight = bitsandbytes.functional.dequantize_4bit(
+                module.weight.data, module.weight.quant_state
+            )
+            plain.get_submodule(name).weight.data = weight.float()
+            layers += 1
+    assert layers == 14
+    prompt, response = list(range(3, 20)), list(range(20, 30))
+    gradients = []
+    for model in (quantized, plain):
+        adapted = add_lora(model, 4, 8, "all-linear", 0)
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.data.fill_(0.01)
+        scorer = ResponseScorer(adapted)
+        batch = collate([Row(prompt, [response], [0])])
+        with torch.no_grad():
+            scorer(**batch)
+        logp = (
+            scorer(**batch)[0] if model is quantized else response_logp(adapted, prompt, response)
+        )
+        logp.backward()
+        gradients.append({n: p.grad for n, p in adapted.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[1].items():
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,413 @@
+"""Small tokenizers with the structure of real families, to tell the project's rendering by.
+
+What matters is copied from the families and the vocabulary is small: which literals are control
+tokens and where they lie in the vocabulary, who writes a space before a segment, who trims, who
+refuses a system message, who asks for today's date. The texts they learn from contain the control
+tokens' literals, so that merges across the borders of a literal exist, as they do in real ones.
+
+`Family.text_of` turns ids back into text without the library's decoders, which lose spaces.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import PreTrainedTokenizerFast
+
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog; it isn't 12345 or 67 steps away.",
+    "def add(a, b):\n    return a + b\n\n\nprint(add(1, 2))\n",
+    "You are a careful assistant. Answer in one word: is the sky blue? Yes.",
+    "Der schnelle Fuchs, naïve café, 你好世界, Привет мир, e = mc^2 <b>bold</b> -> x",
+    "system\nuser\nassistant\nmodel\n [INST] <<SYS>>\n<</SYS>>\n\n [/INST] Human: Assistant:",
+    "<|im_start|>user\n<|im_end|><|endoftext|> <think>so</think> <tool_call> <|eot_id|> <s> </s>",
+    "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n",
+]
+WORDS = r"[ ▁]?\p{L}+|\p{N}{1,3}|[ ▁]?[^\s▁\p{L}\p{N}]+|\n+|\s+"
+PINNED = "26 Jul 2024"
+
+RAISE_ON_SYSTEM = (
+    "{%- if messages[0]['role'] == 'system' -%}"
+    "{{- raise_exception('System role not supported') -}}{%- endif -%}"
+)
+ALTERNATE = (
+    "{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}"
+    "{{- raise_exception('Conversation roles must alternate user/assistant/...') -}}{%- endif -%}"
+)
+LLAMA2 = (
+    "{%- if messages[0]['role'] == 'system' -%}"
+    "{%- set loop_messages = messages[1:] -%}{%- set system_message = messages[0]['content'] -%}"
+    "{%- else -%}{%- set loop_messages = messages -%}{%- set system_message = false -%}{%- endif -%}"
+    "{%- for message in loop_messages -%}" + ALTERNATE + "{%- if loop.index0 == 0 and system_message != false -%}"
+    "{%- set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] -%}"
+    "{%- else -%}{%- set content = message['content'] -%}{%- endif -%}"
+    "{%- if message['role'] == 'user' -%}"
+    "{{- bos_token + '[INST] ' + content.strip() + ' [/INST]' -}}"
+    "{%- else -%}{{- ' ' + content.strip() + ' ' + eos_token -}}{%- endif -%}"
+    "{%- endfor -%}"
+)
+LLAMA3 = (
+    "{{- bos_token -}}"
+    "{%- if not date_string is defined -%}"
+    "{%- if strftime_now is defined -%}{%- set date_string = strftime_now('%d %b %Y') -%}"
+    "{%- else -%}{%- set date_string = '26 Jul 2024' -%}{%- endif -%}{%- endif -%}"
+    "{%- if messages[0]['role'] == 'system' -%}"
+    "{%- set system_message = messages[0]['content'] | trim -%}{%- set turns = messages[1:] -%}"
+    "{%- else -%}{%- set system_message = '' -%}{%- set turns = messages -%}{%- endif -%}"
+    "{{- '<|start_header_id|>system<|end_header_id|>\\n\\n' -}}"
+    "{{- 'Cutting Knowledge Date: December 2023\\nToday Date: ' + date_string + '\\n\\n' -}}"
+    "{{- system_message + '<|eot_id|>' -}}"
+    "{%- for message in turns -%}"
+    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' -}}"
+    "{{- (message['content'] | trim) + '<|eot_id|>' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}"
+    "{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}{%- endif -%}"
+)
+MISTRAL_V1 = (
+    "{{- bos_token -}}{%- for message in messages -%}" + ALTERNATE + "{%- if message['role'] == 'user' -%}"
+    "{{- '[INST] ' + message['content'] + ' [/INST]' -}}"
+    "{%- else -%}{{- message['content'] + eos_token + ' ' -}}{%- endif -%}"
+    "{%- endfor -%}"
+)
+MISTRAL_V3 = (
+    "{%- if messages[0]['role'] == 'system' -%}"
+    "{%- set system_message = messages[0]['content'] -%}{%- set turns = messages[1:] -%}"
+    "{%- else -%}{%- set turns = messages -%}{%- endif -%}"
+    "{{- bos_token -}}{%- for message in turns -%}" + ALTERNATE + "{%- if message['role'] == 'user' -%}"
+    "{%- if loop.first and system_message is defined -%}"
+    "{{- '[INST] ' + system_message + '\\n\\n' + message['content'] + '[/INST]' -}}"
+    "{%- else -%}{{- '[INST] ' + message['content'] + '[/INST]' -}}{%- endif -%}"
+    "{%- else -%}{{- ' ' + message['content'] + eos_token -}}{%- endif -%}"
+    "{%- endfor -%}"
+)
+CHATML = (
+    "{%- for message in messages -%}"
+    "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+)
+GEMMA = (
+    "{{- bos_token -}}" + RAISE_ON_SYSTEM + "{%- for message in messages -%}" + ALTERNATE +
+    "{%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}"
+    "{{- '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<start_of_turn>model\\n' -}}{%- endif -%}"
+)
+PHI3 = (
+    "{%- for message in messages -%}"
+    "{{- '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- endif -%}"
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A tokenizer and what is known of its structure.
+
+    Attributes:
+        name: of the family.
+        tokenizer: small and trained, with the family's chat template.
+        prefix: the segments (text between control tokens) that the tokenizer puts a space before:
+            `segment` every one, `first` the one that begins the text, `none` no one.
+        system: whether the template takes a system message.
+        special: literals of the tokens marked special.
+        added: literals of other added tokens.
+        spaces: literals of added tokens that are runs of white space.
+        bytes_level: pieces are bytes; else they are text with `▁` for a space.
+    """
+
+    name: str
+    tokenizer: PreTrainedTokenizerFast
+    prefix: str
+    system: bool
+    special: tuple[str, ...]
+    added: tuple[str, ...] = ()
+    spaces: tuple[str, ...] = ()
+    bytes_level: bool = False
+
+    @property
+    def literals(self) -> tuple[str, ...]:
+        return self.special + self.added
+
+    @cached_property
+    def control_ids(self) -> dict[int, str]:
+        """Literal by id, of special and added tokens, white space excepted."""
+        return {self.tokenizer.convert_tokens_to_ids(one): one for one in self.literals}
+
+    def controls(self, ids: Sequence[int]) -> list[str]:
+        """The sequence of control tokens among ids."""
+        return [self.control_ids[one] for one in ids if one in self.control_ids]
+
+    def render(self, messages: list[dict[str, str]], generation: bool) -> str:
+        """The library's own rendering, on the day that the project pins."""
+        text: str = self.tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=generation,
+            date_string=PINNED,
+        )
+        return text
+
+    def library_ids(self, text: str) -> list[int]:
+        """The library's own ids of a text, control literals read as control tokens."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def text_of(self, ids: Sequence[int], *, continues: bool = False) -> str:
+        """The text of ids, for ids that begin a text or continue one within a segment."""
+        text, segment, first = "", [], True
+        for one in [*ids, None]:
+            if one is not None and one not in self.control_ids:
+                segment.append(self.tokenizer.convert_ids_to_tokens(one))
+                continue
+            prefixed = self.prefix == "segment" or (self.prefix == "first" and first)
+            text += self._join(segment, prefixed and not (first and continues))
+            text += "" if one is None else self.control_ids[one]
+            segment, first = [], False
+        return text
+
+    def _join(self, pieces: Sequence[str], prefixed: bool) -> str:
+        if self.bytes_level:
+            letters = _letters_of_bytes()
+            return bytes(letters[char] for piece in pieces for char in piece).decode()
+        raw = b"".join(
+            bytes([int(piece[3:5], 16)])
+            if len(piece) == 6 and piece.startswith("<0x")
+            else piece.replace("▁", " ").encode()
+            for piece in pieces
+        )
+        return raw.decode().removeprefix(" ") if prefixed else raw.decode()
+
+
+@cache
+def family(name: str) -> Family:
+    """A family by name, trained once."""
+    return MAKERS[name]()
+
+
+def with_template(one: Family, template: str | None, **changes: Any) -> PreTrainedTokenizerFast:
+    """A copy of a family's tokenizer with another template, or other special tokens."""
+    names = {key: str(value) for key, value in one.tokenizer.special_tokens_map.items()}
+    names = {key: value for key, value in names.items() if key.endswith("_token")}
+    names |= changes
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(one.tokenizer.backend_tokenizer.to_str()),
+        chat_template=template,
+        **{key: value for key, value in names.items() if value is not None},
+    )
+
+
+def _llama2() -> Family:
+    special = ("<unk>", "<s>", "</s>")
+    tokenizer = _pieces(special, "prepend")
+    _begin_with(tokenizer, "<s>")
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    return Family("llama2", _wrap(tokenizer, LLAMA2, names), "segment", True, special)
+
+
+def _llama3() -> Family:
+    special = (
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eot_id|>",
+        "<|python_tag|>",
+    )
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    tokenizer = _byte_level(pattern, models.BPE(ignore_merges=True))
+    tokenizer.add_special_tokens(_added(special, special=True))
+    _begin_with(tokenizer, "<|begin_of_text|>")
+    names = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
+    wrapped = _wrap(tokenizer, LLAMA3, names)
+    return Family("llama3", wrapped, "none", True, special, bytes_level=True)
+
+
+def _mistral_v1() -> Family:
+    special = ("<unk>", "<s>", "</s>")
+    tokenizer = _pieces(special, "prepend")
+    _begin_with(tokenizer, "<s>")
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    return Family("mistral_v1", _wrap(tokenizer, MISTRAL_V1, names), "segment", False, special)
+
+
+def _mistral_v3() -> Family:
+    special = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]")
+    tokenizer = _pieces(special, "metaspace")
+    _begin_with(tokenizer, "<s>")
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    return Family("mistral_v3", _wrap(tokenizer, MISTRAL_V3, names), "first", True, special)
+
+
+def _qwen() -> Family:
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    added = ("<think>", "</think>", "<tool_call>")
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    tokenizer = _byte_level(pattern, models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.add_special_tokens(_added(special, special=True))
+    tokenizer.add_tokens(_added(added, special=False))
+    names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    wrapped = _wrap(tokenizer, CHATML, names)
+    return Family("qwen", wrapped, "none", True, special, added, bytes_level=True)
+
+
+def _gemma() -> Family:
+    special = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
+    added = ("<mask>", "<unused0>", "<h1>")
+    spaces = ("\n\n", "\n\n\n", "▁▁", "▁▁▁", "▁▁▁▁")
+    tokenizer = _pieces(special, "replace", added, spaces)
+    _begin_with(tokenizer, "<bos>")
+    names = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    wrapped = _wrap(tokenizer, GEMMA, names)
+    return Family("gemma", wrapped, "none", False, special, added, spaces)
+
+
+def _hermes() -> Family:
+    """ChatML marks added behind a Llama-2 vocabulary, as fine-tunes of Mistral have them."""
+    special = ("<unk>", "<s>", "</s>", "<|im_end|>", "<|im_start|>")
+    tokenizer = _pieces(special[:3], "prepend")
+    tokenizer.add_special_tokens(_added(special[3:], special=True))
+    _begin_with(tokenizer, "<s>")
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "<|im_end|>"}
+    return Family("hermes", _wrap(tokenizer, CHATML, names), "segment", True, special)
+
+
+def _phi3() -> Family:
+    """A Llama-2 vocabulary with marks that swallow the white space after them."""
+    marks = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")
+    tokenizer = _pieces(("<unk>", "<s>", "</s>"), "prepend")
+    tokenizer.add_special_tokens(_added(marks, special=True, rstrip=True))
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "<|endoftext|>"}
+    special = ("<unk>", "<s>", "</s>", *marks)
+    return Family("phi3", _wrap(tokenizer, PHI3, names), "segment", True, special)
+
+
+MAKERS = {
+    "llama2": _llama2,
+    "llama3": _llama3,
+    "mistral_v1": _mistral_v1,
+    "mistral_v3": _mistral_v3,
+    "qwen": _qwen,
+    "gemma": _gemma,
+    "hermes": _hermes,
+    "phi3": _phi3,
+}
+FAMILIES = ("llama2", "llama3", "mistral_v1", "mistral_v3", "qwen", "gemma")
+"""The six families; `hermes` and `phi3` mix their structures."""
+
+
+def _pieces(
+    special: Sequence[str], space: str, added: Sequence[str] = (), spaces: Sequence[str] = ()
+) -> Tokenizer:
+    """Like SentencePiece BPE with byte fallback; its merges can even make `<s>` and `<h1>`.
+
+    `space` says who turns a space into `▁`: a normalizer that also begins every segment with one
+    (`prepend`), one that does not (`replace`), or a pre-tokenizer (`metaspace`).
+    """
+    learner = Tokenizer(models.BPE())
+    learner.normalizer = normalizers.Replace(" ", "▁")
+    learner.pre_tokenizer = pre_tokenizers.Split(Regex(WORDS), "isolated")
+    learned = _learn(learner, [f" {text}" for text in TEXTS], 420)
+    own = [("▁", "▁"), ("▁▁", "▁"), ("▁▁", "▁▁"), ("s", ">"), ("<", "s>"), ("</", "s>")]
+    own += [("\n", "\n"), ("\n\n", "\n"), ("h", "1"), ("h1", ">"), ("<", "h1>")]
+    merges = list(dict.fromkeys([*map(tuple, learned["merges"]), ("<", "/"), *own]))
+    first = [*special, *added, *spaces, *(f"<0x{byte:02X}>" for byte in range(256))]
+    letters = sorted({char for text in TEXTS for char in text.replace(" ", "▁")})
+    made = [left + right for left, right in merges]
+    vocab: dict[str, int] = {}
+    for piece in [*first, *letters, *learned["vocab"], *made]:
+        vocab.setdefault(piece, len(vocab))
+    model = models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    if space == "metaspace":
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
+    else:
+        replace = normalizers.Replace(" ", "▁")
+        prepend = normalizers.Sequence([normalizers.Prepend("▁"), replace])
+        tokenizer.normalizer = prepend if space == "prepend" else replace
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    tokenizer.add_special_tokens(_added(special, special=True))
+    tokenizer.add_tokens(_added([*added, *spaces], special=False))
+    return tokenizer
+
+
+def _byte_level(pattern: str, model: models.BPE) -> Tokenizer:
+    """Byte-level BPE behind a splitting pattern; control tokens come after the vocabulary."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    learned = _learn(tokenizer, TEXTS, 600, pre_tokenizers.ByteLevel.alphabet())
+    model = models.BPE(
+        learned["vocab"],
+        [tuple(pair) for pair in learned["merges"]],
+        ignore_merges=model.ignore_merges,
+    )
+    tokenizer.model = model
+    return tokenizer
+
+
+def _learn(
+    learner: Tokenizer, texts: Sequence[str], size: int, alphabet: Sequence[str] = ()
+) -> dict[str, Any]:
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, initial_alphabet=list(alphabet), show_progress=False
+    )
+    learner.train_from_iterator(texts, trainer)
+    state: dict[str, Any] = json.loads(learner.to_str())["model"]
+    return state
+
+
+def _added(literals: Sequence[str], *, special: bool, rstrip: bool = False) -> list[AddedToken]:
+    return [
+        AddedToken(text, special=special, normalized=False, rstrip=rstrip) for text in literals
+    ]
+
+
+def _begin_with(tokenizer: Tokenizer, bos: str) -> None:
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+    )
+
+
+def _wrap(tokenizer: Tokenizer, template: str, names: dict[str, str]) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template, **names)
+
+
+@cache
+def _letters_of_bytes() -> dict[str, int]:
+    """The byte behind each letter of a byte-level vocabulary (GPT-2's table)."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    letters = {chr(byte): byte for byte in shown}
+    return letters | {chr(256 + index): byte for index, byte in enumerate(hidden)}
