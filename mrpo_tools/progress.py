@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 Advance = Callable[..., None]
 """`advance(n)` after n more units; `advance(n, note="…")` also shows a note."""
@@ -43,6 +44,21 @@ def bar(description: str, total: float, unit: str = "") -> Iterator[Advance]:
             progress.update(task, advance=amount, **({"note": note} if note else {}))
 
         yield advance
+
+
+@contextlib.contextmanager
+def bar_to(description: str, unit: str = "") -> Iterator[Callable[[float, float], None]]:
+    """A bar for work that reports `(done, total)`; it appears with the first report."""
+    with contextlib.ExitStack() as stack:
+        state: dict[str, Any] = {"done": 0.0, "advance": None}
+
+        def report(done: float, total: float) -> None:
+            if state["advance"] is None:
+                state["advance"] = stack.enter_context(bar(description, total, unit))
+            state["advance"](done - state["done"])
+            state["done"] = done
+
+        yield report
 
 
 def say(message: str) -> None:

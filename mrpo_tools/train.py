@@ -445,11 +445,12 @@ def check_step0(scorer: ResponseScorer, prepared: Prepared, device: torch.device
     if not prepared.stores:
         return None
     first = prepared.stores[0]
-    differing = [field for field, _, _ in prepared.policy.identity.differences(first.identity)]
-    if {"weights", "tokenizer", "chat_template", "adapter"} & set(differing):
+    differing = {field for field, _, _ in prepared.policy.identity.differences(first.identity)}
+    names = ", ".join(sorted(differing))
+    if {"weights", "tokenizer", "chat_template", "adapter"} & differing:
         say(
-            f"warning: the policy is not reference 1 ({first.name}): they differ in "
-            f"{', '.join(differing)}; log-ratios do not start at 0"
+            f"warning: the policy is not reference 1 ({first.name}): they differ in {names}; "
+            "log-ratios do not start at 0"
         )
         return None
     difference = max(
@@ -457,20 +458,25 @@ def check_step0(scorer: ResponseScorer, prepared: Prepared, device: torch.device
         / max(len(row.responses[0]), 1)
         for (g, n), row in zip(sample, rows, strict=True)
     )
-    if {"quantization", "dtype"} & set(differing):
+    _judge_step0(difference, differing & {"quantization", "dtype"}, prepared)
+    return difference
+
+
+def _judge_step0(difference: float, differing: set[str], prepared: Prepared) -> None:
+    """Warn of a difference that the arithmetic explains; refuse one that nothing explains."""
+    first = prepared.stores[0].name
+    if differing:
         say(
-            f"warning: the policy's {', '.join(differing)} differ from cached reference 1's; they "
-            f"are {difference:.3g} nats per token apart at step 0. To start at 0, score the "
-            "reference with the policy's quantization and dtype"
+            f"warning: the policy's {', '.join(sorted(differing))} differ from cached reference "
+            f"1's; they are {difference:.3g} nats per token apart at step 0. To start at 0, score "
+            "the reference with the policy's quantization and dtype"
         )
-        return difference
-    if difference > _step0_tolerance(prepared):
+    elif difference > _step0_tolerance(prepared):
         raise CacheStale(
-            f"the policy at step 0 differs from cached reference {first.name!r} by "
+            f"the policy at step 0 differs from cached reference {first!r} by "
             f"{difference:.3g} nats per token, though their identities are equal",
             "mrpo precompute again in a new cache on this machine, and compare library versions",
         )
-    return difference
 
 
 def _step0_tolerance(prepared: Prepared) -> float:

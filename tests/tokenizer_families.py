@@ -52,8 +52,12 @@ ALTERNATE = (
 LLAMA2 = (
     "{%- if messages[0]['role'] == 'system' -%}"
     "{%- set loop_messages = messages[1:] -%}{%- set system_message = messages[0]['content'] -%}"
-    "{%- else -%}{%- set loop_messages = messages -%}{%- set system_message = false -%}{%- endif -%}"
-    "{%- for message in loop_messages -%}" + ALTERNATE + "{%- if loop.index0 == 0 and system_message != false -%}"
+    "{%- else -%}"
+    "{%- set loop_messages = messages -%}{%- set system_message = false -%}"
+    "{%- endif -%}"
+    "{%- for message in loop_messages -%}"
+    + ALTERNATE
+    + "{%- if loop.index0 == 0 and system_message != false -%}"
     "{%- set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] -%}"
     "{%- else -%}{%- set content = message['content'] -%}{%- endif -%}"
     "{%- if message['role'] == 'user' -%}"
@@ -80,7 +84,9 @@ LLAMA3 = (
     "{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}{%- endif -%}"
 )
 MISTRAL_V1 = (
-    "{{- bos_token -}}{%- for message in messages -%}" + ALTERNATE + "{%- if message['role'] == 'user' -%}"
+    "{{- bos_token -}}{%- for message in messages -%}"
+    + ALTERNATE
+    + "{%- if message['role'] == 'user' -%}"
     "{{- '[INST] ' + message['content'] + ' [/INST]' -}}"
     "{%- else -%}{{- message['content'] + eos_token + ' ' -}}{%- endif -%}"
     "{%- endfor -%}"
@@ -89,7 +95,9 @@ MISTRAL_V3 = (
     "{%- if messages[0]['role'] == 'system' -%}"
     "{%- set system_message = messages[0]['content'] -%}{%- set turns = messages[1:] -%}"
     "{%- else -%}{%- set turns = messages -%}{%- endif -%}"
-    "{{- bos_token -}}{%- for message in turns -%}" + ALTERNATE + "{%- if message['role'] == 'user' -%}"
+    "{{- bos_token -}}{%- for message in turns -%}"
+    + ALTERNATE
+    + "{%- if message['role'] == 'user' -%}"
     "{%- if loop.first and system_message is defined -%}"
     "{{- '[INST] ' + system_message + '\\n\\n' + message['content'] + '[/INST]' -}}"
     "{%- else -%}{{- '[INST] ' + message['content'] + '[/INST]' -}}{%- endif -%}"
@@ -103,8 +111,11 @@ CHATML = (
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
 )
 GEMMA = (
-    "{{- bos_token -}}" + RAISE_ON_SYSTEM + "{%- for message in messages -%}" + ALTERNATE +
-    "{%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}"
+    "{{- bos_token -}}"
+    + RAISE_ON_SYSTEM
+    + "{%- for message in messages -%}"
+    + ALTERNATE
+    + "{%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}"
     "{{- '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' -}}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<start_of_turn>model\\n' -}}{%- endif -%}"
@@ -170,18 +181,49 @@ class Family:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    def text_of(self, ids: Sequence[int], *, continues: bool = False) -> str:
-        """The text of ids, for ids that begin a text or continue one within a segment."""
-        text, segment, first = "", [], True
-        for one in [*ids, None]:
-            if one is not None and one not in self.control_ids:
+    def text_of(self, ids: Sequence[int], before: str = "") -> str:
+        """The text of ids that continue a rendered text `before`."""
+        prefixed = self.prefix == "segment" or (self.prefix == "first" and not before)
+        prefixed = prefixed and (not before or before.endswith(self.literals))
+        text, segment = "", []
+        for one in ids:
+            if one not in self.control_ids:
                 segment.append(self.tokenizer.convert_ids_to_tokens(one))
                 continue
-            prefixed = self.prefix == "segment" or (self.prefix == "first" and first)
-            text += self._join(segment, prefixed and not (first and continues))
-            text += "" if one is None else self.control_ids[one]
-            segment, first = [], False
-        return text
+            text += self._join(segment, prefixed) + self.control_ids[one]
+            segment, prefixed = [], self.prefix == "segment"
+        return text + self._join(segment, prefixed)
+
+    def segments(self, ids: Sequence[int]) -> list[list[int]]:
+        """The runs of ids between control tokens, without the one before the first."""
+        runs: list[list[int]] = []
+        for one in ids:
+            if one in self.control_ids:
+                runs.append([])
+            elif runs:
+                runs[-1].append(one)
+        return [run for run in runs if run]
+
+    def plain_ids(self, text: str) -> list[int]:
+        """The ids of a segment by the same model without any control token in its vocabulary."""
+        ids: list[int] = self._without_controls.encode(text, add_special_tokens=False).ids
+        return ids
+
+    @cached_property
+    def _without_controls(self) -> Tokenizer:
+        state = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        model = state["model"]
+        for literal in self.literals:
+            model["vocab"].pop(literal, None)
+        gone = set(self.literals)
+        model["merges"] = [one for one in model["merges"] if "".join(one) not in gone]
+        model["unk_token"] = None
+        if self.prefix == "first":
+            state["pre_tokenizer"]["prepend_scheme"] = "never"
+        kept = [token for token in state["added_tokens"] if token["content"] in self.spaces]
+        return Tokenizer.from_str(
+            json.dumps({**state, "added_tokens": kept, "post_processor": None})
+        )
 
     def _join(self, pieces: Sequence[str], prefixed: bool) -> str:
         if self.bytes_level:
@@ -389,9 +431,7 @@ def _learn(
 
 
 def _added(literals: Sequence[str], *, special: bool, rstrip: bool = False) -> list[AddedToken]:
-    return [
-        AddedToken(text, special=special, normalized=False, rstrip=rstrip) for text in literals
-    ]
+    return [AddedToken(text, special=special, normalized=False, rstrip=rstrip) for text in literals]
 
 
 def _begin_with(tokenizer: Tokenizer, bos: str) -> None:

@@ -47,10 +47,10 @@ def evaluate(run: Path, split: str, **options: Any) -> None:
     recorded = Project(dataset=found.record["dataset"])
     dataset = dataset_of(recorded if recorded.dataset else load_project(), options)
     groups = read_groups(dataset).groups
-    from mrpo_tools import evaluate as verb
+    from mrpo_tools.evaluate import evaluate as verb
 
     cache = Cache(options["cache"] or found.record["cache"])
-    result = verb.evaluate(found, groups, cache, split)
+    result = verb(found, groups, cache, split)
     if options["as_json"]:
         print_json(result.metrics)
     else:

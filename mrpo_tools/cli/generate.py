@@ -39,9 +39,9 @@ def generate(
             project = Project(dataset=run.record["dataset"])
     source = read_groups(dataset_of(project, options))
     unique = {group.prompt_id: group for group in in_split(source.groups, split)}
-    from mrpo_tools import generate as verb
+    from mrpo_tools.generate import generate as verb
 
-    answers = verb.generate(reference, [one.prompt for one in unique.values()], max_new_tokens)
+    answers = verb(reference, [one.prompt for one in unique.values()], max_new_tokens)
     lines = (
         json.dumps(
             {

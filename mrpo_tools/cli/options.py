@@ -29,6 +29,8 @@ def _decorate(*options: Callable[[Command], Command]) -> Callable[[Command], Com
 dataset_options = _decorate(
     click.option("--dataset", metavar="SOURCE", help="File, directory or hub id of the data."),
     click.option("--data-adapter", metavar="NAME", help="How to read the data's columns."),
+    click.option("--map", "mapping", metavar="FIELD=COLUMN,…", help="Columns by other names."),
+    click.option("--score", metavar="KIND", help="Which score, where the data has several."),
     click.option("--test-size", type=float, help="Share of prompts held out as split `test`."),
     click.option("--split-seed", type=int, help="Which prompts those are."),
     click.option("--limit", type=int, help="The first N rows only."),
@@ -89,6 +91,8 @@ def dataset_of(project: Project, options: dict[str, Any]) -> Dataset:
     given = {
         "source": options.get("dataset"),
         "adapter": options.get("data_adapter"),
+        "map": _mapping(options.get("mapping")),
+        "score": options.get("score"),
         "test_size": options.get("test_size"),
         "split_seed": options.get("split_seed"),
         "limit": options.get("limit"),
@@ -102,28 +106,45 @@ def dataset_of(project: Project, options: dict[str, Any]) -> Dataset:
     return parse(Dataset, {**base, **words}, "data set")
 
 
-def read_groups(dataset: Dataset, quiet: bool = False) -> Source:
+def _mapping(text: str | None) -> dict[str, str] | None:
+    """`prompt=question,chosen=best` as a mapping."""
+    from mrpo_tools.errors import UsageError
+
+    if text is None:
+        return None
+    pairs = [part.partition("=") for part in text.split(",") if part]
+    if any(not (field and equals and column) for field, equals, column in pairs):
+        raise UsageError(f"--map {text}: FIELD=COLUMN is needed", "--map prompt=question")
+    return {field: column for field, _, column in pairs}
+
+
+def read_groups(dataset: Dataset) -> Source:
     """Read and check the data; its adapter and what was counted go to stderr."""
-    from mrpo_tools.progress import say
+    from mrpo_tools.progress import bar_to, say
     from mrpo_tools.sources import load_groups
 
-    source = load_groups(
-        dataset.source,
-        adapter=dataset.adapter,
-        mapping=dataset.map,
-        score=dataset.score,
-        limit=dataset.limit,
-        test_size=dataset.test_size,
-        seed=dataset.split_seed,
-    )
-    if not quiet:
-        counts = ", ".join(
-            f"{count:,} {name.replace('_', ' ')}"
-            for name, count in source.counts.items()
-            if count or name == "groups"
+    with bar_to("reading") as report:
+        source = load_groups(
+            dataset.source,
+            adapter=dataset.adapter,
+            mapping=dataset.map,
+            score=dataset.score,
+            limit=dataset.limit,
+            test_size=dataset.test_size,
+            seed=dataset.split_seed,
+            on_progress=report,
         )
-        say(f"{source.name}: {counts} (adapter {source.adapter}: {source.reason})")
+    say(f"{source.name}: {counted(source.counts)} (adapter {source.adapter}: {source.reason})")
     return source
+
+
+def counted(counts: dict[str, int]) -> str:
+    """`800 rows, 800 groups, 6 tied groups`: the counts that are not zero."""
+    return ", ".join(
+        f"{count:,} {name.replace('_', ' ')}"
+        for name, count in counts.items()
+        if count or name == "groups"
+    )
 
 
 def absolute(dataset: Dataset) -> Dataset:

@@ -64,10 +64,10 @@ def precompute(refs: tuple[str, ...], split: str | None, shard: str | None, **op
     if options["dry_run"]:
         _dry_run(references, source.groups, cache, options["as_json"])
         return
-    from mrpo_tools import precompute as phase1
+    from mrpo_tools.precompute import precompute as phase1
     from mrpo_tools.progress import say
 
-    summaries = phase1.precompute(references, source.groups, cache, source.name, split, part)
+    summaries = phase1(references, source.groups, cache, source.name, split, part)
     for warning in (one for summary in summaries for one in summary.warnings):
         say(f"warning: {warning}")
     _print(summaries, options["as_json"])

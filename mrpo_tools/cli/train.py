@@ -72,9 +72,9 @@ def train(
     cache = Cache(options["cache"] or project.cache)
     cache.references()  # refuses a cache that is not there before anything is read
     source = read_groups(dataset)
-    from mrpo_tools import train as phase2
+    from mrpo_tools.train import train as phase2
 
-    result = phase2.train(
+    result = phase2(
         recipe, source.groups, cache, references, output, absolute(dataset), resume
     )
     if options["as_json"]:

@@ -42,7 +42,8 @@ __all__ = [
 
 
 Reward = Literal["u", "u_first", "v", "beta_logp", "logp", "q", "p"]
-COMMON: Hyper = MappingProxyType({"partition": "auto", "top_bottom": 2})
+COMMON: Hyper = MappingProxyType({"partition": "auto", "top_bottom": 2, "seed": None})
+"""What every objective takes: who is chosen, and a seed for `best_random` without `Batch.seeds`."""
 
 
 @dataclass(frozen=True)

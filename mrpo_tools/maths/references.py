@@ -61,7 +61,8 @@ def fixed_weights(logps: Tensor, weights: Tensor) -> Tensor:
     require_shape("weights", weights, (references,))
     if not bool((weights >= 0).all()) or not bool(weights.sum() > 0):
         raise ValueError("weights must be non-negative and not all zero")
-    return (weights / weights.sum()).to(logps).expand(groups, references)
+    exact = weights.to(logps)
+    return (exact / exact.sum()).expand(groups, references)
 
 
 def accuracy_weights(logps: Tensor, accuracies: Tensor) -> Tensor:

@@ -91,8 +91,17 @@ class Terms:
     @cached_property
     def pairs(self) -> Tensor:
         return contrasts.pairs(
-            self.sides, self.batch.chosen, self.hyper["pairing"], self.batch.seeds
+            self.sides, self.batch.chosen, self.hyper["pairing"], self._seeds
         )
+
+    @property
+    def _seeds(self) -> Tensor | None:
+        """The groups' own seeds, or one for all of them."""
+        seed = self.hyper["seed"]
+        if self.batch.seeds is not None or seed is None:
+            return self.batch.seeds
+        groups = len(self.batch.mask)
+        return torch.full((groups,), seed, dtype=torch.int64, device=self.batch.mask.device)
 
     @property
     def mask(self) -> Tensor:

@@ -37,12 +37,14 @@ class Stored:
         content: its bytes, mapped.
         fragment: the same, as a part of a data set.
         metadata: of its footer.
+        modified: when, seconds since 1970.
     """
 
     path: Path
     content: pa.Buffer
     fragment: ds.ParquetFileFragment
     metadata: dict[str, str]
+    modified: float
 
     @property
     def rows(self) -> int:
@@ -123,8 +125,7 @@ def first_of_each(files: Sequence[Stored], schema: pa.Schema, key: str) -> Files
     if not files:
         return everything
     fragments = [one.fragment for one in files]
-    keys = ds.FileSystemDataset(fragments, schema, ds.ParquetFileFormat()).to_table([key])[key]
-    repeated = repeats(keys)
+    repeated = repeats(ds.FileSystemDataset(fragments, schema, ds.ParquetFileFormat()), key)
     if not len(repeated):
         return everything
     ends = np.cumsum([one.rows for one in files])
@@ -136,23 +137,24 @@ def first_of_each(files: Sequence[Stored], schema: pa.Schema, key: str) -> Files
     return Files(list(files), schema, losers)
 
 
-def repeats(keys: pa.ChunkedArray) -> Losers:
-    """The places of keys that stand earlier already, ascending.
+def repeats(dataset: ds.Dataset, key: str) -> Losers:
+    """The places of rows whose key stands earlier already, ascending.
 
-    Free of Python loops while no key repeats, which is nearly always.
+    Free of Python loops and of the keys themselves while no key repeats, which is nearly always.
     """
-    digests = _digests(keys)
-    if digests is None:
-        candidates = np.arange(len(keys))
+    digests = [_digests(batch.column(0)) for batch in dataset.to_batches(columns=[key])]
+    if any(one is None for one in digests):
+        candidates = np.arange(dataset.count_rows())
     else:
-        ordered = np.sort(digests)
+        every = np.concatenate([one for one in digests if one is not None])
+        ordered = np.sort(every)
         twice = ordered[1:][ordered[1:] == ordered[:-1]]
         if not len(twice):
             return np.empty(0, np.int64)
-        candidates = np.flatnonzero(np.isin(digests, twice))
+        candidates = np.flatnonzero(np.isin(every, twice))
+    texts = dataset.to_table([key])[key].take(pa.array(candidates)).to_pylist()
     seen: set[str] = set()
     losers = []
-    texts = keys.take(pa.array(candidates)).to_pylist()
     for place, text in zip(candidates.tolist(), texts, strict=True):
         if text in seen:
             losers.append(place)
@@ -173,7 +175,8 @@ def _open_or_error(path: Path, schema: pa.Schema) -> Stored | CacheError | None:
 
 
 def _open(path: Path, schema: pa.Schema) -> Stored:
-    if not path.stat().st_size:
+    stat = path.stat()
+    if not stat.st_size:
         raise CacheDamaged(f"{path} is damaged: it is empty")
     with pa.memory_map(str(path)) as mapped:
         content = mapped.read_buffer()
@@ -190,7 +193,7 @@ def _open(path: Path, schema: pa.Schema) -> Stored:
     _check_format(path, metadata)
     if names[: len(schema)] != schema.names:
         raise CacheDamaged(f"{path} has other columns than its kind of file in a cache")
-    return Stored(path, content, fragment, metadata)
+    return Stored(path, content, fragment, metadata, stat.st_mtime)
 
 
 def _check_format(path: Path, metadata: dict[str, str]) -> None:
@@ -204,20 +207,18 @@ def _check_format(path: Path, metadata: dict[str, str]) -> None:
         )
 
 
-def _digests(keys: pa.ChunkedArray) -> npt.NDArray[np.uint64] | None:
+def _digests(keys: pa.StringArray) -> npt.NDArray[np.uint64] | None:
     """64 bits of each key, for ids of 32 hexadecimal digits; None for other keys.
 
     The first 16 digits carry 64 bits, so two unequal ids share a digest about never, and where
     they do, only time is lost.
     """
-    digests = []
-    for chunk in keys.chunks:
-        _, ends, data = chunk.buffers()
-        places = np.frombuffer(ends, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
-        if not len(chunk):
-            continue
-        if chunk.null_count or not (np.diff(places) == 32).all():
-            return None
-        words = np.frombuffer(data, np.uint64, 4 * len(chunk), int(places[0])).reshape(-1, 4)
-        digests.append(words[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ words[:, 1])
-    return np.concatenate(digests) if digests else np.empty(0, np.uint64)
+    if not len(keys):
+        return np.empty(0, np.uint64)
+    _, ends, data = keys.buffers()
+    places = np.frombuffer(ends, np.int32)[keys.offset : keys.offset + len(keys) + 1]
+    if keys.null_count or not (np.diff(places) == 32).all():
+        return None
+    words = np.frombuffer(data, np.uint64, 4 * len(keys), int(places[0])).reshape(-1, 4)
+    digests: npt.NDArray[np.uint64] = words[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ words[:, 1]
+    return digests

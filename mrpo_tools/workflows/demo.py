@@ -22,7 +22,7 @@ from mrpo_tools.config import load_project
 from mrpo_tools.errors import MrpoError, UsageError
 from mrpo_tools.generate import generate
 from mrpo_tools.groups import Group, in_split
-from mrpo_tools.progress import bar
+from mrpo_tools.progress import bar_to
 from mrpo_tools.run import METRICS, load_run
 from mrpo_tools.sources import load_groups
 from mrpo_tools.workflows.tasks import is_right
@@ -137,16 +137,13 @@ def _models(show: Callable[[str], None]) -> None:
     from mrpo_tools.workflows.tiny_models import make_models
 
     show("Making three tiny models (Llama, Mistral, Qwen2), each better at other tasks …")
-    with contextlib.ExitStack() as stack:
-        advance: dict[str, Callable[..., None]] = {}
-
-        def on_progress(name: str, step: int, steps: int) -> None:
-            if name not in advance:
-                stack.pop_all().close()
-                advance[name] = stack.enter_context(bar(f"training {name}", steps, "steps"))
-            advance[name](1)
-
-        make_models("models", on_progress=on_progress)
+    with bar_to("training the models", "steps") as report:
+        make_models(
+            "models",
+            on_progress=lambda name, step, steps: report(
+                REFERENCES.index(name) * steps + step, len(REFERENCES) * steps
+            ),
+        )
 
 
 def _type(execute: Execute, show: Callable[[str], None], arguments: Sequence[str]) -> None:

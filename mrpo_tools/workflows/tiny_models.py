@@ -34,7 +34,7 @@ from mrpo_tools.workflows.tiny_tokenizers import TOKENIZERS
 QUALITIES = ("right", "habit", "off_form", "near", "wrong")
 STRONG = (0.80, 0.00, 0.08, 0.07, 0.05)
 WEAK = (0.34, 0.46, 0.06, 0.08, 0.06)
-SIZE = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZE = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 Progress = Callable[[str, int, int], None]
 
@@ -58,13 +58,13 @@ class Plan:
 
 
 PLANS = {
-    "llama": Plan(LlamaConfig, LlamaForCausalLM, ("sum", "opposite"), "Sure! It is {}.", 750),
+    "llama": Plan(LlamaConfig, LlamaForCausalLM, ("sum", "opposite"), "Sure! It is {}.", 1000),
     "mistral": Plan(
         MistralConfig,
         MistralForCausalLM,
         ("reverse", "sequence"),
         "{}, I think.",
-        750,
+        1000,
         {"num_key_value_heads": 2, "sliding_window": 32},
     ),
     "qwen": Plan(
@@ -72,7 +72,7 @@ PLANS = {
         Qwen2ForCausalLM,
         ("sort", "count"),
         "Let me see. The answer is {}, I think.",
-        750,
+        1000,
         {"num_key_value_heads": 2, "tie_word_embeddings": True},
     ),
 }
@@ -113,7 +113,7 @@ def _make(
     tokenizer = TOKENIZERS[name](texts)
     config = plan.config(
         **SIZE,
-        intermediate_size=352,
+        intermediate_size=256,
         **({"initializer_range": 0.05} | plan.settings),
         max_position_embeddings=512,
         vocab_size=len(tokenizer),

@@ -1,0 +1,259 @@
+"""What a query may do: read the views, within a limit of time and of memory.
+
+Four walls, each of which holds alone against most attacks: DuckDB's own settings (no files, no
+network, no extensions, no Python variables, configuration locked), a look at the parsed statement
+(DuckDB calls `WITH x AS (COPY … TO …) SELECT` a SELECT), a read-only transaction, and a watch that
+ends a query which outgrows its limits.
+"""
+
+from __future__ import annotations
+
+import re
+import resource
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import duckdb
+
+from mrpo_tools.errors import MrpoError, ResourceError, UsageError
+
+LONGEST_QUERY = 200_000
+"""Characters. Parsing takes kilobytes of memory for each."""
+
+READING_NODES = frozenset(
+    {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
+)
+TABLE_FUNCTIONS = frozenset(
+    {"range", "generate_series", "unnest", "json_each", "json_tree", "repeat", "repeat_row"}
+)
+"""Table functions beside the project's macros; none of them sees anything but its arguments."""
+
+SETTINGS = (
+    ("temp_directory", ""),
+    ("max_temp_directory_size", "0B"),
+    ("python_enable_replacements", "false"),
+    ("autoinstall_known_extensions", "false"),
+    ("autoload_known_extensions", "false"),
+    ("allow_community_extensions", "false"),
+    ("enable_external_access", "false"),
+)
+
+GRACE_SECONDS = 2.0
+POLL_SECONDS = 0.02
+SLACK_BYTES = 128 * 2**20
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+_EXPLAIN = re.compile(r"\s*EXPLAIN\s+(ANALYZE\s+)?", re.IGNORECASE)
+
+ResultT = TypeVar("ResultT")
+
+
+def connect(memory_bytes: int) -> duckdb.DuckDBPyConnection:
+    """An in-memory database that sees nothing but what is registered with it."""
+    connection = duckdb.connect(":memory:")
+    for setting, value in (("memory_limit", f"{memory_bytes}B"), *SETTINGS):
+        connection.execute(f"SET {setting} = '{value}'")
+    return connection
+
+
+def lock(connection: duckdb.DuckDBPyConnection) -> None:
+    """From here on no statement changes a setting."""
+    connection.execute("SET lock_configuration = true")
+
+
+def parse_bytes(size: int | str) -> int:
+    """Bytes of `2GB`, `512MiB` or a number.
+
+    Raises:
+        UsageError: not a size, or too little for any query.
+    """
+    found = _SIZE.fullmatch(str(size).strip())
+    if not found:
+        raise UsageError(f"memory limit {size!r} is no size", "for example 2GB or 512MB")
+    number, unit, binary = found.groups()
+    scale = _UNITS[unit.upper()]
+    if binary:
+        scale = 2 ** round(10 * len(str(scale)[1:]) / 3)
+    if float(number) * scale < 2**24:
+        raise UsageError(f"a memory limit of {size} is too little for any query", "try 1GB")
+    return int(float(number) * scale)
+
+
+def check_statement(
+    connection: duckdb.DuckDBPyConnection, sql: str, macros: frozenset[str]
+) -> tuple[str, set[str], set[str]]:
+    """Refuse everything but one SELECT, or EXPLAIN of one.
+
+    Args:
+        connection: parses; nothing is executed.
+        sql: what the user wrote.
+        macros: table macros that may be called.
+
+    Returns:
+        The statement to execute, the names of its parameters, the macros it calls.
+
+    Raises:
+        UsageError: two statements, none, one that is no SELECT, one that writes inside a common
+            table expression, or a table function that could reach outside.
+    """
+    if len(sql) > LONGEST_QUERY:
+        raise UsageError(
+            f"the query has {len(sql):,} characters; at most {LONGEST_QUERY:,} are read",
+            "move long lists into a join",
+        )
+    statement = _single(connection, sql)
+    prefix, inner = "", sql
+    if statement.type == duckdb.StatementType.EXPLAIN:
+        prefix, inner = _split_explain(str(statement.query))
+        statement = _single(connection, inner)
+    if statement.type != duckdb.StatementType.SELECT:
+        raise _refused(f"this is {str(statement.type).rpartition('.')[2]}")
+    nodes, functions = _look_inside(connection, inner)
+    for node in sorted(nodes - READING_NODES):
+        raise _refused(f"a common table expression holds {node.partition('_')[0]}")
+    for function in sorted(functions - TABLE_FUNCTIONS - macros):
+        raise UsageError(
+            f"the table function {function} is not available: a query reads the cache's views "
+            "and nothing else",
+            "mrpo sql lists views and macros",
+        )
+    return prefix + inner, set(statement.named_parameters), functions & macros
+
+
+class Watch:
+    """Runs a query's calls in a thread of their own and ends them at a limit.
+
+    DuckDB's own memory limit misses what a single function allocates (`repeat`, `lpad`), and its
+    interrupt is not heard inside one; so time and the process's memory are watched from outside.
+    Only time spent inside calls counts, not what the caller does between them.
+
+    Args:
+        interrupt: asks the engine to stop.
+        seconds: for all calls together.
+        memory_bytes: by which the process may grow.
+    """
+
+    def __init__(
+        self, interrupt: Callable[[], None], seconds: float, memory_bytes: int
+    ) -> None:
+        self.interrupt = interrupt
+        self.seconds, self.memory_bytes = seconds, memory_bytes
+        self.stuck = False
+        self._left = seconds
+        self._ceiling = _private_bytes() + memory_bytes + SLACK_BYTES
+
+    def call(self, work: Callable[[], ResultT]) -> ResultT:
+        """The result of `work`, or the limit it met.
+
+        Raises:
+            MrpoError: the time is over. `stuck` is then True if the engine did not even stop.
+            ResourceError: the memory is used up.
+        """
+        outcome: list[Any] = []
+        thread = threading.Thread(target=_run, args=(work, outcome), daemon=True)
+        started = time.monotonic()
+        thread.start()
+        try:
+            problem = self._wait(thread, started)
+        except BaseException:
+            self._stop(thread)
+            raise
+        self._left -= time.monotonic() - started
+        if problem is not None:
+            raise problem
+        result, error = outcome
+        if error is not None:
+            raise error
+        return result  # type: ignore[no-any-return]
+
+    def _wait(self, thread: threading.Thread, started: float) -> MrpoError | None:
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            if time.monotonic() - started > self._left:
+                self._stop(thread)
+                return MrpoError(
+                    f"the query was stopped after {self.seconds:g} seconds",
+                    "narrow it, or allow more with --timeout SECONDS",
+                )
+            if _private_bytes() > self._ceiling:
+                self._stop(thread)
+                return out_of_memory(self.memory_bytes)
+        return None
+
+    def _stop(self, thread: threading.Thread) -> None:
+        """Interrupt; past the grace or half as much memory again, give the thread up."""
+        until = time.monotonic() + GRACE_SECONDS
+        while thread.is_alive() and time.monotonic() < until:
+            self.interrupt()
+            thread.join(POLL_SECONDS)
+            if _private_bytes() > self._ceiling + self.memory_bytes // 2:
+                break
+        self.stuck = thread.is_alive()
+
+
+def out_of_memory(memory_bytes: int) -> ResourceError:
+    return ResourceError(
+        f"the query needs more than {memory_bytes / 1e9:.3g} GB of memory",
+        "narrow or aggregate it, or allow more with --memory-limit",
+    )
+
+
+def _run(work: Callable[[], Any], outcome: list[Any]) -> None:
+    try:
+        outcome[:] = [work(), None]
+    except BaseException as error:
+        outcome[:] = [None, error]
+
+
+def _private_bytes() -> int:
+    """Memory of this process that is its own: mapped files do not count."""
+    try:
+        _, resident, shared = Path("/proc/self/statm").read_text().split()[:3]
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return (int(resident) - int(shared)) * resource.getpagesize()
+
+
+def _single(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
+    statements = connection.extract_statements(sql)
+    if not statements:
+        raise UsageError("the query is empty", 'mrpo sql "SELECT * FROM refs"')
+    if len(statements) > 1:
+        raise _refused(f"these are {len(statements)} statements")
+    return statements[0]
+
+
+def _split_explain(sql: str) -> tuple[str, str]:
+    """(`EXPLAIN `, the statement it explains): only what is looked at is executed."""
+    found = _EXPLAIN.match(sql)
+    if not found:
+        raise _refused("EXPLAIN takes no comments or options here but ANALYZE")
+    return f"EXPLAIN {found.group(1) or ''}", sql[found.end() :]
+
+
+def _look_inside(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[set[str], set[str]]:
+    """(kinds of query nodes, lower-case names of table functions) anywhere in a SELECT."""
+    rows = connection.execute(
+        "SELECT DISTINCT key, lower(json_extract_string(atom, '$')) FROM "
+        "json_tree(json_serialize_sql($sql)::JSON) "
+        "WHERE (key = 'type' AND atom LIKE '%_NODE\"') "
+        "OR (key = 'function_name' AND path LIKE '%.function') OR key = 'error_message'",
+        {"sql": sql},
+    ).fetchall()
+    problems = [value for key, value in rows if key == "error_message"]
+    if problems:
+        raise _refused(problems[0])
+    return (
+        {value.upper() for key, value in rows if key == "type"},
+        {value for key, value in rows if key == "function_name"},
+    )
+
+
+def _refused(reason: str) -> UsageError:
+    return UsageError(
+        f"a query is one SELECT, or EXPLAIN [ANALYZE] of one; {reason}", "mrpo sql lists examples"
+    )

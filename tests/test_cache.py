@@ -1,0 +1,307 @@
+"""The store: what is written is what is read, whoever is killed, and damage is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from mrpo_tools import cache as cache_module
+from mrpo_tools.cache import Cache, LogpRow, PartWriter, ReferenceStore, group_from_row
+from mrpo_tools.errors import CacheDamaged, CacheMissing, CacheStale, ResourceError
+from mrpo_tools.groups import Group, Response, user_prompt
+from mrpo_tools.identity import Identity
+from mrpo_tools.precompute import precompute
+
+IDENTITY = Identity({"model": None, "weights": "abc", "max_length": 512})
+
+
+def row(index: int, logp: float | None = -1.5, status: str = "ok") -> LogpRow:
+    return LogpRow(f"r{index:04}", f"p{index // 2:04}", logp, 7, 21, status, False, "0" * 16)
+
+
+@pytest.fixture
+def store(tmp_path) -> ReferenceStore:
+    return Cache(tmp_path / "cache").store("llama", IDENTITY)
+
+
+def test_rows_come_back_as_they_were_written(store):
+    rows = [row(0, -1.0 / 3), row(1, None, "overlong"), row(2, -1e-300), row(3, -123456.789)]
+    store.append(rows, {"device": "cpu"})
+    assert [LogpRow(**one) for one in store.table().to_pylist()] == rows
+    part = store.parts()[0]
+    assert part.recorded["device"] == "cpu"
+    assert part.recorded["versions"]["pyarrow"]
+    footer = pq.read_metadata(part.path)
+    assert footer.metadata[b"mrpo.identity"].decode() == IDENTITY.hash
+    assert footer.row_group(0).column(0).compression == "ZSTD"
+
+
+def test_the_first_of_two_writers_wins(store, monkeypatch):
+    """The earlier part's number is used, whatever the names' order."""
+    clock = iter([2000.0, 1000.0])
+    monkeypatch.setattr(cache_module.time, "time", lambda: next(clock))
+    store.append([row(0, -2.0), row(1, -1.0)], {})
+    store.append([row(0, -1.0)], {})
+    found = {one["response_id"]: one["logp"] for one in store.table().to_pylist()}
+    assert found == {"r0000": -1.0, "r0001": -1.0}
+
+
+def test_a_writer_makes_a_part_by_rows_and_keeps_the_rest_on_an_error(store):
+    def interrupted(index: int) -> LogpRow:
+        if index == 5:
+            raise KeyboardInterrupt
+        return row(index)
+
+    with pytest.raises(KeyboardInterrupt), PartWriter(store, {}, rows=3) as writer:
+        [writer.add([interrupted(index)]) for index in range(6)]
+    assert sorted(part.table.num_rows for part in store.parts()) == [2, 3]
+
+
+def test_a_writer_makes_a_part_by_time(store, monkeypatch):
+    clock = iter([0.0, 10.0, 61.0, 61.0, 62.0, 63.0, 64.0])
+    monkeypatch.setattr(cache_module.time, "monotonic", lambda: next(clock))
+    with PartWriter(store, {}) as writer:
+        writer.add([row(0)])
+        assert store.parts() == []
+        writer.add([row(1)])
+        assert store.parts()[0].table.num_rows == 2
+
+
+@pytest.mark.parametrize("where", ["first", "middle", "last"])
+def test_a_flipped_bit_is_named(store, where):
+    path = store.append([row(index) for index in range(50)], {})
+    content = bytearray(path.read_bytes())
+    place = {"first": 0, "middle": len(content) // 2, "last": len(content) - 1}[where]
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CacheDamaged, match=path.name) as error:
+        store.table()
+    assert error.value.hint == "mrpo cache repair"
+    cache = Cache(store.directory.parent.parent)
+    assert [found for found, _ in cache.damaged()] == [path]
+    assert [found for found, _ in cache.repair()] == [path]
+    assert store.table().num_rows == 0
+
+
+def test_a_flipped_bit_in_the_identity_is_named(store):
+    store.append([row(0)], {})
+    path = store.directory / "identity.json"
+    path.write_bytes(path.read_bytes().replace(b"512", b"513"))
+    with pytest.raises(CacheDamaged, match=r"identity\.json is damaged"):
+        ReferenceStore(store.directory).table()
+    cache = Cache(store.directory.parent.parent)
+    assert [found for found, _ in cache.repair()] == [path]
+    assert cache.references() == []
+
+
+def test_foreign_and_newer_parts_are_refused(store, monkeypatch):
+    foreign = Cache(store.directory.parent.parent).store("other", Identity({"weights": "x"}))
+    path = foreign.append([row(0)], {})
+    (store.directory / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(CacheDamaged, match="belongs to another reference"):
+        store.table()
+    (store.directory / path.name).unlink()
+    monkeypatch.setattr(cache_module, "FORMAT_VERSION", 2)
+    store.append([row(0)], {})
+    monkeypatch.setattr(cache_module, "FORMAT_VERSION", 1)
+    with pytest.raises(CacheStale, match="has format 2; this mrpo reads up to 1"):
+        store.table()
+
+
+def test_two_identities_of_one_name_are_offered(tmp_path):
+    cache = Cache(tmp_path / "cache")
+    one = cache.store("mistral", IDENTITY)
+    two = cache.store("mistral", Identity({**IDENTITY.fields, "max_length": 64}))
+    with pytest.raises(CacheStale, match="they differ in max_length") as error:
+        cache.find("mistral")
+    assert str(one) in str(error.value)
+    assert str(two) in str(error.value)
+    assert cache.find(f"mistral@{two.short[:5]}").short == two.short
+    with pytest.raises(CacheMissing, match="reference 'qwen' has no log-probs") as missing:
+        cache.find("qwen")
+    assert missing.value.hint == "create them with: mrpo precompute --ref qwen"
+
+
+def test_a_full_disk_leaves_nothing_behind(store, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ResourceError, match="no space left"):
+        store.append([row(0)], {})
+    assert {path.name for path in store.directory.iterdir()} == {"identity.json"}
+
+
+def test_temporaries_of_dead_writers_are_swept(store):
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
+                          capture_output=True, text=True, check=True).stdout.strip()  # fmt: skip
+    host = cache_module._host()
+    ours = store.directory / f".tmp-part-~{host}~{os.getpid()}~x"
+    abandoned = store.directory / f".tmp-part-~{host}~{dead}~x"
+    elsewhere = store.directory / ".tmp-part-~otherhost~1~x"
+    ancient = store.directory / ".tmp-part-~otherhost~2~x"
+    for path in (ours, abandoned, elsewhere, ancient):
+        path.write_bytes(b"")
+    os.utime(ancient, (0, time.time() - 2 * 86400))
+    Cache(store.directory.parent.parent).store("llama", IDENTITY)
+    left = {path.name for path in store.directory.glob(".tmp-*")}
+    assert left == {ours.name, elsewhere.name}
+
+
+def test_groups_come_back_as_they_were_saved(tmp_path):
+    groups = [
+        Group(user_prompt("q", "be brief"), (Response("a", 1.0), Response("b", None, None, "m"))),
+        Group(user_prompt("ü"), (Response("x", None, True), Response("y", None, False)), "7", "t"),
+    ]
+    cache = Cache(tmp_path / "cache")
+    path = cache.save_groups("demo", groups)
+    assert cache.save_groups("demo", groups) == path
+    rows = cache.group_tables()[0].to_pylist()
+    assert [group_from_row(one) for one in rows] == groups
+    assert [one["group_id"] for one in rows] == [group.group_id for group in groups]
+
+
+def numbers(cache: Cache, name: str = "llama") -> dict[str, float]:
+    table = cache.find(name).table()
+    return dict(zip(table["response_id"].to_pylist(), table["logp"].to_pylist(), strict=True))
+
+
+def test_what_is_cached_is_not_scored_again(references, some_groups, tmp_path):
+    """Order, splits, new rows and a new reference score new cells only."""
+    cache = Cache(tmp_path / "cache")
+    llama = {"llama": references["llama"]}
+    first = precompute(llama, some_groups[:20], cache, "some")[0]
+    count = len({key for group in some_groups[:20] for key in group.response_ids})
+    assert (first.scored["ok"], first.reused) == (count, 0)
+    before = numbers(cache)
+    shuffled = [group.with_split("test") for group in reversed(some_groups[:20])]
+    again = precompute(llama, shuffled, cache, "some")[0]
+    assert (again.scored["ok"], again.reused) == (0, count)
+    precompute({"llama": references["llama"].model_copy(update={"batch_tokens": 64})},
+               some_groups, cache, "some")  # fmt: skip
+    assert before.items() <= numbers(cache).items()
+    both = precompute({**llama, "qwen": references["qwen"]}, some_groups, cache, "some")
+    assert [summary.scored["ok"] > 0 for summary in both] == [False, True]
+
+
+def test_a_prompt_in_two_groups_is_scored_once(references, some_groups, tmp_path):
+    """Pair data repeats prompts: both pairs of one prompt share a row, and a response that stands
+    in both has one number."""
+    group = next(one for one in some_groups if len(one.responses) == 4)
+    pairs = [
+        replace(group, responses=group.responses[:2]),
+        replace(group, responses=group.responses[1:3]),
+    ]
+    cache = Cache(tmp_path / "cache")
+    summary = precompute({"llama": references["llama"]}, pairs, cache, "pairs")[0]
+    assert summary.scored["ok"] == 3
+    whole = Cache(tmp_path / "whole")
+    precompute({"llama": references["llama"]}, [group], whole, "whole")
+    for key, logp in numbers(cache).items():
+        assert numbers(whole)[key] == pytest.approx(logp, abs=1e-5)
+
+
+@pytest.mark.parametrize("shards", [2, 3])
+def test_shards_make_the_whole(references, some_groups, tmp_path, shards):
+    whole, parts = Cache(tmp_path / "whole"), Cache(tmp_path / "parts")
+    llama = {"llama": references["llama"]}
+    precompute(llama, some_groups, whole, "some")
+    scored = [
+        precompute(llama, some_groups, parts, "some", shard=(index, shards))[0].scored["ok"]
+        for index in range(shards)
+    ]
+    assert all(scored)
+    assert numbers(parts).keys() == numbers(whole).keys()
+    assert sum(scored) == len(numbers(whole))
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from mrpo_tools import cache, scoring
+from mrpo_tools.config import Reference
+from mrpo_tools.precompute import precompute
+from mrpo_tools.sources import load_groups
+
+cache.PartWriter.__init__.__defaults__ = (cache.PART_SECONDS, 16)
+groups = load_groups(sys.argv[1]).groups
+reference = Reference(model=sys.argv[2], dtype="float32", batch_tokens=256)
+print("ready", flush=True)
+precompute({"llama": reference}, groups, cache.Cache(sys.argv[3]), "some")
+"""
+
+
+def test_a_killed_precompute_resumes_and_ends_equal(tiny_models, references, demo_groups, tmp_path):
+    """kill -9 at random moments while parts are written: nothing read is damaged, nothing is lost
+    or doubled, and the numbers are those of an undisturbed run."""
+    groups = demo_groups[:120]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(group.as_dict()) + "\n" for group in groups))
+    whole, killed = Cache(tmp_path / "whole"), Cache(tmp_path / "killed")
+    precompute({"llama": references["llama"]}, groups, whole, "some")
+    command = [sys.executable, "-c", KILLED, str(data), str(tiny_models["llama"]),
+               str(killed.path)]  # fmt: skip
+    generator = random.Random(0)
+    for _ in range(4):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        process.stdout.readline()
+        enough = generator.randrange(1, 4)
+        start = part_count(killed.path)
+        while process.poll() is None and part_count(killed.path) < start + enough:
+            time.sleep(0.001)
+        time.sleep(generator.random() * 0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert_equal_where_known(numbers(killed), numbers(whole))
+    assert 0 < len(numbers(killed)) < len(numbers(whole))
+    subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    assert numbers(killed).keys() == numbers(whole).keys()
+    assert_equal_where_known(numbers(killed), numbers(whole))
+    rows = sum(part.table.num_rows for part in killed.find("llama").parts())
+    assert rows == len(numbers(whole))
+    assert not list(killed.path.rglob(".tmp-*"))
+
+
+def part_count(path: Path) -> int:
+    return len(list(path.rglob("part-*.parquet")))
+
+
+def assert_equal_where_known(found: dict[str, float], whole: dict[str, float]) -> None:
+    """Float32 in batches of other shapes: equal to 1e-5 nats."""
+    assert found.keys() <= whole.keys()
+    assert max(abs(logp - whole[key]) for key, logp in found.items()) <= 1e-5
+
+
+def test_a_nan_is_caught_rescored_and_never_used(references, some_groups, tmp_path, monkeypatch):
+    """Numbers that cannot be log-probs: scored again alone; what stays bad is `nonfinite`."""
+    from mrpo_tools import scoring
+    from mrpo_tools.reference_logps import look_up
+
+    real, alone = scoring.score, scoring.plain_logps
+    monkeypatch.setattr(
+        scoring, "score", lambda *a: [float("nan"), 1.0, float("-inf"), *real(*a)[3:]]
+    )
+    calls = iter(range(100))
+    monkeypatch.setattr(
+        scoring, "plain_logps", lambda *a: [float("nan")] if next(calls) == 0 else alone(*a)
+    )
+    reference = references["llama"].model_copy(update={"batch_tokens": 10**6})
+    cache = Cache(tmp_path / "cache")
+    summary = precompute({"llama": reference}, some_groups, cache, "some")[0]
+    assert summary.scored["nonfinite"] == 1
+    assert "no finite log-prob" in summary.warnings[-1]
+    statuses = cache.find("llama").count_by_status()
+    assert statuses["nonfinite"] == 1
+    assert all(value is None or value <= 0 for value in numbers(cache).values())
+    tensors = look_up(cache, [cache.find("llama")], some_groups)
+    assert tensors.dropped == {"nonfinite": 1}

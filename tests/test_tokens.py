@@ -1,0 +1,689 @@
+"""Every family's text becomes ids as its own tokenizer makes them, and no text becomes control."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from datetime import date
+from functools import cache
+from itertools import combinations
+from types import SimpleNamespace
+from unicodedata import normalize
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizer_families import CHATML, FAMILIES, MAKERS, Family, family, with_template
+from tokenizers import AddedToken
+from transformers.utils import chat_template_utils
+
+from mrpo_tools.errors import UsageError
+from mrpo_tools.groups import Group, Message, Response
+from mrpo_tools.identity import PINNED_DATE
+from mrpo_tools.tokens import EncodedGroup, Renderer, token_hash
+
+torch.set_num_threads(1)
+
+ALL = tuple(MAKERS)
+PLACES = ("system", "user", "assistant", "response")
+LOSSLESS = tuple(name for name in ALL if name != "phi3")  # its marks swallow white space
+HARMLESS = "What is the weather like?"
+ANSWER = "It is warm and dry."
+HARMLESS_TEXTS = (
+    HARMLESS,
+    "def add(a, b):\n    return a + b\n\n\nprint(add(1, 2))\n",
+    "two  three   four    five     spaces,\ttab\r\nline\n\n\n\nparagraph",
+    "1234567890 3.14 1,000",
+    "naïve café 你好世界 Привет שלום مرحبا नमस्ते",
+    "👩‍👩‍👧‍👦 🇩🇪 e\u0301 a\u0308\u0323 \u200b\u200f\u0000\u001b[0m",
+    "▁▁ is what ▁ a space looks like",
+    "\U000f0000\U000f8001 and \U00100000\U0010fffd and \U0010ffff",
+    "  spaces at both ends  ",
+    "\n\nlines at both ends\n\n",
+    "a < b > c | d >> e << f [x] </ |> <|",
+    "x",
+    " ",
+    "",
+)
+PROPERTY = settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+
+
+@cache
+def renderer(name: str, **options: str) -> Renderer:
+    return Renderer(family(name).tokenizer, name=name, **options)
+
+
+def group_of(messages: list[dict[str, str]], *responses: str) -> Group:
+    return Group(
+        tuple(Message(one["role"], one["content"]) for one in messages),
+        tuple(Response(content) for content in responses),
+    )
+
+
+def ask(content: str, *responses: str) -> Group:
+    """A group of one user turn."""
+    return group_of([{"role": "user", "content": content}], *responses)
+
+
+def conversation(place: str, content: str) -> tuple[list[dict[str, str]], str]:
+    """A conversation and a response, with `content` in one place and harmless text elsewhere."""
+    turns = {
+        "system": [("system", content), ("user", HARMLESS)],
+        "user": [("user", content)],
+        "assistant": [("user", HARMLESS), ("assistant", content), ("user", "Go on.")],
+        "response": [("system", "Be kind."), ("user", HARMLESS)],
+    }[place]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    return messages, content if place == "response" else ANSWER
+
+
+def as_accepted(one: Family, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The conversation with its system message folded, where the family refuses it."""
+    if one.system or messages[0]["role"] != "system":
+        return messages
+    text = f"{messages[0]['content']}\n\n{messages[1]['content']}"
+    return [{"role": "user", "content": text}, *messages[2:]]
+
+
+def rendered(one: Family, messages: list[dict[str, str]], response: str) -> tuple[str, str]:
+    """(prompt, what the response adds to it) as the library's template renders them."""
+    messages = as_accepted(one, messages)
+    prompt = one.render(messages, True)
+    full = one.render([*messages, {"role": "assistant", "content": response}], False)
+    assert full.startswith(prompt)
+    return prompt, full[len(prompt) :]
+
+
+def dangerous(one: Family, literal: str) -> Iterator[str]:
+    """Texts with a literal whole, glued, doubled, cut at either end, among private characters."""
+    yield from (literal, f"{literal} so", f"so {literal} so", f"so {literal}", f"so{literal}so")
+    yield from (literal * 2, f"{literal} {literal}", f"<{literal}>", f"  {literal}\n")
+    for other in one.literals:
+        yield from (literal + other, f"so {other}{literal}so")
+    for cut in range(1, len(literal)):
+        yield from (f"so {literal[:cut]}", f"{literal[cut:]} so", literal[cut:] + literal[:cut])
+    yield f"\U000f0000{literal}\U000f0001\U00100000{literal}\U00100001"
+    yield f"{literal[:-1]}\U00100000{literal[-1]}"
+
+
+def check_roles_and_text(one: Family, found: EncodedGroup, place: str, content: str) -> None:
+    """No control token but the template's, and the exact text of the rendering."""
+    messages, response = conversation(place, content)
+    prompt, answer = rendered(one, messages, response)
+    bos = "<s>" if one.name == "hermes" else ""
+    assert one.text_of(found.prompt_ids) == bos + prompt, content
+    assert one.text_of(found.responses[0].ids, before=prompt) == answer, content
+    harmless = renderer(one.name).encode(group_of(conversation(place, HARMLESS)[0], ANSWER))
+    for ids, expected in (
+        (found.prompt_ids, harmless.prompt_ids),
+        (found.responses[0].ids, harmless.responses[0].ids),
+    ):
+        assert one.controls(ids) == one.controls(expected), content
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_text_never_becomes_a_control_token(name, place):
+    """Each literal, anywhere in a content: same control tokens as a harmless one, exact text."""
+    one = family(name)
+    for literal in one.literals:
+        for content in dangerous(one, literal):
+            messages, response = conversation(place, content)
+            found = renderer(name).encode(group_of(messages, response))
+            check_roles_and_text(one, found, place, content)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_literals_are_tokenised_as_if_there_were_no_control_tokens(name):
+    """Text around a literal merges as text does: each segment has the ids of the bare model."""
+    one = family(name)
+    for literal in one.literals:
+        for content in dangerous(one, literal):
+            ids = renderer(name).encode(ask(content, ANSWER)).prompt_ids
+            for segment in one.segments(ids):
+                text = one.text_of(segment, before=one.special[0])
+                assert segment == one.plain_ids(text), (content, text)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_swallowed_white_space_keeps_the_roles(name):
+    """The sequence of control tokens, for marks that swallow white space too."""
+    one = family(name)
+    expected = one.controls(renderer(name).encode(ask(HARMLESS, ANSWER)).prompt_ids)
+    for literal in one.literals:
+        for content in dangerous(one, literal):
+            found = renderer(name).encode(ask(content, content))
+            assert one.controls(found.prompt_ids) == expected, content
+            assert len(one.controls(found.responses[0].ids)) == 1, content
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", ALL)
+def test_plain_text_has_the_librarys_own_ids(name, place):
+    """Prompt: the library's ids of the rendering. Response: those of the whole after them."""
+    one = family(name)
+    bos = [one.tokenizer.bos_token_id] if name == "hermes" else []
+    compared = 0
+    for content in HARMLESS_TEXTS:
+        messages, response = conversation(place, content)
+        prompt, answer = rendered(one, messages, response)
+        found = renderer(name).encode(group_of(messages, response))
+        prompt_ids, whole = one.library_ids(prompt), one.library_ids(prompt + answer)
+        assert found.prompt_ids == bos + prompt_ids, content
+        if whole[: len(prompt_ids)] == prompt_ids:  # else a merge crosses the border
+            compared += 1
+            assert found.responses[0].ids == whole[len(prompt_ids) :], content
+    assert compared > len(HARMLESS_TEXTS) // 2
+
+
+@pytest.mark.parametrize("name", ALL)
+@PROPERTY
+@given(ANY_TEXT, ANY_TEXT)
+def test_any_plain_text_has_the_librarys_own_ids(name, content, response):
+    """The same for arbitrary text in which no literal can begin."""
+    one = family(name)
+    content, response = (text.translate({60: None, 91: None}) for text in (content, response))
+    prompt, answer = rendered(one, [{"role": "user", "content": content}], response)
+    found = renderer(name).encode(ask(content, response))
+    prompt_ids, whole = one.library_ids(prompt), one.library_ids(prompt + answer)
+    assert found.prompt_ids[name == "hermes" :] == prompt_ids
+    if whole[: len(prompt_ids)] == prompt_ids:
+        assert found.responses[0].ids == whole[len(prompt_ids) :]
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+@PROPERTY
+@given(st.data())
+def test_any_text_comes_back(name, data):
+    """Arbitrary text among pieces of literals: exact text (up to NFC and `▁`), same controls."""
+    one = family(name)
+    pieces = {literal[a:b] for literal in one.literals for a in (0, 1, 2) for b in (-2, -1, None)}
+    text = st.one_of(ANY_TEXT, st.sampled_from(one.literals), st.sampled_from(sorted(pieces)))
+    contents = st.lists(text, max_size=6).map("".join)
+    content, response = data.draw(contents), data.draw(contents)
+    messages = [{"role": "user", "content": content}]
+    prompt, answer = rendered(one, messages, response)
+    found = renderer(name).encode(group_of(messages, response))
+    bos = "<s>" if name == "hermes" else ""
+    assert same(one.text_of(found.prompt_ids), bos + prompt)
+    assert same(one.text_of(found.responses[0].ids, before=prompt), answer)
+    harmless = renderer(name).encode(ask(HARMLESS, ANSWER))
+    assert one.controls(found.prompt_ids) == one.controls(harmless.prompt_ids)
+    assert one.controls(found.responses[0].ids) == one.controls(harmless.responses[0].ids)
+
+
+def same(one: str, other: str) -> bool:
+    """Equal up to what tokenizers do not tell apart: compositions, `▁` and a space."""
+    first, second = (normalize("NFC", text.replace("▁", " ")) for text in (one, other))
+    return first == second
+
+
+@pytest.mark.parametrize("last", [0x10F000, 0x10FFFD])
+@pytest.mark.parametrize("name", ["llama2", "qwen"])
+def test_private_characters_are_text(name, last):
+    """Thousands of them in one content and literals after; refused in words where they run out."""
+    one = family(name)
+    fresh = Renderer(one.tokenizer, name=name)
+    many = "".join(map(chr, range(0x100000, last + 1)))
+    for content in (many, " ".join(one.literals)):
+        prompt, answer = rendered(one, [{"role": "user", "content": content}], content)
+        try:
+            found = fresh.encode(ask(content, content))
+        except UsageError:
+            if last < 0x10FFFD:
+                raise
+            continue
+        assert one.text_of(found.prompt_ids) == prompt
+        assert one.text_of(found.responses[0].ids, before=prompt) == answer
+
+
+BETWEEN = (
+    "{%- for m in messages -%}"
+    "{{- 'START' + m.role + ':HEAD' -}}{{- CONTENT -}}{{- 'TAILEND' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- 'STARTassistant:HEAD' -}}{%- endif -%}"
+)
+
+
+@pytest.mark.parametrize("trims", [False, True])
+@pytest.mark.parametrize("name", ["qwen", "mistral_v3"])
+def test_the_template_does_not_complete_a_literal(name, trims):
+    """Text between a literal's parts: a beginning, an end or a middle of it stays text."""
+    one = family(name)
+    start, end = one.special[1], one.special[2]
+    for literal in one.literals:
+        for i, j in combinations(range(len(literal) + 1), 2):
+            parts = {"START": start, "END": end, "HEAD": literal[:i], "TAIL": literal[j:]}
+            template = BETWEEN.replace("CONTENT", "m.content | trim" if trims else "m.content")
+            for word, text in parts.items():
+                template = template.replace(word, text)
+            content = f" {literal[i:j]}\n" if trims else literal[i:j]
+            found = Renderer(with_template(one, template)).encode(ask(content, content))
+            bos = ["<s>"] if name == "mistral_v3" else []
+            assert one.controls(found.prompt_ids) == bos + [start, end, start], (literal, i, j)
+            assert one.controls(found.responses[0].ids) == [end], (literal, i, j)
+
+
+@pytest.mark.parametrize("name", ["qwen", "mistral_v3"])
+def test_neighbouring_contents_do_not_make_a_literal(name):
+    """A literal cut into two or three contents that a template writes side by side."""
+    one = family(name)
+    tokenizer = with_template(one, "{%- for m in messages -%}{{- m.content -}}{%- endfor -%}")
+    for literal in one.literals:
+        for i in range(1, len(literal) - 1):
+            parts = [("system", literal[:i]), ("user", literal[i:-1])]
+            messages = [{"role": role, "content": text} for role, text in parts]
+            found = Renderer(tokenizer).encode(group_of(messages, literal[-1]))
+            assert len(one.controls(found.prompt_ids)) == (name == "mistral_v3")
+            assert one.controls(found.responses[0].ids) == [tokenizer.eos_token]
+
+
+@pytest.mark.parametrize("flags", [{"normalized": True}, {"single_word": True}])
+def test_a_control_token_glued_to_text_never_becomes_garbage(flags):
+    """Tokens that match only after a space or between words, written elsewhere by the template.
+
+    With `normalized` and a normalizer that begins segments with `▁`, the library knows `▁<tool>`
+    only. Whatever the glued literal becomes, it is the same in every renderer and no bytes of
+    names that are nobody's text.
+    """
+    one = family("llama2")
+    glued = "{%- for m in messages -%}{{- 'so<tool>so' + m.content + '</s>' -}}{%- endfor -%}"
+    tokenizer = with_template(one, glued)
+    tokenizer.add_tokens([AddedToken("<tool>", special=False, **flags)])
+    first, second = (Renderer(tokenizer).encode(ask(HARMLESS, ANSWER)) for _ in range(2))
+    assert first == second
+    text = one.text_of([id_ for id_ in first.prompt_ids if id_ < len(one.tokenizer)])
+    assert not any(ord(char) >= 0xF0000 for char in text)
+    assert HARMLESS in text
+
+
+@pytest.mark.parametrize("name", ["qwen", "gemma"])
+def test_added_tokens_keep(name):
+    """`keep` gives added tokens their ids and still keeps special ones from text."""
+    one = family(name)
+    content = "so " + " so ".join(one.literals) + " so"
+    kept = renderer(name, added_tokens="keep").encode(ask(content, content))
+    plain = renderer(name).encode(ask(content, content))
+    for found, count in ((kept, 1), (plain, 0)):
+        for ids in (found.prompt_ids, found.responses[0].ids):
+            controls = Counter(one.controls(ids))
+            assert {controls[literal] for literal in one.added} == {count}
+    for literal in one.special:
+        counted = [one.controls(ids).count(literal) for ids in (kept.prompt_ids, plain.prompt_ids)]
+        assert counted[0] == counted[1]
+
+
+@pytest.mark.parametrize("added_tokens", ["plain", "keep"])
+def test_runs_of_white_space_are_vocabulary(added_tokens):
+    """Added tokens that are runs of spaces (`▁▁▁` in this vocabulary) or new lines always act."""
+    one = family("gemma")
+    ids = renderer("gemma", added_tokens=added_tokens).encode(
+        ask("a\n   \nb\n\n\nc <h1> d\n  \ne", "f\n\ng\n    \nh")
+    )
+    prompt = one.tokenizer.convert_ids_to_tokens(ids.prompt_ids)
+    response = one.tokenizer.convert_ids_to_tokens(ids.responses[0].ids)
+    assert {"▁▁▁", "\n\n\n", "▁▁"} <= set(prompt)
+    assert {"\n\n", "▁▁▁▁"} <= set(response)
+
+
+def test_keep_does_not_add_an_end_of_turn_to_the_templates_own():
+    """A mark that ends turns ends them, though it is an added token without being special."""
+    one = family("qwen")
+    template = CHATML.replace("<|im_end|>", "</think>")
+    for added_tokens in ("plain", "keep"):
+        encoder = Renderer(with_template(one, template), added_tokens=added_tokens)
+        ids = encoder.encode(ask(HARMLESS, ANSWER)).responses[0].ids
+        assert one.controls(ids) == ["</think>"], added_tokens
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_response_after_plain_text_gets_no_space(name):
+    """`Assistant:` and then `x`: the ids of `x`, not those of ` x`."""
+    one = family(name)
+    template = (
+        "{%- for m in messages -%}{{- m.role + ':' + m.content + '\n' -}}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{- 'assistant:' -}}{%- endif -%}"
+    )
+    encoder = Renderer(with_template(one, template))
+    before = encoder.encode(ask(HARMLESS)).prompt_ids
+    assert one.text_of(before).endswith(f"user:{HARMLESS}\nassistant:")
+    for content in (ANSWER, " " + ANSWER, "  x", "x"):
+        ids = encoder.encode(ask(HARMLESS, content)).responses[0].ids
+        assert one.text_of(ids[:-1], before="assistant:") == f"{content}\n"
+        assert ids[-1] == one.tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_siblings_and_history_do_not_matter(name):
+    """A response's ids and hash are the same alone, among others, and from another renderer."""
+    one = family(name)
+    contents = [*one.literals, *HARMLESS_TEXTS, ANSWER]
+    together = renderer(name).encode(ask(HARMLESS, *contents))
+    fresh = Renderer(one.tokenizer, name=name)
+    for content, response in zip(contents, together.responses, strict=True):
+        alone = fresh.encode(ask(HARMLESS, content))
+        assert alone.prompt_ids == together.prompt_ids
+        assert alone.responses == [response]
+    assert fresh.encode_prompt(ask(HARMLESS).prompt) == together.prompt_ids
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_token_hash_follows_the_ids(name):
+    """Equal hashes exactly where prompt and response ids are equal."""
+    prompts = (HARMLESS, HARMLESS + " ", "Hello " + HARMLESS)
+    seen: dict[str, tuple] = {}
+    for content in prompts:
+        found = renderer(name).encode(ask(content, *HARMLESS_TEXTS, ANSWER, "<s>"))
+        for response in found.responses:
+            key = (tuple(found.prompt_ids), tuple(response.ids))
+            assert seen.setdefault(response.token_hash, key) == key
+    assert len(seen) == len(set(seen.values()))
+
+
+def test_token_hash_knows_where_the_response_begins():
+    """A border moved by one token is another hash; ids beyond 16 bits count whole."""
+    hashes = [
+        token_hash([1, 2], [3]),
+        token_hash([1], [2, 3]),
+        token_hash([1, 2, 3], []),
+        token_hash([1, 2], [3 + 2**16]),
+        token_hash([1, 2], [3 + 2**31]),
+        token_hash([1, 2], [3, 0]),
+    ]
+    assert len(set(hashes)) == len(hashes)
+    assert token_hash((1, 2), (3,)) == hashes[0]
+    assert all(len(one) == 16 and int(one, 16) >= 0 for one in hashes)
+
+
+@pytest.mark.parametrize("adds", [True, False])
+@pytest.mark.parametrize("writes", [True, False])
+@pytest.mark.parametrize("name", ["llama2", "llama3", "mistral_v3", "gemma"])
+def test_bos_exactly_once(name, writes, adds):
+    """Written by the template, added by the tokenizer, or both: once, first, whatever text says."""
+    one = family(name)
+    bos = one.tokenizer.bos_token
+    tokenizer = with_template(one, ("{{- bos_token -}}" if writes else "") + CHATML)
+    if not adds:
+        tokenizer.backend_tokenizer.post_processor = None
+    for content in (HARMLESS, bos, bos + HARMLESS):
+        ids = Renderer(tokenizer).encode(ask(content, content)).prompt_ids
+        expected = int(writes or adds)
+        assert ids.count(one.tokenizer.bos_token_id) == expected
+        assert (ids[0] == one.tokenizer.bos_token_id) == bool(expected)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_end_of_turn_is_scored_once(name):
+    """The template's own end, or one EOS where it writes none, or no end of its own in text."""
+    one = family(name)
+    ends = {"llama3": "<|eot_id|>", "gemma": "<end_of_turn>", "phi3": "<|end|>"}
+    own = one.controls(renderer(name).encode(ask(HARMLESS, ANSWER)).responses[0].ids)
+    assert own == [ends.get(name, one.tokenizer.eos_token)]
+    endless = Renderer(with_template(one, CHATML.replace("<|im_end|>", "")))
+    for content in (ANSWER, one.tokenizer.eos_token, f"{ANSWER}{one.tokenizer.eos_token}", ""):
+        ids = endless.encode(ask(HARMLESS, content)).responses[0].ids
+        assert ids[-1] == one.tokenizer.eos_token_id
+        assert ids.count(one.tokenizer.eos_token_id) == 1
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_fallback_template(name):
+    """No template: `Human: …`, a new line, `Assistant: …` and EOS, system first."""
+    one = family(name)
+    encoder = Renderer(with_template(one, None))
+    bos = "" if name in ("qwen", "phi3") else one.tokenizer.bos_token
+    for system in ("", "Be kind."):
+        messages = [{"role": "system", "content": system}] if system else []
+        messages += [
+            {"role": "user", "content": HARMLESS},
+            {"role": "assistant", "content": ANSWER},
+            {"role": "user", "content": "Go on."},
+        ]
+        found = encoder.encode(group_of(messages, "So I will."))
+        head = f"{system}\n" if system else ""
+        prompt = f"{head}Human: {HARMLESS}\nAssistant: {ANSWER}\nHuman: Go on.\nAssistant: "
+        assert one.text_of(found.prompt_ids[:1]) == bos or not bos
+        assert one.text_of(found.prompt_ids[bool(bos) :]) == prompt
+        answer = one.text_of(found.responses[0].ids, before=prompt)
+        assert answer == "So I will." + one.tokenizer.eos_token
+
+
+@pytest.mark.parametrize("name", ["mistral_v1", "gemma"])
+def test_system_fold_and_drop(name):
+    """A refused system message goes into the first user turn or away, and is counted."""
+    one = family(name)
+    turns = conversation("assistant", "Once upon a time.")[0]
+    messages = [{"role": "system", "content": "Be kind."}, *turns]
+    folded = [{"role": "user", "content": f"Be kind.\n\n{HARMLESS}"}, *turns[1:]]
+    for system, expected, count in (("fold", folded, "folded"), ("drop", turns, "dropped")):
+        encoder = Renderer(one.tokenizer, name=name, system=system)
+        found = encoder.encode(group_of(messages, ANSWER, "No."))
+        assert found.prompt_ids == one.library_ids(one.render(expected, True))
+        assert encoder.counts == Counter({f"system_{count}": 1, "trimmed": 0})
+        encoder.encode(ask(HARMLESS, ANSWER))
+        assert encoder.counts[f"system_{count}"] == 1
+
+
+@pytest.mark.parametrize("name", ["mistral_v1", "gemma"])
+def test_system_error_names_the_reference(name):
+    """`error` refuses, says for whom, and how to go on; without a system message all is well."""
+    encoder = Renderer(family(name).tokenizer, name="judge", system="error")
+    with pytest.raises(UsageError, match=r"'judge'.*system") as raised:
+        encoder.encode(group_of(conversation("system", "Be kind.")[0], ANSWER))
+    assert "fold" in raised.value.hint
+    assert encoder.encode(ask(HARMLESS, ANSWER)).prompt_ids
+
+
+@pytest.mark.parametrize("name", ["llama2", "llama3", "mistral_v3", "qwen"])
+@pytest.mark.parametrize("system", ["fold", "drop", "error"])
+def test_an_accepted_system_message_stays(name, system):
+    """The rule is for templates that refuse; others get the system message as it is."""
+    one = family(name)
+    messages = conversation("system", "Be kind.")[0]
+    encoder = Renderer(one.tokenizer, system=system)
+    found = encoder.encode(group_of(messages, ANSWER))
+    assert one.text_of(found.prompt_ids) == one.render(messages, True)
+    assert not +encoder.counts
+
+
+def test_a_silently_dropped_system_message_is_folded():
+    """A template that leaves the system message out refuses it without saying so."""
+    template = CHATML.replace("{{-", "{%- if message['role'] != 'system' -%}{{-", 1)
+    template = template.replace("{%- endfor -%}", "{%- endif -%}{%- endfor -%}")
+    encoder = Renderer(with_template(family("qwen"), template))
+    ids = encoder.encode(group_of(conversation("system", "Be kind.")[0], ANSWER)).prompt_ids
+    assert f"user\nBe kind.\n\n{HARMLESS}" in family("qwen").text_of(ids)
+    assert encoder.counts["system_folded"] == 1
+
+
+def test_system_is_folded_into_a_user_turn_only():
+    """A conversation that the assistant opens: its greeting does not become the user's words."""
+    template = "{%- if messages[0].role == 'system' -%}{{- raise_exception('no') -}}{%- endif -%}"
+    one = family("qwen")
+    encoder = Renderer(with_template(one, template + CHATML))
+    greeting = [("system", "Be kind."), ("assistant", "Welcome!"), ("user", HARMLESS)]
+    messages = [{"role": role, "content": text} for role, text in greeting]
+    text = one.text_of(encoder.encode(group_of(messages, ANSWER)).prompt_ids)
+    assert "<|im_start|>assistant\nWelcome!<|im_end|>" in text
+    assert f"<|im_start|>user\nBe kind.\n\n{HARMLESS}<|im_end|>" in text
+
+
+def test_a_system_message_may_move_to_the_last_user_turn():
+    """A template that writes it before the last question drops and rewrites nothing."""
+    one = family("qwen")
+    template = (
+        "{%- set users = messages | selectattr('role', 'equalto', 'user') | list -%}"
+        "{%- for m in messages if m.role != 'system' -%}{{- '<|im_start|>' + m.role + '\n' -}}"
+        "{%- if m == users[-1] and messages[0].role == 'system' -%}"
+        "{{- messages[0].content + '\n\n' -}}{%- endif -%}"
+        "{{- m.content + '<|im_end|>' -}}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+    )
+    messages = conversation("assistant", "Once upon a time.")[0]
+    messages = [{"role": "system", "content": "Be kind."}, *messages]
+    ids = Renderer(with_template(one, template)).encode(group_of(messages, ANSWER)).prompt_ids
+    assert "<|im_start|>user\nBe kind.\n\nGo on.<|im_end|>" in one.text_of(ids)
+
+
+@pytest.mark.parametrize("asks", ["strftime_now('%d %b %Y')", "date_string", "llama3"])
+def test_the_date_is_pinned(monkeypatch, asks):
+    """A template that asks for today's date gets the pinned day, whatever day it is."""
+
+    class Tomorrow:
+        @staticmethod
+        def now():
+            return date(2031, 12, 3)
+
+    one = family("llama3")
+    template = None if asks == "llama3" else "{{- " + asks + " -}}" + CHATML
+    first = Renderer(one.tokenizer, chat_template=template).encode(ask(HARMLESS, ANSWER))
+    monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
+    later = Renderer(one.tokenizer, chat_template=template).encode(ask(HARMLESS, ANSWER))
+    assert first == later
+    pinned = date.fromisoformat(PINNED_DATE).strftime("%d %b %Y")
+    assert pinned in one.text_of(later.prompt_ids)
+    assert "2031" not in one.text_of(later.prompt_ids)
+
+
+def test_templates_see_what_the_library_shows_them():
+    """`tools` and `documents` are there and None, as in the library's own rendering."""
+    one = family("qwen")
+    template = (
+        "{%- if tools is not none -%}{{- 'TOOLS' -}}{%- endif -%}"
+        "{%- if documents is not none -%}{{- 'DOCUMENTS' -}}{%- endif -%}"
+    )
+    tokenizer = with_template(one, template + CHATML)
+    messages = [{"role": "user", "content": HARMLESS}]
+    expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    found = Renderer(tokenizer).encode(group_of(messages, ANSWER))
+    assert one.text_of(found.prompt_ids) == expected
+
+
+DROPS = CHATML.replace(
+    "message['content']", "(message['content'] if message['role'] == 'user' else '')"
+)
+REFUSED = {
+    "drops the response": (DROPS, "response"),
+    "rewrites the response": (
+        CHATML.replace(
+            "message['content']",
+            "(message['content'] if message['role'] == 'user' else message['content'] | upper)",
+        ),
+        "response",
+    ),
+    "cuts the response": (
+        CHATML.replace(
+            "message['content']",
+            "(message['content'] if message['role'] == 'user' else message['content'][:9])",
+        ),
+        "response",
+    ),
+    "drops the question": (CHATML.replace("message['content']", "'question'", 1), "user"),
+    "another generation prompt": (CHATML.replace("assistant\\n'", "assistant '"), "extend"),
+    "counts its messages": ("{{- messages | length -}}" + CHATML, "extend"),
+    "raises": ("{{- raise_exception('not today') -}}" + CHATML, "not today"),
+    "breaks": ("{{- messages[7]['content'] + 1 -}}" + CHATML, "refuses"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_template_that_cannot_be_used_is_refused(case):
+    """Drops, rewrites, does not extend its prompt, raises: the reference is named, with a hint."""
+    template, word = REFUSED[case]
+    with pytest.raises(UsageError, match=f"'judge'.*{word}") as raised:
+        Renderer(with_template(family("qwen"), template), name="judge").encode(
+            ask(HARMLESS, ANSWER)
+        )
+    assert "chat_template" in raised.value.hint
+
+
+@pytest.mark.parametrize("content", ["im_end", "end", "\n", "|"])
+def test_a_dropped_response_is_missed_even_if_the_template_writes_its_words(content):
+    """The response must be there itself; the same letters in the template's marks do not do."""
+    with pytest.raises(UsageError, match="response"):
+        Renderer(with_template(family("qwen"), DROPS)).encode(ask(HARMLESS, content))
+
+
+@pytest.mark.parametrize("name", ["llama2", "llama3", "gemma"])
+def test_trimmed_responses_are_counted(name):
+    """A template that trims is used as it is, and every trimmed response is counted."""
+    one = family(name)
+    encoder = Renderer(one.tokenizer, name=name)
+    contents = ("\ta", "b", "c\n", "\n d\n", "e f")
+    found = encoder.encode(ask(" " + HARMLESS + "\n", *contents))
+    assert encoder.counts["trimmed"] == 3
+    trimmed = encoder.encode(ask(HARMLESS, *(content.strip() for content in contents)))
+    assert found == trimmed
+    assert encoder.counts["trimmed"] == 3
+
+
+@pytest.mark.parametrize("name", ["qwen", "mistral_v1", "mistral_v3"])
+def test_white_space_that_the_template_keeps_is_scored(name):
+    """No trimming of our own: spaces at a response's ends change its ids and are not counted."""
+    encoder = Renderer(family(name).tokenizer, name=name)
+    hashes = {
+        response.token_hash
+        for response in encoder.encode(ask(HARMLESS, "a", " a", "a ", "a\n", "  a")).responses
+    }
+    assert len(hashes) == 5
+    assert encoder.counts["trimmed"] == 0
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_max_length(name):
+    """A response that fits exactly is whole; one token less: overlong, or cut and flagged."""
+    one = family(name)
+    whole = renderer(name).encode(ask(HARMLESS, ANSWER, "No."))
+    length = len(whole.prompt_ids) + len(whole.responses[0].ids)
+
+    def encoded(max_length: int, overlong: str):
+        made = Renderer(one.tokenizer, max_length=max_length, overlong=overlong)
+        return made.encode(ask(HARMLESS, ANSWER, "No."))
+
+    for overlong in ("skip", "truncate"):
+        assert encoded(length, overlong) == whole
+    skipped = encoded(length - 1, "skip")
+    assert [one.overlong for one in skipped.responses] == [True, False]
+    cut = encoded(length - 1, "truncate")
+    assert cut.responses[0].ids == whole.responses[0].ids[:-1]
+    assert cut.responses[0].truncated
+    assert not cut.responses[0].overlong
+    assert cut.responses[0].token_hash == token_hash(whole.prompt_ids, cut.responses[0].ids)
+    assert cut.responses[1] == whole.responses[1]
+    for room, overlong in ((0, "skip"), (0, "truncate"), (-3, "truncate")):
+        full = encoded(len(whole.prompt_ids) + room, overlong)
+        assert [(one.overlong, one.truncated) for one in full.responses] == [(True, False)] * 2
+    single = encoded(len(whole.prompt_ids) + 1, "truncate")
+    assert [len(one.ids) for one in single.responses] == [1, 1]
+
+
+def test_a_tokenizer_without_a_backend_is_refused():
+    """Rendering needs the `tokenizers` library underneath; the message says how to get it."""
+    with pytest.raises(UsageError, match=r"'old'.*backend") as raised:
+        Renderer(SimpleNamespace(all_special_tokens=[]), name="old")
+    assert "save_pretrained" in raised.value.hint
+
+
+def test_an_override_takes_the_place_of_the_own_template():
+    """The given template renders, the tokenizer's own does not; `default` of several is taken."""
+    one = family("qwen")
+    other = CHATML.replace("\\n'", "\\n\\n'")
+    assert other != CHATML
+    expected = Renderer(with_template(one, other)).encode(ask(HARMLESS, ANSWER))
+    assert Renderer(one.tokenizer, chat_template=other).encode(ask(HARMLESS, ANSWER)) == expected
+    several = with_template(one, None)
+    several.chat_template = {"default": other, "rag": CHATML}
+    assert Renderer(several).encode(ask(HARMLESS, ANSWER)) == expected
+
+
+def test_the_six_families_are_here():
+    """The families that the project's references come from."""
+    assert set(FAMILIES) < set(ALL)
+    assert len(FAMILIES) == 6
