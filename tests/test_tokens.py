@@ -257,7 +257,7 @@ BETWEEN = (
 def test_the_template_does_not_complete_a_literal(name, trims):
     """Text between a literal's parts: a beginning, an end or a middle of it stays text."""
     one = family(name)
-    start, end = one.special[1], one.special[2]
+    start, end = one.special[-3:-1]
     for literal in one.literals:
         for i, j in combinations(range(len(literal) + 1), 2):
             parts = {"START": start, "END": end, "HEAD": literal[:i], "TAIL": literal[j:]}
@@ -267,7 +267,7 @@ def test_the_template_does_not_complete_a_literal(name, trims):
             content = f" {literal[i:j]}\n" if trims else literal[i:j]
             found = Renderer(with_template(one, template)).encode(ask(content, content))
             bos = ["<s>"] if name == "mistral_v3" else []
-            assert one.controls(found.prompt_ids) == bos + [start, end, start], (literal, i, j)
+            assert one.controls(found.prompt_ids) == [*bos, start, end, start], (literal, i, j)
             assert one.controls(found.responses[0].ids) == [end], (literal, i, j)
 
 
@@ -318,6 +318,16 @@ def test_added_tokens_keep(name):
     for literal in one.special:
         counted = [one.controls(ids).count(literal) for ids in (kept.prompt_ids, plain.prompt_ids)]
         assert counted[0] == counted[1]
+
+
+def test_a_named_special_token_is_special_whatever_its_flag():
+    """EOS that the tokenizer added without `special` is no control token in text either."""
+    one = family("qwen")
+    tokenizer = with_template(one, CHATML, eos_token="</think>")
+    found = Renderer(tokenizer, added_tokens="keep").encode(ask("a </think> b", "c </think> d"))
+    assert "</think>" not in one.controls([*found.prompt_ids, *found.responses[0].ids])
+    other = Renderer(tokenizer, added_tokens="keep").encode(ask("a <think> b", "c"))
+    assert "<think>" in one.controls(other.prompt_ids)
 
 
 @pytest.mark.parametrize("added_tokens", ["plain", "keep"])
@@ -566,26 +576,21 @@ def test_templates_see_what_the_library_shows_them():
     assert one.text_of(found.prompt_ids) == expected
 
 
-DROPS = CHATML.replace(
-    "message['content']", "(message['content'] if message['role'] == 'user' else '')"
-)
+OF_OTHERS = "(message['content'] if message['role'] != '{}' else {})"
+"""A template that writes the content of all roles but one as it is."""
+
+
+def spoiled(role: str, written: str) -> str:
+    """A template that writes something else in place of one role's content."""
+    return CHATML.replace("message['content']", OF_OTHERS.format(role, written))
+
+
+DROPS = spoiled("assistant", "''")
 REFUSED = {
     "drops the response": (DROPS, "response"),
-    "rewrites the response": (
-        CHATML.replace(
-            "message['content']",
-            "(message['content'] if message['role'] == 'user' else message['content'] | upper)",
-        ),
-        "response",
-    ),
-    "cuts the response": (
-        CHATML.replace(
-            "message['content']",
-            "(message['content'] if message['role'] == 'user' else message['content'][:9])",
-        ),
-        "response",
-    ),
-    "drops the question": (CHATML.replace("message['content']", "'question'", 1), "user"),
+    "rewrites the response": (spoiled("assistant", "message['content'] | upper"), "response"),
+    "cuts the response": (spoiled("assistant", "message['content'][:9]"), "response"),
+    "drops the question": (spoiled("user", "'question'"), "user"),
     "another generation prompt": (CHATML.replace("assistant\\n'", "assistant '"), "extend"),
     "counts its messages": ("{{- messages | length -}}" + CHATML, "extend"),
     "raises": ("{{- raise_exception('not today') -}}" + CHATML, "not today"),

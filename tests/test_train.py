@@ -261,7 +261,7 @@ def test_a_changed_reference_is_refused(tiny_models, references, some_groups, ca
     """The project now says another max_length than the one that was scored."""
     changed = {**references, "mistral": references["mistral"].model_copy(
         update={"max_length": 64})}  # fmt: skip
-    with pytest.raises(CacheStale, match=r"max_length was 512, is now 64") as error:
+    with pytest.raises(CacheStale, match=r"max_length was 8192, is now 64") as error:
         train(recipe(), some_groups, cached, changed, tmp_path / "run")
     assert "mrpo precompute --ref mistral" in error.value.hint
     assert not (tmp_path / "run").exists()

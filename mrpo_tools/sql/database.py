@@ -52,7 +52,7 @@ _LEAVES = [field.name for field in _GROUP_FIELDS] + [
 ]
 _JUDGED = f"""
 CREATE VIEW {macros.JUDGED} AS
-SELECT grp, group_id, prompt_id, dataset, split, responses, len(responses) AS size,
+SELECT grp, group_id, prompt_id, dataset, split, responses, len(responses)::INTEGER AS size,
        list_bool_and(list_transform(responses, lambda r: r.chosen IS NOT NULL)) AS labelled,
        list_bool_and(list_transform(responses, lambda r: r.score IS NOT NULL)) AS scored
 FROM stored_judgements"""
@@ -142,10 +142,13 @@ class Database:
         while True:
             if turn != self._turn:
                 raise UsageError("this result ended when the next query began")
-            batch = self._guarded(watch, lambda: next(self._reader, None))
+            batch = self._guarded(watch, self._next_batch)
             if batch is None:
                 return
             yield batch
+
+    def _next_batch(self) -> pa.RecordBatch | None:
+        return None if self._reader is None else next(self._reader, None)
 
     def _guarded(self, watch: sandbox.Watch, work: Callable[[], Any]) -> Any:
         """Run `work` within the limits, its errors told in the project's own words."""
@@ -292,7 +295,9 @@ def _judgements(groups: rows.Files | None) -> ds.Dataset:
         table = leaves.empty_table()
     else:
         table = groups.leaves(_LEAVES)
-    return ds.dataset(table.append_column("grp", pa.array(np.arange(table.num_rows))))
+    return ds.dataset(
+        table.append_column("grp", pa.array(np.arange(table.num_rows, dtype=np.int32)))
+    )
 
 
 def _check_params(wanted: set[str], params: Mapping[str, Any]) -> None:

@@ -41,106 +41,92 @@ class Macro:
     body: str
 
 
-# Responses of groups, and the numbers of the references that are named.
+# Responses of groups with the numbers of the references that are named; narrow, for millions.
 _NUMBERS = f"""
 judged AS (
-    SELECT grp, labelled, scored, size, place AS position, response.response_id AS response_id,
+    SELECT grp, size, place::INTEGER AS position, response.response_id AS response_id,
            response.score AS score, response.chosen AS chosen
-    FROM (SELECT grp, labelled, scored, size, unnest(responses) AS response,
+    FROM (SELECT grp, size, unnest(responses) AS response,
                  generate_subscripts(responses, 1) - 1 AS place FROM {JUDGED})
 ),
 numbers AS (
-    SELECT judged.*, named.k, logps.logp, logps.status = 'ok' AS ok,
-           greatest(logps.num_tokens, 1) AS tokens, greatest(logps.num_bytes, 1) AS bytes
-    FROM judged JOIN logps USING (response_id) JOIN named USING (reference)
+    SELECT grp, size, position, score, chosen, k, logp, status = 'ok' AS ok, num_tokens, num_bytes
+    FROM logps JOIN named USING (reference) JOIN judged USING (response_id)
 ),"""
 
-# Only groups that are scored completely; only responses with a number under every reference.
+# Groups that are scored completely; in them, responses with a number under every reference.
 _USABLE = f"""{_NUMBERS}
-members AS (
-    SELECT grp, position, any_value(size) AS size, bool_and(ok) AS usable, count(*) AS found
-    FROM numbers GROUP BY grp, position
-),
 complete AS (
-    SELECT grp FROM members GROUP BY grp
-    HAVING sum(found) = any_value(size) * (SELECT count(*) FROM named)
+    SELECT grp FROM numbers GROUP BY grp
+    HAVING count(*) = any_value(size) * (SELECT count(*) FROM named)
 ),
+dropped AS (SELECT DISTINCT grp, position FROM numbers WHERE NOT ok),
 usable AS (
-    SELECT numbers.* FROM numbers JOIN members USING (grp, position)
-    SEMI JOIN complete ON numbers.grp = complete.grp WHERE members.usable
+    SELECT grp, position, k, logp
+    FROM numbers SEMI JOIN complete USING (grp) ANTI JOIN dropped USING (grp, position)
 ),"""
 
-# Eq. 10 for N responses: the mean of |r_i - r_j| over pairs; its constant cancels.
+# Eq. 10 for N responses: the sum of |r_i - r_j| over pairs, as in a sorted list; from the smallest
+# up, so that nothing cancels. The mean's constant cancels in the ratio.
 _WEIGHTS = """
 spreads AS (
-    SELECT one.grp, one.k, sum(abs(one.logp - other.logp)) AS spread
-    FROM usable AS one JOIN usable AS other
-      ON one.grp = other.grp AND one.k = other.k AND one.position < other.position
-    GROUP BY one.grp, one.k
+    SELECT grp, k,
+           list_sum(list_transform(r, lambda x, i: (2 * i - len(r) - 1) * (x - r[1]))) AS spread
+    FROM (SELECT grp, k, list_sort(list(logp)) AS r FROM usable GROUP BY grp, k)
 ),
+totals AS (SELECT grp, sum(spread) AS total FROM spreads GROUP BY grp),
 weighed AS (
-    SELECT grp, k, reference,
-           CASE WHEN sum(spread) OVER of_group > 0
-                THEN coalesce(spread, 0) / sum(spread) OVER of_group
-                ELSE 1::DOUBLE / (SELECT count(*) FROM named) END AS weight
-    FROM complete CROSS JOIN named LEFT JOIN spreads USING (grp, k)
-    WINDOW of_group AS (PARTITION BY grp)
+    SELECT grp, k, CASE WHEN total > 0 THEN spread / total
+                        ELSE 1::DOUBLE / (SELECT count(*) FROM named) END AS weight
+    FROM complete CROSS JOIN named LEFT JOIN spreads USING (grp, k) LEFT JOIN totals USING (grp)
 ),"""
 
 # Eq. 9.
 _RADII = """
-sums AS (
-    SELECT grp, position, any_value(response_id) AS response_id, abs(sum(logp)) AS size
+members AS (
+    SELECT grp, position, abs(sum(logp)) AS size, max(logp) FILTER (k = 1) AS centre
     FROM usable GROUP BY grp, position
 ),
+sizes AS (SELECT grp, sum(size) AS total, count(*) AS count FROM members GROUP BY grp),
 radii AS (
-    SELECT grp, position, response_id,
-           eps_max::DOUBLE * CASE WHEN sum(size) OVER of_group > 0
-                                  THEN size / sum(size) OVER of_group
-                                  ELSE 1::DOUBLE / count(*) OVER of_group END AS radius
-    FROM sums WINDOW of_group AS (PARTITION BY grp)
+    SELECT grp, position, centre,
+           eps_max::DOUBLE * CASE WHEN total > 0 THEN size / total ELSE 1 / count END AS radius
+    FROM members JOIN sizes USING (grp)
 ),"""
 
 # Eq. 8.
 _CLIPPED = f"""{_RADII}
-centred AS (
-    SELECT usable.*, radii.radius, first.logp AS centre, radii.radius * abs(first.logp) AS room
-    FROM usable
-    JOIN (SELECT grp, position, logp FROM usable WHERE k = 1) AS first USING (grp, position)
-    JOIN radii USING (grp, position)
-),
 bounded AS (
-    SELECT *, CASE WHEN k = 1 THEN logp
-                   ELSE least(greatest(logp, centre - room), centre + room) END AS clipped
-    FROM centred
+    SELECT grp, position, k, logp, centre, radius,
+           CASE WHEN k = 1 THEN logp ELSE
+               least(greatest(logp, centre - radius * abs(centre)), centre + radius * abs(centre))
+           END AS clipped
+    FROM usable JOIN radii USING (grp, position)
 ),"""
 
 # Proposition 1, harmonic: -logsumexp_k(log weight - clipped).
 _COMBINED = """
 combined AS (
-    SELECT grp, position, response_id, radius, centre,
-           -(list_max(terms)
-             + ln(list_sum(list_transform(terms, lambda t: exp(t - list_max(terms)))))) AS logp
-    FROM (SELECT grp, position, any_value(response_id) AS response_id,
-                 any_value(radius) AS radius, any_value(centre) AS centre,
+    SELECT grp, position, centre, radius, -(list_max(terms)
+           + ln(list_sum(list_transform(terms, lambda t: exp(t - list_max(terms)))))) AS logp
+    FROM (SELECT grp, position, any_value(centre) AS centre, any_value(radius) AS radius,
                  list(ln(weight) - clipped) AS terms
           FROM bounded JOIN weighed USING (grp, k) WHERE weight > 0 GROUP BY grp, position)
 ),"""
 
-# A group's chosen and rejected responses: its labels, or else scores against their mean.
+# A group's chosen and rejected responses: by its labels, or else by scores against their mean.
 _SIDES = f"""{_NUMBERS}
-whole AS (
-    SELECT grp, k FROM numbers GROUP BY grp, k HAVING count(*) = any_value(size)
+means AS (
+    SELECT grp, k, avg(score) FILTER (ok) AS mean,
+           1e-9 * greatest(1, max(abs(score)) FILTER (ok)) AS tolerance
+    FROM numbers GROUP BY grp, k HAVING count(*) = any_value(size)
 ),
 sides AS (
-    SELECT grp, k, position, labelled, score, logp, logp / tokens AS per_token,
-           logp / bytes AS per_byte,
-           CASE WHEN labelled THEN chosen
-                WHEN scored THEN score - avg(score) OVER of_group
-                                 > 1e-9 * greatest(1, max(abs(score)) OVER of_group)
-           END AS positive
-    FROM numbers SEMI JOIN whole USING (grp, k) WHERE ok
-    WINDOW of_group AS (PARTITION BY grp, k)
+    SELECT grp, k, position, labelled, score, logp, logp / greatest(num_tokens, 1) AS per_token,
+           logp / greatest(num_bytes, 1) AS per_byte,
+           CASE WHEN labelled THEN chosen WHEN scored THEN score - mean > tolerance END AS positive
+    FROM numbers JOIN means USING (grp, k)
+    JOIN (SELECT grp, labelled, scored FROM {JUDGED}) USING (grp) WHERE ok
 ),
 margined AS (
     SELECT grp, k, count(*) AS responses,
@@ -153,16 +139,20 @@ ranked AS (
            avg((best.per_token > worst.per_token)::INTEGER) AS accuracy_per_token,
            avg((best.per_byte > worst.per_byte)::INTEGER) AS accuracy_per_byte
     FROM sides AS best JOIN sides AS worst ON best.grp = worst.grp AND best.k = worst.k
-      AND best.position <> worst.position
-    WHERE CASE WHEN best.labelled THEN best.positive AND NOT worst.positive
+      AND CASE WHEN best.labelled THEN best.positive AND NOT worst.positive
                ELSE best.score > worst.score END
     GROUP BY best.grp, best.k
 ),"""
 
 _AGREED = """
+paired AS (
+    SELECT grp, position, max(logp) FILTER (k = 1) AS first, max(logp) FILTER (k = 2) AS second
+    FROM usable GROUP BY grp, position
+),
 signs AS (
-    SELECT one.grp, sign(one.logp - other.logp) AS first, sign(one.second - other.second) AS second
-    FROM both_numbers AS one JOIN both_numbers AS other
+    SELECT one.grp, sign(one.first - other.first) AS first,
+           sign(one.second - other.second) AS second
+    FROM paired AS one JOIN paired AS other
       ON one.grp = other.grp AND one.position < other.position
 ),
 agreed AS (
@@ -171,15 +161,9 @@ agreed AS (
     FROM signs GROUP BY grp
 )"""
 
-_BOTH = """
-both_numbers AS (
-    SELECT one.grp, one.position, one.logp, other.logp AS second
-    FROM usable AS one JOIN usable AS other
-      ON one.grp = other.grp AND one.position = other.position AND one.k = 1 AND other.k = 2
-),"""
-
 _REFS = "CASE WHEN refs IS NULL THEN every_reference ELSE refs END"
 _GROUP = ("group_id", "prompt_id", "dataset", "split")
+_RESPONSE_SQL = f"{JUDGED}.responses[position + 1].response_id AS response_id"
 _GROUP_SQL = ", ".join(f"{JUDGED}.{column}" for column in _GROUP)
 
 MACROS = (
@@ -188,8 +172,16 @@ MACROS = (
         "ref := NULL",
         "per group: how far a reference (or each) holds chosen above rejected, "
         "and the share of pairs it ranks right",
-        ("reference", *_GROUP, "responses", "pairs", "margin", "accuracy", "accuracy_per_token",
-         "accuracy_per_byte"),
+        (
+            "reference",
+            *_GROUP,
+            "responses",
+            "pairs",
+            "margin",
+            "accuracy",
+            "accuracy_per_token",
+            "accuracy_per_byte",
+        ),
         "CASE WHEN ref IS NULL THEN every_reference ELSE [ref] END",
         f"""{_SIDES}
 answer AS (SELECT * FROM margined LEFT JOIN ranked USING (grp, k))
@@ -204,7 +196,8 @@ FROM answer JOIN named USING (k) JOIN {JUDGED} USING (grp)""",
         (*_GROUP, "reference", "weight"),
         _REFS,
         f"""{_USABLE}{_WEIGHTS.rstrip(",")}
-SELECT {_GROUP_SQL}, weighed.reference, weighed.weight FROM weighed JOIN {JUDGED} USING (grp)""",
+SELECT {_GROUP_SQL}, named.reference, weighed.weight
+FROM weighed JOIN named USING (k) JOIN {JUDGED} USING (grp)""",
     ),
     Macro(
         "radius",
@@ -213,7 +206,7 @@ SELECT {_GROUP_SQL}, weighed.reference, weighed.weight FROM weighed JOIN {JUDGED
         (*_GROUP, "response_id", "position", "radius"),
         _REFS,
         f"""{_USABLE}{_RADII.rstrip(",")}
-SELECT {_GROUP_SQL}, radii.response_id, radii.position, radii.radius
+SELECT {_GROUP_SQL}, {_RESPONSE_SQL}, radii.position, radii.radius
 FROM radii JOIN {JUDGED} USING (grp)""",
     ),
     Macro(
@@ -223,7 +216,7 @@ FROM radii JOIN {JUDGED} USING (grp)""",
         (*_GROUP, "response_id", "position", "reference", "logp", "clipped", "moved"),
         _REFS,
         f"""{_USABLE}{_CLIPPED.rstrip(",")}
-SELECT {_GROUP_SQL}, bounded.response_id, bounded.position, named.reference, bounded.logp,
+SELECT {_GROUP_SQL}, {_RESPONSE_SQL}, bounded.position, named.reference, bounded.logp,
        bounded.clipped, bounded.logp <> bounded.clipped AS moved
 FROM bounded JOIN named USING (k) JOIN {JUDGED} USING (grp)""",
     ),
@@ -235,7 +228,7 @@ FROM bounded JOIN named USING (k) JOIN {JUDGED} USING (grp)""",
         (*_GROUP, "response_id", "position", "logp", "reference_1", "radius"),
         _REFS,
         f"""{_USABLE}{_WEIGHTS}{_CLIPPED}{_COMBINED.rstrip(",")}
-SELECT {_GROUP_SQL}, combined.response_id, combined.position, combined.logp,
+SELECT {_GROUP_SQL}, {_RESPONSE_SQL}, combined.position, combined.logp,
        combined.centre AS reference_1, combined.radius
 FROM combined JOIN {JUDGED} USING (grp)""",
     ),
@@ -245,7 +238,7 @@ FROM combined JOIN {JUDGED} USING (grp)""",
         "per group: the share of pairs that two references order alike, and Kendall's tau-b",
         (*_GROUP, "pairs", "agreement", "tau"),
         "[coalesce(a, every_reference[1]), coalesce(b, every_reference[2])]",
-        f"""{_USABLE}{_BOTH}{_AGREED}
+        f"""{_USABLE}{_AGREED}
 SELECT {_GROUP_SQL}, agreed.pairs, agreed.agreement, agreed.tau
 FROM agreed JOIN {JUDGED} USING (grp)""",
     ),
@@ -273,7 +266,7 @@ def _statement(macro: Macro, order: str) -> str:
     names = macro.named.replace("every_reference", order)
     return f"""CREATE MACRO {macro.name}({macro.arguments}) AS TABLE
 WITH named AS MATERIALIZED (
-    SELECT k, find_reference(wanted) AS reference
+    SELECT k::TINYINT AS k, find_reference(wanted) AS reference
     FROM (SELECT unnest(names) AS wanted, generate_subscripts(names, 1) AS k
           FROM (SELECT ({names})::VARCHAR[] AS names))
 ),{macro.body}"""

@@ -57,9 +57,9 @@ def spellings(stores: Sequence[ReferenceStore]) -> dict[str, str]:
 
 def _digits_needed(store: ReferenceStore, stores: Sequence[ReferenceStore]) -> int:
     """How many digits of the identity set a store apart from its namesakes."""
-    namesakes = {
-        one.short for one in stores if one.name.casefold() == store.name.casefold()
-    } - {store.short}
+    namesakes = {one.short for one in stores if one.name.casefold() == store.name.casefold()} - {
+        store.short
+    }
     needed = SHORTEST
     while needed < len(store.short) and any(
         short[:needed] == store.short[:needed] for short in namesakes

@@ -15,6 +15,8 @@ from mrpo_tools.progress import say
 from mrpo_tools.run import METRICS, RECIPE, RUN
 
 DEFAULT_RUNS = Path("runs")
+EVALUATION = "evaluation"
+"""Where a run keeps what `mrpo evaluate` found, a JSON file per split."""
 
 RUNS_SCHEMA = pa.schema(
     [
@@ -93,7 +95,6 @@ def _directories(root: Path) -> list[Path]:
 def _read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     record = _json(path / RUN)
     recipe = read_yaml(path / RECIPE) if (path / RECIPE).exists() else {}
-    finished = (path / METRICS).exists()
     run = {
         "run": path.name,
         "path": str(path),
@@ -104,14 +105,21 @@ def _read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "dataset": (record.get("dataset") or {}).get("source"),
         "split": recipe.get("split"),
         "seed": recipe.get("seed"),
-        "finished": finished,
+        "finished": (path / METRICS).exists(),
         "recipe": json.dumps(recipe, ensure_ascii=False),
         "record": json.dumps(record, ensure_ascii=False),
     }
-    measured = flatten(_json(path / METRICS)) if finished else []
     return run, [
-        {"run": path.name, "metric": metric, "value": value} for metric, value in measured
+        {"run": path.name, "metric": metric, "value": value} for metric, value in _measured(path)
     ]
+
+
+def _measured(path: Path) -> Iterator[tuple[str, float]]:
+    """Numbers of training by their own names, those of evaluation as `evaluation.<split>.…`."""
+    if (path / METRICS).exists():
+        yield from flatten(_json(path / METRICS))
+    for split in sorted(path.glob(f"{EVALUATION}/*.json")):
+        yield from flatten(_json(split), f"{EVALUATION}.{split.stem}")
 
 
 def _json(path: Path) -> dict[str, Any]:

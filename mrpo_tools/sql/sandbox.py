@@ -23,9 +23,7 @@ from mrpo_tools.errors import MrpoError, ResourceError, UsageError
 LONGEST_QUERY = 200_000
 """Characters. Parsing takes kilobytes of memory for each."""
 
-READING_NODES = frozenset(
-    {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
-)
+READING_NODES = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"})
 TABLE_FUNCTIONS = frozenset(
     {"range", "generate_series", "unnest", "json_each", "json_tree", "repeat", "repeat_row"}
 )
@@ -137,9 +135,7 @@ class Watch:
         memory_bytes: by which the process may grow.
     """
 
-    def __init__(
-        self, interrupt: Callable[[], None], seconds: float, memory_bytes: int
-    ) -> None:
+    def __init__(self, interrupt: Callable[[], None], seconds: float, memory_bytes: int) -> None:
         self.interrupt = interrupt
         self.seconds, self.memory_bytes = seconds, memory_bytes
         self.stuck = False

@@ -4,6 +4,8 @@ The tables are used both ways, to write a prompt and to read it back (`tasks.rea
 may fit the same text: `tests/test_demo_data.py` reads back every combination it meets.
 """
 
+from __future__ import annotations
+
 import random
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -9,9 +9,13 @@ the answer, and any generated answer can be checked by the same rule that scored
      3  a near miss: off by one or two, the right letters in a wrong order, a related word
      1  anything else
 
+Of several values in an answer the last one counts.
+
 Whether a prompt is for training or testing is a function of its text (`split_of`), so whoever draws
 training texts for the same tasks cannot meet a test prompt by chance.
 """
+
+from __future__ import annotations
 
 import hashlib
 import itertools
@@ -30,6 +34,7 @@ Prompt = str | list[Message]
 
 SEED = 0
 TRAIN, TEST = 600, 200
+MOST_TRAIN, MOST_TEST = 2000, 700  # each skill has at least a sixth as many distinct prompts
 RIGHT, OFF_FORM, NEAR, WRONG = 10.0, 7.0, 3.0, 1.0
 MARKS = {"right": RIGHT, "off_form": OFF_FORM, "near": NEAR, "wrong": WRONG}
 # Who wrote an answer of each quality: the `model` field of the data.
@@ -136,8 +141,9 @@ def draw_prompt(rng: random.Random, split: str, skill: str) -> Prompt:
         chosen = SKILLS[skill]
         system, suffix, form = rng.choice(FORMS)
         text = rng.choice(chosen.phrasings).format(*chosen.draw(rng)) + suffix
-        system_turn = [{"role": "system", "content": system}]
-        prompt = text if system is None else [*system_turn, *as_messages(text)]
+        prompt: Prompt = text
+        if system is not None:
+            prompt = [{"role": "system", "content": system}, *as_messages(text)]
         if split_of(prompt) == split and not (form == "capitals" and chosen.kind == "number"):
             return prompt
 
@@ -178,7 +184,12 @@ def make_groups(seed: int = SEED, train: int = TRAIN, test: int = TEST) -> list[
 
     One group in six has no answer in another form but a second near miss or a second wrong one, so
     that ties of scores occur, as in real data.
+
+    Raises:
+        ValueError: more groups than there are distinct prompts to draw in reasonable time.
     """
+    if train > MOST_TRAIN or test > MOST_TEST:
+        raise ValueError(f"at most {MOST_TRAIN} train and {MOST_TEST} test groups: {train}, {test}")
     rng = random.Random(seed)
     groups, seen = [], set()
     for split, count in (("train", train), ("test", test)):

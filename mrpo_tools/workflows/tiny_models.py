@@ -4,6 +4,8 @@ They stand in for the demo's frozen references. Each knows all the demo's tasks,
 and has bad habits at the others, so that references disagree and the policy has something to learn.
 """
 
+from __future__ import annotations
+
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -30,13 +32,24 @@ from mrpo_tools.workflows.skills import SKILLS
 from mrpo_tools.workflows.tasks import as_messages, draw_answer, draw_prompt, read
 from mrpo_tools.workflows.tiny_tokenizers import TOKENIZERS
 
-# Quality of the answers a model learns from: shares of right, off_form, near and wrong.
+# Shares of the answers that a model learns from, at its strong and at its other skills.
 QUALITIES = ("right", "habit", "off_form", "near", "wrong")
 STRONG = (0.80, 0.00, 0.08, 0.07, 0.05)
 WEAK = (0.34, 0.46, 0.06, 0.08, 0.06)
-SIZE = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZE = {
+    "hidden_size": 96,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 8192,
+    "initializer_range": 0.05,
+}
+STEPS = 1000
+BATCH = 32
+LEARNING_RATE = 3e-3
 
 Progress = Callable[[str, int, int], None]
+Row = tuple[list[int], list[int]]  # the ids of a prompt, the ids of its answer
 
 
 @dataclass(frozen=True)
@@ -45,7 +58,7 @@ class Plan:
 
     Attributes:
         strong: the skills it sees twice as often and mostly answered right.
-        steps: optimizer steps.
+        habit: how it mostly answers at the other skills: right, but not in the form asked for.
         settings: fields of the config beyond the common size.
     """
 
@@ -53,18 +66,16 @@ class Plan:
     model: type[PreTrainedModel]
     strong: tuple[str, ...]
     habit: str
-    steps: int
     settings: dict[str, Any] = field(default_factory=dict)
 
 
 PLANS = {
-    "llama": Plan(LlamaConfig, LlamaForCausalLM, ("sum", "opposite"), "Sure! It is {}.", 1000),
+    "llama": Plan(LlamaConfig, LlamaForCausalLM, ("sum", "opposite"), "Sure! It is {}."),
     "mistral": Plan(
         MistralConfig,
         MistralForCausalLM,
         ("reverse", "sequence"),
         "{}, I think.",
-        1000,
         {"num_key_value_heads": 2, "sliding_window": 32},
     ),
     "qwen": Plan(
@@ -72,12 +83,9 @@ PLANS = {
         Qwen2ForCausalLM,
         ("sort", "count"),
         "Let me see. The answer is {}, I think.",
-        1000,
         {"num_key_value_heads": 2, "tie_word_embeddings": True},
     ),
 }
-BATCH = 32
-LEARNING_RATE = 3e-3
 
 
 def make_models(
@@ -89,7 +97,7 @@ def make_models(
     bytes. No prompt of the data's test split is among the training texts.
 
     Args:
-        on_progress: called as (name, step, steps) after every optimizer step.
+        on_progress: called as (name, step, steps) after every step; all models take as many.
     """
     paths = {}
     for index, name in enumerate(PLANS):
@@ -108,14 +116,13 @@ def _make(
     name: str, rng: random.Random, on_progress: Progress
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     plan = PLANS[name]
-    groups = [_draw_group(rng, plan) for _ in range(plan.steps * BATCH)]
-    texts = [part.content for group in groups[:2000] for part in (*group.prompt, *group.responses)]
-    tokenizer = TOKENIZERS[name](texts)
+    groups = [_draw_group(rng, plan) for _ in range(STEPS * BATCH)]
+    questions = [turn.content for group in groups[:2000] for turn in group.prompt]
+    answers = [group.responses[0].content for group in groups[:2000]]
+    tokenizer = TOKENIZERS[name]([*questions, *answers])
     config = plan.config(
         **SIZE,
-        intermediate_size=256,
-        **({"initializer_range": 0.05} | plan.settings),
-        max_position_embeddings=512,
+        **plan.settings,
         vocab_size=len(tokenizer),
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -123,7 +130,7 @@ def _make(
     )
     model = plan.model(config)
     rows = _encode(groups, Renderer(tokenizer, name=name))
-    _train(model, rows, rng, lambda step: on_progress(name, step, plan.steps))
+    _train(model, rows, rng, lambda step: on_progress(name, step, STEPS))
     return model.eval(), tokenizer
 
 
@@ -138,9 +145,6 @@ def _draw_group(rng: random.Random, plan: Plan) -> Group:
     else:
         answer = draw_answer(rng, question, quality)
     return group_from_dict({"prompt": as_messages(prompt), "responses": [{"content": answer}]})
-
-
-Row = tuple[list[int], list[int]]
 
 
 def _encode(groups: list[Group], renderer: Renderer) -> list[Row]:

@@ -5,6 +5,8 @@ tokens shows in the demo: the token of a space, what `12` is made of, who begins
 marks of a template are control tokens, and who refuses a system message.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Sequence
 
@@ -149,7 +151,5 @@ def _begin_with_bos(tokenizer: Tokenizer, special: Sequence[str]) -> None:
     )
 
 
-def _wrap(
-    tokenizer: Tokenizer, template: str, **names: str | list[str]
-) -> PreTrainedTokenizerFast:
+def _wrap(tokenizer: Tokenizer, template: str, **names: str | list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template, **names)

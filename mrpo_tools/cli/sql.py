@@ -1,0 +1,194 @@
+"""`mrpo sql`: questions to the cache."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+
+from mrpo_tools.cli.options import cache_option
+
+if TYPE_CHECKING:
+    from mrpo_tools.sql import Database
+
+FORMATS = ("table", "csv", "json", "jsonl", "markdown", "parquet")
+SUFFIXES = {
+    ".csv": "csv",
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".md": "markdown",
+    ".parquet": "parquet",
+}
+_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@click.command()
+@click.argument("query", required=False)
+@click.option("-f", "--file", metavar="FILE", help="Read the query from a file.")
+@click.option("--saved", metavar="NAME", help="Run a query that comes with mrpo.")
+@click.option("--param", "params", metavar="NAME=VALUE", multiple=True, help="Value of $NAME.")
+@click.option(
+    "--format",
+    type=click.Choice(FORMATS),
+    help="How to write the result.  [default: by the suffix of -o, else table]",
+)
+@click.option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout.")
+@cache_option
+@click.option("--runs", metavar="DIR", help="Directory of runs.  [default: runs]")
+@click.option("--refs", metavar="NAMES", help="Load these only; reference 1 first.  [default: all]")
+@click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds.")
+@click.option("--memory-limit", metavar="SIZE", default="1GB", show_default=True)
+def sql(
+    query: str | None,
+    file: str | None,
+    saved: str | None,
+    params: tuple[str, ...],
+    format: str | None,
+    output: str | None,
+    cache: str | None,
+    runs: str | None,
+    refs: str | None,
+    timeout: float,
+    memory_limit: str,
+) -> None:
+    """Ask the cache in SQL; without a QUERY, list what there is to ask.
+
+    QUERY is one SELECT, or `-` to read it from stdin. It can read the cache's views and call the
+    macros, and nothing else: no files, no network, no writing.
+
+    \b
+    Example:
+        mrpo sql "SELECT reference, avg(logp) FROM logps GROUP BY reference"
+        mrpo sql --saved best-reference --format csv -o best.csv
+        mrpo sql "SELECT * FROM virtual_reference($eps)" --param eps=0.1 -o virtual.parquet
+    """
+    from mrpo_tools.config import load_project
+
+    path = Path(cache or load_project().cache)
+    text, values = _query(query, file, saved)
+    if text is None:
+        click.echo("\n".join(_overview(path)))
+        return
+    values |= _values(params)
+    target, chosen = _target(output, format, path)
+    from mrpo_tools.sql import open_sql
+
+    names = [name for name in (refs or "").split(",") if name] or None
+    database = open_sql(path, runs, memory_limit, names)
+    try:
+        _answer(database, text, values, timeout, chosen, target)
+    finally:
+        database.close()
+
+
+def _answer(
+    database: Database,
+    text: str,
+    values: dict[str, Any],
+    timeout: float,
+    format: str,
+    target: Path | BinaryIO,
+) -> None:
+    """Write a query's result; a query that cannot be stopped ends with the process."""
+    from mrpo_tools.cli import report
+    from mrpo_tools.sql import write
+
+    try:
+        write(database.stream(text, values, timeout), format, target)
+    except BaseException as error:
+        if not database.stuck:
+            raise
+        code = report(error) if isinstance(error, Exception) else 130
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _query(
+    query: str | None, file: str | None, saved: str | None
+) -> tuple[str | None, dict[str, Any]]:
+    """The query's text and its parameters' defaults; None when nothing was asked."""
+    from mrpo_tools.errors import UsageError
+
+    if sum(one is not None for one in (query, file, saved)) > 1:
+        raise UsageError("more than one query", "give a query, -f FILE or --saved NAME")
+    if saved is not None:
+        from mrpo_tools.sql import find_saved
+
+        found = find_saved(saved)
+        return found.sql, dict(found.params)
+    if query == "-" or file == "-":
+        return sys.stdin.read(), {}
+    if file is not None:
+        try:
+            return Path(file).read_text(encoding="utf-8"), {}
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{file} cannot be read: {error}") from None
+    return query, {}
+
+
+def _values(params: Sequence[str]) -> dict[str, Any]:
+    """`eps=0.1` as a number, `refs=["a","b"]` as a list, an id and all else as text."""
+    from mrpo_tools.errors import UsageError
+
+    values: dict[str, Any] = {}
+    for param in params:
+        name, equals, text = param.partition("=")
+        if not equals or not name.isidentifier():
+            raise UsageError(f"--param {param}: NAME=VALUE is needed", "--param eps=0.1")
+        try:
+            values[name] = text if _ID.fullmatch(text) else json.loads(text)
+        except ValueError:
+            values[name] = text
+    return values
+
+
+def _target(output: str | None, format: str | None, cache: Path) -> tuple[Path | BinaryIO, str]:
+    """Where the result goes, and in which format."""
+    from mrpo_tools.errors import UsageError
+
+    if output is None or output == "-":
+        if format == "parquet" and sys.stdout.isatty():
+            raise UsageError("Parquet is not for a terminal", "-o FILE.parquet")
+        return sys.stdout.buffer, format or "table"
+    path = Path(output)
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        raise UsageError(f"cannot write to {output}: no such file can be made", "-o FILE")
+    if path.resolve().is_relative_to(cache.resolve()):
+        raise UsageError(f"{output} is inside the cache", "choose a file outside it")
+    return path, format or SUFFIXES.get(path.suffix.lower(), "table")
+
+
+def _overview(path: Path) -> Iterator[str]:
+    """What there is to ask, without opening the cache."""
+    from mrpo_tools.cache import Cache
+    from mrpo_tools.sql import MACROS, SAVED, VIEWS
+
+    stores = Cache(path).references() if path.is_dir() else []
+    yield f"cache {path}: {', '.join(map(str, stores)) or 'no references yet'}"
+    yield "\nviews"
+    for view in VIEWS:
+        yield f"  {view.name}: {view.about}"
+        yield from _wrapped(view.columns)
+    yield "\nmacros (refs is a list of names, reference 1 first; default: all, by name)"
+    for macro in MACROS:
+        yield f"  {macro.name}({macro.arguments}): {macro.about}"
+        yield from _wrapped(macro.columns)
+    yield "\nsaved queries (mrpo sql --saved NAME)"
+    for saved in SAVED:
+        defaults = ", ".join(f"{name}={json.dumps(one)}" for name, one in saved.params.items())
+        yield f"  {saved.name}: {saved.about}" + (f" ({defaults})" if defaults else "")
+    yield '\nexample\n  mrpo sql "SELECT * FROM refs"'
+
+
+def _wrapped(columns: Sequence[str]) -> Iterator[str]:
+    import textwrap
+
+    yield from textwrap.wrap(
+        ", ".join(columns), 92, initial_indent="      ", subsequent_indent="      "
+    )

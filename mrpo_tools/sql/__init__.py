@@ -1,0 +1,32 @@
+"""SQL over a cache: views of its rows, the references' mathematics as macros, read-only.
+
+with open_sql("cache") as database:
+    table = database.query("SELECT reference, avg(logp) FROM logps GROUP BY reference")
+    write(table, "csv", Path("means.csv"))
+
+names      what references are called in SQL
+rows       verified files as Arrow data sets, every row once
+runs       run directories as tables
+views      what there is to read           macros     the mathematics of references
+sandbox    what a query may do             database   the cache, opened
+saved      queries worth keeping           formats    results as text or Parquet
+"""
+
+from mrpo_tools.sql.database import DEFAULT_MEMORY, DEFAULT_TIMEOUT, Database, open_sql
+from mrpo_tools.sql.formats import FORMATS, write
+from mrpo_tools.sql.macros import MACROS
+from mrpo_tools.sql.saved import SAVED, find_saved
+from mrpo_tools.sql.views import VIEWS
+
+__all__ = [
+    "DEFAULT_MEMORY",
+    "DEFAULT_TIMEOUT",
+    "FORMATS",
+    "MACROS",
+    "SAVED",
+    "VIEWS",
+    "Database",
+    "find_saved",
+    "open_sql",
+    "write",
+]

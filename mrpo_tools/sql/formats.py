@@ -1,0 +1,272 @@
+"""Results as text or Parquet. NULL and NaN are spelled so that no format confuses them.
+
+    format     NULL     NaN, ±∞                       nested values   text
+    table      NULL     NaN, Infinity, -Infinity      JSON            cut, control codes escaped
+    markdown   NULL     the same                      JSON            pipes escaped, one line
+    csv        nothing  the same                      JSON            an empty text is ""
+    json(l)    null     the same, as text             as they are     as it is
+    parquet    as they are
+
+JSON has no number for NaN, so a text stands for it: a reader fails on it or sees it, and never
+takes it for a missing value.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import itertools
+import json
+import math
+import os
+import tempfile
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyarrow.types as kinds
+
+from mrpo_tools.errors import ResourceError, UsageError
+
+WIDEST_CELL = 60
+CUT = "…"
+
+
+def write(result: pa.Table | pa.RecordBatchReader, format: str, target: Path | BinaryIO) -> None:
+    """Write a result; a file appears whole or not at all.
+
+    Args:
+        result: a table, or batches, which are written as they come (but for `table`, which must
+            know its widths first).
+        format: one of `FORMATS`.
+        target: a path, or an open binary file such as standard output's.
+
+    Raises:
+        UsageError: no such format, or a column that Parquet has no type for.
+        ResourceError: the disk is full, or refuses.
+    """
+    if format not in FORMATS:
+        raise UsageError(f"no format {format!r}", f"one of {', '.join(FORMATS)}")
+    reader = result.to_reader() if isinstance(result, pa.Table) else result
+    try:
+        if not isinstance(target, Path):
+            FORMATS[format](reader, target)
+            target.flush()
+        elif target.exists() and not target.is_file():  # /dev/null, a named pipe
+            with target.open("wb") as sink:
+                FORMATS[format](reader, sink)
+        else:
+            _write_whole(reader, format, target)
+    except pa.ArrowNotImplementedError as error:
+        raise UsageError(f"{format} cannot hold this result: {error}", "cast the column") from None
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
+        raise ResourceError(
+            f"cannot write to {target if isinstance(target, Path) else 'the output'}: "
+            f"{error.strerror or error}",
+            "check the path, its permissions and the space left",
+        ) from None
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else _not_finite(value)
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [plain(inner) for inner in value]
+    if isinstance(value, bytes):
+        return value.hex()
+    return str(value)
+
+
+def cell(value: Any, null: str = "") -> str:
+    """A value as one text."""
+    value = plain(value)
+    if value is None:
+        return null
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (dict, list)):
+        return json.dumps(value, ensure_ascii=False)
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def width(text: str) -> int:
+    """Columns of a terminal that a text takes."""
+    return sum(
+        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
+        for char in text
+    )
+
+
+def _write_table(reader: pa.RecordBatchReader, sink: BinaryIO) -> None:
+    names, right = _columns(reader.schema)
+    if names == ["explain_key", "explain_value"]:
+        for row in _rows(reader):
+            sink.write(f"{row[1]}\n".encode())
+        return
+    rows = [[_screen(value) for value in row] for row in _rows(reader)]
+    heads = [_cut(_visible(name)) for name in names]
+    widths = [max(map(width, column)) for column in zip(heads, *rows, strict=True)]
+    for texts in (heads, ["─" * size for size in widths], *rows):
+        cells = [
+            _pad(text, size, at_right)
+            for text, size, at_right in zip(texts, widths, right, strict=True)
+        ]
+        sink.write(("  ".join(cells).rstrip() + "\n").encode())
+    sink.write(f"({len(rows):,} {'row' if len(rows) == 1 else 'rows'})\n".encode())
+
+
+def _write_markdown(reader: pa.RecordBatchReader, sink: BinaryIO) -> None:
+    names, right = _columns(reader.schema)
+    head = [_one_line(name) for name in names]
+    rule = ["---:" if at_right else "---" for at_right in right]
+    rows = ([_one_line(cell(value, "NULL")) for value in row] for row in _rows(reader))
+    for texts in itertools.chain([head, rule], rows):
+        sink.write(f"| {' | '.join(texts)} |\n".encode())
+
+
+def _write_csv(reader: pa.RecordBatchReader, sink: BinaryIO) -> None:
+    names, _ = _columns(reader.schema)
+    for row in itertools.chain([tuple(names)], _rows(reader)):
+        sink.write((",".join(_csv_cell(value) for value in row) + "\n").encode())
+
+
+def _write_json(reader: pa.RecordBatchReader, sink: BinaryIO) -> None:
+    sink.write(b"[")
+    for index, line in enumerate(_json_lines(reader)):
+        sink.write(f"{',' if index else ''}\n  {line}".encode())
+    sink.write(b"\n]\n")
+
+
+def _write_jsonl(reader: pa.RecordBatchReader, sink: BinaryIO) -> None:
+    for line in _json_lines(reader):
+        sink.write(f"{line}\n".encode())
+
+
+def _write_parquet(reader: pa.RecordBatchReader, sink: BinaryIO) -> None:
+    names, _ = _columns(reader.schema)
+    schema = pa.schema(
+        [field.with_name(name) for field, name in zip(reader.schema, names, strict=True)]
+    )
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        for batch in reader:
+            writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=schema))
+
+
+FORMATS: dict[str, Callable[[pa.RecordBatchReader, BinaryIO], None]] = {
+    "table": _write_table,
+    "csv": _write_csv,
+    "json": _write_json,
+    "jsonl": _write_jsonl,
+    "markdown": _write_markdown,
+    "parquet": _write_parquet,
+}
+
+
+def _write_whole(reader: pa.RecordBatchReader, format: str, target: Path) -> None:
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as sink:
+            FORMATS[format](reader, sink)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)
+        os.replace(name, target)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+def _columns(schema: pa.Schema) -> tuple[list[str], list[bool]]:
+    """Distinct names, and whether each column is of numbers."""
+    names: list[str] = []
+    for name in schema.names:
+        taken, number = name, 0
+        while taken in names:
+            number += 1
+            taken = f"{name}_{number}"
+        names.append(taken)
+    return names, [
+        kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_decimal(kind)
+        for kind in schema.types
+    ]
+
+
+def _rows(reader: pa.RecordBatchReader) -> Iterator[tuple[Any, ...]]:
+    for batch in reader:
+        columns = [_values(column) for column in batch.columns]
+        yield from zip(*columns, strict=True)
+
+
+def _values(column: pa.Array) -> Sequence[Any]:
+    values = column.to_pylist()
+    if kinds.is_map(column.type):
+        return [None if pairs is None else dict(pairs) for pairs in values]
+    return values  # type: ignore[no-any-return]
+
+
+def _json_lines(reader: pa.RecordBatchReader) -> Iterator[str]:
+    names, _ = _columns(reader.schema)
+    for row in _rows(reader):
+        values = {name: plain(value) for name, value in zip(names, row, strict=True)}
+        yield json.dumps(values, ensure_ascii=False, allow_nan=False)
+
+
+def _not_finite(value: float) -> str:
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _screen(value: Any) -> str:
+    """A value for people: six digits of a number, text without control codes, cut."""
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:.6g}"
+    return _cut(_visible(cell(value, "NULL")))
+
+
+def _visible(text: str) -> str:
+    """Text that cannot steer a terminal: control and format characters are spelled out."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def _cut(text: str) -> str:
+    if width(text) <= WIDEST_CELL:
+        return text
+    sizes = itertools.accumulate(width(char) for char in text)
+    return "".join(itertools.takewhile(lambda _: next(sizes) < WIDEST_CELL, text)) + CUT
+
+
+def _pad(text: str, size: int, at_right: bool) -> str:
+    padding = " " * (size - width(text))
+    return padding + text if at_right else text + padding
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").splitlines())
+
+
+def _csv_cell(value: Any) -> str:
+    text = cell(value)
+    if text == "" and value is None:
+        return ""
+    if text == "" or text != text.strip() or any(char in text for char in ',"\n\r'):
+        return '"' + text.replace('"', '""') + '"'
+    return text

@@ -1,0 +1,211 @@
+"""The demo's data and models: the rule by hand, the committed file, the three tiny families."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from mrpo_tools.workflows import tasks, tiny_models
+from mrpo_tools.workflows.skills import FORMS, SKILLS
+
+DATA = Path(__file__).parents[1] / "data" / "demo.jsonl"
+GROUPS = [json.loads(line) for line in DATA.read_text(encoding="utf-8").splitlines()]
+TEST = [group for group in GROUPS if group["split"] == "test"]
+
+
+def system(text: str, question: str) -> list[dict[str, str]]:
+    return [{"role": "system", "content": text}, {"role": "user", "content": question}]
+
+
+def text_of(prompt: tasks.Prompt) -> str:
+    return tasks.as_messages(prompt)[-1]["content"]
+
+
+def solve(group: dict) -> str:
+    """The solution by other means than the tables: from the numbers or letters in the prompt."""
+    text, skill = text_of(group["prompt"]), group["id"].split("-")[1]
+    numbers = [int(number) for number in re.findall(r"\d+", text)]
+    letters = max(re.findall(r"\b[a-z](?: [a-z]\b)*", text), key=len, default="").split()
+    return {
+        "sum": lambda: str(sum(numbers)),
+        "sequence": lambda: str(numbers[2] + numbers[1] - numbers[0]),
+        "count": lambda: str(Counter(letters)["x"]),
+        "reverse": lambda: " ".join(reversed(letters)),
+        "sort": lambda: " ".join(sorted(letters)),
+    }[skill]()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "expected"),
+    [
+        ("What is 3 + 4?", "7", 10),
+        ("What is 3 + 4?", " 7\n", 10),
+        ("What is 3 + 4?", "The answer is 7.", 7),
+        ("What is 3 + 4?", "Not 9, it is 7", 7),
+        ("What is 3 + 4?", "8", 3),
+        ("What is 3 + 4?", "9", 3),
+        ("What is 3 + 4?", "10", 1),
+        ("What is 3 + 4?", "", 1),
+        (system("You are terse.", "Add 3 and 4."), "7", 10),
+        ("2 + 9 = ? Answer in a full sentence.", "The answer is 11.", 10),
+        (system("Answer in a full sentence.", "4 6 8 and then?"), "The answer is 10.", 10),
+        (system("Answer in a full sentence.", "4 6 8 and then?"), "10", 7),
+        ("Count the letter x in x o x x.", "3", 10),
+        ("Write a d b backwards.", "b d a", 10),
+        ("Write a d b backwards.", "b a d", 3),
+        ("Write a d b backwards.", "b a f", 1),
+        ("Write a d b backwards. Use capital letters.", "B D A", 10),
+        ("Write a d b backwards. Use capital letters.", "b d a", 7),
+        ("Sort the letters d a b.", "Sure! It is a b d.", 7),
+        ("Not hot but?", "cold", 10),
+        ("Not hot but?", "cool", 3),
+        ("Not hot but?", "warm", 1),
+        (system("Answer in capital letters.", "Not hot but?"), "COLD", 10),
+        (system("Answer in capital letters.", "Not hot but?"), "Cold", 7),
+    ],
+)
+def test_the_rule_by_hand(prompt: tasks.Prompt, answer: str, expected: float) -> None:
+    assert tasks.score(prompt, answer) == expected
+    assert tasks.is_right(prompt, answer) == (expected == 10)
+
+
+def test_a_text_that_is_no_task_is_refused() -> None:
+    with pytest.raises(ValueError, match="not a question"):
+        tasks.score("Who are you?", "A model.")
+    with pytest.raises(ValueError, match="not a prompt"):
+        tasks.score(system("Be kind.", "What is 3 + 4?"), "7")
+
+
+def test_every_phrasing_in_every_form_reads_back() -> None:
+    rng = random.Random(0)
+    for name, skill in SKILLS.items():
+        for phrasing in skill.phrasings:
+            for instruction, ending, form in FORMS:
+                operands = skill.draw(rng)
+                text = phrasing.format(*operands) + ending
+                prompt = text if instruction is None else system(instruction, text)
+                assert tasks.read(prompt) == tasks.Question(name, operands, form)
+
+
+def test_the_committed_file_is_what_the_generator_writes(tmp_path: Path) -> None:
+    tasks.main(str(tmp_path / "demo.jsonl"))
+    assert (tmp_path / "demo.jsonl").read_bytes() == DATA.read_bytes()
+    assert DATA.stat().st_size < 1_000_000
+
+
+def test_sizes_and_splits() -> None:
+    assert Counter(group["split"] for group in GROUPS) == {"train": 600, "test": 200}
+    prompts = {json.dumps(tasks.as_messages(group["prompt"])) for group in GROUPS}
+    assert len(prompts) == len(GROUPS)
+    assert len({group["id"] for group in GROUPS}) == len(GROUPS)
+    assert len({group["id"].split("-")[1] for group in TEST}) == len(SKILLS)
+
+
+def test_four_distinct_responses_scored_by_the_rule() -> None:
+    for group in GROUPS:
+        assert len({one["content"] for one in group["responses"]}) == 4
+        for one in group["responses"]:
+            assert tasks.score(group["prompt"], one["content"]) == one["score"]
+        scores = sorted(one["score"] for one in group["responses"])
+        assert scores in ([1, 3, 7, 10], [1, 3, 3, 10], [1, 1, 3, 10])
+
+
+def test_the_best_response_states_an_independent_solution() -> None:
+    checked = 0
+    for group in GROUPS:
+        if "opposite" not in group["id"]:
+            best = max(group["responses"], key=lambda one: one["score"])["content"]
+            solution = solve(group)
+            assert best in (solution, solution.upper(), f"The answer is {solution}.")
+            checked += 1
+    assert checked == 667  # 6 skills take turns: 500 of 600, and 167 of 200
+
+
+def test_length_says_nothing() -> None:
+    """Also an independent count: longer against shorter, ties of length half a point each."""
+    wins = total = 0.0
+    for group in GROUPS:
+        ranked = sorted((one["score"], len(one["content"])) for one in group["responses"])
+        for low in range(4):
+            for high in range(low + 1, 4):
+                if ranked[low][0] < ranked[high][0]:
+                    gap = ranked[high][1] - ranked[low][1]
+                    wins += 1.0 if gap > 0 else 0.5 if gap == 0 else 0.0
+                    total += 1
+    assert 0.4 <= wins / total <= 0.6
+    assert tasks.longer_preferred(GROUPS) == pytest.approx(wins / total, abs=1e-12)
+
+
+def test_training_texts_meet_no_test_prompt() -> None:
+    held_out = {json.dumps(tasks.as_messages(group["prompt"])) for group in TEST}
+    rng = random.Random(0)
+    for plan in tiny_models.PLANS.values():
+        for _ in range(1000):
+            prompt = [turn.as_dict() for turn in tiny_models._draw_group(rng, plan).prompt]
+            assert json.dumps(prompt) not in held_out
+
+
+def test_more_groups_than_prompts_are_refused() -> None:
+    with pytest.raises(ValueError, match="at most"):
+        tasks.make_groups(train=100_000)
+
+
+@pytest.fixture(scope="module")
+def short_models(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Path]]:
+    """The three models after eight steps, made twice."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_models, "STEPS", 8)
+        return [tiny_models.make_models(tmp_path_factory.mktemp("tiny"), seed=3) for _ in range(2)]
+
+
+def test_tiny_models_are_three_families(short_models: list[dict[str, Path]]) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    found = {
+        name: (
+            type(AutoModelForCausalLM.from_pretrained(path)).__name__,
+            AutoTokenizer.from_pretrained(path),
+        )
+        for name, path in short_models[0].items()
+    }
+    assert {name: architecture for name, (architecture, _) in found.items()} == {
+        "llama": "LlamaForCausalLM",
+        "mistral": "MistralForCausalLM",
+        "qwen": "Qwen2ForCausalLM",
+    }
+    tokenizers = {name: tokenizer for name, (_, tokenizer) in found.items()}
+    assert len({len(tokenizer) for tokenizer in tokenizers.values()}) == 3
+    assert [tokenizers[name].bos_token for name in found] == ["<s>", "<s>", None]
+    prompt = system("You are terse.", "Not hot but?")
+    with pytest.raises(Exception, match="Only user and assistant"):
+        tokenizers["mistral"].apply_chat_template(prompt, tokenize=False)
+    for name in ("llama", "qwen"):
+        assert "terse" in tokenizers[name].apply_chat_template(prompt, tokenize=False)
+
+
+@pytest.mark.parametrize("text", ["The answer is 12.", "B D A", "cold, I think."])
+def test_tiny_tokenizers_round_trip(short_models: list[dict[str, Path]], text: str) -> None:
+    from transformers import AutoTokenizer
+
+    for path in short_models[0].values():
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.unk_token_id is None or tokenizer.unk_token_id not in ids
+
+
+def test_the_same_seed_gives_the_same_bytes(short_models: list[dict[str, Path]]) -> None:
+    first, second = short_models
+    for name in first:
+        for file in sorted(first[name].iterdir()):
+            digests = {
+                hashlib.sha256((made[name] / file.name).read_bytes()).hexdigest()
+                for made in (first, second)
+            }
+            assert len(digests) == 1, file.name

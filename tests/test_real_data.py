@@ -1,0 +1,65 @@
+"""Three real data sets through the whole pipeline, with tiny models of three families.
+
+They are looked for in the directory that MRPO_TEST_DATA names, and skipped without it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mrpo_tools.cache import Cache
+from mrpo_tools.config import Recipe
+from mrpo_tools.evaluate import evaluate
+from mrpo_tools.groups import split_of
+from mrpo_tools.precompute import precompute
+from mrpo_tools.run import load_run
+from mrpo_tools.sources import load_groups
+from mrpo_tools.train import train
+
+FOLDER = os.environ.get("MRPO_TEST_DATA")
+pytestmark = pytest.mark.skipif(not FOLDER, reason="MRPO_TEST_DATA names no directory")
+GROUPS = 16
+CASES = [
+    ("comparison_gpt4_pairs.json", 1095, "mrpo"),
+    ("chat_pairs_sharegpt.json", 300, "mrpo"),
+    ("vicuna_scored4.jsonl", 80, "mrpo"),
+    ("vicuna_scored4.jsonl", 80, "mpo"),
+]
+
+
+@pytest.mark.parametrize(("file", "rows", "loss"), CASES, ids=lambda value: str(value))
+def test_the_pipeline(file, rows, loss, references, tmp_path):
+    """All rows load; the shortest go through three references, training and evaluation."""
+    source = load_groups(Path(FOLDER) / file, test_size=0.25)
+    assert source.counts["rows"] == rows
+    assert {group.split for group in source.groups} == {"train", "test"}
+    assert all(group.split == split_of(group.prompt_id, 0.25) for group in source.groups)
+    groups = sorted(source.groups, key=size)[:GROUPS]
+    cache = Cache(tmp_path / "cache")
+    summaries = precompute(references, groups, cache, source.name)
+    responses = {key for group in groups for key in group.response_ids}
+    for summary in summaries:
+        assert summary.scored["ok"] == len(responses)
+        assert summary.scored["overlong"] == 0
+    recipe = Recipe(
+        loss=loss, refs=list(references), learning_rate=1e-3, max_steps=4, logging_steps=1
+    )
+    result = train(recipe, groups, cache, references, tmp_path / "run")
+    assert result.metrics["step0_difference_nats_per_token"] <= 1e-5
+    tied = sum(
+        len({one.score for one in group.responses}) == 1
+        for group in groups
+        if group.split == "train" and group.has_scores
+    )
+    assert sum(result.metrics["skipped_groups"].values()) >= tied
+    found = evaluate(load_run(tmp_path / "run"), groups, cache).metrics
+    for name in ("accuracies", "accuracies_step0", "accuracies_reference_1", "accuracies_logp"):
+        assert 0 <= found[name] <= 1
+
+
+def size(group) -> int:
+    prompt = sum(len(turn.content) for turn in group.prompt)
+    return prompt + max(len(one.content) for one in group.responses)
