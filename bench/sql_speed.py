@@ -49,7 +49,7 @@ def main() -> None:
     options.add_argument("--rows", type=int, default=5_000_000, help="of both references together")
     options.add_argument("--cache", type=Path, help="keep the cache here, or use the one there")
     options.add_argument("--repeat", type=int, default=3, help="the median counts")
-    options.add_argument("--memory-limit", default="1GB")
+    options.add_argument("--memory-limit", default="2GB")
     options.add_argument("--output", type=Path, help="write the figures as JSON")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as scratch:

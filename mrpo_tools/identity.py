@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -101,20 +101,34 @@ def locate(reference: Reference) -> ModelFiles:
     Raises:
         UsageError: neither a directory with a model nor a hub id that can be downloaded.
     """
-    path = Path(reference.model).expanduser()
     adapter = _locate_adapter(reference.adapter)
+    found = _locate_model(reference.model, reference.revision)
+    if (found.model / "config.json").exists():
+        return replace(found, adapter=adapter)
+    if adapter is not None or not (found.model / "adapter_config.json").exists():
+        raise UsageError(
+            f"{found.model} holds no model: it has no config.json", "give a model directory"
+        )
+    base = _read_json(found.model / "adapter_config.json").get("base_model_name_or_path")
+    revision = reference.revision if found.hub_id is None else None
+    beneath = _locate_model(base, revision) if base else found
+    if not (beneath.model / "config.json").exists():
+        raise UsageError(
+            f"the adapter {found.model} does not name a model as its base, but {base!r}",
+            "name the model, and this directory with --adapter",
+        )
+    return replace(beneath, adapter=found.model)
+
+
+def _locate_model(model: str, revision: str | None) -> ModelFiles:
+    """A directory here, or the snapshot of a hub repository."""
+    path = Path(model).expanduser()
     if path.is_dir():
-        if (path / "config.json").exists():
-            return ModelFiles(path, adapter)
-        if (path / "adapter_config.json").exists() and adapter is None:
-            base = _read_json(path / "adapter_config.json")["base_model_name_or_path"]
-            found = locate(reference.model_copy(update={"model": base}))
-            return ModelFiles(found.model, path, found.hub_id, found.revision)
-        raise UsageError(f"{path} holds no model: it has no config.json", "give a model directory")
-    if _looks_like_a_path(reference.model):
-        raise UsageError(f"no directory {reference.model}", "check the model's path")
-    commit, snapshot = _download(reference.model, reference.revision)
-    return ModelFiles(snapshot, adapter, reference.model, commit)
+        return ModelFiles(path)
+    if _looks_like_a_path(model):
+        raise UsageError(f"no directory {model}", "check the model's path")
+    commit, snapshot = _download(model, revision)
+    return ModelFiles(snapshot, None, model, commit)
 
 
 def identify(
@@ -170,8 +184,11 @@ def template_text(model: Path, override: str | None = None) -> str | None:
     if override is not None:
         try:
             return Path(override).read_text(encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"chat_template {override} cannot be read: {error}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(
+                f"chat_template {override} cannot be read: {error}",
+                "give a UTF-8 text file with a Jinja template",
+            ) from None
     jinja = model / "chat_template.jinja"
     if jinja.exists():
         return jinja.read_text(encoding="utf-8")
@@ -207,11 +224,18 @@ def context_length(model: Path) -> int:
 
 def weight_files(model: Path) -> list[Path]:
     """The safetensors files that `from_pretrained` reads."""
-    index = model / "model.safetensors.index.json"
-    if index.exists():
-        return sorted({model / name for name in _read_json(index)["weight_map"].values()})
-    single = model / "model.safetensors"
-    return [single] if single.exists() else sorted(model.glob("*.safetensors"))
+    single, index = model / "model.safetensors", model / "model.safetensors.index.json"
+    if single.exists():
+        return [single]
+    if not index.exists():
+        return []
+    files = sorted({model / name for name in _read_json(index)["weight_map"].values()})
+    missing = [file.name for file in files if not file.exists()]
+    if missing:
+        raise UsageError(
+            f"{model} lacks {', '.join(missing)}, which its index names", "download it again"
+        )
+    return files
 
 
 class HashMemo:
@@ -248,15 +272,24 @@ class HashMemo:
             known = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return known if isinstance(known, dict) else {}
+        if not isinstance(known, dict):
+            return {}
+        return {
+            key: value
+            for key, value in known.items()
+            if isinstance(value, str) and len(value) == 64
+        }
 
     def _write(self, known: dict[str, str]) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self.path.parent)
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(known, file)
-            os.replace(name, self.path)
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                    json.dump(known, file)
+                os.replace(name, self.path)
+            except OSError:
+                os.unlink(name)
         except OSError:
             return  # a memory that cannot be kept is only slower next time
 
@@ -267,7 +300,10 @@ def _locate_adapter(adapter: str | None) -> Path | None:
     path = Path(adapter).expanduser()
     if path.is_dir():
         if not (path / "adapter_config.json").exists():
-            raise UsageError(f"{path} holds no adapter: it has no adapter_config.json")
+            raise UsageError(
+                f"{path} holds no adapter: it has no adapter_config.json",
+                "give a directory written by peft's save_pretrained",
+            )
         return path
     if _looks_like_a_path(adapter):
         raise UsageError(f"no directory {adapter}", "check the adapter's path")
@@ -297,6 +333,10 @@ def _adapter_hash(adapter: Path | None, memo: HashMemo) -> str | None:
     if adapter is None:
         return None
     names = memo.hash_files(sorted(adapter.glob("adapter_model*.safetensors")))
+    if not names:
+        raise UsageError(
+            f"{adapter} holds no safetensors weights", "save the adapter with safetensors"
+        )
     ignored = frozenset({"base_model_name_or_path", "inference_mode", "peft_version"})
     names["adapter_config.json"] = _hash_json(adapter / "adapter_config.json", ignored)
     return _hash_names(names)
@@ -308,7 +348,8 @@ def _hash_names(hashes: dict[str, str]) -> str:
 
 def _hash_json(path: Path, ignored: frozenset[str]) -> str:
     kept = {key: value for key, value in _read_json(path).items() if key not in ignored}
-    return hashlib.sha256(canonical_json(kept).encode()).hexdigest()
+    text = json.dumps(kept, sort_keys=True)  # a configuration may hold Infinity
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _hash_file(path: Path) -> str:
@@ -320,5 +361,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read as JSON: {error}") from None
+        raise UsageError(f"{path} cannot be read as JSON: {error}", "download it again") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} holds no JSON object", "download it again")
     return values

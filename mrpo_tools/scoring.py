@@ -134,7 +134,8 @@ def check_current(store: ReferenceStore, subject: Subject) -> None:
         differing = [one for one in differing if one[0] != "dtype"]
     if differing:
         lines = "; ".join(
-            f"{name} was {_brief(cached)}, is now {_brief(now)}" for name, now, cached in differing
+            f"{name} was {was}, is now {now}"
+            for name, (was, now) in ((name, _brief(cached, now)) for name, now, cached in differing)
         )
         raise CacheStale(
             f"the cached log-probs of reference {subject.name!r} are of another identity: {lines}",
@@ -335,6 +336,18 @@ def _only(group: Group, response_ids: set[str]) -> Group | None:
     return Group(group.prompt, kept) if kept else None
 
 
-def _brief(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+def _brief(one: object, other: object) -> tuple[str, str]:
+    """Two differing values, long ones cut around the place where they differ."""
+    texts = (repr(one), repr(other))
+    start = next(
+        (i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts))
+    )
+    first = max(0, start - 20)
+    return (_window(texts[0], first), _window(texts[1], first))
+
+
+def _window(text: str, first: int) -> str:
+    if len(text) <= 60:
+        return text
+    end = first + 57
+    return ("…" if first else "") + text[first:end] + ("…" if end < len(text) else "")

@@ -19,7 +19,7 @@ import re
 import secrets
 from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,7 @@ FALLBACK_TEMPLATE = (
 PRIVATE = 0xF0000
 PLACEHOLDER = 0x100000
 PLACEHOLDERS = "\U00100000-\U0010fffd"
+PLACEHOLDER_COUNT = 0xFFFE
 
 
 @dataclass(frozen=True)
@@ -112,13 +113,17 @@ class Renderer:
         self.overlong = overlong
         self.counts: Counter[str] = Counter()
         self._encoder = ControlSafeEncoder(tokenizer, added_tokens, name)
-        own = tokenizer.chat_template
-        template = chat_template or (own if isinstance(own, str) else (own or {}).get("default"))
-        self._render = _compile(template or FALLBACK_TEMPLATE, tokenizer.special_tokens_map)
+        template = tokenizer.chat_template if chat_template is None else chat_template
+        if isinstance(template, dict):
+            template = template.get("default")
+        template = FALLBACK_TEMPLATE if template is None else template
+        self._render = _compile(template, tokenizer.special_tokens_map)
         first = tokenizer("a", add_special_tokens=True)["input_ids"][:1]
         self._bos = first if first and first[0] == tokenizer.bos_token_id else []
         self._eos = tokenizer.eos_token_id
-        self._refuses_system = self._probe_system()
+        self._refuses_system = not self._shows("Probe of a system.", "system")
+        if self._shows("Probe of an answer.", "assistant") is False:
+            raise self._refusal("drops or rewrites the response", "Probe of an answer.")
 
     def encode(self, group: Group) -> EncodedGroup:
         """The ids of a group's prompt and responses.
@@ -154,10 +159,10 @@ class Renderer:
         text = self._render_or_refuse(messages, True)
         position = 0
         for role, content in messages:
-            found = text.find(content.strip(), position)
-            if found < 0:
+            if content.strip() not in text:
                 raise self._refusal(f"drops or rewrites a {role} message", content)
-            position = found + len(content.strip())
+            found = text.find(content.strip(), position)  # a system message may come later
+            position = found + len(content.strip()) if found >= 0 else position
         return text
 
     def _response_ids(
@@ -197,15 +202,19 @@ class Renderer:
         rest = prompt[1:]
         if self.system == "drop":
             return rest
-        first = Message("user", f"{prompt[0].content}\n\n{rest[0].content}")
-        return (first, *rest[1:])
+        user = next(place for place, turn in enumerate(rest) if turn.role == "user")
+        folded = Message("user", f"{prompt[0].content}\n\n{rest[user].content}")
+        return (*rest[:user], folded, *rest[user + 1 :])
 
-    def _probe_system(self) -> bool:
-        probe = [("system", "Probe of a system."), ("user", "Probe.")]
+    def _shows(self, probe: str, role: str) -> bool | None:
+        """Whether the template writes a system message, or a response, at all; None: it raises."""
+        turns = [("user", "Probe."), ("assistant", probe if role == "assistant" else "Yes.")]
+        if role == "system":
+            turns = [("system", probe), *turns]
         try:
-            return probe[0][1] not in self._render(probe, True)
+            return probe in self._render(turns, False)
         except Exception:  # a template may raise anything, refusing is its own affair
-            return True
+            return None
 
     def _render_or_refuse(self, messages: list[tuple[str, str]], generation: bool) -> str:
         try:
@@ -239,7 +248,7 @@ class ControlSafeEncoder:
             for token in state["added_tokens"]
             if token["special"]
             or token["content"] in special
-            or (added_tokens == "plain" and not token["content"].isspace())
+            or (added_tokens == "plain" and not _is_space(token["content"]))
         ]
         salt = "".join(chr(PRIVATE + 0x8000 + secrets.randbelow(0x7000)) for _ in range(4))
         self._names = {
@@ -247,55 +256,73 @@ class ControlSafeEncoder:
         }
         self._ids = {self._names[token["content"]]: token["id"] for token in controls}
         self._hidden: dict[str, str] = {}
-        self._heads = {text[n:] for text in self._names for n in range(1, len(text))}
-        self._tails = {text[:n] for text in self._names for n in range(1, len(text))}
-        literals = "|".join(map(re.escape, sorted(self._names, key=len, reverse=True)))
-        self._literal = re.compile(literals or r"(?!)")
-        self._in_content = re.compile(f"{literals}|[{PLACEHOLDERS}]" if literals else r"(?!)")
-        self._private = re.compile("|".join(map(re.escape, self._ids)) or r"(?!)")
+        self._border = set("".join(self._names))
+        marks = [token["content"] for token in state["added_tokens"]]
+        self._mark = _any_of(mark for mark in marks if not _is_space(mark))
+        self._literal = _any_of(self._names)
+        self._in_content = re.compile(f"{self._literal.pattern}|[{PLACEHOLDERS}]")
+        self._private = _any_of(self._ids)
         renamed = _rename(state, self._names)
         self._tokenizer = _load(renamed, self._ids, name)
         bare = _without_prefix_space(renamed)
         self._continuing = self._tokenizer if bare == renamed else _load(bare, self._ids, name)
 
     def hide(self, content: str) -> str:
-        """Content with placeholders for literals of control tokens, whole or begun at a border."""
-        head = _longest(content, self._heads, from_start=True)
-        rest = content[len(head) :]
-        tail = _longest(rest, self._tails, from_start=False)
-        middle = rest[: len(rest) - len(tail)] if tail else rest
-        hidden = self._in_content.sub(lambda match: self._placeholder(match[0]), middle)
-        return (head and self._placeholder(head)) + hidden + (tail and self._placeholder(tail))
+        """Content with placeholders for literals of control tokens.
+
+        The first and the last character that is no space are hidden too if they occur in any
+        literal: so the template's own text cannot complete one with the content's.
+        """
+        core = content.strip()
+        if not core:
+            return content
+        start = content.index(core)
+        hidden = self._in_content.sub(lambda match: self._placeholder(match[0]), core)
+        first, last = self._hide_border(hidden[0]), self._hide_border(hidden[-1])
+        hidden = first + hidden[1:-1] + last if len(hidden) > 1 else first
+        return content[:start] + hidden + content[start + len(core) :]
 
     def reveal(self, text: str) -> str:
         """The text behind the placeholders."""
         return text.translate({ord(char): literal for literal, char in self._hidden.items()})
 
     def has_control(self, rendered: str) -> bool:
-        """Whether the template wrote a control token into this part of its rendering."""
-        return self._literal.search(rendered) is not None
+        """Whether the template wrote an added token into this part of its rendering."""
+        return self._mark.search(rendered) is not None
 
     def encode(self, rendered: str) -> list[int]:
         """The ids of a rendering that begins a sequence."""
-        ids: list[int] = self._tokenizer.encode(self._named(rendered), add_special_tokens=False).ids
-        return ids
+        return self._ids_of(self._named(rendered))
 
     def encode_after(self, before: str, rendered: str) -> list[int]:
         """The ids of a rendering that continues `before`, without a prefix space of its own."""
-        named = self._named(rendered)
-        anchors = list(self._private.finditer(self._named(before)))
-        if anchors and anchors[-1].end() == len(anchors[-1].string):
-            anchor = anchors[-1][0]
-            ids: list[int] = self._tokenizer.encode(anchor + named, add_special_tokens=False).ids
-            return ids[ids.index(self._ids[anchor]) + 1 :]
-        ids = self._continuing.encode(named, add_special_tokens=False).ids
+        named, context = self._named(rendered), self._named(before)
+        anchors = list(self._private.finditer(context))
+        tail = context[anchors[-1].start() :] if anchors else ""
+        if tail and len(self._ids_of(tail)) == 1:  # a control token, with the space it swallows
+            return self._ids_of(tail + named)[1:]
+        mark = self._private.search(named)
+        cut = mark.start() if mark else len(named)
+        continued = self._continuing.encode(named[:cut], add_special_tokens=False).ids
+        return [*continued, *self._ids_of(named[cut:])]
+
+    def _ids_of(self, named: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(named, add_special_tokens=False).ids
         return ids
+
+    def _hide_border(self, char: str) -> str:
+        return self._placeholder(char) if char in self._border else char
 
     def _named(self, rendered: str) -> str:
         return self.reveal(self._literal.sub(lambda match: self._names[match[0]], rendered))
 
     def _placeholder(self, literal: str) -> str:
         if literal not in self._hidden:
+            if len(self._hidden) == PLACEHOLDER_COUNT:
+                raise UsageError(
+                    "the data has more different private-use characters than can be told apart",
+                    "remove characters from U+100000 on",
+                )
             self._hidden[literal] = chr(PLACEHOLDER + len(self._hidden))
         return self._hidden[literal]
 
@@ -313,7 +340,8 @@ def _compile(
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     compiled = _compile_jinja_template(template)
-    variables: dict[str, Any] = {key: str(value) for key, value in special_tokens.items()}
+    variables: dict[str, Any] = {"tools": None, "documents": None}
+    variables |= {key: str(value) for key, value in special_tokens.items()}
     if uses_date(template):
         today = date.fromisoformat(PINNED_DATE)
         variables |= {"strftime_now": today.strftime, "date_string": today.strftime("%d %b %Y")}
@@ -342,8 +370,11 @@ def _rename(state: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
             for pair in model["merges"]
             if not names.keys() & {*_parts(pair), "".join(_parts(pair))}
         ]
+    exact = {"normalized": False, "single_word": False}  # a private name is found wherever it is
     added = [
-        {**token, "content": names.get(token["content"], token["content"])}
+        {**token, **exact, "content": names[token["content"]]}
+        if token["content"] in names
+        else token
         for token in state["added_tokens"]
     ]
     unused = {"post_processor": None, "truncation": None, "padding": None}
@@ -360,7 +391,7 @@ def _without_prefix_space(state: Any) -> Any:
         return [_without_prefix_space(part) for part in state if not _prepends(part)]
     if not isinstance(state, dict):
         return state
-    kept = {}
+    kept: dict[str, Any] = {}
     for key, value in state.items():
         if key in ("normalizer", "pre_tokenizer") and _prepends(value):
             kept[key] = None
@@ -386,11 +417,12 @@ def _load(state: dict[str, Any], ids: dict[str, int], name: str) -> Any:
     return tokenizer
 
 
-def _longest(text: str, parts: set[str], *, from_start: bool) -> str:
-    """The longest of `parts` that text begins (or ends) with, or an empty string."""
-    limit = min(len(text), max(map(len, parts), default=0))
-    for length in range(limit, 0, -1):
-        piece = text[:length] if from_start else text[-length:]
-        if piece in parts:
-            return piece
-    return ""
+def _any_of(literals: Iterable[str]) -> re.Pattern[str]:
+    """A pattern for any of some literals, the longest first; it matches nothing for none."""
+    escaped = "|".join(map(re.escape, sorted(literals, key=len, reverse=True)))
+    return re.compile(escaped or r"(?!)")
+
+
+def _is_space(literal: str) -> bool:
+    """A run of white space, also as sentencepiece spells it: vocabulary, not control."""
+    return literal.replace("▁", " ").isspace()

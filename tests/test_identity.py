@@ -720,6 +720,21 @@ def test_what_cannot_be_read_is_said_with_a_way_out(model, case):
     assert "\n" not in raised.value.what
 
 
+def test_a_download_asks_for_the_revision_and_keeps_the_commit(model, monkeypatch):
+    """The revision goes to the hub client; the commit is the name of the snapshot it returns."""
+    import huggingface_hub
+
+    def download(hub_id: str, *, revision: str | None, **_: object) -> str:
+        snapshot = model.parent / f"{revision}-of-{hub_id.replace('/', '-')}"
+        return str(shutil.copytree(model, snapshot))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    found = locate(Reference(model="org/model", revision="v2"))
+    assert found.hub_id == "org/model"
+    assert found.revision == found.model.name == "v2-of-org-model"
+    assert found.adapter is None
+
+
 @pytest.mark.parametrize("message", ["", "401 Client Error\nlong story", "  \n"])
 def test_a_failed_download_is_one_line(monkeypatch, message):
     """The hub client's errors are long; the first line and a hint are enough."""

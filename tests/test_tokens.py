@@ -47,7 +47,7 @@ HARMLESS_TEXTS = (
     "",
 )
 PROPERTY = settings(
-    max_examples=60,
+    max_examples=150,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
@@ -686,6 +686,14 @@ def test_an_override_takes_the_place_of_the_own_template():
     several = with_template(one, None)
     several.chat_template = {"default": other, "rag": CHATML}
     assert Renderer(several).encode(ask(HARMLESS, ANSWER)) == expected
+
+
+def test_an_empty_override_is_not_ignored():
+    """An empty template drops everything and says so; it is not the tokenizer's own."""
+    with pytest.raises(UsageError, match="judge"):
+        Renderer(family("qwen").tokenizer, name="judge", chat_template="").encode(
+            ask(HARMLESS, ANSWER)
+        )
 
 
 def test_the_six_families_are_here():

@@ -43,7 +43,7 @@ _ID = re.compile(r"[0-9a-f]{32}")
 @click.option("--runs", metavar="DIR", help="Directory of runs.  [default: runs]")
 @click.option("--refs", metavar="NAMES", help="Load these only; reference 1 first.  [default: all]")
 @click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds.")
-@click.option("--memory-limit", metavar="SIZE", default="1GB", show_default=True)
+@click.option("--memory-limit", metavar="SIZE", default="2GB", show_default=True)
 def sql(
     query: str | None,
     file: str | None,

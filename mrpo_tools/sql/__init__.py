@@ -1,15 +1,18 @@
 """SQL over a cache: views of its rows, the references' mathematics as macros, read-only.
 
-with open_sql("cache") as database:
-    table = database.query("SELECT reference, avg(logp) FROM logps GROUP BY reference")
-    write(table, "csv", Path("means.csv"))
+A cache is opened once and asked many times:
 
-names      what references are called in SQL
-rows       verified files as Arrow data sets, every row once
-runs       run directories as tables
-views      what there is to read           macros     the mathematics of references
-sandbox    what a query may do             database   the cache, opened
-saved      queries worth keeping           formats    results as text or Parquet
+    with open_sql("cache") as database:
+        table = database.query("SELECT reference, avg(logp) FROM logps GROUP BY reference")
+        write(table, "csv", Path("means.csv"))
+
+The files, in the order in which a query meets them:
+
+    rows       verified files, every row once          stored     the same as data sets
+    runs       run directories as data sets            names      what references are called
+    views      what there is to read                   macros     the references' mathematics
+    sandbox    what a query may do                     database   the cache, opened
+    saved      queries worth keeping                   formats    results as text or Parquet
 """
 
 from mrpo_tools.sql.database import DEFAULT_MEMORY, DEFAULT_TIMEOUT, Database, open_sql

@@ -16,7 +16,14 @@ from dataclasses import dataclass
 from mrpo_tools.sql.names import literal, text_list
 
 JUDGED = "judged_groups"
-"""The table the macros read beside `logps`: groups without their text."""
+"""The view the macros read beside `logps`: groups without their text."""
+
+_JUDGED = f"""
+CREATE VIEW {JUDGED} AS
+SELECT grp, group_id, prompt_id, dataset, split, responses, len(responses)::INTEGER AS size,
+       list_bool_and(list_transform(responses, lambda r: r.chosen IS NOT NULL)) AS labelled,
+       list_bool_and(list_transform(responses, lambda r: r.score IS NOT NULL)) AS scored
+FROM stored_judgements"""
 
 
 @dataclass(frozen=True)
@@ -246,7 +253,7 @@ FROM agreed JOIN {JUDGED} USING (grp)""",
 
 
 def macro_statements(order: Sequence[str], spellings: Mapping[str, str]) -> list[str]:
-    """CREATE MACRO for each macro.
+    """CREATE MACRO for each macro, after what they build on.
 
     Args:
         order: every reference by its label; the macros' default.
@@ -259,7 +266,7 @@ def macro_statements(order: Sequence[str], spellings: Mapping[str, str]) -> list
         f"{text_list(list(spellings.values()))}), name::VARCHAR), "
         f"error('no reference ' || coalesce(name::VARCHAR, 'NULL') || {known}))"
     )
-    return [find, *(_statement(macro, text_list(order)) for macro in MACROS)]
+    return [_JUDGED, find, *(_statement(macro, text_list(order)) for macro in MACROS)]
 
 
 def _statement(macro: Macro, order: str) -> str:

@@ -25,7 +25,7 @@ def identifier(text: str) -> str:
 
 def text_list(texts: Sequence[str]) -> str:
     """SQL for a list of texts."""
-    return f"[{', '.join(map(literal, texts))}]::VARCHAR[]"
+    return f"([{', '.join(map(literal, texts))}]::VARCHAR[])"
 
 
 def labels(stores: Sequence[ReferenceStore]) -> list[str]:

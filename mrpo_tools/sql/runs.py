@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 
 from mrpo_tools.config import read_yaml
 from mrpo_tools.errors import UsageError
@@ -43,22 +44,22 @@ METRICS_SCHEMA = pa.schema(
 )
 
 
-def run_tables(directory: Path | None) -> tuple[pa.Table, pa.Table]:
-    """(runs, metrics) below a directory, or of a directory that is itself a run.
+def run_datasets(runs: Path | str | None) -> dict[str, ds.Dataset]:
+    """Runs and metrics below a directory, or of a directory that is itself a run.
 
     A run whose JSON cannot be read is left out with a warning: it must not keep anybody from the
     cache.
 
     Args:
-        directory: None means ./runs, which may be absent.
+        runs: None means ./runs, which may be absent.
 
     Raises:
         UsageError: a directory was named and is not there.
     """
-    if directory is not None and not directory.is_dir():
-        raise UsageError(f"no directory {directory} with runs", "--runs DIR")
-    root = directory or DEFAULT_RUNS
-    runs: list[dict[str, Any]] = []
+    root = DEFAULT_RUNS if runs is None else Path(runs)
+    if runs is not None and not root.is_dir():
+        raise UsageError(f"no directory {root} with runs", "--runs DIR")
+    found: list[dict[str, Any]] = []
     metrics: list[dict[str, Any]] = []
     for path in _directories(root):
         try:
@@ -66,12 +67,12 @@ def run_tables(directory: Path | None) -> tuple[pa.Table, pa.Table]:
         except (OSError, ValueError, AttributeError, UsageError) as error:
             say(f"warning: {path} is left out of the views runs and metrics: {error}")
             continue
-        runs.append(run)
+        found.append(run)
         metrics += measured
-    return (
-        pa.Table.from_pylist(runs, schema=RUNS_SCHEMA),
-        pa.Table.from_pylist(metrics, schema=METRICS_SCHEMA),
-    )
+    return {
+        "stored_runs": ds.dataset(pa.Table.from_pylist(found, schema=RUNS_SCHEMA)),
+        "stored_metrics": ds.dataset(pa.Table.from_pylist(metrics, schema=METRICS_SCHEMA)),
+    }
 
 
 def flatten(value: Any, name: str = "") -> Iterator[tuple[str, float]]:

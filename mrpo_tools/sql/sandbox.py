@@ -105,11 +105,11 @@ def check_statement(
         )
     statement = _single(connection, sql)
     prefix, inner = "", sql
-    if statement.type == duckdb.StatementType.EXPLAIN:
-        prefix, inner = _split_explain(str(statement.query))
+    if _kind(statement) == "EXPLAIN":
+        prefix, inner = _split_explain(sql)
         statement = _single(connection, inner)
-    if statement.type != duckdb.StatementType.SELECT:
-        raise _refused(f"this is {str(statement.type).rpartition('.')[2]}")
+    if _kind(statement) != "SELECT":
+        raise _refused(f"this is {_kind(statement)}")
     nodes, functions = _look_inside(connection, inner)
     for node in sorted(nodes - READING_NODES):
         raise _refused(f"a common table expression holds {node.partition('_')[0]}")
@@ -221,6 +221,14 @@ def _single(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement
     if len(statements) > 1:
         raise _refused(f"these are {len(statements)} statements")
     return statements[0]
+
+
+def _kind(statement: duckdb.Statement) -> str:
+    """`SELECT`, `COPY`, …"""
+    try:
+        return str(statement.type).rpartition(".")[2]
+    except ValueError:  # the engine has kinds that its Python client cannot name
+        return "another kind of statement"
 
 
 def _split_explain(sql: str) -> tuple[str, str]:

@@ -1,0 +1,150 @@
+"""What a cache has stored, as Arrow data sets that queries read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from mrpo_tools.cache import GROUPS_SCHEMA, LOGPS_SCHEMA, Cache, ReferenceStore
+from mrpo_tools.errors import CacheDamaged
+from mrpo_tools.sql import names, rows
+
+REFS_SCHEMA = pa.schema(
+    [
+        pa.field("place", pa.int64()),
+        pa.field("reference", pa.string()),
+        pa.field("name", pa.string()),
+        pa.field("identity", pa.string()),
+        pa.field("model", pa.string()),
+        pa.field("revision", pa.string()),
+        pa.field("dtype", pa.string()),
+        pa.field("quantization", pa.string()),
+        pa.field("max_length", pa.int64()),
+        pa.field("parts", pa.int64()),
+        pa.field("bytes", pa.int64()),
+        pa.field("created", pa.timestamp("s")),
+        pa.field("updated", pa.timestamp("s")),
+    ]
+)
+_GROUP_FIELDS = [GROUPS_SCHEMA.field(n) for n in ("group_id", "prompt_id", "dataset", "split")]
+_JUDGEMENT = pa.struct(
+    [
+        pa.field("response_id", pa.string()),
+        pa.field("score", pa.float64()),
+        pa.field("chosen", pa.bool_()),
+    ]
+)
+_LEAVES = [field.name for field in _GROUP_FIELDS] + [
+    f"responses.list.element.{field.name}" for field in _JUDGEMENT
+]
+
+
+def files(cache: Cache, stores: Sequence[ReferenceStore]) -> tuple[rows.Files, list[rows.Files]]:
+    """The saved groups, and each reference's parts, verified.
+
+    Raises:
+        CacheDamaged: names every damaged file of all of them.
+    """
+    readers: list[Callable[[], rows.Files]] = [lambda: group_files(cache)]
+    readers += [lambda store=store: part_files(store) for store in stores]  # type: ignore[misc]
+    found, damaged = [], []
+    for read in readers:
+        try:
+            found.append(read())
+        except CacheDamaged as error:
+            damaged.append(error.what)
+    if damaged:
+        raise CacheDamaged("\n".join(damaged), "mrpo cache repair")
+    return found[0], found[1:]
+
+
+def datasets(
+    groups: rows.Files, stores: Sequence[ReferenceStore], parts: Sequence[rows.Files]
+) -> dict[str, ds.Dataset]:
+    """What the views and macros read, by the name they call it."""
+    return {
+        "stored_groups": groups.dataset(),
+        "stored_judgements": judgements(None),
+        "stored_logps_none": ds.dataset(LOGPS_SCHEMA.empty_table()),
+        "stored_refs": ds.dataset(_refs_table(stores, parts)),
+        **{f"stored_logps_{place}": one.dataset() for place, one in enumerate(parts)},
+    }
+
+
+def group_files(cache: Cache) -> rows.Files:
+    """Saved groups, the latest file first; a group in several files counts where it is latest."""
+
+    def paths() -> list[Path]:
+        return sorted(cache.groups_path.glob("*.parquet"), key=lambda path: path.name)
+
+    def latest_first(file: rows.Stored) -> tuple[float, str]:
+        return -file.modified, file.path.name
+
+    files = sorted(rows.verified(paths, GROUPS_SCHEMA), key=latest_first)
+    return rows.first_of_each(files, GROUPS_SCHEMA, "group_id")
+
+
+def part_files(store: ReferenceStore) -> rows.Files:
+    """A reference's parts, the earliest first; of rows present twice the earliest counts."""
+    identity = store.identity.hash
+    files = rows.verified(store.part_paths, LOGPS_SCHEMA)
+    foreign = [file for file in files if file.metadata.get("mrpo.identity") != identity]
+    if foreign:
+        raise CacheDamaged(
+            "\n".join(f"{file.path} belongs to another reference's identity" for file in foreign),
+            "mrpo cache repair",
+        )
+    ordered = sorted(files, key=lambda file: (_created(file), file.path.name))
+    return rows.first_of_each(ordered, LOGPS_SCHEMA, "response_id")
+
+
+def _created(file: rows.Stored) -> float:
+    return float(file.metadata["mrpo.created"])
+
+
+def _refs_table(stores: Sequence[ReferenceStore], parts: Sequence[rows.Files]) -> pa.Table:
+    labels = names.labels(stores)
+    return pa.Table.from_pylist(
+        [
+            {"place": place, "reference": labels[place], **_ref_row(store, files)}
+            for place, (store, files) in enumerate(zip(stores, parts, strict=True))
+        ],
+        schema=REFS_SCHEMA,
+    )
+
+
+def _ref_row(store: ReferenceStore, files: rows.Files) -> dict[str, Any]:
+    fields = store.identity.fields
+    times = [int(_created(file)) for file in files.files]
+    recorded = json.loads(files.files[-1].metadata["mrpo.recorded"]) if files.files else {}
+    return {
+        "name": store.name,
+        "identity": store.short,
+        "model": fields.get("model") or (recorded.get("reference") or {}).get("model"),
+        "revision": fields.get("revision"),
+        "dtype": fields.get("dtype"),
+        "quantization": fields.get("quantization"),
+        "max_length": fields.get("max_length"),
+        "parts": len(files.files),
+        "bytes": sum(file.content.size for file in files.files),
+        "created": min(times, default=None),
+        "updated": max(times, default=None),
+    }
+
+
+def judgements(groups: rows.Files | None) -> ds.Dataset:
+    """Ids, scores and labels of groups, numbered; without groups an empty table like it."""
+    if groups is None or not groups.files:
+        leaves = pa.schema([*_GROUP_FIELDS, pa.field("responses", pa.list_(_JUDGEMENT))])
+        table = leaves.empty_table()
+    else:
+        table = groups.leaves(_LEAVES)
+    return ds.dataset(
+        table.append_column("grp", pa.array(np.arange(table.num_rows, dtype=np.int32)))
+    )

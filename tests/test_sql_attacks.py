@@ -1,0 +1,488 @@
+"""What a query must not do: read or write anything but the views, or outgrow its limits."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from mrpo_tools.cache import Cache, LogpRow
+from mrpo_tools.errors import MrpoError, ResourceError, UsageError
+from mrpo_tools.groups import Group, Response, user_prompt
+from mrpo_tools.identity import Identity
+from mrpo_tools.sql import MACROS, open_sql
+from mrpo_tools.sql.sandbox import check_statement
+
+ROOT = Path(__file__).parent.parent
+SECRET = "the-secret-nobody-may-read"
+
+# {secret} a text file, {part} a part of the cache, {out} a place to write to, {cache} the cache.
+ATTACKS = {
+    "files read by a table function": """
+        SELECT * FROM read_csv('{secret}')
+        SELECT * FROM read_text('{secret}')
+        SELECT * FROM READ_TEXT('{secret}')
+        SELECT * FROM "read_text"('{secret}')
+        SELECT * FROM system.main.read_text('{secret}')
+        SELECT * FROM read_blob('{secret}')
+        SELECT * FROM read_json('{secret}')
+        SELECT * FROM read_ndjson_objects('{secret}')
+        SELECT * FROM read_json_auto('{secret}')
+        SELECT * FROM read_parquet('{part}')
+        SELECT * FROM parquet_scan('{part}')
+        SELECT * FROM parquet_metadata('{part}')
+        SELECT * FROM parquet_kv_metadata('{part}')
+        SELECT * FROM parquet_schema('{part}')
+        SELECT * FROM read_duckdb('{out}.duckdb')
+        SELECT * FROM sniff_csv('{secret}')
+        SELECT * FROM glob('{cache}/*')
+        SELECT (SELECT content FROM read_text('{secret}'))
+        SELECT * FROM refs WHERE name IN (SELECT content FROM read_text('{secret}'))
+        SELECT * FROM refs, LATERAL (SELECT * FROM read_text('{secret}'))
+        WITH x AS (SELECT * FROM read_text('{secret}')) SELECT * FROM x
+        SELECT 1 UNION ALL SELECT size FROM read_text('{secret}')
+        FROM read_text('{secret}') SELECT content
+        EXPLAIN ANALYZE SELECT * FROM read_text('{secret}')
+        DESCRIBE SELECT * FROM read_csv('{secret}')
+        SUMMARIZE SELECT * FROM read_csv('{secret}')
+    """,
+    "files read as a table": """
+        SELECT * FROM '{secret}'
+        FROM '{part}'
+        FROM "{part}"
+        DESCRIBE '{part}'
+        SELECT * FROM query_table('{part}')
+    """,
+    "queries inside texts": """
+        SELECT * FROM query('SELECT * FROM read_text(''{secret}'')')
+        FROM json_execute_serialized_sql(json_serialize_sql('FROM read_text(''{secret}'')'))
+    """,
+    "files written": """
+        COPY logps TO '{out}.csv'
+        COPY logps TO '{out}.parquet' (FORMAT parquet)
+        COPY (SELECT * FROM logps) TO '{out}' (FORMAT parquet, PARTITION_BY (reference))
+        COPY (SELECT 1) TO '{part}'
+        COPY logps FROM '{secret}'
+        COPY FROM DATABASE memory TO other
+        EXPORT DATABASE '{out}'
+        IMPORT DATABASE '{cache}'
+        EXPLAIN COPY logps TO '{out}.csv'
+        EXPLAIN ANALYZE COPY logps TO '{out}.csv'
+        EXPLAIN (ANALYZE) COPY (SELECT 1) TO '{out}.csv'
+        EXPLAIN /* */ ANALYZE COPY (SELECT 1) TO '{out}.csv'
+        EXPLAIN ANALYZE EXPLAIN ANALYZE COPY (SELECT 1) TO '{out}.csv'
+        WITH x AS (COPY (SELECT 1) TO '{out}.csv') SELECT 1
+        WITH x AS (COPY (SELECT 1) TO '{out}.csv') SELECT * FROM x
+        WITH RECURSIVE x AS (COPY (SELECT 1) TO '{out}.csv') SELECT * FROM x
+        SELECT * FROM (WITH x AS (COPY (SELECT 1) TO '{out}.csv') SELECT * FROM x)
+        SELECT (WITH x AS (COPY (SELECT 1) TO '{out}.csv') SELECT 1)
+        WITH a AS (WITH x AS (COPY (SELECT 1) TO '{out}.csv') SELECT 1) SELECT * FROM a
+        EXPLAIN ANALYZE WITH x AS (COPY (SELECT 1) TO '{out}.csv') SELECT 1
+        SELECT * FROM enable_logging(storage := 'file', storage_path := '{out}')
+        CALL enable_logging('QueryLog', storage := 'file', storage_path := '{out}')
+        SELECT * FROM enable_profiling(save_location := '{out}.json')
+    """,
+    "tables and views changed": """
+        INSERT INTO logps SELECT * FROM logps
+        UPDATE logps SET logp = 0
+        DELETE FROM logps
+        TRUNCATE logps
+        MERGE INTO logps USING refs ON logps.reference = refs.reference WHEN MATCHED THEN DELETE
+        WITH x AS (INSERT INTO stored_refs SELECT * FROM stored_refs RETURNING name) SELECT * FROM x
+        WITH x AS (DELETE FROM logps RETURNING logp) SELECT * FROM x
+        WITH x AS (UPDATE logps SET logp = 0 RETURNING logp) SELECT * FROM x
+        CREATE TABLE t AS SELECT 1
+        CREATE TEMP TABLE t (a INT)
+        CREATE VIEW v AS SELECT 1
+        CREATE OR REPLACE VIEW logps AS SELECT 1
+        CREATE MACRO margins(a) AS a
+        CREATE SEQUENCE s
+        CREATE TYPE mood AS ENUM ('good')
+        CREATE SCHEMA s
+        CREATE SECRET s (TYPE s3, KEY_ID 'a', SECRET 'b')
+        CREATE INDEX i ON logps (logp)
+        DROP VIEW logps
+        DROP MACRO TABLE margins
+        ALTER VIEW logps RENAME TO gone
+        COMMENT ON VIEW logps IS 'x'
+        PIVOT logps ON reference USING sum(logp)
+        SELECT 1 INTO t
+    """,
+    "other databases and code": """
+        ATTACH '{out}.duckdb' AS other
+        ATTACH ':memory:' AS other
+        DETACH memory
+        USE temp
+        INSTALL httpfs
+        FORCE INSTALL httpfs FROM community
+        LOAD httpfs
+        LOAD '{secret}'
+        UPDATE EXTENSIONS
+        SELECT * FROM read_csv('https://example.org/x.csv')
+        FROM 'https://example.org/x.parquet'
+        FROM 's3://bucket/x.parquet'
+        SELECT * FROM arrow_scan(1, 2, 3)
+        SELECT * FROM pandas_scan(1)
+        SELECT * FROM python_map_function((SELECT 1))
+        SELECT * FROM create_external_resource(type := 'x', params := MAP {})
+    """,
+    "settings": """
+        SET memory_limit = '100GB'
+        SET GLOBAL enable_external_access = true
+        SET lock_configuration = false
+        SET python_enable_replacements = true
+        SET VARIABLE x = 1
+        RESET memory_limit
+        PRAGMA database_list
+        PRAGMA enable_profiling
+        PRAGMA memory_limit = '100GB'
+        CALL pragma_version()
+    """,
+    "more than one statement, or none that asks": """
+        SELECT 1; DROP VIEW logps
+        SELECT 1; COPY (SELECT 1) TO '{out}.csv'
+        COPY (SELECT 1) TO '{out}.csv'; SELECT 1
+        SELECT 1;; SELECT 2
+        PREPARE p AS SELECT 1
+        EXECUTE p
+        BEGIN TRANSACTION
+        COMMIT
+        ROLLBACK
+        CHECKPOINT
+        FORCE CHECKPOINT
+        VACUUM
+        ANALYZE
+        SELECT * FROM force_checkpoint()
+    """,
+    "the surroundings": """
+        SELECT getenv('MRPO_SECRET')
+        SELECT * FROM duckdb_secrets()
+        SELECT * FROM hidden_variable
+        SELECT * FROM ATTACKS
+        SELECT pg_read_file('{secret}')
+        SELECT * FROM shell('ls')
+        SELECT * FROM duckdb_settings()
+    """,
+}
+STATEMENTS = [
+    pytest.param(line.strip(), id=f"{kind}: {line.strip()[:60]}")
+    for kind, lines in ATTACKS.items()
+    for line in lines.strip().splitlines()
+]
+
+HARMLESS = [
+    "SELECT 'COPY x TO y; DROP VIEW logps' AS text, '\"type\":\"COPY_QUERY_NODE\"' AS other",
+    "SELECT 1 -- ; DROP VIEW logps",
+    "SELECT 1 /* COPY logps TO 'x' */;",
+    "WITH x AS (SELECT 1 AS a) SELECT a FROM x",
+    "WITH RECURSIVE x AS (SELECT 1 AS a UNION ALL SELECT a + 1 FROM x WHERE a < 5) FROM x",
+    "FROM logps SELECT count(*)",
+    "SELECT reference FROM logps INTERSECT SELECT reference FROM refs",
+    "TABLE refs",
+    "VALUES (1), (2)",
+    "SHOW TABLES",
+    "DESCRIBE logps",
+    "SUMMARIZE logps",
+    "EXPLAIN SELECT 1",
+    "  explain analyze SELECT count(*) FROM logps;",
+    "SELECT current_setting('memory_limit'), getvariable('x'), version()",
+    "SELECT * FROM information_schema.tables",
+    "SELECT * FROM generate_series(1, 3), unnest([1, 2]) AS u(x), json_each('[1]')",
+    "SELECT * FROM (PIVOT logps ON reference IN ('m', 'n') USING count(*))",
+    "SELECT write_log('x')",
+]
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """A cache, a secret beside it, and a working directory to leave traces in."""
+    root = tmp_path_factory.mktemp("attacks")
+    cache = Cache(root / "cache")
+    group = Group(user_prompt("p"), (Response("a", 1.0), Response("b", 0.0)))
+    cache.save_groups("toy", [group])
+    for name in ("m", "n"):
+        rows = [
+            LogpRow(key, group.prompt_id, -1.0, 2, 3, "ok", False, "") for key in group.response_ids
+        ]
+        cache.store(name, Identity({"model": name})).append(rows, {})
+    (root / "secret.txt").write_text(SECRET)
+    (root / "work").mkdir()
+    return root
+
+
+def snapshot(root: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+def filled(statement: str, root: Path) -> str:
+    places = {
+        "{secret}": root / "secret.txt",
+        "{part}": next((root / "cache").glob("references/m-*/part-*")),
+        "{out}": root / "work" / "out",
+        "{cache}": root / "cache",
+    }
+    for mark, path in places.items():
+        statement = statement.replace(mark, str(path))
+    return statement
+
+
+@pytest.fixture(scope="module")
+def database(scene):
+    with open_sql(scene / "cache") as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def untouched(scene, monkeypatch):
+    """Nothing on the disk changes, whatever a test does."""
+    monkeypatch.chdir(scene / "work")
+    monkeypatch.setenv("MRPO_SECRET", SECRET)
+    before = snapshot(scene)
+    yield
+    assert snapshot(scene) == before
+
+
+def test_there_are_enough_attacks():
+    assert len(STATEMENTS) >= 40
+
+
+@pytest.mark.parametrize("statement", STATEMENTS)
+def test_attacks_are_refused(scene, database, statement):
+    hidden_variable = [SECRET]
+    assert hidden_variable
+    views = database.query("SHOW TABLES").to_pylist()
+    with pytest.raises(MrpoError) as caught:
+        database.query(filled(statement, scene), timeout=10)
+    assert isinstance(caught.value, UsageError)
+    assert SECRET not in str(caught.value)
+    assert database.query("SHOW TABLES").to_pylist() == views
+    assert database.query("SELECT count(*) FROM logps").column(0).to_pylist() == [4]
+
+
+@pytest.mark.parametrize("statement", HARMLESS)
+def test_what_only_looks_like_an_attack_is_answered(database, statement):
+    assert database.query(statement).num_rows > 0
+
+
+@pytest.mark.parametrize("statement", STATEMENTS)
+def test_the_engines_own_settings_hold_alone(scene, statement):
+    """The same statements without a look at them: no file is read or written even so."""
+    with open_sql(scene / "cache") as database:
+        connection = database._connection
+        try:
+            rows = connection.execute(filled(statement, scene)).fetchall()
+        except duckdb.Error as error:
+            rows = [str(error)]
+        assert SECRET not in str(rows)
+        limit = connection.execute("SELECT current_setting('memory_limit')").fetchall()
+        assert limit == [("1.8 GiB",)]
+
+
+def test_the_look_at_a_statement_holds_alone(scene):
+    """With every setting open, only files named as tables get past it."""
+    connection = duckdb.connect()
+    macros = frozenset(macro.name for macro in MACROS)
+    passed = []
+    for param in STATEMENTS:
+        statement = filled(str(param.values[0]), scene)
+        try:
+            check_statement(connection, statement, macros)
+        except (MrpoError, duckdb.Error):
+            continue
+        passed.append(statement)
+    for statement in passed:
+        named_as_table = statement.startswith(("SELECT * FROM '", "FROM '", 'FROM "', "DESCRIBE '"))
+        unknown = statement.startswith(("SELECT getenv", "SELECT pg_read", "SELECT * FROM hidden"))
+        assert named_as_table or unknown or statement == "SELECT * FROM ATTACKS", statement
+
+
+def test_a_transaction_that_only_reads_holds_alone(database):
+    """A statement that both other walls would miss still cannot write into memory."""
+    database.query("SELECT 1")
+    database._connection.execute("ROLLBACK")
+    database._connection.execute("CREATE TABLE treasure AS SELECT 1 AS gold")
+    stream = database.stream("SELECT 1")
+    for statement in ("DELETE FROM treasure", "CREATE TABLE other (a INT)", "DROP TABLE treasure"):
+        database._reader.close()
+        with pytest.raises(duckdb.Error, match="read-only"):
+            database._connection.execute(statement)
+        database._connection.execute("ROLLBACK; BEGIN TRANSACTION READ ONLY")
+    del stream
+    database.query("SELECT 1")
+    database._connection.execute("ROLLBACK; DROP TABLE treasure")
+
+
+def test_parameters_are_values(database):
+    found = database.query("SELECT $a AS a", {"a": "'; DROP VIEW logps; --"}).to_pylist()
+    assert found == [{"a": "'; DROP VIEW logps; --"}]
+    with pytest.raises(UsageError):
+        database.query("SELECT * FROM read_text($a)", {"a": "secret.txt"})
+
+
+BOMBS = {
+    "endless recursion": (
+        "WITH RECURSIVE t AS (SELECT 1 AS x UNION ALL SELECT x + 1 FROM t) SELECT count(*) FROM t",
+        MrpoError,
+    ),
+    "recursion that doubles": (
+        "WITH RECURSIVE t AS (SELECT 'a' AS x UNION ALL SELECT x || x FROM t) "
+        "SELECT max(length(x)) FROM t",
+        ResourceError,
+    ),
+    "a long list": ("SELECT list(range) FROM range(10000000000)", ResourceError),
+    "a big sort": ("SELECT * FROM range(1000000000) ORDER BY hash(range)", ResourceError),
+    "a long text": ("SELECT string_agg(repeat('x', 1000000)) FROM range(100000)", ResourceError),
+    "a cross join": (
+        "SELECT sum(hash(a.range, b.range)) FROM range(1000000) a, range(1000000) b",
+        MrpoError,
+    ),
+    "a result without end": ("SELECT * FROM range(10000000000000)", MrpoError),
+    "sleep": ("SELECT sleep_ms(60000)", MrpoError),
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_bombs_end_within_their_limits(scene, kind):
+    """And the same connection answers the next query."""
+    statement, error = BOMBS[kind]
+    with open_sql(scene / "cache", memory_limit="200MB") as database:
+        started = time.monotonic()
+        with pytest.raises(error) as caught:
+            database.query(statement, timeout=1)
+        assert time.monotonic() - started < 4
+        assert caught.value.exit_code in (1, 4)
+        assert caught.value.hint
+        assert not database.stuck
+        assert database.query("SELECT count(*) FROM refs").column(0).to_pylist() == [2]
+
+
+DEAF = {
+    "one text too long for the engine to count": (
+        "SELECT length(repeat(repeat('x', 1000000), 4000))",
+        4,
+    ),
+    "one function that never listens": (
+        "SELECT levenshtein(repeat('a', 300000), repeat('b', 300000))",
+        1,
+    ),
+    "a plan of a million million tables": (
+        "WITH t0 AS (SELECT 1), "
+        + ", ".join(f"t{n} AS (SELECT * FROM t{n - 1} a, t{n - 1} b)" for n in range(1, 40))
+        + " SELECT count(*) FROM t39",
+        (1, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DEAF)
+def test_a_query_that_cannot_be_interrupted_ends_with_its_process(scene, kind):
+    statement, code = DEAF[kind]
+    command = [sys.executable, "-m", "mrpo_tools", "sql", statement, "--timeout", "1"]
+    command += ["--cache", str(scene / "cache"), "--memory-limit", "200MB"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        text=True,
+    )
+    started = time.monotonic()
+    _, status, usage = os.wait4(process.pid, 0)
+    assert time.monotonic() - started < 15
+    assert os.waitstatus_to_exitcode(status) in (code if isinstance(code, tuple) else (code,))
+    assert usage.ru_maxrss < 1024 * 1024
+    assert process.stdout.read() == ""
+    lines = process.stderr.read().splitlines()
+    assert [line.split(":")[0] for line in lines] == ["error", "next"]
+
+
+def test_a_connection_that_is_stuck_says_so(scene):
+    """In a process of its own: the thread it leaves behind ends with it."""
+    program = """
+import os, sys
+from mrpo_tools.errors import MrpoError
+from mrpo_tools.sql import open_sql
+
+database = open_sql(sys.argv[1])
+for query in ("SELECT levenshtein(repeat('a', 99999), repeat('b', 99999))", "SELECT 1"):
+    try:
+        database.query(query, timeout=0.2)
+    except MrpoError as error:
+        print(database.stuck, error, flush=True)
+database.close()
+os._exit(0)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", program, str(scene / "cache")],
+        capture_output=True,
+        cwd=ROOT,
+        timeout=60,
+        text=True,
+    )
+    first, second = found.stdout.splitlines()
+    assert first == "True the query was stopped after 0.2 seconds"
+    assert second == "True an earlier query could not be stopped"
+
+
+def test_ctrl_c_stops_a_query(scene):
+    command = [sys.executable, "-m", "mrpo_tools", "sql", BOMBS["endless recursion"][0]]
+    process = subprocess.Popen(
+        [*command, "--cache", str(scene / "cache")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        text=True,
+    )
+    before = process_seconds(process.pid)
+    while process_seconds(process.pid) < before + 1.5:  # started, and busy with the query
+        time.sleep(0.05)
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert time.monotonic() - started < 5
+    assert process.returncode == 130
+    assert "Traceback" not in err
+
+
+def process_seconds(pid: int) -> float:
+    """Processor time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT " + "(" * 50_000 + "1" + ")" * 50_000,
+        "SELECT " + "+".join("1" for _ in range(20_000)),
+        "SELECT * FROM (" * 3_000 + "SELECT 1" + ")" * 3_000,
+        "SELECT '" + "x" * 300_000 + "'",
+    ],
+    ids=["parentheses", "sums", "subqueries", "length"],
+)
+def test_a_monstrous_statement_is_an_error(database, statement):
+    with pytest.raises(MrpoError):
+        database.query(statement, timeout=5)
+    assert database.query("SELECT 1").num_rows == 1
+
+
+def test_a_long_but_honest_statement_is_read(database):
+    """Thousands of ids, hundreds of conditions."""
+    ids = ", ".join(f"'{n:032x}'" for n in range(4000))
+    query = f"SELECT count(*) FROM logps WHERE response_id NOT IN ({ids})"
+    assert database.query(query).column(0).to_pylist() == [4]
+    query = "SELECT count(*) FROM logps WHERE " + " OR ".join(f"logp = {n}" for n in range(-500, 0))
+    assert database.query(query).column(0).to_pylist() == [4]
+    query = "SELECT " + " + ".join("1" for _ in range(400)) + " AS n"
+    assert database.query(query).column(0).to_pylist() == [400]
