@@ -69,6 +69,9 @@ def evaluate(run: Run, groups: Sequence[Group], cache: Cache, split: str = "test
         all(group.has_scores for group in chosen),
         all(group.has_labels for group in chosen),
     )
+    accuracies = run.record["combination"]["accuracies"]
+    if accuracies is not None:
+        method = method.weighted_by(accuracies)
     stores = [cache.find(name) for name in run.reference_stores]
     tensors = look_up(cache, stores, chosen)
     own = Cache(run.path / EVALUATION)
@@ -122,10 +125,7 @@ def _metrics(
     sides = contrasts.choose_sides(
         tensors.scores, tensors.chosen, mask, hyper["partition"], hyper["top_bottom"]
     )
-    how = method.combination
-    if how.weights == "accuracy":
-        how = replace(how, accuracies=reference_accuracies(tensors)["summed"])
-    combined = combine(tensors, how, sides.mask)
+    combined = combine(tensors, method.combination, sides.mask)
     judged = (mask, tensors.scores, tensors.chosen)
     own = _rewards(method, tensors, combined, trained)
     before = _rewards(method, tensors, combined, untrained)

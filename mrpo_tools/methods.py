@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mrpo_tools.config import Recipe
@@ -30,6 +31,9 @@ PRESETS: dict[str, tuple[str, str, dict[str, str], str]] = {
 }
 """Name: (objective, formula, combination, source)."""
 
+SCORE_PARAMETERS = frozenset({"deviation_scale", "power", "weight", "signed", "tau"})
+"""Hyper-parameters that act on scores themselves."""
+
 LOSSES = (*PRESETS, *objectives.NAMES)
 
 
@@ -52,6 +56,10 @@ class Method:
     @property
     def row(self) -> objectives.Objective:
         return objectives.TABLE[self.objective]
+
+    def weighted_by(self, accuracies: Sequence[float]) -> Method:
+        """The method with its references' held-out accuracies, for weights `accuracy`."""
+        return replace(self, combination=replace(self.combination, accuracies=list(accuracies)))
 
     @property
     def complete_hyper(self) -> dict[str, Any]:
@@ -121,21 +129,25 @@ def _hyper(name: str, recipe: Recipe, row: objectives.Objective) -> dict[str, An
         for key in (*objectives.HYPER_PARAMETERS, "pairing")
         if key not in objectives.COMMON and (value := getattr(recipe, key)) is not None
     }
-    foreign = sorted(given.keys() - words.keys())
-    if foreign:
-        if "pairing" in foreign:
-            raise UsageError(
-                f"{name} does not compare pairs; pairing has no meaning",
-                "use a pairwise objective: dpo, ipo, simpo",
-            )
-        raise UsageError(
-            f"{name} has no hyper-parameter {', '.join(foreign)}",
-            f"it has {', '.join(sorted(row.defaults))}",
-        )
+    for key in sorted(given.keys() - words.keys()):
+        raise _foreign(name, row, key)
     if recipe.chosen != "auto":
         given["partition"] = recipe.chosen
         given["top_bottom"] = recipe.top_bottom
     return given
+
+
+def _foreign(name: str, row: objectives.Objective, key: str) -> UsageError:
+    """The refusal of a hyper-parameter that belongs to other objectives."""
+    owners = [one.name for one in objectives.TABLE.values() if key in one.defaults]
+    hint = f"{key} belongs to {', '.join(owners)}; {name} has {', '.join(sorted(row.defaults))}"
+    if key == "pairing":
+        return UsageError(f"{name} compares sets, not pairs; pairing has no meaning", hint)
+    if key in SCORE_PARAMETERS and "pairing" in row.defaults:
+        return UsageError(
+            f"{name} takes scores into account only through pairs; {key} has no meaning", hint
+        )
+    return UsageError(f"{name} has no hyper-parameter {key}", hint)
 
 
 def _combination(
@@ -171,7 +183,8 @@ def describe(name: str) -> dict[str, Any]:
     defaults = {**row.defaults}
     if preset:
         defaults |= {**preset[2], "epsilon_max": Combination().epsilon_max}
-    references = "two references or more" if name in (*PRESETS, "multi_dpo") else "a reference"
+    references = "a reference, made for several" if preset else "a reference"
+    references = "two references or more" if name == "multi_dpo" else references
     needs = [references] if row.reference else ["no reference"]
     needs += ["scores"] if row.scores else ["scores or labels"]
     settings = " ".join(f"--set {key}={value}" for key, value in list(row.defaults.items())[:1])

@@ -109,6 +109,7 @@ def train(
     started = time.monotonic()
     _check_output(output, recipe, resume)
     prepared = prepare(recipe, groups, cache, references)
+    _tell(prepared)
     record = _record(prepared, cache, dataset)
     output.mkdir(parents=True, exist_ok=True)
     save_recipe(output, recipe)
@@ -125,6 +126,25 @@ def train(
     save_json(output / METRICS, metrics)
     (output / "README.md").write_text(_model_card(recipe, prepared), encoding="utf-8")
     return TrainResult(output, metrics)
+
+
+def _tell(prepared: Prepared) -> None:
+    """What the combination did and what is left out, on stderr."""
+    report = prepared.report
+    if len(prepared.stores) > 1:
+        weights = ", ".join(
+            f"{store.name} {weight:.2f}"
+            for store, weight in zip(prepared.stores, report["mean_weights"], strict=True)
+        )
+        say(
+            f"references: mean weights {weights}; {report['clipped_fraction']:.0%} of the others' "
+            f"numbers clipped; {report['mean_distance_from_reference_1_nats']:.3g} nats from "
+            "reference 1 on average"
+        )
+    for reason, count in report["skipped_groups"].items():
+        say(f"skipped {count:,} groups: {reason}")
+    for reason, count in report["dropped_responses"].items():
+        say(f"left out {count:,} responses: {reason.replace('_', ' ')}")
 
 
 def prepare(
@@ -146,11 +166,26 @@ def prepare(
     )
     stores = [cache.find(name) for name in recipe.refs]
     _check_stores(stores, references)
+    if method.combination.weights == "accuracy":
+        held_out = [group for group in groups if group.split not in (recipe.split, None)]
+        method = method.weighted_by(_held_out_accuracies(cache, stores, held_out, recipe.split))
     policy = policy_subject(recipe, stores, references)
     tensors = look_up(cache, stores, chosen)
     encoded = _encode(policy, chosen)
     _check_token_hashes(policy, stores, encoded, tensors)
     return _combine(method, policy, stores, chosen, encoded, tensors)
+
+
+def _held_out_accuracies(
+    cache: Cache, stores: Sequence[ReferenceStore], groups: Sequence[Group], split: str
+) -> list[float]:
+    """Each reference's own preference accuracy on groups that training does not see."""
+    if split == "all" or not groups:
+        raise UsageError(
+            "weights accuracy needs groups outside the training split",
+            "hold some out with --test-size 0.1, or use --weights confidence",
+        )
+    return reference_accuracies(look_up(cache, stores, groups))["summed"]
 
 
 def policy_subject(
@@ -281,10 +316,7 @@ def _combine(
     sides = contrasts.choose_sides(
         tensors.scores, tensors.chosen, tensors.mask, hyper["partition"], hyper["top_bottom"]
     )
-    how = method.combination
-    if how.weights == "accuracy":
-        how = replace(how, accuracies=reference_accuracies(tensors)["summed"])
-    combined = combine(tensors, how, sides.mask)
+    combined = combine(tensors, method.combination, sides.mask)
     usable = _usable(method, tensors, combined)
     keep = [g for g in range(len(groups)) if usable[g]]
     report = {

@@ -615,6 +615,36 @@ def test_macros_agree_with_the_tensors_that_training_uses(world, database):
         assert value == pytest.approx(float(tau[rank[group_id]]), abs=1e-9)
 
 
+def test_macros_agree_on_numbers_of_real_models(cached, some_groups):
+    """What three models scored, combined by the tensors of training and by SQL."""
+    from mrpo_tools.reference_logps import Combination, combine, look_up
+
+    order = ["qwen", "llama", "mistral"]
+    tensors = look_up(cached, [cached.find(name) for name in order], some_groups)
+    expected = combine(tensors, Combination(epsilon_max=0.05))
+    wanted = {
+        (group.group_id, place): float(expected.logps[g, place])
+        for g, group in enumerate(some_groups)
+        for place in range(len(group.responses))
+        if tensors.mask[g, place]
+    }
+    weights = {
+        (group.group_id, name): float(expected.weights[g, k])
+        for g, group in enumerate(some_groups)
+        for k, name in enumerate(order)
+    }
+    with open_sql(cached.path) as database:
+        given = {"refs": order}
+        found = database.query(
+            "SELECT group_id, position, logp FROM virtual_reference(0.05, refs := $refs)", given
+        )
+        shares = database.query(
+            "SELECT group_id, reference, weight FROM weights(refs := $refs)", given
+        )
+    close({(g, p): value for g, p, value in rows_of(found)}, wanted)
+    close({(g, name): value for g, name, value in rows_of(shares)}, weights)
+
+
 @pytest.mark.parametrize("kind", ["world", "labelled"])
 def test_margins_by_loops(kind, request):
     world = request.getfixturevalue(kind)

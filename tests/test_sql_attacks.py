@@ -275,18 +275,19 @@ def test_what_only_looks_like_an_attack_is_answered(database, statement):
     assert database.query(statement).num_rows > 0
 
 
-@pytest.mark.parametrize("statement", STATEMENTS)
-def test_the_engines_own_settings_hold_alone(scene, statement):
+@pytest.mark.parametrize("kind", ATTACKS)
+def test_the_engines_own_settings_hold_alone(scene, kind):
     """The same statements without a look at them: no file is read or written even so."""
     with open_sql(scene / "cache") as database:
         connection = database._connection
-        try:
-            rows = connection.execute(filled(statement, scene)).fetchall()
-        except duckdb.Error as error:
-            rows = [str(error)]
-        assert SECRET not in str(rows)
-        limit = connection.execute("SELECT current_setting('memory_limit')").fetchall()
-        assert limit == [("1.8 GiB",)]
+        for statement in ATTACKS[kind].strip().splitlines():
+            try:
+                rows = connection.execute(filled(statement, scene)).fetchall()
+            except duckdb.Error as error:
+                rows = [str(error)]
+            assert SECRET not in str(rows), statement
+            limit = connection.execute("SELECT current_setting('memory_limit')").fetchall()
+            assert limit == [("1.8 GiB",)], statement
 
 
 def test_the_look_at_a_statement_holds_alone(scene):
@@ -359,7 +360,7 @@ def test_bombs_end_within_their_limits(scene, kind):
     with open_sql(scene / "cache", memory_limit="200MB") as database:
         started = time.monotonic()
         with pytest.raises(error) as caught:
-            database.query(statement, timeout=1)
+            database.query(statement, timeout=0.7)
         assert time.monotonic() - started < 4
         assert caught.value.exit_code in (1, 4)
         assert caught.value.hint
@@ -397,11 +398,13 @@ def test_a_query_that_cannot_be_interrupted_ends_with_its_process(scene, kind):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         text=True,
     )
-    started = time.monotonic()
-    _, status, usage = os.wait4(process.pid, 0)
+    started, peak = time.monotonic(), 0
+    while process.poll() is None:
+        peak = max(peak, peak_bytes(process.pid))
+        time.sleep(0.01)
     assert time.monotonic() - started < 15
-    assert os.waitstatus_to_exitcode(status) in (code if isinstance(code, tuple) else (code,))
-    assert usage.ru_maxrss < 1024 * 1024
+    assert process.returncode in (code if isinstance(code, tuple) else (code,))
+    assert 0 < peak < 2**30
     assert process.stdout.read() == ""
     lines = process.stderr.read().splitlines()
     assert [line.split(":")[0] for line in lines] == ["error", "next"]
@@ -412,8 +415,9 @@ def test_a_connection_that_is_stuck_says_so(scene):
     program = """
 import os, sys
 from mrpo_tools.errors import MrpoError
-from mrpo_tools.sql import open_sql
+from mrpo_tools.sql import open_sql, sandbox
 
+sandbox.GRACE_SECONDS = 0.2
 database = open_sql(sys.argv[1])
 for query in ("SELECT levenshtein(repeat('a', 99999), repeat('b', 99999))", "SELECT 1"):
     try:
@@ -453,6 +457,17 @@ def test_ctrl_c_stops_a_query(scene):
     assert time.monotonic() - started < 5
     assert process.returncode == 130
     assert "Traceback" not in err
+
+
+def peak_bytes(pid: int) -> int:
+    """Most memory a process has held so far; 0 once it has gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return sum(
+        int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")
+    )
 
 
 def process_seconds(pid: int) -> float:

@@ -69,7 +69,7 @@ def _print(metrics: dict[str, Any]) -> None:
         metrics["references"], metrics["reference_accuracies"]["summed"], strict=True
     ):
         rows.append((f"reference {name.partition('@')[0]} alone", value))
-    rows.append(("always the longer response", metrics["accuracies_longer"]))
+    rows.append(("always the longer (a tie counts 0)", metrics["accuracies_longer"]))
     print_table(("accuracy by", metrics["loss"]), rows)
     print(
         f"margin {metrics['margins']:.4f} (untrained {metrics['margins_step0']:.4f}) on "

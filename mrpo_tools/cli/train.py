@@ -74,9 +74,7 @@ def train(
     source = read_groups(dataset)
     from mrpo_tools.train import train as phase2
 
-    result = phase2(
-        recipe, source.groups, cache, references, output, absolute(dataset), resume
-    )
+    result = phase2(recipe, source.groups, cache, references, output, absolute(dataset), resume)
     if options["as_json"]:
         print_json({"run": str(output), **result.metrics})
         return
@@ -123,5 +121,3 @@ def _print(metrics: dict[str, Any], recipe: Recipe) -> None:
             )
         ],
     )
-    for reason, count in metrics["skipped_groups"].items():
-        print(f"skipped {count:,} groups: {reason}")

@@ -90,9 +90,7 @@ class Terms:
 
     @cached_property
     def pairs(self) -> Tensor:
-        return contrasts.pairs(
-            self.sides, self.batch.chosen, self.hyper["pairing"], self._seeds
-        )
+        return contrasts.pairs(self.sides, self.batch.chosen, self.hyper["pairing"], self._seeds)
 
     @property
     def _seeds(self) -> Tensor | None:

@@ -149,46 +149,65 @@ class Watch:
             MrpoError: the time is over. `stuck` is then True if the engine did not even stop.
             ResourceError: the memory is used up.
         """
-        outcome: list[Any] = []
-        thread = threading.Thread(target=_run, args=(work, outcome), daemon=True)
+        call = _Call(work)
         started = time.monotonic()
-        thread.start()
+        call.start()
         try:
-            problem = self._wait(thread, started)
+            problem = None
+            while problem is None and not call.done.wait(POLL_SECONDS):
+                problem = self._problem(started)
         except BaseException:
-            self._stop(thread)
+            self._stop(call)
             raise
-        self._left -= time.monotonic() - started
         if problem is not None:
-            raise problem
-        result, error = outcome
-        if error is not None:
-            raise error
-        return result  # type: ignore[no-any-return]
+            self._stop(call)
+        problem = problem or self._problem(started)  # short calls may exceed the limits together
+        self._left -= time.monotonic() - started
+        for error in (problem, call.error):
+            if error is not None:
+                raise error
+        result: ResultT = call.result
+        return result
 
-    def _wait(self, thread: threading.Thread, started: float) -> MrpoError | None:
-        while thread.is_alive():
-            thread.join(POLL_SECONDS)
-            if time.monotonic() - started > self._left:
-                self._stop(thread)
-                return MrpoError(
-                    f"the query was stopped after {self.seconds:g} seconds",
-                    "narrow it, or allow more with --timeout SECONDS",
-                )
-            if _private_bytes() > self._ceiling:
-                self._stop(thread)
-                return out_of_memory(self.memory_bytes)
-        return None
+    def _problem(self, started: float) -> MrpoError | None:
+        if time.monotonic() - started > self._left:
+            return MrpoError(
+                f"the query was stopped after {self.seconds:g} seconds",
+                "narrow it, or allow more with --timeout SECONDS",
+            )
+        return out_of_memory(self.memory_bytes) if _private_bytes() > self._ceiling else None
 
-    def _stop(self, thread: threading.Thread) -> None:
+    def _stop(self, call: _Call) -> None:
         """Interrupt; past the grace or half as much memory again, give the thread up."""
         until = time.monotonic() + GRACE_SECONDS
-        while thread.is_alive() and time.monotonic() < until:
+        while not call.done.is_set() and time.monotonic() < until:
             self.interrupt()
-            thread.join(POLL_SECONDS)
+            call.done.wait(POLL_SECONDS)
             if _private_bytes() > self._ceiling + self.memory_bytes // 2:
                 break
-        self.stuck = thread.is_alive()
+        self.stuck = not call.done.is_set()
+
+
+class _Call(threading.Thread):
+    """One call of the engine.
+
+    Its end is an event: joining a thread is not safe from Ctrl-C before Python 3.13, which may
+    then take a running thread for a finished one.
+    """
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        super().__init__(daemon=True)
+        self.work, self.done = work, threading.Event()
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.result = self.work()
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.done.set()
 
 
 def out_of_memory(memory_bytes: int) -> ResourceError:
@@ -196,13 +215,6 @@ def out_of_memory(memory_bytes: int) -> ResourceError:
         f"the query needs more than {memory_bytes / 1e9:.3g} GB of memory",
         "narrow or aggregate it, or allow more with --memory-limit",
     )
-
-
-def _run(work: Callable[[], Any], outcome: list[Any]) -> None:
-    try:
-        outcome[:] = [work(), None]
-    except BaseException as error:
-        outcome[:] = [None, error]
 
 
 def _private_bytes() -> int:

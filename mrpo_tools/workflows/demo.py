@@ -32,6 +32,7 @@ Execute = Callable[[list[str]], int]
 REFERENCES = ("llama", "mistral", "qwen")
 METHODS = {"dpo": "llama", "mrpo": "llama,mistral,qwen", "mpo": "llama,mistral,qwen"}
 MAX_NEW_TOKENS = 32
+LONGER = "always the longer (a tie counts 0)"
 QUERY = (
     "SELECT reference, count(*) AS responses, sum(num_tokens) AS tokens, "
     "round(avg(logp), 2) AS mean_logp FROM logps GROUP BY reference ORDER BY reference"
@@ -47,6 +48,7 @@ references:
 """
 RECIPE = """\
 # The demo's training: LoRA on every linear layer, two passes over 600 groups.
+beta: 0.1                # for every method, also where its own default is another
 finetuning: lora
 lora_r: 8
 lora_alpha: 16
@@ -106,7 +108,8 @@ def demo(directory: Path, execute: Execute, show: Callable[[str], None] = print)
             _train(execute, show, method, references)
         for method in METHODS:
             _type(execute, show, ["evaluate", f"runs/{method}"])
-        result = _results(show, time.monotonic() - started)
+        rows, baselines = _results(show)
+        result = Demo(rows, baselines, time.monotonic() - started)
         Path("results.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
     return result
 
@@ -134,7 +137,10 @@ def _models(show: Callable[[str], None]) -> None:
     """Three tiny models of three families; made once."""
     if all(Path("models", name, "model.safetensors").exists() for name in REFERENCES):
         return
+    from mrpo_tools.models import quiet_libraries
     from mrpo_tools.workflows.tiny_models import make_models
+
+    quiet_libraries()
 
     show("Making three tiny models (Llama, Mistral, Qwen2), each better at other tasks …")
     with bar_to("training the models", "steps") as report:
@@ -165,12 +171,12 @@ def _train(execute: Execute, show: Callable[[str], None], method: str, reference
     _type(execute, show, [*arguments, "--resume"] if output.exists() else arguments)
 
 
-def _results(show: Callable[[str], None], seconds: float) -> Demo:
+def _results(show: Callable[[str], None]) -> tuple[list[Row], dict[str, float]]:
     """Greedy answers before and after, beside what `evaluate` measured."""
     project = load_project()
     test = in_split(load_groups("demo.jsonl").groups, "test")
     show("\nAnswering the test prompts greedily, before and after training …")
-    before = _right(generate_answers(project.references["llama"], test), test)
+    before = right_share(_answers(project.references["llama"], test), test)
     rows = []
     evaluated: dict[str, Any] = {}
     for method, references in METHODS.items():
@@ -186,7 +192,7 @@ def _results(show: Callable[[str], None], seconds: float) -> Demo:
                 evaluated["accuracies_reference_1"],
                 evaluated["accuracies_logp"],
                 before,
-                _right(generate_answers(run.trained_policy, test), test),
+                right_share(_answers(run.trained_policy, test), test),
                 evaluated["margins"],
                 trained["train_seconds"],
                 trained["peak_memory_bytes"] / 1e6,
@@ -194,14 +200,14 @@ def _results(show: Callable[[str], None], seconds: float) -> Demo:
         )
     alone = dict(zip(REFERENCES, evaluated["reference_accuracies"]["summed"], strict=True))
     baselines = {f"{name} alone": value for name, value in alone.items()}
-    return Demo(rows, {**baselines, "always the longer": evaluated["accuracies_longer"]}, seconds)
+    return rows, {**baselines, LONGER: evaluated["accuracies_longer"]}
 
 
-def generate_answers(reference: Any, groups: Sequence[Group]) -> list[str]:
+def _answers(reference: Any, groups: Sequence[Group]) -> list[str]:
     return generate(reference, [group.prompt for group in groups], MAX_NEW_TOKENS)
 
 
-def _right(answers: Sequence[str], groups: Sequence[Group]) -> float:
+def right_share(answers: Sequence[str], groups: Sequence[Group]) -> float:
     """Share of answers that the tasks' rule calls right."""
     hits = [
         is_right([turn.as_dict() for turn in group.prompt], answer)

@@ -1,0 +1,189 @@
+"""`--loss NAME`: presets, refusals, the combination of cached numbers, and the generated page."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mrpo_tools.config import Recipe, load_recipe
+from mrpo_tools.errors import UsageError
+from mrpo_tools.evaluate import evaluate
+from mrpo_tools.maths import objectives, references
+from mrpo_tools.methods import LOSSES, describe, resolve_method
+from mrpo_tools.reference_logps import Combination, combine, look_up
+from mrpo_tools.run import load_run
+from mrpo_tools.train import prepare, train
+
+ROOT = Path(__file__).parent.parent
+NAMES = ["llama", "mistral", "qwen"]
+
+
+def method(loss: str, count: int = 3, scores: bool = True, labels: bool = False, **words):
+    return resolve_method(Recipe(loss=loss, **words), count, scores, labels)
+
+
+def test_presets_are_dpo_after_a_combination():
+    assert method("mrpo").objective == "dpo"
+    assert method("mrpo").combination == Combination("harmonic", "confidence", "adaptive", 0.1)
+    assert method("mean_ref").combination == Combination("geometric", "uniform", "adaptive", 0.1)
+    assert method("multi_dpo").combination.combine == "separate"
+    assert method("mpo").combination == method("mrpo").combination
+    assert method("dpo", 1).combination.trust_region == "none"
+
+
+def test_words_override_the_preset():
+    found = method("mrpo", combine="geometric", weights="uniform", trust_region="fixed",
+                   epsilon_max=0.5).combination  # fmt: skip
+    assert found == Combination("geometric", "uniform", "fixed", 0.5)
+    assert method("mpo", chosen="top_bottom", top_bottom=1).hyper == {
+        "partition": "top_bottom", "top_bottom": 1,
+    }  # fmt: skip
+
+
+REFUSED = [
+    ({"loss": "multi_dpo", "count": 1}, "multi_dpo needs two references or more, found 1"),
+    ({"loss": "dpo", "count": 0}, "dpo needs a reference"),
+    ({"loss": "plackett_luce", "scores": False, "labels": True},
+     "plackett_luce needs scores; this data has only chosen and rejected"),
+    ({"loss": "dpo", "deviation_scale": 0.1},
+     "dpo takes scores into account only through pairs; deviation_scale has no meaning"),
+    ({"loss": "mpo", "pairing": "all"}, "mpo compares sets, not pairs"),
+    ({"loss": "dpo", "gamma": 1.0}, "dpo has no hyper-parameter gamma"),
+    ({"loss": "dpo", "combine": "separate"}, "dpo takes one reference log-prob per response"),
+    ({"loss": "multi_dpo", "combine": "harmonic"}, "multi_dpo keeps its references separate"),
+    ({"loss": "simpo", "count": 0, "epsilon_max": 0.1}, "simpo has no reference in it"),
+    ({"loss": "nothing"}, "no loss is named 'nothing'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "message"), REFUSED, ids=[text for _, text in REFUSED])
+def test_what_means_nothing_is_refused_with_what_to_use(words, message):
+    with pytest.raises(UsageError, match=message.replace("(", r"\(")) as error:
+        method(**words)
+    assert error.value.hint or words["loss"] == "nothing"
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_is_described_and_its_own_hyper_parameters_are_accepted(loss):
+    row = describe(loss)
+    assert row["formula"]
+    assert row["source"]
+    combination = {"combine", "weights", "trust_region", "epsilon_max", "partition"}
+    words = {key: value for key, value in row["defaults"].items() if key not in combination}
+    count = 3 if "no reference" not in row["needs"] else 0
+    found = method(loss, count, **words)
+    assert {key: found.complete_hyper[key] for key in words} == words
+
+
+def test_swapped_weights_reproduce_the_authors_code(cached, some_groups):
+    """r = −log(α/π_1 + (1−α)/π_2) with α the confidence of reference 2."""
+    tensors = look_up(cache=cached, stores=[cached.find(n) for n in NAMES[:2]], groups=some_groups)
+    how = Combination(trust_region="none", weights_layout="swapped")
+    found = combine(tensors, how).logps
+    alpha = references.confidence_weights(tensors.logps, tensors.mask)[:, 1:]
+    one, two = tensors.logps.unbind(-1)
+    expected = -torch.logaddexp(alpha.log() - one, (1 - alpha).log() - two)
+    torch.testing.assert_close(found[tensors.mask], expected[tensors.mask], rtol=0, atol=1e-9)
+    with pytest.raises(UsageError, match="defined for two references, not 3"):
+        combine(
+            look_up(cached, [cached.find(n) for n in NAMES], some_groups),
+            Combination(weights_layout="swapped"),
+        )
+
+
+def test_the_report_says_what_the_combination_did(cached, some_groups):
+    """Mean weights, share clipped and distance from reference 1, by plain loops."""
+    tensors = look_up(cached, [cached.find(n) for n in NAMES], some_groups)
+    found = combine(tensors, Combination(epsilon_max=0.01))
+    real = tensors.mask
+    distance = (found.logps - tensors.logps[..., 0])[real].abs()
+    report = found.report
+    assert report["mean_distance_from_reference_1_nats"] == pytest.approx(float(distance.mean()))
+    assert report["max_distance_from_reference_1_nats"] == pytest.approx(float(distance.max()))
+    clipped = total = 0
+    for g in range(len(some_groups)):
+        sums = tensors.logps[g].sum(-1)[real[g]].abs()
+        for n in torch.nonzero(real[g]).flatten().tolist():
+            radius = 0.01 * float(tensors.logps[g, n].sum().abs() / sums.sum())
+            for k in (1, 2):
+                first, other = (float(tensors.logps[g, n, i]) for i in (0, k))
+                clipped += abs(other - first) > radius * abs(first)
+                total += 1
+    assert report["clipped_fraction"] == pytest.approx(clipped / total)
+    assert sum(report["mean_weights"]) == pytest.approx(1)
+
+
+def test_radius_zero_is_dpo_on_reference_1(cached, some_groups):
+    tensors = look_up(cached, [cached.find(n) for n in NAMES], some_groups)
+    found = combine(tensors, Combination(epsilon_max=0.0)).logps
+    torch.testing.assert_close(
+        found[tensors.mask], tensors.logps[..., 0][tensors.mask], rtol=0, atol=1e-9
+    )
+
+
+def test_accuracy_weights_come_from_held_out_groups(references, some_groups, cached, tmp_path):
+    """Measured outside the training split, kept in the run, and used again by evaluate."""
+    groups = [
+        replace(group, split="test" if index % 2 else "train")
+        for index, group in enumerate(some_groups)
+    ]
+    recipe = Recipe(
+        loss="mrpo", refs=NAMES, weights="accuracy", max_steps=1, per_device_train_batch_size=4
+    )
+    prepared = prepare(recipe, groups, cached, references)
+    held_out = [group for group in groups if group.split == "test"]
+    tensors = look_up(cached, [cached.find(n) for n in NAMES], held_out)
+    shares = []
+    for k in range(3):
+        right = []
+        for g, group in enumerate(held_out):
+            scores = [one.score for one in group.responses]
+            values = tensors.logps[g, : len(scores), k].tolist()
+            pairs = [
+                values[a] > values[b]
+                for a in range(len(scores))
+                for b in range(len(scores))
+                if scores[a] > scores[b]
+            ]
+            right += [sum(pairs) / len(pairs)] if pairs else []
+        shares.append(sum(right) / len(right))
+    assert prepared.method.combination.accuracies == pytest.approx(shares)
+    train(recipe, groups, cached, references, tmp_path / "run")
+    found = evaluate(load_run(tmp_path / "run"), groups, cached).metrics
+    above = [max(share - 0.5, 0) for share in shares]
+    expected = [one / sum(above) for one in above] if sum(above) else [1 / 3] * 3
+    assert found["combination"]["mean_weights"] == pytest.approx(expected)
+    with pytest.raises(UsageError, match="outside the training split"):
+        prepare(recipe.model_copy(update={"split": "all"}), groups, cached, references)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda p: p.name)
+def test_every_recipe_loads_and_means_something(path):
+    recipe = Recipe(**load_recipe(path))
+    assert resolve_method(recipe, len(recipe.refs), True, False).name == recipe.loss
+
+
+def test_the_page_of_methods_is_the_generated_one():
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = module.page()
+    assert (ROOT / "docs" / "methods.md").read_text(encoding="utf-8") == page, (
+        "python docs/generate.py writes it anew"
+    )
+    assert all(f"| `{name}` |" in page for name in LOSSES)
+
+
+def test_every_objective_ran_on_the_demo():
+    """The committed runs: finite and falling for all of them."""
+    import json
+
+    measured = json.loads((ROOT / "docs" / "objectives_on_demo.json").read_text())
+    assert [row["loss"] for row in measured["rows"]] == list(LOSSES)
+    for row in measured["rows"]:
+        assert row["last"] < row["first"], row["loss"]
+    assert set(objectives.NAMES) <= {row["loss"] for row in measured["rows"]}
