@@ -210,7 +210,7 @@ def parse(model: type[ModelT], values: object, where: str) -> ModelT:
 
 def _keys_near(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     """The keys accepted where an unknown one stands."""
-    nested = {"dataset": Dataset, "references": Reference}
+    nested: dict[str, type[BaseModel]] = {"dataset": Dataset, "references": Reference}
     owner = nested.get(str(path[0]), model) if len(path) > 1 else model
     return list(owner.model_fields)
 

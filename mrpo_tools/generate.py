@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -22,8 +23,8 @@ def generate(
     """Greedy answers, rendered and tokenised as in scoring; special tokens are left out."""
     subject = resolve("model", reference)
     renderer, device = renderer_of(subject), pick_device()
-    model = load_model(subject.files, reference, subject.dtype, device)
-    tokenizer = renderer.tokenizer
+    model: Any = load_model(subject.files, reference, subject.dtype, device)
+    tokenizer: Any = renderer.tokenizer
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     encoded = [renderer.encode_prompt(prompt) for prompt in prompts]
     order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))

@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -77,13 +77,14 @@ def load_model(
     if reference.quantization == "nf4" and quantized:
         options["quantization_config"] = nf4(dtype)
     with _named(f"model {reference.model}"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(files.model, **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(files.model, **options)
         if files.adapter is not None:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, files.adapter)
     _keep_differentiable(model)
-    return model.eval()
+    model.eval()
+    return cast("PreTrainedModel", model)
 
 
 def _keep_differentiable(model: torch.nn.Module) -> None:
@@ -94,7 +95,7 @@ def _keep_differentiable(model: torch.nn.Module) -> None:
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            module.__dict__["support_avx512bf16_for_cpu"] = False
 
 
 def nf4(dtype: str) -> Any:
@@ -133,7 +134,7 @@ def add_lora(
         r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
     )
     try:
-        adapted: PreTrainedModel = get_peft_model(model, config)
+        adapted = cast("PreTrainedModel", get_peft_model(model, config))
     except ValueError as error:
         raise UsageError(f"lora_target_modules: {error}") from None
     return adapted

@@ -41,7 +41,9 @@ def bar(description: str, total: float, unit: str = "") -> Iterator[Advance]:
         task = progress.add_task(description, total=total, note="")
 
         def advance(amount: float = 1, note: str = "") -> None:
-            progress.update(task, advance=amount, **({"note": note} if note else {}))
+            progress.advance(task, amount)
+            if note:
+                progress.update(task, note=note)
 
         yield advance
 

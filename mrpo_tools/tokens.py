@@ -60,7 +60,7 @@ class EncodedResponse:
         overlong: it does not fit, and has no number.
     """
 
-    ids: list[int]
+    ids: Sequence[int]
     token_hash: str
     truncated: bool = False
     overlong: bool = False
@@ -70,7 +70,7 @@ class EncodedResponse:
 class EncodedGroup:
     """A group as ids of one tokenizer: the prompt once, then each response."""
 
-    prompt_ids: list[int]
+    prompt_ids: Sequence[int]
     responses: list[EncodedResponse]
 
 

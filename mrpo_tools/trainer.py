@@ -163,7 +163,9 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         clipped: Tensor | None = None,
         **trainer: Any,
     ) -> None:
-        self.groups, self.objective, self.hyper = groups, objective, hyper
+        self.groups = groups
+        self.objective: str = objective
+        self.hyper = hyper
         self.reference_names, self.clipped = list(reference_names), clipped
         zeros = torch.zeros(groups.mask.shape, dtype=torch.float64)
         everything = groups.objective_batch(
@@ -199,7 +201,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         model: torch.nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Sum of the groups' losses over the usable groups of the optimizer step."""
         index = inputs["index"]
@@ -208,7 +210,9 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         seeds = group_seeds([self.groups.group_ids[int(i)] for i in index], self.args.seed, epoch)
         batch = self.groups.objective_batch(logps, index, seeds=seeds.to(logps.device))
         losses = objectives.compute(self.objective, batch, **self.hyper)
-        count = inputs["usable"].sum() if num_items_in_batch is None else num_items_in_batch
+        count = torch.as_tensor(
+            inputs["usable"].sum() if num_items_in_batch is None else num_items_in_batch
+        )
         loss = losses.sum() / count.clamp(min=1)
         if num_items_in_batch is not None and self.args.world_size > 1:
             loss = loss * self.args.world_size  # DDP averages what is a sum here
@@ -269,7 +273,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The adapter or the model inside the scorer, as `from_pretrained` reads it."""
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         if state_dict is not None:
             state_dict = {name.removeprefix("model."): one for name, one in state_dict.items()}
@@ -295,7 +299,8 @@ class FiniteGuard(TrainerCallback):  # type: ignore[misc]
         self.trainer, self.bad = trainer, 0
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        parameters = [p for p in self.trainer.model.parameters() if p.grad is not None]
+        model: Any = self.trainer.model
+        parameters = [p for p in model.parameters() if p.grad is not None]
         finite = torch.stack([p.grad.isfinite().all() for p in parameters]).all().float()
         finite = finite * self.trainer.finite_loss
         self.trainer.finite_loss = True

@@ -137,7 +137,7 @@ BAD = {
         "next:  create them with: mrpo precompute --ref nobody",
     ),
     "run that is not there": (["evaluate", "nowhere"], 2, "nowhere holds no run"),
-    "unknown objective": (["losses", "dppo"], 2, "no loss is named 'dppo'\nnext:  did you mean dpo"),
+    "unknown objective": (["losses", "dppo"], 2, "no loss is named 'dppo'"),
 }  # fmt: skip
 
 

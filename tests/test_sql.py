@@ -726,6 +726,13 @@ def test_groups_that_are_not_scored_completely_are_left_out(tmp_path):
         assert both.num_rows == 9
 
 
+def test_a_querys_own_names_do_not_reach_into_macros(world, database):
+    """A common table expression called `logps` is the query's, not the macros'."""
+    for name in ("logps", "judged_groups", "stored_judgements", "stored_logps_0", "numbers"):
+        query = f"WITH {name} AS (SELECT 1 AS one) SELECT count(*), max(one) FROM weights(), {name}"
+        assert rows_of(database.query(query)) == [(3 * len(world.groups), 1)]
+
+
 def test_an_unknown_reference_is_named_with_the_known_ones(database):
     for call in ("margins('lama')", "weights(refs := ['llama', 'lama'])", "agreement('lama')"):
         with pytest.raises(UsageError, match=r"no reference lama in this cache \(llama, mistral"):
@@ -809,10 +816,28 @@ def test_a_damaged_file_is_refused_by_name(world, tmp_path, kind, which):
     assert caught.value.exit_code == 3
 
 
+def test_no_flipped_bit_is_missed(world, tmp_path):
+    copy = tmp_path / "cache"
+    shutil.copytree(world.cache.path, copy)
+    paths = sorted(path for path in copy.rglob("*") if path.is_file())
+    rng = random.Random(0)
+    for _ in range(60):
+        path = rng.choice(paths)
+        whole = path.read_bytes()
+        broken = bytearray(whole)
+        broken[rng.randrange(len(broken))] ^= 1 << rng.randrange(8)
+        path.write_bytes(broken)
+        with pytest.raises(CacheDamaged, match=re.escape(str(path))):
+            open_sql(copy)
+        path.write_bytes(whole)
+    open_sql(copy).close()
+
+
 def test_every_damaged_file_is_named_at_once(world, tmp_path):
     copy = tmp_path / "cache"
     shutil.copytree(world.cache.path, copy)
     paths = sorted(copy.glob("references/llama*/part-*"))[:2]
+    paths += [next(copy.glob("references/q*/identity.json")), next(copy.glob("groups/*"))]
     for path in paths:
         damage(path, "flip")
     with pytest.raises(CacheDamaged) as caught:
@@ -1167,7 +1192,7 @@ def test_the_command_answers(world, tmp_path):
 
 def test_the_command_reads_files_stdin_and_parameters(world, tmp_path):
     query = "SELECT $text AS text, $number + 1 AS number, $list[2] AS item, $id AS id"
-    (tmp_path / "query.sql").write_text(query)
+    (tmp_path / "query.sql").write_text(query, encoding="utf-8-sig")
     params = ["text=12 a", "number=0.5", 'list=["x", "y"]', "id=12345678901234567890123456789012"]
     options = ["--cache", world.cache.path, "--format", "jsonl"]
     options += [word for param in params for word in ("--param", param)]
@@ -1218,11 +1243,15 @@ def test_without_a_query_the_command_lists_everything(world, capfd):
 
 def test_mistakes_end_with_the_promised_exit_code(world, tmp_path, capfd):
     cache = ["--cache", world.cache.path]
+    (tmp_path / "latin.sql").write_bytes(b"SELECT '\xe9'")
     cases = [
         (["SELECT * FROM logpz", *cache], 2, "Table with name logpz does not exist"),
         (["SELECT 1", "--saved", "clipped", *cache], 2, "more than one query"),
         (["--saved", "cliped", *cache], 2, "clipped"),
         (["-f", tmp_path / "absent.sql", *cache], 2, "absent.sql"),
+        (["-f", tmp_path / "latin.sql", *cache], 2, "latin.sql cannot be read"),
+        (["SELECT '\udc80'", *cache], 2, "not Unicode"),
+        (["SELECT DATE '-5000-01-01'", *cache], 2, "cast the column"),
         (["SELECT $a", "--param", "a", *cache], 2, "NAME=VALUE"),
         (["SELECT 1", "--format", "xml", *cache], 2, "xml"),
         (["SELECT 1", "--runs", tmp_path / "absent", *cache], 2, "no directory"),

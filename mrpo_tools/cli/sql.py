@@ -122,14 +122,14 @@ def _query(
 
         found = find_saved(saved)
         return found.sql, dict(found.params)
-    if query == "-" or file == "-":
-        return sys.stdin.read(), {}
-    if file is not None:
-        try:
-            return Path(file).read_text(encoding="utf-8"), {}
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{file} cannot be read: {error}") from None
-    return query, {}
+    source = "-" if query == "-" else file
+    if source is None:
+        return query, {}
+    try:
+        content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        return content.decode("utf-8-sig"), {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{source} cannot be read: {error}") from None
 
 
 def _values(params: Sequence[str]) -> dict[str, Any]:

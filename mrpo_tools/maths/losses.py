@@ -130,7 +130,7 @@ def w_mpo(t: Terms) -> Tensor:
 
 def _power_weight(t: Terms) -> Tensor:
     """w_i = abs(δ_i)^p with 0⁰ = 1 (SWEPO Eq. 15-16)."""
-    return t.sides.deviations.abs() ** t.hyper["power"]
+    return t.sides.deviations.abs().pow(t["power"])
 
 
 def swepo(t: Terms) -> Tensor:

@@ -62,7 +62,7 @@ def write(result: pa.Table | pa.RecordBatchReader, format: str, target: Path | B
                 FORMATS[format](reader, sink)
         else:
             _write_whole(reader, format, target)
-    except pa.ArrowNotImplementedError as error:
+    except (pa.ArrowNotImplementedError, OverflowError) as error:  # intervals; the year 0
         raise UsageError(f"{format} cannot hold this result: {error}", "cast the column") from None
     except OSError as error:
         if error.errno == errno.EPIPE:

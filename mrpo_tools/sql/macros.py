@@ -15,6 +15,9 @@ from dataclasses import dataclass
 
 from mrpo_tools.sql.names import literal, text_list
 
+HOME = "memory.main"
+"""Where the views are; by its full name no expression of a user's query stands in for one."""
+
 JUDGED = "judged_groups"
 """The view the macros read beside `logps`: groups without their text."""
 
@@ -54,11 +57,11 @@ judged AS (
     SELECT grp, size, place::INTEGER AS position, response.response_id AS response_id,
            response.score AS score, response.chosen AS chosen
     FROM (SELECT grp, size, unnest(responses) AS response,
-                 generate_subscripts(responses, 1) - 1 AS place FROM {JUDGED})
+                 generate_subscripts(responses, 1) - 1 AS place FROM {HOME}.{JUDGED})
 ),
 numbers AS (
     SELECT grp, size, position, score, chosen, k, logp, status = 'ok' AS ok, num_tokens, num_bytes
-    FROM logps JOIN named USING (reference) JOIN judged USING (response_id)
+    FROM {HOME}.logps JOIN named USING (reference) JOIN judged USING (response_id)
 ),"""
 
 # Groups that are scored completely; in them, responses with a number under every reference.
@@ -131,9 +134,9 @@ means AS (
 sides AS (
     SELECT grp, k, position, labelled, score, logp, logp / greatest(num_tokens, 1) AS per_token,
            logp / greatest(num_bytes, 1) AS per_byte,
-           CASE WHEN labelled THEN chosen WHEN scored THEN score - mean > tolerance END AS positive
+           CASE WHEN labelled THEN chosen WHEN scored THEN score - mean >= 0 END AS positive
     FROM numbers JOIN means USING (grp, k)
-    JOIN (SELECT grp, labelled, scored FROM {JUDGED}) USING (grp) WHERE ok
+    JOIN (SELECT grp, labelled, scored FROM {HOME}.{JUDGED}) USING (grp) WHERE ok
 ),
 margined AS (
     SELECT grp, k, count(*) AS responses,
@@ -194,7 +197,7 @@ MACROS = (
 answer AS (SELECT * FROM margined LEFT JOIN ranked USING (grp, k))
 SELECT named.reference, {_GROUP_SQL}, answer.responses, coalesce(answer.pairs, 0) AS pairs,
        answer.margin, answer.accuracy, answer.accuracy_per_token, answer.accuracy_per_byte
-FROM answer JOIN named USING (k) JOIN {JUDGED} USING (grp)""",
+FROM answer JOIN named USING (k) JOIN {HOME}.{JUDGED} USING (grp)""",
     ),
     Macro(
         "weights",
@@ -204,7 +207,7 @@ FROM answer JOIN named USING (k) JOIN {JUDGED} USING (grp)""",
         _REFS,
         f"""{_USABLE}{_WEIGHTS.rstrip(",")}
 SELECT {_GROUP_SQL}, named.reference, weighed.weight
-FROM weighed JOIN named USING (k) JOIN {JUDGED} USING (grp)""",
+FROM weighed JOIN named USING (k) JOIN {HOME}.{JUDGED} USING (grp)""",
     ),
     Macro(
         "radius",
@@ -214,7 +217,7 @@ FROM weighed JOIN named USING (k) JOIN {JUDGED} USING (grp)""",
         _REFS,
         f"""{_USABLE}{_RADII.rstrip(",")}
 SELECT {_GROUP_SQL}, {_RESPONSE_SQL}, radii.position, radii.radius
-FROM radii JOIN {JUDGED} USING (grp)""",
+FROM radii JOIN {HOME}.{JUDGED} USING (grp)""",
     ),
     Macro(
         "trust_region",
@@ -225,7 +228,7 @@ FROM radii JOIN {JUDGED} USING (grp)""",
         f"""{_USABLE}{_CLIPPED.rstrip(",")}
 SELECT {_GROUP_SQL}, {_RESPONSE_SQL}, bounded.position, named.reference, bounded.logp,
        bounded.clipped, bounded.logp <> bounded.clipped AS moved
-FROM bounded JOIN named USING (k) JOIN {JUDGED} USING (grp)""",
+FROM bounded JOIN named USING (k) JOIN {HOME}.{JUDGED} USING (grp)""",
     ),
     Macro(
         "virtual_reference",
@@ -237,7 +240,7 @@ FROM bounded JOIN named USING (k) JOIN {JUDGED} USING (grp)""",
         f"""{_USABLE}{_WEIGHTS}{_CLIPPED}{_COMBINED.rstrip(",")}
 SELECT {_GROUP_SQL}, {_RESPONSE_SQL}, combined.position, combined.logp,
        combined.centre AS reference_1, combined.radius
-FROM combined JOIN {JUDGED} USING (grp)""",
+FROM combined JOIN {HOME}.{JUDGED} USING (grp)""",
     ),
     Macro(
         "agreement",
@@ -247,7 +250,7 @@ FROM combined JOIN {JUDGED} USING (grp)""",
         "[coalesce(a, every_reference[1]), coalesce(b, every_reference[2])]",
         f"""{_USABLE}{_AGREED}
 SELECT {_GROUP_SQL}, agreed.pairs, agreed.agreement, agreed.tau
-FROM agreed JOIN {JUDGED} USING (grp)""",
+FROM agreed JOIN {HOME}.{JUDGED} USING (grp)""",
     ),
 )
 

@@ -98,6 +98,8 @@ def check_statement(
         UsageError: two statements, none, one that is no SELECT, one that writes inside a common
             table expression, or a table function that could reach outside.
     """
+    if any("\ud800" <= char <= "\udfff" for char in sql):
+        raise UsageError("the query is not Unicode text", "save it as UTF-8")
     if len(sql) > LONGEST_QUERY:
         raise UsageError(
             f"the query has {len(sql):,} characters; at most {LONGEST_QUERY:,} are read",

@@ -149,7 +149,7 @@ def _draw_group(rng: random.Random, plan: Plan) -> Group:
 
 def _encode(groups: list[Group], renderer: Renderer) -> list[Row]:
     encoded = (renderer.encode(group) for group in groups)
-    return [(one.prompt_ids, one.responses[0].ids) for one in encoded]
+    return [(list(one.prompt_ids), list(one.responses[0].ids)) for one in encoded]
 
 
 def _train(
