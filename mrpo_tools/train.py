@@ -555,8 +555,10 @@ def _quiet(trainer: Any) -> None:
     trainer.add_callback(ProgressLog())
 
 
-def _clipped(prepared: Prepared) -> Tensor:
-    """[G, N, K − 1] which cached numbers the trust region moved."""
+def _clipped(prepared: Prepared) -> Tensor | None:
+    """[G, N, K − 1] which cached numbers the trust region moved; None without references."""
+    if not prepared.stores:
+        return None
     how: Combination = replace(prepared.method.combination, combine="separate", weights="uniform")
     logps = prepared.tensors.logps
     moved = combine(prepared.tensors, how).logps

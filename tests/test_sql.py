@@ -722,8 +722,15 @@ def test_groups_that_are_not_scored_completely_are_left_out(tmp_path):
             assert len(set(found["group_id"].to_pylist())) == expected
             found = database.query("FROM margins($name)", {"name": name})
             assert found.num_rows == expected
-        both = database.query("SELECT DISTINCT group_id FROM virtual_reference(0.1)")
-        assert both.num_rows == 9
+        shown = {
+            macro: set(database.query(f"SELECT group_id FROM {macro}()")["group_id"].to_pylist())
+            for macro in ("virtual_reference", "trust_region", "radius", "weights", "agreement")
+        }
+    missed = next(group.group_id for group in groups if missing in group.response_ids)
+    expected = {group.group_id for group in groups} - {missed}
+    pairs = {group.group_id for group in groups if len(group.responses) > 1} - {missed}
+    assert shown.pop("agreement") == pairs
+    assert all(found == expected for found in shown.values())
 
 
 def test_a_querys_own_names_do_not_reach_into_macros(world, database):

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pytest
 
 from mrpo_tools.cache import Cache, LogpRow
@@ -18,7 +19,7 @@ from mrpo_tools.errors import MrpoError, ResourceError, UsageError
 from mrpo_tools.groups import Group, Response, user_prompt
 from mrpo_tools.identity import Identity
 from mrpo_tools.sql import MACROS, open_sql
-from mrpo_tools.sql.sandbox import check_statement
+from mrpo_tools.sql.sandbox import SETTINGS, check_statement
 
 ROOT = Path(__file__).parent.parent
 SECRET = "the-secret-nobody-may-read"
@@ -259,8 +260,6 @@ def test_there_are_enough_attacks():
 
 @pytest.mark.parametrize("statement", STATEMENTS)
 def test_attacks_are_refused(scene, database, statement):
-    hidden_variable = [SECRET]
-    assert hidden_variable
     views = database.query("SHOW TABLES").to_pylist()
     with pytest.raises(MrpoError) as caught:
         database.query(filled(statement, scene), timeout=10)
@@ -278,6 +277,8 @@ def test_what_only_looks_like_an_attack_is_answered(database, statement):
 @pytest.mark.parametrize("kind", ATTACKS)
 def test_the_engines_own_settings_hold_alone(scene, kind):
     """The same statements without a look at them: no file is read or written even so."""
+    hidden_variable = pa.table({"secret": [SECRET]})
+    assert hidden_variable.num_rows == 1
     with open_sql(scene / "cache") as database:
         connection = database._connection
         for statement in ATTACKS[kind].strip().splitlines():
@@ -288,6 +289,15 @@ def test_the_engines_own_settings_hold_alone(scene, kind):
             assert SECRET not in str(rows), statement
             limit = connection.execute("SELECT current_setting('memory_limit')").fetchall()
             assert limit == [("1.8 GiB",)], statement
+
+
+def test_the_settings_are_set(database):
+    """Each of them, for some cover for others."""
+    expected = {**dict(SETTINGS), "max_temp_directory_size": "0 bytes"}
+    expected["lock_configuration"] = "true"
+    for name, value in expected.items():
+        found = database.query("SELECT current_setting($name)::VARCHAR", {"name": name})
+        assert found.column(0).to_pylist() == [value], name
 
 
 def test_the_look_at_a_statement_holds_alone(scene):

@@ -358,3 +358,17 @@ def test_a_4_bit_policy_has_the_gradient_of_its_dequantised_weights(references):
     for name, gradient in gradients[1].items():
         assert gradient.abs().max() > 0
         torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["simpo", "sft", "mppo_list_mle"])
+def test_an_objective_without_references_trains_and_is_evaluated(
+    loss, tiny_models, references, some_groups, cached, tmp_path
+):
+    words = recipe(
+        loss=loss, refs=[], policy=str(tiny_models["llama"]), dtype="float32", max_steps=2
+    )
+    train(words, some_groups, cached, references, tmp_path / "run")
+    found = evaluate(load_run(tmp_path / "run"), some_groups, cached, "all").metrics
+    assert 0 <= found["accuracies"] <= 1
+    assert "accuracies_reference_1" not in found
+    assert found["reference_accuracies"]["summed"] == []

@@ -104,13 +104,12 @@ radii AS (
     FROM members JOIN sizes USING (grp)
 ),"""
 
-# Eq. 8.
+# Eq. 8; reference 1 lies in its own trust region.
 _CLIPPED = f"""{_RADII}
 bounded AS (
     SELECT grp, position, k, logp, centre, radius,
-           CASE WHEN k = 1 THEN logp ELSE
-               least(greatest(logp, centre - radius * abs(centre)), centre + radius * abs(centre))
-           END AS clipped
+           least(greatest(logp, centre - radius * abs(centre)), centre + radius * abs(centre))
+           AS clipped
     FROM usable JOIN radii USING (grp, position)
 ),"""
 
@@ -134,7 +133,7 @@ means AS (
 sides AS (
     SELECT grp, k, position, labelled, score, logp, logp / greatest(num_tokens, 1) AS per_token,
            logp / greatest(num_bytes, 1) AS per_byte,
-           CASE WHEN labelled THEN chosen WHEN scored THEN score - mean >= 0 END AS positive
+           CASE WHEN labelled THEN chosen WHEN scored THEN score - mean > tolerance END AS positive
     FROM numbers JOIN means USING (grp, k)
     JOIN (SELECT grp, labelled, scored FROM {HOME}.{JUDGED}) USING (grp) WHERE ok
 ),
