@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mrpo_tools.errors import (
@@ -43,8 +44,11 @@ from mrpo_tools.groups import Group, Message, Response
 from mrpo_tools.identity import Identity
 
 FORMAT_VERSION = 1
+ROW_GROUP = 8192
+"""Rows of a row group: small ones keep a scan of long texts within memory."""
 PART_SECONDS = 60.0
 PART_ROWS = 8192
+LISTINGS = 5
 STALE_TEMPORARY_SECONDS = 24 * 3600
 LIBRARIES = ("torch", "transformers", "tokenizers", "pyarrow", "peft", "bitsandbytes")
 
@@ -155,12 +159,18 @@ class ReferenceStore:
             CacheStale: a part was written by a newer format.
         """
         _ = self.identity
+        for _attempt in range(LISTINGS):
+            try:
+                return self._listed_parts()
+            except FileNotFoundError:
+                continue  # merged into another part meanwhile: list again
+        raise CacheError(f"the parts in {self.directory} keep changing", "try again")
+
+    def _listed_parts(self) -> list[Part]:
         parts, damaged = [], []
         for path in self.part_paths():
             try:
                 parts.append(self.read_part(path))
-            except FileNotFoundError:
-                continue  # another process merged it away; the next listing has its successor
             except CacheDamaged as error:
                 damaged.append(error.what)
         if damaged:
@@ -389,13 +399,15 @@ def split_directory_name(name: str) -> tuple[str, str]:
 
 def first_of_each(table: pa.Table, key: str) -> pa.Table:
     """The first row of each key, in order."""
+    if pc.count_distinct(table[key]).as_py() == table.num_rows:
+        return table
     seen: set[str] = set()
     keep = []
     for index, value in enumerate(table[key].to_pylist()):
         if value not in seen:
             seen.add(value)
             keep.append(index)
-    return table if len(keep) == table.num_rows else table.take(pa.array(keep, pa.int64()))
+    return table.take(pa.array(keep, pa.int64()))
 
 
 def group_from_row(row: Mapping[str, Any]) -> Group:
@@ -431,7 +443,13 @@ def write_content_addressed(
     with _atomic(directory, f"{prefix}") as temporary:
         described = table.replace_schema_metadata(dict(metadata))
         with pa.OSFile(str(temporary.path), "wb") as sink:
-            pq.write_table(described, sink, compression="zstd", write_page_checksum=True)
+            pq.write_table(
+                described,
+                sink,
+                compression="zstd",
+                write_page_checksum=True,
+                row_group_size=ROW_GROUP,
+            )
         digest = hashlib.sha256(temporary.path.read_bytes()).hexdigest()[:16]
         return temporary.commit(directory / f"{prefix}{digest}.parquet")
 

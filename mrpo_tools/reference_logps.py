@@ -185,7 +185,7 @@ def _report(
     distance = fill((combined - logps[..., 0]).abs(), mask)
     return {
         "mean_weights": weights.mean(0).tolist(),
-        "clipped_fraction": float(moved.sum() / others.sum().clamp(min=1)),
+        "clipped_fraction": int(moved.sum()) / max(int(others.sum()), 1),
         "mean_distance_from_reference_1_nats": float(masked_mean(distance, mask, (0, 1))),
         "max_distance_from_reference_1_nats": float(distance.max()) if distance.numel() else 0.0,
     }

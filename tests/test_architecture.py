@@ -105,6 +105,16 @@ def test_the_command_line_imports_nothing_heavy():
         assert not used & {"torch", "transformers", "pyarrow", "duckdb", "pydantic"}, path
 
 
+def test_every_package_is_installed():
+    """The list in pyproject.toml names every folder with code, and the data beside them."""
+    import tomllib
+
+    settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = {path.parent for path in modules()}
+    names = {".".join(("mrpo_tools", *path.relative_to(PACKAGE).parts)) for path in folders}
+    assert set(settings["tool"]["setuptools"]["packages"]) == names | {"mrpo_tools.data"}
+
+
 def code_lines(function: ast.FunctionDef) -> int:
     """Lines of a function without its docstring."""
     first = function.body[0]
