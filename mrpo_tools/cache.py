@@ -49,6 +49,7 @@ ROW_GROUP = 8192
 PART_SECONDS = 60.0
 PART_ROWS = 8192
 LISTINGS = 5
+"""How often a directory is listed again when a file of it went away."""
 STALE_TEMPORARY_SECONDS = 24 * 3600
 LIBRARIES = ("torch", "transformers", "tokenizers", "pyarrow", "peft", "bitsandbytes")
 
@@ -215,7 +216,7 @@ class ReferenceStore:
     def read_part(self, path: Path) -> Part:
         """One part, its bytes, format and identity checked."""
         table, metadata = read_verified(path)
-        _check_format(path, metadata)
+        check_format(path, metadata)
         if metadata.get("mrpo.identity") != self.identity.hash:
             raise CacheDamaged(f"{path} belongs to another reference's identity")
         if table.schema.names[: len(LOGPS_SCHEMA)] != LOGPS_SCHEMA.names:
@@ -354,7 +355,7 @@ class Cache:
         tables = []
         for path in paths:
             table, metadata = read_verified(path)
-            _check_format(path, metadata)
+            check_format(path, metadata)
             tables.append(table.cast(GROUPS_SCHEMA).replace_schema_metadata(None))
         return tables
 
@@ -541,7 +542,8 @@ def _read_bytes(path: Path) -> bytes:
         raise CacheError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _check_format(path: Path, metadata: Mapping[str, str]) -> None:
+def check_format(path: Path, metadata: Mapping[str, str]) -> None:
+    """Refuse a file of a newer format, or of another program."""
     version = metadata.get("mrpo.format_version")
     if version is None:
         raise CacheDamaged(f"{path} was not written by mrpo: its footer has no format_version")

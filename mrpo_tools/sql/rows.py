@@ -19,11 +19,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from mrpo_tools.cache import FORMAT_VERSION
-from mrpo_tools.errors import CacheDamaged, CacheError, CacheStale
-
-LISTINGS = 5
-"""How often a directory is listed again when a file of it went away."""
+from mrpo_tools.cache import LISTINGS, check_format
+from mrpo_tools.errors import CacheDamaged, CacheError
 
 Losers = npt.NDArray[np.int64]
 
@@ -190,21 +187,10 @@ def _open(path: Path, schema: pa.Schema) -> Stored:
     except (pa.ArrowException, OSError) as error:
         raise CacheDamaged(f"{path} is no Parquet file: {error}") from None
     metadata = {key.decode(): value.decode() for key, value in footer.items()}
-    _check_format(path, metadata)
+    check_format(path, metadata)
     if names[: len(schema)] != schema.names:
         raise CacheDamaged(f"{path} has other columns than its kind of file in a cache")
     return Stored(path, content, fragment, metadata, stat.st_mtime)
-
-
-def _check_format(path: Path, metadata: dict[str, str]) -> None:
-    version = metadata.get("mrpo.format_version")
-    if version is None:
-        raise CacheDamaged(f"{path} was not written by mrpo: its footer has no format_version")
-    if int(version) > FORMAT_VERSION:
-        raise CacheStale(
-            f"{path} has format {version}; this mrpo reads up to {FORMAT_VERSION}",
-            "pip install --upgrade mrpo-tools",
-        )
 
 
 def _digests(keys: pa.StringArray) -> npt.NDArray[np.uint64] | None:
