@@ -365,13 +365,17 @@ BOMBS = {
 
 @pytest.mark.parametrize("kind", BOMBS)
 def test_bombs_end_within_their_limits(scene, kind):
-    """And the same connection answers the next query."""
+    """And the same connection answers the next query.
+
+    What fills the memory has time to do so on a slow machine; what only takes time has 0.7 s.
+    """
     statement, error = BOMBS[kind]
+    timeout = 60 if error is ResourceError else 0.7
     with open_sql(scene / "cache", memory_limit="200MB") as database:
         started = time.monotonic()
         with pytest.raises(error) as caught:
-            database.query(statement, timeout=0.7)
-        assert time.monotonic() - started < 4
+            database.query(statement, timeout=timeout)
+        assert time.monotonic() - started < timeout + 10
         assert caught.value.exit_code in (1, 4)
         assert caught.value.hint
         assert not database.stuck
