@@ -19,6 +19,7 @@ test-long: $(INSTALLED)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 
 $(INSTALLED): constraints.txt pyproject.toml

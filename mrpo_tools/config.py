@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from mrpo_tools.errors import UsageError, did_you_mean
 
@@ -53,8 +61,8 @@ class Reference(Words):
     """A frozen model and everything about it that its log-probs depend on.
 
     `dtype` None means the device's own: bfloat16 on an accelerator, float32 on a CPU. `max_length`
-    None means the model's context length. Every field but `attention` and `batch_tokens` is part
-    of the reference's identity.
+    None means the model's context length; `batch_tokens` None means what suits the device. Every
+    field but `attention` and `batch_tokens` is part of the reference's identity.
     """
 
     model: str
@@ -68,8 +76,8 @@ class Reference(Words):
     added_tokens: Literal["plain", "keep"] = "plain"
     chat_template: str | None = None
     trust_remote_code: bool = False
-    attention: Literal["auto", "sdpa", "eager"] = "auto"
-    batch_tokens: int = Field(default=8192, ge=16)
+    attention: Literal["auto", "tree", "sdpa", "eager"] = "auto"
+    batch_tokens: int | None = Field(default=None, ge=16)
 
 
 class Dataset(Words):
@@ -159,18 +167,27 @@ class Recipe(Words):
     gradient_accumulation_steps: int = Field(default=4, ge=1)
     num_train_epochs: Number = Field(default=1.0, gt=0)
     max_steps: int = Field(default=-1, ge=-1)
-    lr_scheduler_type: str = "cosine"
-    warmup_ratio: Number = Field(default=0.0, ge=0, le=1)
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant",
+        "constant_with_warmup", "inverse_sqrt",
+    ] = "cosine"  # fmt: skip
+    warmup_ratio: Number = Field(default=0.0, ge=0, lt=1)
     weight_decay: Number = Field(default=0.0, ge=0)
     max_grad_norm: Number = Field(default=1.0, ge=0)
-    gradient_checkpointing: bool = False
-    batch_tokens: int = Field(default=8192, ge=16)
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    batch_tokens: int | None = Field(default=None, ge=16)
     seed: int = 0
     logging_steps: int = Field(default=10, ge=1)
     save_steps: int = Field(default=500, ge=1)
     save_total_limit: int | None = Field(default=2, ge=1)
     max_length: int | None = Field(default=None, ge=8)
     split: Split = "train"
+
+    @model_validator(mode="after")
+    def _quantized_weights_stay(self) -> Recipe:
+        if self.finetuning == "full" and self.quantization is not None:
+            raise ValueError("finetuning full cannot train 4-bit weights; use finetuning: lora")
+        return self
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -228,6 +245,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UsageError(f"{path}: a mapping of keys to values is needed, found {values!r:.60}")
     return values
+
+
+def absolute_paths(reference: Reference) -> Reference:
+    """The reference with its local paths made absolute, for records that outlive this directory."""
+    found = {}
+    for word in ("model", "adapter", "chat_template"):
+        value = getattr(reference, word)
+        path = Path(value).expanduser() if value else None
+        if path is not None and path.exists():
+            found[word] = str(path.resolve())
+    return reference.model_copy(update=found)
 
 
 def load_project(path: Path | None = None) -> Project:

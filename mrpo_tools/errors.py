@@ -17,7 +17,11 @@ An error says what happened, why, and the next command. Ctrl-C ends with 130.
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Sequence
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""How a file system says that it is full."""
 
 
 class MrpoError(Exception):
@@ -81,6 +85,14 @@ class ResourceError(MrpoError):
     """No disk or memory left."""
 
     exit_code = 4
+
+
+def disk_error(path: object, error: OSError) -> ResourceError:
+    """What the file system refused at a path, as a user's error."""
+    reason = error.strerror or str(error)
+    if error.errno in NO_SPACE:
+        return ResourceError(f"no space left while writing to {path}: {reason}", "free some space")
+    return ResourceError(f"cannot write to {path}: {reason}", "check the path and its permissions")
 
 
 class NonFiniteError(MrpoError):

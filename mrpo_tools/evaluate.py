@@ -1,6 +1,6 @@
-"""Evaluation: the metrics of METHODS §5, from cached numbers.
+"""Evaluation: the metrics of METHODS §5 with their uncertainty, from cached numbers.
 
-The trained policy is scored like any reference, into the run's own cache, so that evaluation can
+The evaluated policy is scored like any reference, into a cache of its own, so that evaluation can
 be interrupted, repeated at no cost and asked with SQL. Four accuracies always stand together: the
 method's own reward is not comparable between methods, because a reference that ranks well lowers
 it and one that ranks badly lifts it, with no training at all.
@@ -8,171 +8,206 @@ it and one that ranks badly lifts it, with no training at all.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from mrpo_tools.cache import Cache, ReferenceStore
-from mrpo_tools.errors import UsageError
-from mrpo_tools.groups import Group, in_split
-from mrpo_tools.maths import contrasts, metrics, objectives
+from mrpo_tools.config import Dataset, Recipe, Reference
+from mrpo_tools.errors import CacheMissing, CacheStale
+from mrpo_tools.groups import Group, hash_groups, in_split
 from mrpo_tools.methods import Method, resolve_method
-from mrpo_tools.reference_logps import (
-    Combined,
-    GroupTensors,
-    combine,
-    look_up,
-    reference_accuracies,
-)
-from mrpo_tools.run import Run, save_json
-from mrpo_tools.scoring import ensure, resolve
-
-EVALUATION = "evaluation"
+from mrpo_tools.policy_metrics import PolicyLogps, policy_metrics
+from mrpo_tools.reference_logps import GroupTensors, look_up
+from mrpo_tools.run import EVALUATION, Run, save_json
+from mrpo_tools.scoring import ensure, precompute_seconds, resolve
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The metrics of one run on one split; `RUN/evaluation/<split>.json` holds the same."""
+    """The metrics of one policy on one split.
 
-    path: Path
+    Attributes:
+        path: the file that holds the same: `RUN/evaluation/<split>.json`, or for other data than
+            the run's own `<split>-<hash>.json`; None without a run.
+        metrics: what `mrpo evaluate --json` prints.
+    """
+
+    path: Path | None
     metrics: dict[str, Any]
 
 
-def evaluate(run: Run, groups: Sequence[Group], cache: Cache, split: str = "test") -> Evaluation:
-    """Score the policy on a split and compare it with its references and with itself untrained.
+def evaluate(
+    run: Run,
+    groups: Sequence[Group],
+    cache: Cache,
+    split: str = "test",
+    dataset: Dataset | None = None,
+) -> Evaluation:
+    """Score a run's policy on a split and compare it with its references and itself untrained.
 
     Args:
         run: a finished run.
         groups: all of the data.
         cache: where the references' numbers are; they are looked up, not computed.
         split: `all` for everything.
+        dataset: where the groups came from; None means the run's own data.
 
     Raises:
         UsageError: no group is in the split.
-        CacheMissing: a reference has no numbers for it; names the command.
+        CacheMissing: references have no numbers for it; names all of them and the command.
     """
-    chosen = in_split(groups, split)
-    if not chosen:
-        names = ", ".join(sorted({str(group.split) for group in groups}))
-        raise UsageError(
-            f"no group is in split {split!r} (there are: {names})",
-            "choose one with --split, or hold some out: --test-size 0.1",
-        )
-    method = resolve_method(
-        run.recipe,
-        len(run.reference_stores),
-        all(group.has_scores for group in chosen),
-        all(group.has_labels for group in chosen),
-    )
+    chosen = held_out(groups, split)
+    method = _method(run.recipe, len(run.reference_stores), chosen)
     accuracies = run.record["combination"]["accuracies"]
     if accuracies is not None:
         method = method.weighted_by(accuracies)
-    stores = [cache.find(name) for name in run.reference_stores]
-    tensors = look_up(cache, stores, chosen)
+    stores, tensors = _references(cache, run.reference_stores, chosen)
     own = Cache(run.path / EVALUATION)
-    trained = _policy_logps(own, "policy", run, chosen)
-    untrained = _untrained(own, run, chosen, stores, tensors)
-    found = _metrics(method, tensors, trained, untrained)
-    found |= {"split": split, "loss": run.recipe.loss, "references": run.reference_stores}
-    path = run.path / EVALUATION / f"{split}.json"
+    trained = _policy_logps(own, "policy", run.trained_policy, chosen)
+    if stores and stores[0].identity.hash == run.record["policy_identity"]:
+        untrained = _first(tensors)
+    else:
+        untrained = _policy_logps(own, "policy-step0", run.policy, chosen)
+    found = policy_metrics(method, tensors, trained, untrained)
+    found |= {"split": split, "loss": run.recipe.loss}
+    found |= _about(stores, run.reference_stores)
+    found |= {
+        "groups_hash": hash_groups(sorted(chosen, key=lambda group: group.group_id)),
+        "dataset": dataset.model_dump(mode="json") if dataset else run.record["dataset"],
+    }
+    own_data = run.record["dataset"] in (None, found["dataset"])
+    name = split if own_data else f"{split}-{found['groups_hash'][:8]}"
+    path = run.path / EVALUATION / f"{name}.json"
     save_json(path, found)
     return Evaluation(path, found)
 
 
-@dataclass(frozen=True)
-class PolicyLogps:
-    """[G, N] a policy's log-probs (nats), token counts, and where it has both."""
+def evaluate_model(
+    name: str,
+    reference: Reference,
+    groups: Sequence[Group],
+    cache: Cache,
+    refs: Sequence[str] = (),
+    split: str = "test",
+) -> Evaluation:
+    """The same for any model, without a run: its reward is that of MRPO against `refs`.
 
-    logps: Tensor
-    lengths: Tensor
-    mask: Tensor
+    In place of the untrained policy stands reference 1. Without references the reward is the
+    log-prob itself. A model that the cache knows by this name and identity is not scored again;
+    another one's numbers are kept in a cache of their own, beside the references.
+
+    Args:
+        name: what to call the model.
+        reference: where it is and how it is scored.
+        groups: all of the data.
+        cache: where the references' numbers are.
+        refs: names of cached references, reference 1 first.
+        split: `all` for everything.
+
+    Raises:
+        As `evaluate`.
+    """
+    chosen = held_out(groups, split)
+    stores, tensors = _references(cache, refs, chosen)
+    subject = resolve(name, reference)
+    known = [store for store in stores if store.identity.hash == subject.identity.hash]
+    home = cache if known and known[0].name == name else Cache(cache.path / EVALUATION)
+    policy = _first(look_up(home, [ensure(home, subject, chosen).store], chosen))
+    if refs:
+        method = _method(Recipe(loss="mrpo", refs=list(refs)), len(refs), chosen)
+        found = policy_metrics(method, tensors, policy, _first(tensors))
+    else:
+        alone = look_up(home, [], chosen)
+        method = _method(Recipe(loss="slic"), 0, chosen)  # its reward is the log-prob
+        found = policy_metrics(method, alone, policy, None)
+    return Evaluation(None, {**found, "split": split, "model": name, **_about(stores, refs)})
 
 
-def _policy_logps(own: Cache, name: str, run: Run, groups: Sequence[Group]) -> PolicyLogps:
-    reference = run.trained_policy if name == "policy" else run.policy
+def references_to_score(
+    names: Sequence[str], cache: Cache, project: Mapping[str, Reference]
+) -> dict[str, Reference]:
+    """How each of these references is to be scored, so that a run's numbers stay of one kind.
+
+    A name with digits, `mistral@ab12…`, must come out with that identity: as the project has it,
+    or else as the cache recorded it.
+
+    Raises:
+        CacheStale: neither gives that identity any more.
+    """
+    found: dict[str, Reference] = {}
+    for wanted in names:
+        name, _, digits = wanted.partition("@")
+        known = [project[name]] if name in project else []
+        if digits or not known:
+            known.append(cache.find(wanted).recorded_reference())
+        fitting = [
+            one for one in known if resolve(name, one).identity.short.startswith(digits)
+        ] if digits else known  # fmt: skip
+        if not fitting:
+            raise CacheStale(
+                f"the model of reference {wanted} has changed since it was scored",
+                f"restore it, or score and train anew: mrpo precompute --ref {name}",
+            )
+        found[name] = fitting[0]
+    return found
+
+
+def held_out(groups: Sequence[Group], split: str) -> list[Group]:
+    """The groups to evaluate on.
+
+    Raises:
+        UsageError: there are none.
+    """
+    return in_split(groups, split)
+
+
+def _method(recipe: Recipe, references: int, groups: Sequence[Group]) -> Method:
+    return resolve_method(
+        recipe,
+        references,
+        all(group.has_scores for group in groups),
+        all(group.has_labels for group in groups),
+    )
+
+
+def _references(
+    cache: Cache, names: Sequence[str], groups: Sequence[Group]
+) -> tuple[list[ReferenceStore], GroupTensors]:
+    """The cached numbers, or one error that names every reference without them."""
+    missing, reasons = [], []
+    stores = []
+    for name in names:
+        try:
+            store = cache.find(name)
+            look_up(cache, [store], groups)
+            stores.append(store)
+        except CacheMissing as error:
+            missing.append(name.partition("@")[0])
+            reasons.append(error.what)
+    if missing:
+        raise CacheMissing(
+            "\n".join(reasons),
+            "add --precompute, or score them first: mrpo precompute --ref "
+            f"{','.join(missing)} --cache {cache.path} (and --dataset, if it is another)",
+        )
+    return stores, look_up(cache, stores, groups)
+
+
+def _policy_logps(
+    own: Cache, name: str, reference: Reference, groups: Sequence[Group]
+) -> PolicyLogps:
     store = ensure(own, resolve(name, reference), groups).store
     return _first(look_up(own, [store], groups))
-
-
-def _untrained(
-    own: Cache,
-    run: Run,
-    groups: Sequence[Group],
-    stores: Sequence[ReferenceStore],
-    tensors: GroupTensors,
-) -> PolicyLogps:
-    """The policy before training: cached reference 1 where they are the same, else scored."""
-    if stores and stores[0].identity.hash == run.record["policy_identity"]:
-        return _first(tensors)
-    return _policy_logps(own, "policy-step0", run, groups)
 
 
 def _first(tensors: GroupTensors) -> PolicyLogps:
     return PolicyLogps(tensors.logps[..., 0], tensors.num_tokens[..., 0], tensors.mask)
 
 
-def _metrics(
-    method: Method, tensors: GroupTensors, trained: PolicyLogps, untrained: PolicyLogps
-) -> dict[str, Any]:
-    mask = tensors.mask & trained.mask & untrained.mask
-    tensors = replace(tensors, mask=mask)
-    hyper = method.complete_hyper
-    sides = contrasts.choose_sides(
-        tensors.scores, tensors.chosen, mask, hyper["partition"], hyper["top_bottom"]
-    )
-    combined = combine(tensors, method.combination, sides.mask)
-    judged = (mask, tensors.scores, tensors.chosen)
-    own = _rewards(method, tensors, combined, trained)
-    before = _rewards(method, tensors, combined, untrained)
-    rewards = {
-        "accuracies": own,
-        "accuracies_step0": before,
-        "accuracies_logp": trained.logps,
-        "accuracies_logp_step0": untrained.logps,
-        "accuracies_longer": tensors.num_bytes.to(torch.float64),
+def _about(stores: Sequence[ReferenceStore], names: Sequence[str]) -> dict[str, Any]:
+    return {
+        "references": list(names),
+        "precompute_seconds": [precompute_seconds(store) for store in stores],
     }
-    if tensors.logps.shape[-1]:
-        rewards["accuracies_reference_1"] = trained.logps - tensors.logps[..., 0]
-    found: dict[str, Any] = {
-        name: _mean(metrics.accuracies(one, *judged)) for name, one in rewards.items()
-    }
-    found |= {
-        "margins": _mean(metrics.margins(own, *judged)),
-        "margins_step0": _mean(metrics.margins(before, *judged)),
-        "top1": _mean(metrics.top1(own, *judged)),
-        "reference_accuracies": reference_accuracies(tensors),
-        "groups": int(metrics.accuracies(own, *judged).isfinite().sum()),
-        "groups_without_pairs": int(metrics.accuracies(own, *judged).isnan().sum()),
-        "dropped_responses": dict(Counter({k: n for k, n in tensors.dropped.items() if n})),
-        "combination": combined.report,
-    }
-    if tensors.scores is not None:
-        found["kendall_tau"] = _mean(metrics.kendall_tau(own, mask, tensors.scores))
-    return found
-
-
-def _rewards(
-    method: Method, tensors: GroupTensors, combined: Combined, policy: PolicyLogps
-) -> Tensor:
-    """[G, N] the method's own reward of a policy's log-probs."""
-    batch = objectives.Batch(
-        policy.logps,
-        combined.logps if method.row.reference else None,
-        policy.lengths,
-        tensors.scores,
-        tensors.chosen,
-        tensors.mask,
-        weights=combined.weights if combined.logps.dim() == 3 else None,
-    )
-    return objectives.rewards(method.objective, batch, **method.hyper)
-
-
-def _mean(values: Tensor) -> float | None:
-    """The mean over the groups that have a value."""
-    known = values[values.isfinite()]
-    return float(known.mean()) if known.numel() else None

@@ -9,7 +9,7 @@ import torch
 
 from mrpo_tools.config import Reference
 from mrpo_tools.groups import Message
-from mrpo_tools.models import load_model, pick_device
+from mrpo_tools.models import load_model, memory_errors, pick_device
 from mrpo_tools.progress import bar
 from mrpo_tools.scoring import renderer_of, resolve
 
@@ -38,13 +38,14 @@ def generate(
             for row, i in enumerate(places):
                 ids[row, width - len(encoded[i]) :] = torch.tensor(encoded[i])
                 seen[row, width - len(encoded[i]) :] = 1
-            output = model.generate(
-                input_ids=ids.to(device),
-                attention_mask=seen.to(device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                pad_token_id=padding,
-            )
+            with memory_errors("generating", "lower --max-new-tokens, or use a smaller model"):
+                output = model.generate(
+                    input_ids=ids.to(device),
+                    attention_mask=seen.to(device),
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    pad_token_id=padding,
+                )
             texts = tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
             for i, text in zip(places, texts, strict=True):
                 answers[i] = text.strip()

@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
+
+from mrpo_tools.errors import UsageError
 
 ROLES = ("system", "user", "assistant")
 ID_DIGITS = 32
@@ -141,13 +144,35 @@ def split_of(prompt_id: str, test_size: float, seed: int = 0) -> str:
     The prompt's id and the seed alone decide, so a prompt keeps its split whatever else is in the
     data, and all groups of one prompt land in the same split.
     """
+    return "test" if lot_of(prompt_id, seed) < test_size * 2**64 else "train"
+
+
+def lot_of(prompt_id: str, seed: int) -> int:
+    """A number below 2^64 drawn by a prompt's id and the seed; low ones go to `test` first."""
     digest = hashlib.sha256(f"{seed}:{prompt_id}".encode()).digest()
-    return "test" if int.from_bytes(digest[:8], "big") < test_size * 2**64 else "train"
+    return int.from_bytes(digest[:8], "big")
 
 
-def in_split(groups: Iterable[Group], split: str | None) -> list[Group]:
-    """The groups of a split; all of them when `split` is None or `all`."""
-    return [group for group in groups if split in (None, "all") or group.split == split]
+def hash_groups(groups: Iterable[Group]) -> str:
+    """SHA-256 of the groups' ids, in their order: which data it was, whatever it is called."""
+    return hashlib.sha256("\n".join(group.group_id for group in groups).encode()).hexdigest()
+
+
+def in_split(groups: Sequence[Group], split: str | None) -> list[Group]:
+    """The groups of a split; all of them when `split` is None or `all`.
+
+    Raises:
+        UsageError: no group is in it; names the splits there are.
+    """
+    found = [group for group in groups if split in (None, "all") or group.split == split]
+    if not found:
+        counts = Counter(group.split or "no split" for group in groups)
+        there = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
+        raise UsageError(
+            f"no group is in split {split!r} (there are: {there or 'no groups'})",
+            "choose one with --split, or hold some out: --test-size 0.1",
+        )
+    return found
 
 
 def merge_duplicates(responses: Sequence[Response]) -> tuple[tuple[Response, ...], int]:

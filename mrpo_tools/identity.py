@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Callable, Iterable
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 from mrpo_tools.config import Reference
 from mrpo_tools.errors import UsageError
 from mrpo_tools.groups import canonical_json
+from mrpo_tools.hashes import HashMemo, hash_file
 
 RENDERING_VERSION = 1
 """Raised whenever the same text would be rendered or tokenised to other ids."""
@@ -40,10 +39,18 @@ TOKENIZER_FILES = (
     "tekken.json",
 )
 DOWNLOADED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
+NOT_READ = ["consolidated*.safetensors", "original/*"]
+"""Second copies of the weights in other layouts, which some repositories hold."""
 IGNORED_CONFIG = frozenset(
     {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache"}
 )
 DEFAULT_MAX_LENGTH = 4096
+FIELDS = (
+    "rendering_version", "model", "revision", "weights", "config", "code", "adapter", "dtype",
+    "quantization", "tokenizer", "chat_template", "pinned_date", "bos_token", "eos_token", "system",
+    "added_tokens", "max_length", "overlong",
+)  # fmt: skip
+"""Of every identity; `differences` names them. Imported numbers have an `origin` besides."""
 
 
 @dataclass(frozen=True)
@@ -102,16 +109,16 @@ def locate(reference: Reference) -> ModelFiles:
         UsageError: neither a directory with a model nor a hub id that can be downloaded.
     """
     adapter = _locate_adapter(reference.adapter)
-    found = _locate_model(reference.model, reference.revision)
+    found = _locate_model(reference.model, reference.revision, reference.trust_remote_code)
     if (found.model / "config.json").exists():
         return replace(found, adapter=adapter)
     if adapter is not None or not (found.model / "adapter_config.json").exists():
         raise UsageError(
             f"{found.model} holds no model: it has no config.json", "give a model directory"
         )
-    base = _read_json(found.model / "adapter_config.json").get("base_model_name_or_path")
+    base = read_json(found.model / "adapter_config.json").get("base_model_name_or_path")
     revision = reference.revision if found.hub_id is None else None
-    beneath = _locate_model(base, revision) if base else found
+    beneath = _locate_model(base, revision, reference.trust_remote_code) if base else found
     if not (beneath.model / "config.json").exists():
         raise UsageError(
             f"the adapter {found.model} does not name a model as its base, but {base!r}",
@@ -120,14 +127,14 @@ def locate(reference: Reference) -> ModelFiles:
     return replace(beneath, adapter=found.model)
 
 
-def _locate_model(model: str, revision: str | None) -> ModelFiles:
+def _locate_model(model: str, revision: str | None, with_code: bool) -> ModelFiles:
     """A directory here, or the snapshot of a hub repository."""
     path = Path(model).expanduser()
     if path.is_dir():
         return ModelFiles(path)
     if _looks_like_a_path(model):
         raise UsageError(f"no directory {model}", "check the model's path")
-    commit, snapshot = _download(model, revision)
+    commit, snapshot = _download(model, revision, with_code=with_code)
     return ModelFiles(snapshot, None, model, commit)
 
 
@@ -157,12 +164,13 @@ def identify(
             "revision": files.revision,
             "weights": _hash_names(weights),
             "config": _hash_json(files.model / "config.json", IGNORED_CONFIG),
+            "code": _code_hash(files.model) if reference.trust_remote_code else None,
             "adapter": _adapter_hash(files.adapter, memo),
             "dtype": dtype,
             "quantization": reference.quantization,
             "tokenizer": _hash_names(
                 {
-                    name: _hash_file(files.model / name)
+                    name: hash_file(files.model / name)
                     for name in TOKENIZER_FILES
                     if (files.model / name).exists()
                 }
@@ -177,6 +185,52 @@ def identify(
             "overlong": reference.overlong,
         }
     )
+
+
+def imported_identity(origin: str, model: str | None = None) -> Identity:
+    """The identity of numbers that another program computed: what it is called, and nothing else
+    is known."""
+    return Identity({**dict.fromkeys(FIELDS), "origin": origin, "model": model})
+
+
+def shown(one: object, other: object) -> tuple[str, str]:
+    """Two differing values for a message, long ones cut around the place where they differ."""
+    texts = (repr(one), repr(other))
+    start = next(
+        (i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts))
+    )
+    first = max(0, start - 20)
+    return (_window(texts[0], first), _window(texts[1], first))
+
+
+def fields_of_words(reference: Reference) -> dict[str, Any]:
+    """Fields of the identity that a reference's words decide without its model's files."""
+    fields: dict[str, Any] = {
+        name: getattr(reference, name)
+        for name in ("quantization", "overlong", "system", "added_tokens")
+    }
+    for name in ("dtype", "max_length"):
+        if getattr(reference, name) is not None:
+            fields[name] = getattr(reference, name)
+    if reference.revision is not None and re.fullmatch("[0-9a-f]{40}", reference.revision):
+        fields["revision"] = reference.revision
+    if reference.chat_template is not None:
+        fields["chat_template"] = template_text(Path(), reference.chat_template)
+    if reference.adapter is not None:
+        fields["adapter"] = _adapter_hash(_locate_adapter(reference.adapter), HashMemo())
+    return fields
+
+
+def is_here(reference: Reference) -> bool:
+    """Whether a reference's model is on this machine: a directory, or downloaded before."""
+    if Path(reference.model).expanduser().is_dir():
+        return True
+    if _looks_like_a_path(reference.model):
+        return False
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(reference.model, "config.json", revision=reference.revision)
+    return isinstance(found, str)
 
 
 def template_text(model: Path, override: str | None = None) -> str | None:
@@ -207,7 +261,7 @@ def uses_date(template: str) -> bool:
 def tokenizer_settings(model: Path) -> dict[str, Any]:
     """`tokenizer_config.json` with its special tokens as plain text."""
     path = model / "tokenizer_config.json"
-    settings = _read_json(path) if path.exists() else {}
+    settings = read_json(path) if path.exists() else {}
     for name in ("bos_token", "eos_token"):
         if isinstance(settings.get(name), dict):
             settings[name] = settings[name].get("content")
@@ -216,7 +270,7 @@ def tokenizer_settings(model: Path) -> dict[str, Any]:
 
 def context_length(model: Path) -> int:
     """The number of tokens a model was made for."""
-    config = _read_json(model / "config.json")
+    config = read_json(model / "config.json")
     text = config.get("text_config", config)
     length = text.get("max_position_embeddings") or text.get("n_positions")
     return int(length or DEFAULT_MAX_LENGTH)
@@ -229,69 +283,13 @@ def weight_files(model: Path) -> list[Path]:
         return [single]
     if not index.exists():
         return []
-    files = sorted({model / name for name in _read_json(index)["weight_map"].values()})
+    files = sorted({model / name for name in read_json(index)["weight_map"].values()})
     missing = [file.name for file in files if not file.exists()]
     if missing:
         raise UsageError(
             f"{model} lacks {', '.join(missing)}, which its index names", "download it again"
         )
     return files
-
-
-class HashMemo:
-    """SHA-256 of big files, remembered by path, size and modification time.
-
-    A directory of several gigabytes is then identified at once on every start but the first. The
-    memory is a JSON file in the user's cache directory; losing it costs time only.
-    """
-
-    def __init__(self, path: Path | None = None) -> None:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        self.path = path or Path(home) / "mrpo" / "file-hashes.json"
-
-    def hash_files(
-        self, files: Iterable[Path], on_hash: Callable[[Path], None] | None = None
-    ) -> dict[str, str]:
-        """SHA-256 by file name."""
-        known = self._read()
-        found, fresh = {}, {}
-        for file in files:
-            stat = file.stat()
-            key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-            if key not in known:
-                if on_hash:
-                    on_hash(file)
-                fresh[key] = _hash_file(file)
-            found[file.name] = known.get(key) or fresh[key]
-        if fresh:
-            self._write({**self._read(), **fresh})
-        return found
-
-    def _read(self) -> dict[str, str]:
-        try:
-            known = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        if not isinstance(known, dict):
-            return {}
-        return {
-            key: value
-            for key, value in known.items()
-            if isinstance(value, str) and len(value) == 64
-        }
-
-    def _write(self, known: dict[str, str]) -> None:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self.path.parent)
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    json.dump(known, file)
-                os.replace(name, self.path)
-            except OSError:
-                os.unlink(name)
-        except OSError:
-            return  # a memory that cannot be kept is only slower next time
 
 
 def _locate_adapter(adapter: str | None) -> Path | None:
@@ -307,19 +305,24 @@ def _locate_adapter(adapter: str | None) -> Path | None:
         return path
     if _looks_like_a_path(adapter):
         raise UsageError(f"no directory {adapter}", "check the adapter's path")
-    return _download(adapter, None)[1]
+    return _download(adapter, None, with_code=False)[1]
 
 
 def _looks_like_a_path(text: str) -> bool:
     return text.startswith((".", "/", "~")) or text.count("/") != 1 or "\\" in text
 
 
-def _download(hub_id: str, revision: str | None) -> tuple[str, Path]:
+def _download(hub_id: str, revision: str | None, *, with_code: bool) -> tuple[str, Path]:
     """(commit, snapshot directory) of a hub repository."""
     from huggingface_hub import snapshot_download
 
+    patterns = [*DOWNLOADED, "*.py"] if with_code else DOWNLOADED
     try:
-        snapshot = Path(snapshot_download(hub_id, revision=revision, allow_patterns=DOWNLOADED))
+        snapshot = Path(
+            snapshot_download(
+                hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=NOT_READ
+            )
+        )
     except Exception as error:  # the hub client's errors share no useful base
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
@@ -327,6 +330,19 @@ def _download(hub_id: str, revision: str | None) -> tuple[str, Path]:
             "check the path or the hub id, `hf auth login` for gated models, or HF_HUB_OFFLINE",
         ) from None
     return snapshot.name, snapshot
+
+
+def _window(text: str, first: int) -> str:
+    if len(text) <= 60:
+        return text
+    end = first + 57
+    return ("…" if first else "") + text[first:end] + ("…" if end < len(text) else "")
+
+
+def _code_hash(model: Path) -> str:
+    """Of the Python files beside the weights, which `trust_remote_code` runs."""
+    code = {str(path.relative_to(model)): hash_file(path) for path in model.rglob("*.py")}
+    return _hash_names(code)
 
 
 def _adapter_hash(adapter: Path | None, memo: HashMemo) -> str | None:
@@ -347,17 +363,17 @@ def _hash_names(hashes: dict[str, str]) -> str:
 
 
 def _hash_json(path: Path, ignored: frozenset[str]) -> str:
-    kept = {key: value for key, value in _read_json(path).items() if key not in ignored}
+    kept = {key: value for key, value in read_json(path).items() if key not in ignored}
     text = json.dumps(kept, sort_keys=True)  # a configuration may hold Infinity
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a model's directory.
 
-
-def _read_json(path: Path) -> dict[str, Any]:
+    Raises:
+        UsageError: the file holds none.
+    """
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

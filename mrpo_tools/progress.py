@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -66,3 +67,14 @@ def bar_to(description: str, unit: str = "") -> Iterator[Callable[[float, float]
 def say(message: str) -> None:
     """One line to stderr."""
     print(message, file=sys.stderr, flush=True)
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that reports and writes, of those that torchrun started."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def say_once(message: str) -> None:
+    """One line to stderr from the first process alone, for what all of them find alike."""
+    if is_first_process():
+        say(message)

@@ -20,6 +20,9 @@ from mrpo_tools.groups import Group
 from mrpo_tools.maths import metrics, references
 from mrpo_tools.maths.shapes import fill, masked_mean
 
+BINS = 40
+"""Of the histograms that pictures are drawn from."""
+
 
 @dataclass(frozen=True)
 class GroupTensors:
@@ -34,6 +37,7 @@ class GroupTensors:
         num_tokens: [G, N, K] tokens of the response under each reference; 0 where masked.
         num_bytes: [G, N] bytes of the response's text; 0 where masked.
         token_hashes: of each response under each reference, as cached.
+        prompts: [G] which of the distinct prompts a group is of, counted from 0.
     """
 
     logps: Tensor
@@ -44,6 +48,7 @@ class GroupTensors:
     num_tokens: Tensor
     num_bytes: Tensor
     token_hashes: list[list[list[str]]]
+    prompts: Tensor
 
 
 @dataclass(frozen=True)
@@ -110,14 +115,8 @@ def combine(tensors: GroupTensors, how: Combination, mask: Tensor | None = None)
     if logps.shape[-1] == 0:
         return Combined(torch.full_like(mask, float("nan"), dtype=logps.dtype), logps[:, 0])
     weights = _weights(logps, mask, how)
-    clipped = logps
-    if how.trust_region != "none":
-        radius = (
-            references.trust_region_radius(logps, mask, how.epsilon_max)
-            if how.trust_region == "adaptive"
-            else fill(torch.full_like(logps[..., 0], how.epsilon_max), mask)
-        )
-        clipped = references.clip_to_trust_region(logps, radius)
+    radius = _radius(logps, mask, how)
+    clipped = logps if radius is None else references.clip_to_trust_region(logps, radius)
     if how.combine == "separate":
         combined = clipped
         shown = references.combine(clipped, weights, "geometric")
@@ -126,25 +125,70 @@ def combine(tensors: GroupTensors, how: Combination, mask: Tensor | None = None)
     return Combined(combined, weights, _report(logps, clipped, shown, weights, mask))
 
 
+def combination_histograms(
+    tensors: GroupTensors, how: Combination, mask: Tensor
+) -> dict[str, Any] | None:
+    """How weights and distances are spread, as counts for a picture; None for fewer than two.
+
+    Returns:
+        `weights`: for each reference, groups by weight in equal bins of [0, 1]. `distances`: for
+        each of references 2..K, responses by (r_ik − r_i1)/|r_i1| before clipping, in equal bins
+        of [−1, 1], those beyond in the outer bins. `mean_radius`: of the trust region, relative;
+        None without clipping. `clipped`: the share of responses clipped, for references 2..K.
+    """
+    logps = tensors.logps
+    if logps.shape[-1] < 2:
+        return None
+    first = logps[..., :1]
+    distances = (logps[..., 1:] - first) / first.abs().clamp(min=1e-12)
+    radius = _radius(logps, mask, how)
+    clipped = logps if radius is None else references.clip_to_trust_region(logps, radius)
+    moved = (clipped != logps)[..., 1:] & mask.unsqueeze(-1)
+    weights = _weights(logps, mask, how)
+    return {
+        "weights": [_counts(one, 0.0, 1.0) for one in weights.unbind(-1)],
+        "distances": [_counts(one[mask], -1.0, 1.0) for one in distances.unbind(-1)],
+        "mean_radius": None if radius is None else float(masked_mean(radius, mask, (0, 1))),
+        "clipped": [int(one.sum()) / max(int(mask.sum()), 1) for one in moved.unbind(-1)],
+    }
+
+
+def _counts(values: Tensor, low: float, high: float) -> list[int]:
+    found = torch.histc(values.clamp(low, high), BINS, low, high)
+    return [int(one) for one in found]
+
+
 def reference_accuracies(tensors: GroupTensors) -> dict[str, list[float]]:
     """Each reference's own preference accuracy: its log-prob as the reward (METHODS §5).
 
     Returns:
         `summed`, `per_token` and `per_byte`, each a list over the references.
     """
-    tokens = tensors.num_tokens.clamp(min=1)
-    rewards = {
-        "summed": tensors.logps,
-        "per_token": tensors.logps / tokens,
-        "per_byte": tensors.logps / tensors.num_bytes.clamp(min=1).unsqueeze(-1),
-    }
     return {
         name: [
             float(metrics.accuracies(one, tensors.mask, tensors.scores, tensors.chosen).nanmean())
             for one in values.unbind(-1)
         ]
-        for name, values in rewards.items()
+        for name, values in reference_rewards(tensors).items()
     }
+
+
+def reference_rewards(tensors: GroupTensors) -> dict[str, Tensor]:
+    """[G, N, K] each reference's log-prob as a reward: summed, per token, per byte of text."""
+    return {
+        "summed": tensors.logps,
+        "per_token": tensors.logps / tensors.num_tokens.clamp(min=1),
+        "per_byte": tensors.logps / tensors.num_bytes.clamp(min=1).unsqueeze(-1),
+    }
+
+
+def _radius(logps: Tensor, mask: Tensor, how: Combination) -> Tensor | None:
+    """[G, N] relative radii; None where nothing is clipped."""
+    if how.trust_region == "none":
+        return None
+    if how.trust_region == "adaptive":
+        return references.trust_region_radius(logps, mask, how.epsilon_max)
+    return fill(torch.full_like(logps[..., 0], how.epsilon_max), mask)
 
 
 def _weights(logps: Tensor, mask: Tensor, how: Combination) -> Tensor:
@@ -220,7 +264,13 @@ def _tensors(groups: Sequence[Group], known: list[dict[str, tuple[Any, ...]]]) -
             num_tokens[g, n] = torch.tensor([row[1] for row in rows])
             num_bytes[g, n] = len(group.responses[n].content.encode())
     scores, chosen = judgements(groups, shape[1])
-    return GroupTensors(logps, mask, scores, chosen, dropped, num_tokens, num_bytes, hashes)
+    places: dict[str, int] = {}
+    prompts = torch.tensor(
+        [places.setdefault(group.prompt_id, len(places)) for group in groups], dtype=torch.long
+    )
+    return GroupTensors(
+        logps, mask, scores, chosen, dropped, num_tokens, num_bytes, hashes, prompts
+    )
 
 
 def judgements(groups: Sequence[Group], width: int) -> tuple[Tensor | None, Tensor | None]:
@@ -235,7 +285,7 @@ def judgements(groups: Sequence[Group], width: int) -> tuple[Tensor | None, Tens
     has_labels = all(group.has_labels for group in groups)
     if not has_scores and not has_labels:
         raise UsageError(
-            "some groups have neither scores nor labels for all of their responses",
-            "mrpo data validate SOURCE names them",
+            "some groups have only scores and some only labels; a run needs one kind for all",
+            "train on the two kinds separately",
         )
     return scores if has_scores else None, chosen if has_labels else None

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from mrpo_tools.config import Dataset, Recipe, Reference, parse, read_yaml
+from mrpo_tools.config import Dataset, Project, Recipe, Reference, parse, read_yaml
 from mrpo_tools.errors import UsageError
 
 RECIPE = "recipe.yaml"
 RUN = "run.json"
 METRICS = "metrics.json"
+STATE = "trainer_state.json"
+"""The log of training, step by step."""
+EVALUATION = "evaluation"
+"""Where a run keeps what `mrpo evaluate` found, a JSON file per split."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,55 @@ class Run:
         return list(self.record["references"])
 
 
+class Stage(Enum):
+    """How far a run's directory has come."""
+
+    EMPTY = "nothing is there"
+    BEGUN = "no checkpoint yet"
+    INTERRUPTED = "a checkpoint, and more steps to go"
+    FINISHED = "trained and measured"
+
+
+def stage_of(path: Path) -> Stage:
+    """Where a run stands.
+
+    Raises:
+        UsageError: something other than a run is there.
+    """
+    if path.is_file():
+        raise UsageError(f"{path} is a file; a run needs a directory")
+    if not path.is_dir() or not any(path.iterdir()):
+        return Stage.EMPTY
+    if not (path / RECIPE).exists():
+        raise UsageError(f"{path} is not empty and holds no run", "choose another --output")
+    if (path / METRICS).exists():
+        return Stage.FINISHED
+    return Stage.INTERRUPTED if last_checkpoint(path) else Stage.BEGUN
+
+
+def last_checkpoint(path: Path) -> str | None:
+    """The latest checkpoint that was written to its end; a kill may leave a later one in part."""
+    whole = [one for one in path.glob("checkpoint-*") if (one / STATE).exists()]
+    latest = max(whole, key=lambda one: int(one.name.rpartition("-")[2]), default=None)
+    return None if latest is None else str(latest)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
+
+
+def project_of(path: Path) -> Project:
+    """The data, cache and models that a run began with."""
+    record = read_json(path / RUN)
+    return parse(
+        Project,
+        {name: record[key] for name, key in (("dataset", "dataset"), ("cache", "cache"),
+                                             ("references", "models"))},
+        str(path / RUN),
+    )  # fmt: skip
+
+
 def is_run(path: Path) -> bool:
     return (path / RUN).exists() and (path / RECIPE).exists()
 
@@ -69,13 +126,16 @@ def load_run(path: Path) -> Run:
             "mrpo train --output DIR makes one",
         )
     recipe = parse(Recipe, read_yaml(path / RECIPE), str(path / RECIPE))
-    record = json.loads((path / RUN).read_text(encoding="utf-8"))
+    record = read_json(path / RUN)
     trained = [*path.glob("adapter_model*"), *path.glob("model*.safetensors")]
     if not trained:
-        raise UsageError(
-            f"{path} has not finished training", f"mrpo train --output {path} --resume"
-        )
+        raise UsageError(f"{path} has not finished training", resume_command(path))
     return Run(path, recipe, record)
+
+
+def resume_command(path: Path) -> str:
+    """What finishes a run: its directory says everything else."""
+    return f"mrpo train --resume --output {path}"
 
 
 def save_recipe(path: Path, recipe: Recipe) -> None:
@@ -85,7 +145,17 @@ def save_recipe(path: Path, recipe: Recipe) -> None:
 
 
 def save_json(path: Path, values: object) -> None:
-    """Readable JSON, replaced in one step."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Readable JSON, replaced in one step; a number that is not finite becomes null."""
+    text = json.dumps(finite(values), indent=2, ensure_ascii=False, allow_nan=False)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def finite(values: Any) -> Any:
+    """JSON values with None in place of NaN and the infinities, which JSON does not have."""
+    if isinstance(values, Mapping):
+        return {key: finite(one) for key, one in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [finite(one) for one in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values

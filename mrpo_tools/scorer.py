@@ -6,39 +6,81 @@ It is the module that DDP and FSDP wrap: the decoder and its head are called ins
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mrpo_tools.batching import PADDING, PROMPT, Row, attention_mask, collate
+from mrpo_tools.attention import TREE
+from mrpo_tools.batching import (
+    PADDING,
+    PROMPT,
+    Row,
+    TokenBatch,
+    attention_mask,
+    batches,
+    collate,
+    plan_rows,
+    split_tree,
+)
 from mrpo_tools.maths.logprobs import sequence_logps, token_logps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
-COARSE_TOLERANCE = 0.2
-"""nats per token between two exact routes: float32, and the 16-bit formats."""
+BATCH_TOKENS = {True: 2048, False: 8192}
+"""Tokens of a batch on a CPU, whose caches hold few, and on an accelerator."""
+
+
+class Route(NamedTuple):
+    """How log-probs are computed; all routes are exact.
+
+    Attributes:
+        packed: trees in one line without padding, with the attention function `tree`.
+        share: a row may hold several responses of a prompt.
+        tiled: the head runs on scored positions only; otherwise the model's own `forward` makes
+            the logits of every position.
+    """
+
+    packed: bool
+    share: bool
+    tiled: bool
+
+
+ROUTES = (
+    Route(packed=True, share=True, tiled=True),
+    Route(packed=False, share=True, tiled=True),
+    Route(packed=False, share=False, tiled=True),
+    Route(packed=False, share=False, tiled=False),
+)
+"""The fastest first; the last one is right for every model."""
 
 
 class ResponseScorer(nn.Module):
-    """Response log-probs of a causal LM, with gradient.
+    """Response log-probs of a causal LM, with gradient. It has no dropout in any mode.
 
     Args:
         model: any Hugging Face causal LM, with or without a LoRA adapter.
+        attention: `auto`, or one that is forced: `tree` allows packed lines only, `sdpa` and
+            `eager` keep to masks and padding.
 
     Attributes:
-        share_prompts: whether a row may hold several responses of a prompt.
-        tiled_head: whether the head runs on scored positions only; otherwise the model's own
-            `forward` makes the logits of every position.
+        route: how `forward` computes; `self_check` chooses it.
+        alone: rows are neither shared nor batched, because the model's rotary embeddings depend on
+            the longest row of a call (`dynamic` and `longrope`).
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, attention: str = "auto") -> None:
         super().__init__()
         self.model = model
-        self.share_prompts = True
-        self.tiled_head = True
+        self.own_attention: str = self.config._attn_implementation
+        self.routes = {"auto": ROUTES, TREE: ROUTES[:1]}.get(attention, ROUTES[1:])
+        self.alone = _depends_on_length(self.config)
+        if self.alone and attention != TREE:
+            self.routes = ROUTES[2:]
+        self.route = ROUTES[1]
+        _remove_dropout(model)
 
     @property
     def causal_lm(self) -> Any:
@@ -54,36 +96,65 @@ class ResponseScorer(nn.Module):
     def hidden_size(self) -> int:
         return int(self.config.get_text_config().hidden_size)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        segments: Tensor,
-        sources: Tensor,
-        targets: Tensor,
-        owners: Tensor,
-        sequences: int,
-    ) -> Tensor:
+    def take(self, route: Route) -> None:
+        """Use a route from now on, with the attention function it needs."""
+        self.causal_lm.set_attn_implementation(TREE if route.packed else self.own_attention)
+        self.route = route
+
+    def batches(self, trees: Sequence[Row], max_tokens: int | None = None) -> list[list[Row]]:
+        """Trees in the rows and batches of this route, longest first.
+
+        Args:
+            trees: prompts with their responses.
+            max_tokens: of a batch, padding counted; None takes `BATCH_TOKENS` of the device.
+        """
+        packed = self.route.packed
+        most = max_tokens or max(BATCH_TOKENS.values())
+        trees = [part for tree in trees for part in split_tree(tree, most)]
+        max_tokens = max_tokens or BATCH_TOKENS[next(self.parameters()).device.type == "cpu"]
+        if self.alone:
+            max_tokens = 1
+        planned = plan_rows(
+            trees, share=self.route.share, hidden_size=self.hidden_size, packed=packed
+        )
+        return batches(planned, max_tokens, packed=packed)
+
+    def collate(self, rows: Sequence[Row]) -> TokenBatch:
+        """A batch of rows in the form of this route."""
+        return collate(rows, packed=self.route.packed)
+
+    def forward(self, batches: Sequence[TokenBatch], sequences: int) -> Tensor:
         """Sum of the scored tokens' log-probs for each sequence.
 
-        Args: those of `TokenBatch`.
+        Args:
+            batches: in the form of the scorer's route; their owners are 0 to `sequences` − 1.
+            sequences: S.
 
         Returns:
-            [sequences] float64, nats.
+            [S] float64, nats; 0 for a sequence without tokens.
         """
-        arguments = {
-            "input_ids": input_ids,
-            "position_ids": position_ids,
-            "attention_mask": self._mask(segments, position_ids),
+        logps = [
+            token_logps(states.flatten(0, 1)[batch["sources"]], batch["targets"], head)
+            for batch in batches
+            for states, head in [self._states(batch)]
+        ]
+        owners = torch.cat([batch["owners"] for batch in batches])
+        return sequence_logps(torch.cat(logps), owners, sequences)
+
+    def _states(self, batch: TokenBatch) -> tuple[Tensor, Any]:
+        """[R, T, D] hidden states and the head that makes logits of them."""
+        arguments: dict[str, Any] = {
+            "input_ids": batch["input_ids"],
+            "position_ids": batch["position_ids"],
             "use_cache": False,
         }
-        if self.tiled_head:
-            states = self.causal_lm.get_decoder()(**arguments).last_hidden_state
-            logps = token_logps(states.flatten(0, 1)[sources], targets, self._head)
+        if batch["forest"] is not None:
+            arguments["forest"] = batch["forest"]
         else:
-            logits = self.causal_lm(**arguments).logits
-            logps = token_logps(logits.flatten(0, 1)[sources], targets, lambda rows: rows)
-        return sequence_logps(logps, owners, sequences)
+            arguments["attention_mask"] = self._mask(batch["segments"], batch["position_ids"])
+        if self.route.tiled:
+            return self.causal_lm.get_decoder()(**arguments).last_hidden_state, self._head
+        return self.causal_lm(**arguments).logits, lambda rows: rows
 
     def _head(self, states: Tensor) -> Tensor:
         """Logits of hidden states, with the scale and soft-cap that some families add."""
@@ -115,73 +186,49 @@ class ResponseScorer(nn.Module):
     def _additive(self, mask: Tensor) -> Tensor:
         """The form the attention kernel reads: eager attention adds its mask, and a boolean one
         would be silently wrong."""
-        if self.config._attn_implementation != "eager":
+        if self.own_attention != "eager":
             return mask
         dtype = next(self.parameters()).dtype
         dtype = dtype if dtype.is_floating_point else torch.float32
         return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
 
+def _depends_on_length(config: Any) -> bool:
+    """Whether a call's longest row decides the positions of all."""
+    text = config.get_text_config()
+    words = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    kinds = [words, *(one for one in words.values() if isinstance(one, dict))]
+    return any(
+        name == "longrope" or "dynamic" in name
+        for name in (str(kind.get("rope_type", kind.get("type"))) for kind in kinds)
+    )
+
+
+def _remove_dropout(model: nn.Module) -> None:
+    """Make every dropout of a model one of probability 0 (its configuration stays as it is)."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
 @torch.no_grad()
-def score(scorer: ResponseScorer, rows: list[Row], device: torch.device) -> list[float]:
-    """Log-probs of the rows' responses, in the order of the rows and their responses."""
+def score(scorer: ResponseScorer, rows: Sequence[Row], device: torch.device) -> list[float]:
+    """Log-probs of one batch of rows, in the order of the rows and their responses."""
     keys = [key for row in rows for key in row.keys]
     place = {key: index for index, key in enumerate(keys)}
     renamed = [Row(row.prompt, row.responses, [place[key] for key in row.keys]) for row in rows]
-    batch = {
-        name: value.to(device) if isinstance(value, Tensor) else value
-        for name, value in collate(renamed).items()
-    }
-    logps: list[float] = scorer(**batch).tolist()
+    batch = to_device(scorer.collate(renamed), device)
+    logps: list[float] = scorer([batch], len(keys)).tolist()
     return logps
 
 
-@torch.no_grad()
-def plain_logps(scorer: ResponseScorer, row: Row, device: torch.device) -> list[float]:
-    """The same by the shortest way there is: `log_softmax` of `model(ids).logits`, one row each."""
-    sums = []
-    for response in row.responses:
-        ids = torch.tensor([[*row.prompt, *response]], device=device)
-        logits = scorer.model(input_ids=ids, use_cache=False).logits[0, len(row.prompt) - 1 : -1]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        targets = ids[0, len(row.prompt) :, None]
-        sums.append(float(logits.log_softmax(-1).gather(-1, targets).sum(dtype=torch.float64)))
-    return sums
-
-
-def self_check(scorer: ResponseScorer, rows: list[Row], device: torch.device) -> float:
-    """Choose the fastest route that agrees with the model's own logits; returns the noise.
-
-    Tries shared prompts with the tiled head, then plain rows, then the model's own logits, and
-    leaves `scorer` set to the first that agrees.
-
-    Returns:
-        The largest difference, nats per token.
-    """
-    expected = [plain_logps(scorer, row, device) for row in rows]
-    dtype = next(scorer.parameters()).dtype
-    tolerance = TOLERANCE.get(dtype, COARSE_TOLERANCE)
-    noise = float("inf")
-    for share, tiled in ((True, True), (False, True), (False, False)):
-        scorer.share_prompts, scorer.tiled_head = share, tiled
-        noise = max(
-            _difference(_own_route(scorer, row, device), wanted, row)
-            for row, wanted in zip(rows, expected, strict=True)
-        )
-        if noise <= tolerance:
-            break
-    return noise
-
-
-def _own_route(scorer: ResponseScorer, row: Row, device: torch.device) -> list[float]:
-    if scorer.share_prompts:
-        return score(scorer, [row], device)
-    parts = [Row(row.prompt, [one], [0]) for one in row.responses]
-    return [score(scorer, [part], device)[0] for part in parts]
-
-
-def _difference(found: list[float], expected: list[float], row: Row) -> float:
-    return max(
-        abs(a - b) / max(len(response), 1)
-        for a, b, response in zip(found, expected, row.responses, strict=True)
-    )
+def to_device(batch: TokenBatch, device: torch.device) -> TokenBatch:
+    moved: Any = {
+        name: value.to(device) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }
+    found: TokenBatch = moved
+    return found

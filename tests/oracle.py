@@ -709,8 +709,10 @@ def margins(values: Sequence[float], group: Group) -> float:
 
 
 def top1(values: Sequence[float], group: Group) -> float:
-    """Whether the argmax reward (lowest index on a tie) has the largest score."""
+    """Whether the argmax reward (lowest index on a tie) has the largest score; NaN if all tie."""
     scores = scores_of(group)
+    if min(scores) == max(scores):
+        return math.nan
     return float(scores[best_first(values)[0]] == max(scores))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -421,6 +422,214 @@ SAMPLES: dict[str, tuple[Rows, list[Expected]]] = {
 }
 
 
+def answered(prompt: str, *responses: tuple[str, float]) -> dict[str, Any]:
+    completions = [judged(text, score, score, "3", "3", "3", "3") for text, score in responses]
+    return {"source": "flan_v2", "instruction": prompt, "models": [], "completions": completions}
+
+
+def ranked(prompt: str, *answers: str) -> dict[str, Any]:
+    """Answers from the best to the worst, as Nectar has them."""
+    rows = [{"answer": one, "model": "m", "rank": float(n)} for n, one in enumerate(answers, 1)]
+    return {"prompt": f"\n\nHuman: {prompt}\n\nAssistant: ", "answers": rows, "turns": 1}
+
+
+def scores(*pairs: tuple[str, float]) -> list[tuple[str, float | None, bool | None]]:
+    return [(text, score, None) for text, score in pairs]
+
+
+# More rows of the same formats, so that every sample has at least three.
+MORE: dict[str, tuple[Rows, list[Expected]]] = {
+    "outputs": (
+        [
+            {
+                "prompt": "A?",
+                "responses": [{"output": "x", "score": 2}, {"output": "y", "score": 3}],
+            },
+            {"prompt": [user("B?")], "responses": [{"output": "x"}, {"output": "y"}]},
+        ],
+        [
+            (["user: A?"], scores(("x", 2.0), ("y", 3.0))),
+            (["user: B?"], [("x", None, None), ("y", None, None)]),
+        ],
+    ),
+    "ultrafeedback": (
+        [answered("A?", ("x", 1), ("y", 8.5), ("z", 4)), answered("B?", ("x", 7), ("y", 7))],
+        [
+            (["user: A?"], scores(("x", 1.0), ("y", 8.5), ("z", 4.0))),
+            (["user: B?"], scores(("x", 7.0), ("y", 7.0))),
+        ],
+    ),
+    "nectar": (
+        [ranked("A?", "x", "y"), ranked("B?", *"abcdefg")],
+        [
+            (["user: A?"], scores(("x", -1.0), ("y", -2.0))),
+            (["user: B?"], scores(*((one, -float(n)) for n, one in enumerate("abcdefg", 1)))),
+        ],
+    ),
+    "helpsteer2-preference": (
+        [{"prompt": "e", "response_1": "A", "response_2": "B", "preference_strength": -3}],
+        [(["user: e"], [("A", 1.5, True), ("B", -1.5, False)])],
+    ),
+    "helpsteer3": (
+        [{"context": [user("R")], "response1": "a", "response2": "b", "overall_preference": 0}],
+        [(["user: R"], [("a", 0.0, None), ("b", 0.0, None)])],
+    ),
+    "simpo": (
+        [
+            {"prompt": "R", "all_generated_responses": ["a", "b"], "all_rm_scores": [-3, 0.5]},
+            {"prompt": "S", "all_generated_responses": ["c", "d"], "all_rm_scores": [0.5, 0.5]},
+        ],
+        [
+            (["user: R"], scores(("a", -3.0), ("b", 0.5))),
+            (["user: S"], scores(("c", 0.5), ("d", 0.5))),
+        ],
+    ),
+    "rewards": (
+        [
+            {"prompt": [user("R")], "responses": ["a", "b"], "rewards": [0, 0.25]},
+            {"prompt": "S", "responses": ["a", "b", "c"], "rewards": [3, 2, 1]},
+        ],
+        [
+            (["user: R"], scores(("a", 0.0), ("b", 0.25))),
+            (["user: S"], scores(("a", 3.0), ("b", 2.0), ("c", 1.0))),
+        ],
+    ),
+    "transcript-pairs": (
+        [{"prompt": "Human: Tell me\n\nAssistant: ", "chosen": "x\n\ny", "rejected": "z"}],
+        [(["user: Tell me"], pair("x\n\ny", "z"))],
+    ),
+    "conversational": (
+        [
+            {
+                "prompt": [{"role": "system", "content": "S"}, user("Q")],
+                "chosen": [assistant("a")],
+                "rejected": [assistant("b")],
+                "score_chosen": 1,
+                "score_rejected": 0.5,
+            },
+            {
+                "prompt": [user("Q"), assistant("A"), user("R")],
+                "chosen": [assistant("a")],
+                "rejected": [assistant("b")],
+            },
+        ],
+        [
+            (["system: S", "user: Q"], pair("a", "b", 1.0, 0.5)),
+            (["user: Q", "assistant: A", "user: R"], pair("a", "b")),
+        ],
+    ),
+    "binarized": (
+        [
+            {
+                "prompt": "T",
+                "chosen": [user("T"), assistant("a"), user("U"), assistant("b")],
+                "rejected": [user("T"), assistant("a"), user("U"), assistant("c")],
+                "chosen_rating": 3.5,
+                "rejected_rating": 0.5,
+            }
+        ],
+        [(["user: T", "assistant: a", "user: U"], pair("b", "c", 3.5, 0.5))],
+    ),
+    "sets": (
+        [
+            {"prompt": "R", "chosen": ["a"], "rejected": ["b", "c"]},
+            {"prompt": [user("S")], "chosen": ["a", "b"], "rejected": ["c"]},
+        ],
+        [
+            (["user: R"], [("a", None, True), ("b", None, False), ("c", None, False)]),
+            (["user: S"], [("a", None, True), ("b", None, True), ("c", None, False)]),
+        ],
+    ),
+    "sets-conversational": (
+        [
+            {"prompt": "R", "chosen": [[assistant("a")]], "rejected": [[assistant("b")]]},
+            {
+                "prompt": [user("S")],
+                "chosen": [[user("S"), assistant("a")]],
+                "rejected": [[assistant("b")], [assistant("c")]],
+            },
+        ],
+        [
+            (["user: R"], pair("a", "b")),
+            (["user: S"], [("a", None, True), ("b", None, False), ("c", None, False)]),
+        ],
+    ),
+    "comparison-gpt4": (
+        [{"instruction": "Why?", "input": "  ", "output": ["So.", "No."]}],
+        [(["user: Why?"], pair("So.", "No."))],
+    ),
+    "distilabel": (
+        [{"prompt": "1+3", "chosen_response": "4", "rejected_response": "5"}],
+        [(["user: 1+3"], pair("4", "5"))],
+    ),
+    "alpaca": (
+        [{"instruction": "Say", "chosen": assistant("a"), "rejected": assistant("b")}],
+        [(["user: Say"], pair("a", "b"))],
+    ),
+    "sharegpt": (
+        [
+            {
+                "conversations": [{"from": "human", "value": "R"}],
+                "chosen": {"from": "gpt", "value": "c"},
+                "rejected": {"from": "gpt", "value": "d"},
+            }
+        ],
+        [(["user: R"], pair("c", "d"))],
+    ),
+    "question": (
+        [{"system": None, "question": "S", "chosen": "a", "rejected": "b"}],
+        [(["user: S"], pair("a", "b"))],
+    ),
+    "conversational-implicit": (
+        [
+            {"chosen": [user("Q"), assistant("a")], "rejected": [user("Q"), assistant("b")]},
+            {
+                "chosen": [{"role": "system", "content": "S"}, user("R"), assistant("a")],
+                "rejected": [{"role": "system", "content": "S"}, user("R"), assistant("b")],
+            },
+        ],
+        [
+            (["user: Q"], pair("a", "b")),
+            (["system: S", "user: R"], pair("a", "b")),
+        ],
+    ),
+    "transcripts": (
+        [
+            {
+                "chosen": "\n\nHuman: Q\n\nAssistant: a\n\nHuman: R\n\nAssistant: b",
+                "rejected": "\n\nHuman: Q\n\nAssistant: a\n\nHuman: R\n\nAssistant: c",
+            }
+        ],
+        [(["user: Q", "assistant: a", "user: R"], pair("b", "c"))],
+    ),
+    "implicit": (
+        [{"chosen": "One two three", "rejected": "One two four"}],
+        [(["user: One two"], pair(" three", " four"))],
+    ),
+}
+SAMPLES = {
+    name: (rows + MORE.get(name, ([], []))[0], expected + MORE.get(name, ([], []))[1])
+    for name, (rows, expected) in SAMPLES.items()
+}
+
+# The columns that the named data sets publish, in their order, and who reads them.
+PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
+    "ultrafeedback": ("ultrafeedback", SAMPLES["ultrafeedback"][0][0]),
+    "ultrafeedback-binarized": ("binarized", SAMPLES["binarized"][0][0]),
+    "helpsteer": ("helpsteer", SAMPLES["helpsteer"][0][0]),
+    "helpsteer2": ("helpsteer", SAMPLES["helpsteer"][0][0]),
+    "helpsteer-binarized": ("binarized", SAMPLES["binarized"][0][2]),
+    "helpsteer3": ("helpsteer3", SAMPLES["helpsteer3"][0][0]),
+    "nectar": ("nectar", SAMPLES["nectar"][0][0]),
+    "nectar-binarized": ("transcript-pairs", SAMPLES["transcript-pairs"][0][0]),
+    "hh-rlhf": ("transcripts", SAMPLES["transcripts"][0][0]),
+    "comparison-gpt4": ("comparison-gpt4", SAMPLES["comparison-gpt4"][0][0]),
+    "neural-dpo": ("question", SAMPLES["question"][0][1]),
+    "distilabel-math": ("distilabel", SAMPLES["distilabel"][0][0]),
+    "orca-dpo": ("question", SAMPLES["question"][0][0]),
+}
+
+
 def write(folder: Path, rows: Rows) -> Path:
     path = folder / "data.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -443,8 +652,34 @@ def test_a_sample_is_recognised_and_read(name: str, tmp_path: Path) -> None:
     assert [plain(group) for group in source.groups] == expected
 
 
-def test_every_adapter_has_a_sample() -> None:
+def test_every_adapter_has_a_sample_of_three_rows() -> None:
     assert list(SAMPLES) == list(ADAPTERS)
+    assert all(len(rows) >= 3 for rows, _ in SAMPLES.values())
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_named_data_set_is_read_by_its_adapter(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for the hub serves the published columns under the name's hub id."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    adapter, row = PUBLISHED[name]
+    rows = SAMPLES[adapter][0][:2] if adapter == "helpsteer" else [row]
+    asked = []
+
+    def builder(hub_id: str, config: str | None, revision: str | None) -> Any:
+        asked.append(hub_id)
+        data = datasets.DatasetDict({"train": datasets.Dataset.from_list(rows)})
+        return SimpleNamespace(
+            download_and_prepare=lambda: None, as_dataset=lambda: data, hash="0" * 40
+        )
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", builder)
+    source = load_groups(name)
+    assert asked == [KNOWN[name].hub_id]
+    assert (source.name, source.adapter, source.revision) == (name, adapter, "0" * 40)
+    assert len(source.groups) == 1
 
 
 def test_every_adapter_says_what_it_is_in_one_line() -> None:

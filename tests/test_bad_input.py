@@ -214,6 +214,10 @@ BAD_GROUPS: dict[str, tuple[bytes, str]] = {
         SCORED.replace(b"1}", b"NaN}"),
         "responses[0].score: found NaN, expected a finite number of at most 1e+30",
     ),
+    "positive infinite score": (
+        SCORED.replace(b"2}", b"Infinity}"),
+        "responses[1].score: found an infinite number, expected a finite number of at most 1e+30",
+    ),
     "infinite score": (
         SCORED.replace(b"1}", b"-Infinity}"),
         "responses[0].score: found an infinite number, expected a finite number of at most 1e+30",
@@ -321,6 +325,16 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
         "u.jsonl",
         GOOD.decode().strip().encode("utf-16-le"),
         "u.jsonl:1: NUL: at byte 2; expected UTF-8 text",
+    ),
+    "invalid UTF-8 after a mark": (
+        "u.jsonl",
+        codecs.BOM_UTF8 + GOOD + b'{"prompt": "\xff"}\n',
+        f"u.jsonl:2: UTF-8: invalid byte 0xff at byte {3 + len(GOOD) + 12} of the file",
+    ),
+    "invalid UTF-8 in an array after a mark": (
+        "a.json",
+        codecs.BOM_UTF8 + ARRAY.replace(b'"a"', b'"\xe9"', 1),
+        "a.json:2: UTF-8: invalid byte 0xe9 at byte 32 of the file",
     ),
     "an array cut short": (
         "a.json",
@@ -433,6 +447,120 @@ def test_a_bad_file(kind: str) -> None:
 
 def test_the_table_is_as_long_as_promised() -> None:
     assert len(BAD_LINES) + len(BAD_GROUPS) + len(BAD_FILES) >= 40
+
+
+def test_no_damaged_footer_ends_the_process() -> None:
+    """A bit of every second byte of a footer, in a process of its own.
+
+    pyarrow's accessors of column metadata abort on some of these files (uncaught C++ exceptions).
+    """
+    rows = [{"prompt": "Q", "responses": [{"content": "a"}, {"content": "b"}]}]
+    Path("whole.parquet").write_bytes(packed_parquet(pa.Table.from_pylist(rows)))
+    script = """
+        from pathlib import Path
+        from mrpo_tools.errors import UsageError
+        from mrpo_tools.sources import load_groups
+        whole = Path("whole.parquet").read_bytes()
+        footer = int.from_bytes(whole[-8:-4], "little")
+        refused = 0
+        for place in range(len(whole) - 8 - footer, len(whole) - 8, 2):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1
+            Path("x.parquet").write_bytes(damaged)
+            try:
+                load_groups("x.parquet")
+            except UsageError:
+                refused += 1
+        print(refused)
+    """
+    done = run_script(script)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 50
+
+
+def run_script(script: str) -> subprocess.CompletedProcess[str]:
+    """A script in a process of its own, in the working directory."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", ["a[1]*?.parquet", "it's.parquet", "ä ☃.parquet"])
+def test_a_parquet_file_of_any_name(name: str) -> None:
+    Path(name).write_bytes(A_PARQUET)
+    assert len(load_groups(name).groups) == 2
+
+
+COMMANDS = {
+    "show": ["data", "show"],
+    "validate": ["data", "validate"],
+    "convert": ["data", "convert"],
+    "precompute": ["precompute", "--ref", "a=./model", "--dataset"],
+    "train": ["train", "--refs", "a", "--output", "run", "--cache", "cache", "--dataset"],
+}
+BAD_CONTENTS = {
+    **{f"line: {kind}": ("bad.jsonl", GOOD + line) for kind, (line, _) in BAD_LINES.items()},
+    **{f"group: {kind}": ("bad.jsonl", SCORED + line) for kind, (line, _) in BAD_GROUPS.items()},
+    **{f"file: {kind}": (name, content) for kind, (name, content, _) in BAD_FILES.items()},
+}
+
+
+@pytest.mark.parametrize("kind", BAD_CONTENTS)
+def test_bad_data_ends_every_command_before_a_model_loads(
+    kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit 2, the same one line, nothing written; the reference's folder is never opened."""
+    from mrpo_tools import identity, models, scoring
+    from mrpo_tools.cli import run
+
+    name, content = BAD_CONTENTS[kind]
+    Path(name).write_bytes(content)
+    with pytest.raises(DataError) as error:
+        load_groups(name)
+    line = f"  {error.value.problems[0]}\n"
+    Path("cache/references").mkdir(parents=True)
+    for module, function in (
+        (identity, "locate"),
+        (models, "load_tokenizer"),
+        (models, "load_model"),
+        (scoring, "resolve"),
+    ):
+        monkeypatch.setattr(module, function, lambda *_, **__: pytest.fail("a model was touched"))
+    for command, words in COMMANDS.items():
+        target = ["out.jsonl"] if command == "convert" else []
+        assert run([*words, name, *target]) == 2, command
+        captured = capsys.readouterr()
+        assert captured.out == "", command
+        assert line in captured.err, command
+        assert "Traceback" not in captured.err
+        assert sorted(os.listdir()) == sorted([name, "cache"]), command
+        assert os.listdir("cache") == ["references"]
+
+
+@pytest.mark.parametrize("name", ["../up", "a=b", "x" * 300, "", ".", "a/b", "a b", "ä", "a\0"])
+def test_a_reference_of_a_bad_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused on the command line and in the project file, where a name may hold a `=`."""
+    from mrpo_tools.cli import run
+    from mrpo_tools.config import check_name
+
+    Path("good.jsonl").write_bytes(GOOD)
+    with pytest.raises(UsageError, match="is not usable as a directory and a column") as error:
+        check_name(name)
+    shown = str(error.value)
+    assert len(shown) < 120
+    project = json.dumps({"references": {name: "model"}, "dataset": "good.jsonl"})
+    Path("mrpo.yaml").write_text(project)
+    assert run(["precompute"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {shown}\nnext:  use up to 64 letters")
+    if "=" not in name:
+        Path("mrpo.yaml").unlink()
+        assert run(["precompute", "--ref", f"{name}=model", "--dataset", "good.jsonl"]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {shown}\n")
+    assert "cache" not in os.listdir()
 
 
 def test_bytes_flipped_in_parquet_are_noticed() -> None:
@@ -615,14 +743,8 @@ def test_a_parquet_bomb_stays_small(kind: str) -> None:
         status = Path("/proc/self/status").read_text()
         print(int(status.partition("VmHWM:")[2].split()[0]) // 1024)
     """
-    root = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(root)},
-        check=True,
-    )
+    done = run_script(script)
+    assert done.returncode == 0, done.stderr
     problem, megabytes = done.stdout.splitlines()
     assert problem.startswith("bomb.parquet")
     assert int(megabytes) < 1500, megabytes
@@ -713,6 +835,26 @@ some_bytes = given(
 def settled(examples: int) -> settings:
     quiet = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
     return settings(max_examples=examples, deadline=None, suppress_health_check=quiet)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_ten_minutes_of_fuzzing(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Bytes that atheris finds by the paths they take: no traceback, no abort, under 2 GB."""
+    pytest.importorskip("atheris")
+    corpus = tmp_path_factory.mktemp("fuzz") / "corpus"
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, str(root / "tests" / "fuzz_data.py"), str(corpus),
+         "-max_total_time=600", "-rss_limit_mb=2048", "-timeout=60"],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])},
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert "Done " in done.stderr
 
 
 test_rows_of_anything = settled(300)(some_rows(check_rows))

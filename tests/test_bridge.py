@@ -17,8 +17,9 @@ from mrpo_tools.maths import references as maths_references
 from mrpo_tools.models import add_lora
 from mrpo_tools.scorer import ResponseScorer
 from mrpo_tools.scoring import renderer_of, resolve
-from mrpo_tools.train import _arguments, prepare, training_groups
-from mrpo_tools.trainer import GroupTrainer
+from mrpo_tools.train import _arguments, training_groups
+from mrpo_tools.training.prepare import prepare
+from mrpo_tools.training.trainer import GroupTrainer
 
 NAMES = ("llama", "mistral", "qwen")
 WITH_MRPO = ("mrpo", "mean_ref", *objectives.NAMES)
@@ -141,7 +142,7 @@ def live_loss(loss, prepared, model, references, groups, live) -> torch.Tensor:
         loss, {name: table[places] for name, table in live.items()}, mask
     )
     objective = "dpo" if loss in ("mrpo", "mean_ref") else loss
-    from mrpo_tools.trainer import group_seeds
+    from mrpo_tools.training.groups import group_seeds
 
     seeds = group_seeds([group.group_id for group in prepared.groups[:8]], 0, 0)
     batch = objectives.Batch(logps, combined, lengths, scores, None, mask, weights, seeds)

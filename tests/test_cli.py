@@ -293,15 +293,21 @@ def test_debug_shows_the_traceback(capsys):
 
 def test_dry_run_loads_no_weights_and_writes_nothing(project, tiny_models, capsys, monkeypatch):
     """Tokens of the dry run are those that scoring then computes."""
-    from mrpo_tools import scoring
+    from mrpo_tools import forward
 
     words = ["precompute", "--ref", f"llama={tiny_models['llama']}", "--dataset", "data.jsonl"]
     with monkeypatch.context() as patch:
-        patch.setattr(scoring, "load_model", lambda *_: pytest.fail("weights were loaded"))
+        patch.setattr(forward, "load_model", lambda *_: pytest.fail("weights were loaded"))
         assert run([*words, "--dry-run", "--json"]) == 0
     estimate = json.loads(capsys.readouterr().out)[0]
     assert not Path("cache").exists()
     assert run([*words, "--json"]) == 0
     scored = json.loads(capsys.readouterr().out)[0]
     assert estimate["responses"] == scored["scored"]
-    assert estimate["unique_tokens"] <= scored["tokens"] <= estimate["tokens"]
+    assert estimate["unique_tokens"] == scored["tokens"] <= estimate["tokens"]
+    assert estimate["padding"] == 0
+    weights = (tiny_models["llama"] / "model.safetensors").stat().st_size
+    assert weights < estimate["memory_bytes"] < 100 * weights
+    parts = sum(path.stat().st_size for path in Path("cache").rglob("part-*.parquet"))
+    assert 0 < estimate["disk_bytes"] < parts  # a small part is mostly footer
+    assert 0 < estimate["seconds"] < 60

@@ -13,11 +13,12 @@ import pytest
 import torch
 from tokenizer_families import CHATML, family
 
-from mrpo_tools import identity, scoring
+from mrpo_tools import hashes, identity, models
 from mrpo_tools.cache import Cache
 from mrpo_tools.config import Reference
 from mrpo_tools.errors import CacheStale, UsageError
-from mrpo_tools.identity import HashMemo, Identity, ModelFiles, identify, locate
+from mrpo_tools.hashes import HashMemo
+from mrpo_tools.identity import Identity, ModelFiles, identify, locate
 from mrpo_tools.scoring import check_current, resolve
 
 torch.set_num_threads(1)
@@ -270,7 +271,7 @@ def test_hub_id_and_commit_count(model, monkeypatch):
     commits = {"main": "aaa", "v1": "aaa", "v2": "bbb", None: "aaa"}
     asked = []
 
-    def download(hub_id: str, revision: str | None) -> tuple[str, Path]:
+    def download(hub_id: str, revision: str | None, **_: object) -> tuple[str, Path]:
         asked.append((hub_id, revision))
         return commits[revision], model
 
@@ -286,16 +287,43 @@ def test_hub_id_and_commit_count(model, monkeypatch):
     assert changed(main, identity_of(model)) == {"model", "revision"}
 
 
+def test_the_models_own_code_counts_where_it_runs(model):
+    """With `trust_remote_code` the Python files beside the weights decide about the numbers."""
+    (model / "modeling.py").write_text("scale = 1")
+    plain, trusted = identity_of(model), identity_of(model, trust_remote_code=True)
+    assert changed(plain, trusted) == {"code"}
+    (model / "modeling.py").write_text("scale = 2")
+    assert changed(trusted, identity_of(model, trust_remote_code=True)) == {"code"}
+    assert changed(plain, identity_of(model)) == set()
+
+
+def test_a_download_takes_what_is_read(monkeypatch, model):
+    """Python files for models that run their own code; never a second copy of the weights."""
+    import huggingface_hub
+
+    asked = []
+
+    def download(hub_id: str, **options: Any) -> str:
+        asked.append(options)
+        return str(model)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    locate(Reference(model="org/model"))
+    locate(Reference(model="org/model", trust_remote_code=True))
+    assert ["*.py" in one["allow_patterns"] for one in asked] == [False, True]
+    assert all("consolidated*.safetensors" in one["ignore_patterns"] for one in asked)
+
+
 def test_every_field_has_a_test():
     """A field added to the identity needs a mutation here."""
-    tested = {"model", "revision", "rendering_version", "adapter", "pinned_date"}
+    tested = {"model", "revision", "rendering_version", "adapter", "pinned_date", "code"}
     for _, fields in [*FILE_CHANGES.values(), *WORD_CHANGES.values()]:
         tested |= fields
     assert tested == FIELDS
 
 
 FIELDS = {
-    *("rendering_version", "model", "revision", "weights", "config", "adapter"),
+    *("rendering_version", "model", "revision", "weights", "config", "code", "adapter"),
     *("dtype", "quantization", "max_length", "overlong"),
     *("tokenizer", "bos_token", "eos_token", "added_tokens"),
     *("chat_template", "pinned_date", "system"),
@@ -304,7 +332,7 @@ FIELDS = {
 
 def test_the_fields_are_the_designs(model):
     """Neither a field too few nor one that would score again for nothing."""
-    assert set(identity_of(model).fields) == FIELDS
+    assert set(identity_of(model).fields) == FIELDS == set(identity.FIELDS)
 
 
 def reorder(value: Any) -> Any:
@@ -475,7 +503,7 @@ def test_an_adapter_directory_of_a_hub_model(model, monkeypatch):
     """Its base is downloaded, at the revision that the reference names."""
     adapter = model.parent / "adapter"
     edit_json(adapter / "adapter_config.json", base_model_name_or_path="org/base")
-    monkeypatch.setattr(identity, "_download", lambda hub_id, revision: (f"{revision}!", model))
+    monkeypatch.setattr(identity, "_download", lambda _, revision, **__: (f"{revision}!", model))
     found = locate(Reference(model=str(adapter), revision="v3"))
     assert found == ModelFiles(model, adapter, "org/base", "v3!")
 
@@ -483,7 +511,7 @@ def test_an_adapter_directory_of_a_hub_model(model, monkeypatch):
 def test_an_adapter_repository_of_the_hub_stands_for_base_and_adapter(model, monkeypatch):
     """What holds for a directory holds for a hub repository that has nothing but an adapter."""
     adapter = model.parent / "adapter"
-    monkeypatch.setattr(identity, "_download", lambda hub_id, revision: ("ccc", adapter))
+    monkeypatch.setattr(identity, "_download", lambda hub_id, revision, **_: ("ccc", adapter))
     found = locate(Reference(model="org/adapter"))
     assert (found.model, found.adapter) == (model, adapter)
 
@@ -534,13 +562,13 @@ class Reader:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.read: list[str] = []
-        original = identity._hash_file
+        original = hashes.hash_file
 
         def spy(path: Path) -> str:
             self.read.append(path.name)
             return original(path)
 
-        monkeypatch.setattr(identity, "_hash_file", spy)
+        monkeypatch.setattr(hashes, "hash_file", spy)
 
 
 @pytest.fixture
@@ -629,7 +657,7 @@ def test_a_memory_that_cannot_be_kept_is_harmless(weights, tmp_path, monkeypatch
     elif where == "a file":
         blocked.write_text("x")
     else:
-        monkeypatch.setattr(identity.tempfile, "mkstemp", refuse)
+        monkeypatch.setattr(hashes.tempfile, "mkstemp", refuse)
     for _ in range(2):
         memo = HashMemo(blocked / "hashes.json")
         assert memo.hash_files([weights]) == {"model.safetensors": SHA_OF_WEIGHTS}
@@ -815,7 +843,7 @@ def test_current_numbers_are_used(store, model):
 def test_an_open_dtype_is_the_devices(model, monkeypatch):
     """`dtype` left open is what the device prefers, and that is written into the identity."""
     for dtype in ("float32", "bfloat16"):
-        monkeypatch.setattr(scoring, "default_dtype", lambda dtype=dtype: dtype)
+        monkeypatch.setattr(models, "default_dtype", lambda dtype=dtype: dtype)
         open_one = resolve("judge", Reference(model=str(model)))
         named = resolve("judge", Reference(model=str(model), dtype=dtype))
         assert open_one.identity == named.identity

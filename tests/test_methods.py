@@ -16,7 +16,8 @@ from mrpo_tools.maths import objectives, references
 from mrpo_tools.methods import LOSSES, describe, resolve_method
 from mrpo_tools.reference_logps import Combination, combine, look_up
 from mrpo_tools.run import load_run
-from mrpo_tools.train import prepare, train
+from mrpo_tools.train import train
+from mrpo_tools.training.prepare import prepare
 
 ROOT = Path(__file__).parent.parent
 NAMES = ["llama", "mistral", "qwen"]
@@ -161,7 +162,7 @@ def test_accuracy_weights_come_from_held_out_groups(references, some_groups, cac
         prepare(recipe.model_copy(update={"split": "all"}), groups, cached, references)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_recipe_loads_and_means_something(path):
     recipe = Recipe(**load_recipe(path))
     assert resolve_method(recipe, len(recipe.refs), True, False).name == recipe.loss

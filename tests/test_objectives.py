@@ -787,6 +787,19 @@ def test_metrics_by_hand():
     assert_close(metrics.kendall_tau(rewards, mask, scores), [0.4])
 
 
+def test_top1_of_tied_responses_says_nothing():
+    """All of one score, or of one label, or alone: NaN; a tie for the best still says something."""
+    rewards = torch.tensor([[3.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
+    mask = torch.tensor([[True, True], [True, False]])
+    tied = torch.full_like(rewards, 2.0)
+    assert bool(metrics.top1(rewards, mask, tied, None).isnan().all())
+    labels = torch.tensor([[True, True], [False, False]])
+    assert bool(metrics.top1(rewards, mask, None, labels).isnan().all())
+    three = torch.tensor([[2.0, 2.0, 1.0]], dtype=torch.float64)
+    whole = torch.ones(1, 3, dtype=torch.bool)
+    assert_close(metrics.top1(three.flip(-1), whole, three, None), [1.0])
+
+
 @pytest.mark.parametrize("metric", ["accuracies", "margins", "top1", "kendall_tau"])
 @pytest.mark.parametrize("wrong", [0, 1, 2])
 def test_metrics_refuse_to_broadcast(metric, wrong):

@@ -7,9 +7,11 @@ import torch
 from independent import response_logp
 from transformers import AutoModelForCausalLM
 
-from mrpo_tools.batching import Row, attention_mask, batches, collate, cost, plan_rows
+from mrpo_tools.batching import Row, attention_mask, batches, collate, cost, plan_rows, split_tree
+from mrpo_tools.errors import UsageError
 from mrpo_tools.maths.logprobs import sequence_logps, token_logps
-from mrpo_tools.scorer import ResponseScorer, score, self_check
+from mrpo_tools.scorer import ROUTES, ResponseScorer, score
+from mrpo_tools.self_check import self_check
 
 CPU = torch.device("cpu")
 NAMES = ("llama", "mistral", "qwen")
@@ -42,9 +44,15 @@ def load(path, attention: str = "sdpa"):
     return model.eval()
 
 
-def all_logps(scorer: ResponseScorer, planned: list[Row], max_tokens: int) -> torch.Tensor:
-    total = torch.zeros(sum(len(row.keys) for row in planned), dtype=torch.float64)
-    for batch in batches(planned, max_tokens):
+def scorer_on(model, route) -> ResponseScorer:
+    scorer = ResponseScorer(model)
+    scorer.take(route)
+    return scorer
+
+
+def all_logps(scorer: ResponseScorer, rows: list[Row], max_tokens: int) -> torch.Tensor:
+    total = torch.zeros(sum(len(row.keys) for row in rows), dtype=torch.float64)
+    for batch in scorer.batches(rows, max_tokens):
         keys = [key for row in batch for key in row.keys]
         total[keys] = torch.tensor(score(scorer, batch, CPU), dtype=torch.float64)
     return total
@@ -52,15 +60,17 @@ def all_logps(scorer: ResponseScorer, planned: list[Row], max_tokens: int) -> to
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("route", ROUTES, ids=["packed", "masked", "plain", "own logits"])
 @pytest.mark.parametrize("max_tokens", [1, 150, 100_000])
-def test_log_probs_equal_one_row_at_a_time(tiny_models, name, attention, share, max_tokens):
-    """Trees and plain rows, alone and padded in batches, to 1e-5 nats per token."""
+def test_log_probs_equal_one_row_at_a_time(tiny_models, name, attention, route, max_tokens):
+    """Every route, rows alone and in batches, to 1e-5 nats per token."""
     model = load(tiny_models[name], attention)
     rows = random_rows(model.config.vocab_size)
-    planned = plan_rows(rows, share=share, hidden_size=10**6)
-    assert any(len(row.keys) > 1 for row in planned) == share
-    found = all_logps(ResponseScorer(model), planned, max_tokens)
+    scorer = scorer_on(model, route)
+    found = all_logps(scorer, rows, max_tokens)
+    planned = [row for batch in scorer.batches(rows, max_tokens) for row in batch]
+    assert any(len(row.keys) > 1 for row in planned) == (route.share and max_tokens > 100)
+    scorer.take(ROUTES[-1])  # the model's own attention function again
     with torch.no_grad():
         for row in rows:
             for key, response in zip(row.keys, row.responses, strict=True):
@@ -69,14 +79,24 @@ def test_log_probs_equal_one_row_at_a_time(tiny_models, name, attention, share, 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_gradients_equal_one_row_at_a_time(tiny_models, name):
+@pytest.mark.parametrize("route", ROUTES[:2], ids=["packed", "masked"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_equal_one_row_at_a_time(tiny_models, name, route, checkpointing):
     """The gradient of a weighted sum of log-probs flows through the shared prompt."""
     model = load(tiny_models[name])
+    if checkpointing:
+        model.train()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     rows = random_rows(model.config.vocab_size)
     weights = torch.linspace(-1, 1, sum(len(row.keys) for row in rows), dtype=torch.float64)
-    (ResponseScorer(model)(**collate(rows)) * weights).sum().backward()
+    scorer = scorer_on(model, route)
+    ordered = sorted(rows, key=len, reverse=True)
+    tokens = [scorer.collate(batch) for batch in batches(ordered, 100, packed=route.packed)]
+    assert len(tokens) > 1
+    (scorer(tokens, len(weights)) * weights).sum().backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
+    scorer.take(ROUTES[-1])
     expected = sum(
         weights[key] * response_logp(model, row.prompt, response)
         for row in rows
@@ -88,13 +108,120 @@ def test_gradients_equal_one_row_at_a_time(tiny_models, name):
         assert (found[name] - parameter.grad).abs().max() <= 1e-4 * scale, name
 
 
+@pytest.mark.parametrize("route", ROUTES[:3], ids=["packed", "masked", "plain"])
+def test_bounded_products_and_logits(route):
+    """Gemma 2: soft-caps in attention and head, windows in every other layer, its own scaling."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=200, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, sliding_window=8,
+        attn_logit_softcapping=2.0, final_logit_softcapping=3.0, query_pre_attn_scalar=16,
+        initializer_range=0.3,
+    )  # fmt: skip
+    model = Gemma2ForCausalLM(config).eval()
+    assert model.config._attn_implementation == "eager"  # the only one the family has
+    rows = random_rows(200)
+    scorer = scorer_on(model, route)
+    found = all_logps(scorer, rows, 150)
+    scorer.take(ROUTES[-1])
+    for row in rows:
+        for key, response in zip(row.keys, row.responses, strict=True):
+            with torch.no_grad():
+                expected = response_logp(model, row.prompt, response)
+            assert abs(found[key] - expected) <= 1e-5 * len(response)
+    assert self_check(ResponseScorer(model), rows[:3], CPU) <= 1e-5
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+@pytest.mark.parametrize("route", ROUTES[:2], ids=["packed", "masked"])
+@pytest.mark.parametrize("name", NAMES)
+def test_adapters_and_4_bit_weights(references, name, route, quantization):
+    """Values and the adapter's gradients, shared prompts against one row at a time."""
+    from mrpo_tools.identity import locate
+    from mrpo_tools.models import add_lora, load_model
+
+    reference = references[name].model_copy(update={"quantization": quantization})
+    model = add_lora(
+        load_model(locate(reference), reference, "float32", CPU), 4, 8, "all-linear", 0
+    )
+    for parameter_name, parameter in model.named_parameters():
+        if "lora_B" in parameter_name:
+            parameter.data.normal_(0, 0.05)
+    rows = random_rows(model.config.vocab_size)
+    weights = torch.linspace(-1, 1, sum(len(row.keys) for row in rows), dtype=torch.float64)
+    scorer = scorer_on(model, route)
+    logps = scorer([scorer.collate(rows)], len(weights))
+    (logps * weights).sum().backward()
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    scorer.take(ROUTES[-1])
+    total = torch.zeros((), dtype=torch.float64)
+    for row in rows:
+        for key, response in zip(row.keys, row.responses, strict=True):
+            expected = response_logp(model, row.prompt, response)
+            apart = abs(float(logps[key].detach()) - float(expected.detach()))
+            assert apart <= 1e-5 * len(response)
+            total = total + weights[key] * expected
+    total.backward()
+    assert found
+    for parameter_name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            scale = parameter.grad.abs().max().clamp(min=1)
+            assert (found[parameter_name] - parameter.grad).abs().max() <= 1e-4 * scale
+
+
+def test_a_forced_attention_is_kept_or_refused(tiny_models):
+    model = load(tiny_models["llama"])
+    rows = random_rows(model.config.vocab_size)
+    for attention, routes in (("sdpa", ROUTES[1:]), ("tree", ROUTES[:1]), ("auto", ROUTES)):
+        scorer = ResponseScorer(load(tiny_models["llama"]), attention)
+        self_check(scorer, rows, CPU)
+        assert scorer.route == routes[0]
+    scorer = ResponseScorer(model, "tree")
+    whole = model.model.forward
+    model.model.forward = lambda forest=None, **rest: whole(**rest)  # drops what it does not know
+    with pytest.raises(UsageError, match="attention tree does not give"):
+        self_check(scorer, rows, CPU)
+
+
+def test_variable_lengths_describe_the_same_attention(tiny_models):
+    """What the fused CUDA kernel is told, read as its definition says (the last query of a piece
+    sees its last key; at most window − 1 keys before its own), gives the same pairs as the mask."""
+    from mrpo_tools.attention import _variable_lengths
+
+    rows = random_rows(50)[:4]
+    packed, padded = collate(rows, packed=True), collate(rows)
+    for window in (None, 8, 3):
+        places, query_ends, key_ends, longest = _variable_lengths(packed["forest"], window, CPU)
+        length = packed["input_ids"].shape[1]
+        seen = torch.zeros(length, length, dtype=torch.bool)
+        for piece in range(len(query_ends) - 1):
+            q0, q1 = query_ends[piece : piece + 2].tolist()
+            k0, k1 = key_ends[piece : piece + 2].tolist()
+            for q in range(q0, q1):
+                last = k1 - k0 - (q1 - q)
+                first = 0 if window is None else max(0, last - window + 1)
+                seen[q, places[k0 + first : k0 + last + 1]] = True
+        assert longest == ((query_ends.diff()).max(), (key_ends.diff()).max())
+        expected = torch.block_diag(*(
+            mask[0, : len(row), : len(row)]
+            for mask, row in zip(
+                attention_mask(padded["segments"], padded["position_ids"], window), rows,
+                strict=True,
+            )
+        ))  # fmt: skip
+        assert torch.equal(seen, expected.bool())
+
+
 def test_a_mask_without_the_window_would_be_wrong(tiny_models):
     """The door the window in the mask holds shut: Mistral forgets its window on a 4-D mask."""
     model = load(tiny_models["mistral"])
     row = random_rows(model.config.vocab_size)[3]
-    right = score(ResponseScorer(model), [row], CPU)
+    right = score(scorer_on(model, ROUTES[1]), [row], CPU)
     model.config.sliding_window = None
-    wrong = score(ResponseScorer(model), [row], CPU)
+    wrong = score(scorer_on(model, ROUTES[1]), [row], CPU)
     worst = max(abs(a - b) for a, b in zip(right, wrong, strict=True))
     assert worst > 0.01
 
@@ -105,18 +232,16 @@ def test_the_self_check_falls_back_and_says_so(tiny_models):
     scorer = ResponseScorer(model)
     rows = random_rows(model.config.vocab_size)
     assert self_check(scorer, rows, CPU) <= 1e-5
-    assert scorer.share_prompts
-    assert scorer.tiled_head
+    assert scorer.route == ROUTES[0]
     whole = model.model.forward
 
-    def without_branches(attention_mask=None, **rest):
+    def without_branches(attention_mask=None, forest=None, **rest):
         known = attention_mask is not None and attention_mask.dim() == 2
         return whole(attention_mask=attention_mask if known else None, **rest)
 
     model.model.forward = without_branches
     assert self_check(scorer, rows, CPU) <= 1e-5
-    assert not scorer.share_prompts
-    assert scorer.tiled_head
+    assert scorer.route == ROUTES[2]
 
 
 def test_the_self_check_finds_a_scaled_head(tiny_models):
@@ -133,7 +258,123 @@ def test_the_self_check_finds_a_scaled_head(tiny_models):
 
     model.forward = scaled
     assert self_check(scorer, random_rows(model.config.vocab_size), CPU) <= 1e-5
-    assert not scorer.tiled_head
+    assert scorer.route == ROUTES[3]
+
+
+def test_a_window_that_only_the_mask_has_is_not_forgotten():
+    """Qwen2-MoE never tells its attention function the window: the masked route is taken, and a
+    prompt longer than the window is right."""
+    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2MoeConfig(
+        vocab_size=200, hidden_size=32, intermediate_size=64, moe_intermediate_size=32,
+        shared_expert_intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, use_sliding_window=True,
+        sliding_window=8, max_window_layers=0, initializer_range=0.3,
+    )  # fmt: skip
+    model = Qwen2MoeForCausalLM(config).eval()
+    rows = random_rows(200)
+    scorer = ResponseScorer(model)
+    self_check(scorer, [rows[0]], CPU)
+    assert scorer.route != ROUTES[0]
+    found = all_logps(scorer, rows, 150)
+    scorer.take(ROUTES[-1])
+    for row in rows:
+        for key, response in zip(row.keys, row.responses, strict=True):
+            with torch.no_grad():
+                expected = response_logp(model, row.prompt, response)
+            assert abs(found[key] - expected) <= 1e-5 * len(response)
+
+
+def test_rotary_embeddings_that_depend_on_the_longest_row():
+    """With longrope a row's numbers are those it has alone, whatever else is scored."""
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    torch.manual_seed(0)
+    config = Phi3Config(
+        vocab_size=200, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=64,
+        original_max_position_embeddings=16, initializer_range=0.3, pad_token_id=0,
+        rope_scaling={"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4},
+    )  # fmt: skip
+    model = Phi3ForCausalLM(config).eval()
+    rows = random_rows(200)
+    scorer = ResponseScorer(model)
+    assert scorer.alone
+    self_check(scorer, rows[:2], CPU)
+    found = all_logps(scorer, rows, 10_000)
+    scorer.take(ROUTES[-1])
+    for row in rows:
+        for key, response in zip(row.keys, row.responses, strict=True):
+            with torch.no_grad():
+                expected = response_logp(model, row.prompt, response)
+            assert abs(found[key] - expected) <= 1e-5 * len(response)
+
+
+def test_a_route_that_gives_nan_is_not_taken(tiny_models):
+    """Also when the NaN is not the first of a row's numbers."""
+    model = load(tiny_models["llama"])
+    scorer = ResponseScorer(model)
+    rows = random_rows(model.config.vocab_size)
+    honest = scorer.forward
+
+    def spoiled(batches, sequences):
+        logps = honest(batches, sequences)
+        return logps.index_fill(0, torch.tensor([sequences - 1]), float("nan")) if (
+            scorer.route == ROUTES[0]) else logps  # fmt: skip
+
+    scorer.forward = spoiled
+    assert self_check(scorer, rows, CPU) <= 1e-5
+    assert scorer.route == ROUTES[1]
+
+
+def test_many_responses_keep_to_the_budget():
+    tree = Row([1] * 50, [[2] * 20] * 64, range(64))
+    parts = split_tree(tree, 256)
+    assert all(len(part) <= 256 for part in parts)
+    assert [key for part in parts for key in part.keys] == list(range(64))
+    assert [len(part.keys) for part in split_tree(tree, 1)] == [1] * 64
+
+
+def test_a_scorer_has_no_dropout(tiny_models):
+    """In training mode too: dropout of layers and of attention, whatever the configuration says."""
+    model = AutoModelForCausalLM.from_pretrained(
+        tiny_models["llama"], dtype=torch.float32, attention_dropout=0.5
+    )
+    model.model.embed_tokens = torch.nn.Sequential(model.model.embed_tokens, torch.nn.Dropout(0.5))
+    rows = random_rows(model.config.vocab_size)
+    scorer = ResponseScorer(model.eval())
+    for route in ROUTES:
+        scorer.take(route)
+        scorer.eval()
+        expected = all_logps(scorer, rows, 150)
+        scorer.train()
+        assert torch.equal(all_logps(scorer, rows, 150), expected)
+
+
+def test_activations_are_measured(tiny_models):
+    """Kept bytes grow with the layers, shrink with checkpointing, and decide by the memory free."""
+    from mrpo_tools.training import activations
+
+    model = load(tiny_models["llama"]).train()
+    scorer = scorer_on(model, ROUTES[0])
+    row = Row([5] * 100, [[6] * 50, [7] * 50], [0, 1])
+    whole = activations.bytes_per_token(scorer, row, CPU)
+    width, depth = model.config.hidden_size, model.config.num_hidden_layers
+    assert whole > 10 * width * depth * 4
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert activations.bytes_per_token(scorer, row, CPU) < 0.5 * whole
+
+
+@pytest.mark.parametrize(("free", "fits"), [(1e3, False), (1e12, True)])
+def test_activations_decide_by_the_memory_that_is_free(tiny_models, free, fits, monkeypatch):
+    from mrpo_tools.training import activations
+
+    monkeypatch.setattr(activations, "free_bytes", lambda device: free)
+    scorer = scorer_on(load(tiny_models["llama"]).train(), ROUTES[0])
+    rows = random_rows(scorer.config.vocab_size)
+    assert activations.activations_fit(scorer, rows, 2, CPU) is fits
 
 
 def test_token_log_probs_do_not_depend_on_the_tile():
@@ -152,7 +393,7 @@ def test_token_log_probs_do_not_depend_on_the_tile():
 
 
 def test_sums_are_float64():
-    """Ten million tokens of −1e-4 nats: float32 would lose them."""
+    """A million tokens of −1e-4 nats: float32 would lose them."""
     logps = torch.full((1_000_000,), -1e-4)
     total = sequence_logps(logps, torch.zeros(1_000_000, dtype=torch.long), 2)
     assert total.dtype == torch.float64
@@ -190,5 +431,7 @@ def test_the_plan_shares_only_where_it_pays():
 
 def test_batches_respect_the_budget_with_padding():
     rows = [Row([1] * n, [[1]], [n]) for n in (30, 20, 10, 10, 9)]
-    packed = batches(rows, 62)
-    assert [[len(row) for row in batch] for batch in packed] == [[31, 21], [11, 11, 10]]
+    padded = batches(rows, 62, packed=False)
+    assert [[len(row) for row in batch] for batch in padded] == [[31, 21], [11, 11, 10]]
+    packed = batches(rows, 63)
+    assert [[len(row) for row in batch] for batch in packed] == [[31, 21, 11], [11, 10]]

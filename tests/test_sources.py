@@ -6,11 +6,13 @@ import codecs
 import gzip
 import json
 import os
+import random
 import subprocess
 import sys
 import textwrap
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -19,9 +21,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mrpo_tools.cli import run
+from mrpo_tools.cli.options import pinned, read_groups
+from mrpo_tools.config import Dataset
 from mrpo_tools.errors import UsageError
 from mrpo_tools.groups import group_from_dict
 from mrpo_tools.sources import KNOWN, GroupStream, Options, load_groups
+from mrpo_tools.sources.hub import recorded_revisions, revisions_file
+from mrpo_tools.sources.seen import Seen
 from mrpo_tools.sources.text import CHUNK_BYTES
 
 ROOT = Path(__file__).parents[1]
@@ -262,6 +269,181 @@ def test_prompts_without_a_split_are_drawn_by_their_id(tmp_path: Path) -> None:
     train = load_groups(tmp_path / "x.jsonl", split="train", test_size=0.1)
     assert not test & set(prompts(train))
     assert len(train.groups) + 2 * len(test) == 4000
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 40) | st.integers(0, 2**64 - 1), st.integers(0, 9))))
+def test_seen_is_a_dict(entries: list[tuple[int, int]]) -> None:
+    """`setdefault` of a dict, but that the keys 0 and 1 are one."""
+    seen, plain = Seen(), {}
+    for key, value in entries:
+        assert seen.setdefault(key, value) == plain.setdefault(key or 1, value)
+        assert len(seen) == len(plain)
+
+
+def test_seen_grows_and_stays_small() -> None:
+    """100,000 keys, found again; the arrays are at most 54 bytes an entry."""
+    rng = random.Random(0)
+    keys = [rng.getrandbits(64) for _ in range(100_000)]
+    seen = Seen()
+    for number, key in enumerate(keys):
+        assert seen.setdefault(key, number) == number
+    assert [seen.setdefault(key, 0) for key in keys] == list(range(100_000))
+    assert len(seen) == 100_000
+    assert 16 * len(seen._keys) <= 54 * len(seen)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A hub that serves these rows as every data set, at these commits, one call after another."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    asked: list[tuple[str, str | None, str | None]] = []
+
+    def serve(rows: list[Any], *commits: str) -> list[tuple[str, str | None, str | None]]:
+        left = list(commits or ["0" * 40])
+
+        def builder(hub_id: str, config: str | None, revision: str | None) -> Any:
+            asked.append((hub_id, config, revision))
+            return SimpleNamespace(
+                download_and_prepare=lambda: None,
+                as_dataset=lambda: datasets.DatasetDict(
+                    {"train": datasets.Dataset.from_list(rows)}
+                ),
+                hash=revision or (left.pop(0) if len(left) > 1 else left[0]),
+            )
+
+        monkeypatch.setattr(datasets, "load_dataset_builder", builder)
+        return asked
+
+    return serve
+
+
+def test_the_papers_splits_come_out_exactly(hub: Any) -> None:
+    """S1, S2 and S3 of MRPO (its Table 6), by prompt, the same whatever the order of the rows."""
+    for name, train, test in (
+        ("comparison-gpt4", 364, 3276),
+        ("neural-dpo", 502, 502),
+        ("distilabel-math", 2178, 242),
+    ):
+        rows = pairs(*(f"Q{number}" for number in range(train + test)))
+        hub(rows)
+        source = load_groups(name)
+        splits = Counter(group.split for group in source.groups)
+        assert splits == {"train": train, "test": test}, name
+        assert source.counts["lacking_in_train"] == 0
+        hub(rows[::-1])
+        again = load_groups(name, split="train")
+        assert set(prompts(again)) == {
+            group.prompt[0].content for group in source.groups if group.split == "train"
+        }
+        assert set(prompts(load_groups(name, split="train", seed=1))) != set(prompts(again))
+
+
+def test_a_papers_split_of_repeated_prompts(hub: Any) -> None:
+    """All groups of a prompt stay together: exact where that can be, else counted."""
+    once = pairs(*(f"Q{number}" for number in range(600)))
+    thrice = [row | {"rejected": f"{n}"} for row in pairs(*map(str, range(200))) for n in range(3)]
+    hub(once + thrice)
+    source = load_groups("neural-dpo")
+    assert Counter(group.split for group in source.groups) == {"train": 502, "test": 698}
+    assert source.counts["lacking_in_train"] == 0
+    by_split = {
+        split: {group.prompt_id for group in source.groups if group.split == split}
+        for split in ("train", "test")
+    }
+    assert not by_split["train"] & by_split["test"]
+    hub(thrice)
+    source = load_groups("neural-dpo")
+    assert Counter(group.split for group in source.groups) == {"train": 501, "test": 99}
+    assert source.counts["lacking_in_train"] == 1
+
+
+def test_a_named_data_set_of_another_size(hub: Any) -> None:
+    """More rows than the paper had: they are tested on. Fewer than it trained on: its share."""
+    hub(pairs(*map(str, range(1200))))
+    found = Counter(group.split for group in load_groups("neural-dpo").groups)
+    assert found == {"train": 502, "test": 698}
+    hub(pairs(*map(str, range(100))))
+    found = Counter(group.split for group in load_groups("neural-dpo").groups)
+    assert found == {"train": 50, "test": 50}
+
+
+def test_a_share_of_the_users_own_comes_before_the_papers(hub: Any) -> None:
+    hub(pairs(*map(str, range(1004))))
+    groups = load_groups("neural-dpo", test_size=0.0).groups
+    assert {group.split for group in groups} == {"train"}
+
+
+def test_nectar_is_split_nine_to_one(hub: Any) -> None:
+    rows = [
+        {"prompt": f"\n\nHuman: {n}\n\nAssistant: ", "chosen": "a", "rejected": "b"}
+        for n in range(4000)
+    ]
+    hub(rows)
+    drawn = Counter(group.split for group in load_groups("nectar-binarized").groups)
+    assert abs(drawn["test"] - 400) < 5 * (4000 * 0.1 * 0.9) ** 0.5
+    assert drawn.total() == 4000
+
+
+def test_data_that_is_all_train_can_be_split(tmp_path: Path) -> None:
+    """One folder of `train` files alone; with a `test` beside it the names are what counts."""
+    (tmp_path / "train.jsonl").write_bytes(lines(pairs(*map(str, range(50)))))
+    assert {group.split for group in load_groups(tmp_path).groups} == {"train"}
+    drawn = {group.split for group in load_groups(tmp_path, test_size=0.5).groups}
+    assert drawn == {"train", "test"}
+    (tmp_path / "test.jsonl").write_bytes(lines(pairs("t")))
+    splits = Counter(group.split for group in load_groups(tmp_path, test_size=0.5).groups)
+    assert splits == {"train": 50, "test": 1}
+
+
+def test_the_commit_is_recorded_when_it_is_first_seen(hub: Any) -> None:
+    first, second = "a" * 40, "b" * 40
+    asked = hub(pairs("x"), first, first, second)
+    assert recorded_revisions() == {}
+    assert load_groups("orca-dpo").revision == first
+    recorded = recorded_revisions()
+    assert list(recorded["Intel/orca_dpo_pairs"]) == [first]
+    load_groups("orca-dpo")
+    assert recorded_revisions() == recorded, "the time of the first download stays"
+    assert load_groups("orca-dpo").revision == second
+    assert list(recorded_revisions()["Intel/orca_dpo_pairs"]) == [first, second]
+    assert load_groups(f"orca-dpo@{first}").revision == first
+    assert asked[-1] == ("Intel/orca_dpo_pairs", None, first)
+    revisions_file().write_text("broken")
+    assert load_groups("orca-dpo").revision == second
+    revisions_file().unlink()
+    revisions_file().mkdir()  # cannot be written
+    assert load_groups("orca-dpo").revision == second
+
+
+def test_the_commit_is_shown_and_goes_into_the_record_of_a_run(
+    hub: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub([{"question": "Q", "chosen": "a", "rejected": "b"}], "c" * 40)
+    assert run(["data", "show", "orca-dpo", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["revision"] == "c" * 40
+    source = read_groups(Dataset(source="orca-dpo"))
+    assert f"orca-dpo at {'c' * 40}: 1 rows" in capsys.readouterr().err
+    for word, recorded in (
+        ("orca-dpo", f"orca-dpo@{'c' * 40}"),
+        ("a/b:c@main", f"a/b:c@{'c' * 40}"),
+        (str(tmp_path), str(tmp_path)),
+    ):
+        assert pinned(Dataset(source=word), source.revision).source == recorded
+    assert pinned(Dataset(source="x"), None).source == "x"
+
+
+def test_a_configuration_of_a_named_data_set_is_asked_for(hub: Any) -> None:
+    row = {
+        "context": [{"role": "user", "content": "Q"}],
+        "response1": "a",
+        "response2": "b",
+        "overall_preference": -2,
+    }
+    asked = hub([row])
+    assert load_groups("helpsteer3@abc").adapter == "helpsteer3"
+    assert asked == [("nvidia/HelpSteer3", "preference", "abc")]
 
 
 def test_limit_stops_reading(tmp_path: Path) -> None:

@@ -257,6 +257,13 @@ def test_the_listed_columns_are_the_columns(database):
         assert tuple(columns) == macro.columns, macro.name
 
 
+def test_show_tables_shows_the_views(database):
+    """What `mrpo sql` lists, and nothing that the views are made of."""
+    for query in ("SHOW TABLES", " show all tables ; "):
+        found = [one["name"] for one in database.query(query).to_pylist()]
+        assert found == sorted(view.name for view in VIEWS)
+
+
 def test_an_empty_cache_has_every_view_and_macro(tmp_path):
     Cache(tmp_path).save_groups("none", [])
     for path in (tmp_path, tmp_path / "groups"):  # no references; not even groups
@@ -766,6 +773,10 @@ def make_run(path: Path, **values: object) -> None:
 def test_runs_and_metrics_are_read_from_directories(world, tmp_path, capsys):
     make_run(tmp_path / "b", train_loss=0.5, report={"weights": [0.25, 0.75], "name": "x"})
     make_run(tmp_path / "a")
+    make_run(tmp_path / "sweep" / "dpo" / "seed-0", train_loss=0.25)
+    history = [{"step": 10, "loss": 0.75}, {"step": 20, "loss": 0.5, "rewards/margins": 0.125}]
+    state = {"global_step": 20, "log_history": history}
+    (tmp_path / "b" / "trainer_state.json").write_text(json.dumps(state))
     (tmp_path / "b" / "evaluation").mkdir()
     (tmp_path / "b" / "evaluation" / "test.json").write_text('{"accuracies": 0.75, "ok": true}')
     (tmp_path / "c").mkdir()
@@ -774,26 +785,71 @@ def test_runs_and_metrics_are_read_from_directories(world, tmp_path, capsys):
     with open_sql(world.cache.path, runs=tmp_path) as database:
         runs = database.query("SELECT * FROM runs ORDER BY run").to_pylist()
         rank = database.query("SELECT run, (recipe->>'lora_r')::INT AS r FROM runs WHERE seed = 3")
-        metrics = dict(rows_of(database.query("SELECT run || ':' || metric, value FROM metrics")))
-    assert [run["run"] for run in runs] == ["a", "b"]
-    assert [run["finished"] for run in runs] == [False, True]
+        metrics = dict(
+            rows_of(
+                database.query("SELECT run || ':' || metric, value FROM metrics WHERE step IS NULL")
+            )
+        )
+        log = database.query("SELECT run, step, metric, value FROM metrics WHERE step > 0")
+    assert [run["run"] for run in runs] == ["a", "b", "sweep/dpo/seed-0"]
+    assert [run["finished"] for run in runs] == [False, True, True]
+    assert rows_of(log) == [
+        ("b", 10, "loss", 0.75), ("b", 20, "loss", 0.5), ("b", 20, "rewards/margins", 0.125),
+    ]  # fmt: skip
     assert runs[1]["loss"] == "mrpo"
     assert runs[1]["objective"] == "dpo"
     assert runs[1]["reference_names"] == ["llama@0123456789ab", "qwen@ba9876543210"]
     assert runs[1]["dataset"] == "toy.jsonl"
-    assert rows_of(rank.sort_by("run")) == [("a", 8), ("b", 8)]
+    assert rows_of(rank.sort_by("run")) == [("a", 8), ("b", 8), ("sweep/dpo/seed-0", 8)]
     assert metrics == {
         "b:train_loss": 0.5,
         "b:report.weights.0": 0.25,
         "b:report.weights.1": 0.75,
         "b:evaluation.test.accuracies": 0.75,
         "b:evaluation.test.ok": 1.0,
+        "sweep/dpo/seed-0:train_loss": 0.25,
     }
     assert f"{tmp_path / 'd'} is left out" in capsys.readouterr().err
     with open_sql(world.cache.path, runs=tmp_path / "b") as database:
         assert database.query("SELECT run FROM runs").column(0).to_pylist() == ["b"]
     with pytest.raises(UsageError, match="no directory"):
         open_sql(world.cache.path, runs=tmp_path / "absent")
+
+
+ODD_RUNS = {
+    "a number for a name": '{"objective": 5}',
+    "a text for a list": '{"references": "llama"}',
+    "lists of lists": '{"references": [["llama"]]}',
+    "a number for a policy": '{"policy": 7}',
+    "a list for a model": '{"policy": {"model": []}}',
+    "half a letter": '{"objective": "\\ud800"}',
+    "no object": "[]",
+    "depth": "[" * 100_000,
+}
+ODD_NUMBERS = {
+    "metrics.json": f'{{"train_loss": {"9" * 400}}}',
+    "trainer_state.json": '{"log_history": [{"step": "first", "loss": 1}]}',
+    "recipe.yaml": f"seed: {2**70}",
+    "evaluation/test.json": "7",
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [*(("run.json", one) for one in ODD_RUNS.values()), *ODD_NUMBERS.items()],
+    ids=[*ODD_RUNS, *ODD_NUMBERS],
+)
+def test_an_odd_run_is_left_out_and_told(world, tmp_path, capsys, file, content):
+    make_run(tmp_path / "good", train_loss=0.5)
+    make_run(tmp_path / "odd", train_loss=0.25)
+    (tmp_path / "odd" / "evaluation").mkdir()
+    (tmp_path / "odd" / file).write_text(content)
+    with open_sql(world.cache.path, runs=tmp_path) as database:
+        assert database.query("SELECT run FROM runs").column(0).to_pylist() == ["good"]
+        assert database.query("SELECT DISTINCT run FROM metrics").column(0).to_pylist() == ["good"]
+    err = capsys.readouterr().err
+    assert err.startswith(f"warning: {tmp_path / 'odd'} is left out of the views")
+    assert err.count("\n") == 1
 
 
 # Files that are not what they were
@@ -872,7 +928,7 @@ def test_honest_files_in_the_wrong_place_are_refused(world, tmp_path):
     path = renamed(path, table, {**footer, "mrpo.identity": "0" * 64})
     with pytest.raises(CacheDamaged, match="another reference's identity"):
         open_sql(copy)
-    path = renamed(path, table, {})
+    path = renamed(path, table, {"mrpo.format_version": ""})
     with pytest.raises(CacheDamaged, match="no format_version"):
         open_sql(copy)
     path = renamed(path, table.drop_columns(["logp"]), footer)

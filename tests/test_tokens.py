@@ -696,6 +696,15 @@ def test_an_empty_override_is_not_ignored():
         )
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_no_control_token_is_forgotten(name):
+    """The literals that the tests use are all special and added tokens that the tokenizer has."""
+    one = family(name)
+    every = {str(token) for token in one.tokenizer.added_tokens_decoder.values()}
+    every |= set(one.tokenizer.all_special_tokens)
+    assert set(one.literals) | set(one.spaces) == every
+
+
 def test_the_six_families_are_here():
     """The families that the project's references come from."""
     assert set(FAMILIES) < set(ALL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -21,8 +22,11 @@ from mrpo_tools.maths import objectives
 from mrpo_tools.precompute import precompute
 from mrpo_tools.run import load_run
 from mrpo_tools.scorer import ResponseScorer
-from mrpo_tools.train import _arguments, prepare, train, training_groups
-from mrpo_tools.trainer import FiniteGuard, GroupTrainer, group_seeds
+from mrpo_tools.train import _arguments, train, training_groups
+from mrpo_tools.training.callbacks import FiniteGuard
+from mrpo_tools.training.groups import group_seeds
+from mrpo_tools.training.prepare import prepare
+from mrpo_tools.training.trainer import GroupTrainer
 
 NAMES = ["llama", "mistral", "qwen"]
 
@@ -180,6 +184,127 @@ def test_resume_continues_bit_for_bit(references, some_groups, cached, tmp_path)
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+def test_a_run_killed_after_its_last_step_trains_no_other(
+    references, some_groups, cached, tmp_path
+):
+    """The last checkpoint is there, the adapter and the metrics are not: resuming writes them, with
+    the bytes of the checkpoint."""
+    words = recipe(save_steps=3, max_steps=6)
+    train(words, some_groups, cached, references, tmp_path / "run")
+    before = weights_of(tmp_path / "run")
+    for name in ("adapter_model.safetensors", "metrics.json"):
+        (tmp_path / "run" / name).unlink()
+    result = train(words, some_groups, cached, references, tmp_path / "run", resume=True)
+    assert result.metrics["steps"] == 6
+    after = weights_of(tmp_path / "run")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_checkpoint_that_was_cut_short_is_passed_over(references, some_groups, cached, tmp_path):
+    """A kill while a checkpoint is written: the one before it is taken, and the run ends alike."""
+    words = recipe(save_steps=2, max_steps=6)
+    train(words, some_groups, cached, references, tmp_path / "whole")
+    train(words, some_groups, cached, references, tmp_path / "run")
+    for name in ("adapter_model.safetensors", "metrics.json", "checkpoint-6/trainer_state.json"):
+        (tmp_path / "run" / name).unlink()
+    smaller = words.model_copy(update={"batch_tokens": 64})  # memory may change, the result not
+    train(smaller, some_groups, cached, references, tmp_path / "run", resume=True)
+    whole, parts = weights_of(tmp_path / "whole"), weights_of(tmp_path / "run")
+    assert all(torch.allclose(whole[name], parts[name], atol=1e-6) for name in whole)
+
+
+def test_the_last_figures_are_those_of_the_last_step(references, some_groups, cached, tmp_path):
+    result = train(recipe(max_steps=6, logging_steps=100), some_groups, cached, references,
+                   tmp_path / "run")  # fmt: skip
+    assert result.metrics["last_log"]["step"] == 6
+
+
+def test_a_finished_run_stays_as_it_is(references, some_groups, cached, tmp_path, capsys):
+    words = recipe(max_steps=2)
+    first = train(words, some_groups, cached, references, tmp_path / "run")
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    again = train(words, some_groups, cached, references, tmp_path / "run", resume=True)
+    assert "has finished already" in capsys.readouterr().err
+    assert again.metrics == json.loads(json.dumps(first.metrics))
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+
+
+def test_resuming_on_other_data_is_refused(references, some_groups, cached, tmp_path):
+    words = recipe(save_steps=3, max_steps=6)
+    train(words, some_groups, cached, references, tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()
+    with pytest.raises(UsageError, match="began with other groups"):
+        train(words, some_groups[:-1], cached, references, tmp_path / "run", resume=True)
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_begins_anew(
+    references, some_groups, cached, tmp_path
+):
+    """An error that only the model's weights reveal leaves no directory that blocks the next."""
+    with pytest.raises(UsageError, match="lora_target_modules"):
+        train(
+            recipe(lora_target_modules=["no_such_layer"]), some_groups, cached, references,
+            tmp_path / "run",
+        )  # fmt: skip
+    result = train(recipe(max_steps=1), some_groups, cached, references, tmp_path / "run")
+    assert result.metrics["steps"] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"loss": "mppo_point_mse", "score_scale": 0.001}, "needs scores in [0, 1] after division"),
+        ({"loss": "dpo", "refs": ["llama", "llama"]}, "a reference is named twice"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_written(
+    words, message, references, some_groups, cached, tmp_path
+):
+    with pytest.raises(UsageError) as error:
+        train(recipe(**words), some_groups, cached, references, tmp_path / "run")
+    assert message in error.value.what
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [{"finetuning": "full", "quantization": "nf4"}, {"lr_scheduler_type": "cosin"},
+     {"warmup_ratio": 1.0}],
+)  # fmt: skip
+def test_recipes_that_cannot_be_meant(words):
+    from mrpo_tools.config import parse
+
+    with pytest.raises(UsageError, match="recipe"):
+        parse(Recipe, words, "recipe")
+
+
+def test_two_processes_train_as_one(tiny_models, some_groups, cached, tmp_path):
+    """torchrun with two processes of four groups and one process of eight: equal logs over an
+    epoch, one set of log lines, one run."""
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(group.as_dict()) + "\n" for group in some_groups[:8]))
+    words = ["train", "--dataset", str(data), "--cache", str(cached.path), "--loss", "mrpo",
+             "--refs", "llama,mistral", "--set", "split=all", "--set", "num_train_epochs=2",
+             "--set", "gradient_accumulation_steps=1", "--set", "logging_steps=1",
+             "--set", "learning_rate=1e-2"]  # fmt: skip
+    launchers = {
+        4: [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"],
+        8: [sys.executable],
+    }
+    losses = {}
+    for size, launcher in launchers.items():
+        done = subprocess.run(
+            [*launcher, "-m", "mrpo_tools", *words, "--output", str(tmp_path / str(size)),
+             "--set", f"per_device_train_batch_size={size}"],
+            capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("step 2/2") == 1
+        state = json.loads((tmp_path / str(size) / "trainer_state.json").read_text())
+        losses[size] = [one["loss"] for one in state["log_history"] if "loss" in one]
+    assert losses[4] == pytest.approx(losses[8], abs=1e-6)
+
+
 def test_sigterm_saves_and_exits_75(tiny_models, references, some_groups, cached, tmp_path):
     """The process ends with 75 and the resumed run equals an undisturbed one."""
     data = tmp_path / "data.jsonl"
@@ -201,6 +326,7 @@ def test_sigterm_saves_and_exits_75(tiny_models, references, some_groups, cached
     assert "--resume" in errors
     assert list(run.glob("checkpoint-*"))
     assert not (run / "metrics.json").exists()
+    assert errors.rstrip().endswith(f"go on with: mrpo train --resume --output {run}")
 
 
 def test_a_nonfinite_gradient_moves_nothing_and_three_stop_the_run(
@@ -229,7 +355,7 @@ def test_a_nonfinite_gradient_moves_nothing_and_three_stop_the_run(
 
 
 def test_an_exploding_run_exits_with_the_promised_error(references, some_groups, cached, tmp_path):
-    """A loss of NaN in every step (β so large that the softplus's gradient overflows)."""
+    """A loss of NaN in every step (β so small that IPO's target overflows)."""
     with pytest.raises(NonFiniteError):
         train(
             recipe(loss="ipo", refs=["llama"], beta=1e-30, max_steps=8), some_groups, cached,
@@ -255,6 +381,77 @@ def test_a_policy_that_is_not_reference_1_is_warned_of(
     assert result.metrics["step0_difference_nats_per_token"] is None
     found = evaluate(load_run(tmp_path / "run"), some_groups, cached, "all").metrics
     assert 0 <= found["accuracies_step0"] <= 1
+
+
+def test_a_policy_with_an_adapter_is_merged_first(references, some_groups, cached, tmp_path):
+    """Training on top of an adapter would begin without it: refused; the merged model has the
+    adapter's log-probs and can be trained."""
+    from mrpo_tools.cache import Cache
+    from mrpo_tools.merge import merge
+
+    words = recipe(loss="dpo", refs=["llama"], max_steps=2)
+    train(words, some_groups, cached, references, tmp_path / "first")
+    second = words.model_copy(update={"policy": str(tmp_path / "first"), "dtype": "float32"})
+    with pytest.raises(UsageError, match="is a model with a LoRA adapter") as error:
+        train(second, some_groups, cached, references, tmp_path / "second")
+    assert f"mrpo merge {tmp_path / 'first'}" in error.value.hint
+    trained = load_run(tmp_path / "first").trained_policy
+    merged = Reference(model=str(merge(trained, tmp_path / "merged")), dtype="float32")
+    own = Cache(tmp_path / "cache")
+    both = precompute({"adapter": trained, "merged": merged}, some_groups, own, "some")
+    tables = [summary.store.table().sort_by("response_id") for summary in both]
+    for one, other in zip(*(table["logp"].to_pylist() for table in tables), strict=True):
+        assert one == pytest.approx(other, abs=1e-3)
+    third = words.model_copy(update={"policy": str(tmp_path / "merged"), "dtype": "float32"})
+    assert train(third, some_groups, cached, references, tmp_path / "third").metrics["steps"] == 2
+    with pytest.raises(UsageError, match="has no adapter to merge"):
+        merge(merged, tmp_path / "again")
+
+
+def test_a_policy_that_cuts_elsewhere_is_refused(tiny_models, some_groups, tmp_path):
+    """With `overlong: truncate` another max_length means other tokens, so other log-probs."""
+    from mrpo_tools.cache import Cache
+
+    reference = Reference(
+        model=str(tiny_models["llama"]), dtype="float32", max_length=60, overlong="truncate"
+    )
+    cache = Cache(tmp_path / "cache")
+    precompute({"llama": reference}, some_groups, cache, "some")
+    words = recipe(loss="dpo", refs=["llama"], max_steps=1)
+    with pytest.raises(CacheStale, match=r"cut elsewhere for the policy \(max_length 40\)"):
+        train(
+            words.model_copy(update={"max_length": 40}), some_groups, cache,
+            {"llama": reference}, tmp_path / "run",
+        )  # fmt: skip
+    train(words, some_groups, cache, {"llama": reference}, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"quantization": "nf4"}, "quantization was None, is now 'nf4'"),
+        ({"max_length": 64}, "max_length was 8192, is now 64"),
+        ({"chat_template": "TEMPLATE"}, "chat_template was"),
+        ({"adapter": "ADAPTER"}, "adapter was None, is now"),
+        ({"revision": "a" * 40}, "revision was None"),
+    ],
+)
+def test_words_of_a_reference_that_is_not_here_are_compared(
+    words, message, references, some_groups, cached, tmp_path
+):
+    """Its files are on another machine; what the project says of it is not what was scored."""
+    if "chat_template" in words:
+        (tmp_path / "template").write_text("{{ messages[0].content }}")
+        words = {"chat_template": str(tmp_path / "template")}
+    if "adapter" in words:
+        train(recipe(loss="dpo", refs=["qwen"], max_steps=1), some_groups, cached, references,
+              tmp_path / "run")  # fmt: skip
+        words = {"adapter": str(tmp_path / "run")}
+    same = Reference(model="org/model", dtype="float32")
+    assert prepare(recipe(), some_groups, cached, {**references, "qwen": same}).stores
+    other = same.model_copy(update=words)
+    with pytest.raises(CacheStale, match=message):
+        prepare(recipe(), some_groups, cached, {**references, "qwen": other})
 
 
 def test_a_changed_reference_is_refused(tiny_models, references, some_groups, cached, tmp_path):
@@ -321,7 +518,7 @@ def test_a_4_bit_policy_has_the_gradient_of_its_dequantised_weights(references):
     import bitsandbytes
     from independent import response_logp
 
-    from mrpo_tools.batching import Row, collate
+    from mrpo_tools.batching import Row
     from mrpo_tools.identity import locate
     from mrpo_tools.models import add_lora, load_model
 
@@ -346,11 +543,11 @@ def test_a_4_bit_policy_has_the_gradient_of_its_dequantised_weights(references):
             if "lora_B" in name:
                 parameter.data.fill_(0.01)
         scorer = ResponseScorer(adapted)
-        batch = collate([Row(prompt, [response], [0])])
+        batch = [scorer.collate([Row(prompt, [response], [0])])]
         with torch.no_grad():
-            scorer(**batch)
+            scorer(batch, 1)
         logp = (
-            scorer(**batch)[0] if model is quantized else response_logp(adapted, prompt, response)
+            scorer(batch, 1)[0] if model is quantized else response_logp(adapted, prompt, response)
         )
         logp.backward()
         gradients.append({n: p.grad for n, p in adapted.named_parameters() if p.grad is not None})

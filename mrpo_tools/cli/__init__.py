@@ -6,7 +6,7 @@ Results go to stdout, progress and warnings to stderr. Heavy imports stay inside
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import importlib
 import os
 import sys
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import click
 
-from mrpo_tools.errors import MrpoError, ResourceError
+from mrpo_tools.errors import NO_SPACE, MrpoError, ResourceError
 
 COMMANDS = {
     "init": "mrpo_tools.cli.project",
@@ -25,8 +25,13 @@ COMMANDS = {
     "data": "mrpo_tools.cli.data",
     "precompute": "mrpo_tools.cli.precompute",
     "train": "mrpo_tools.cli.train",
+    "rank": "mrpo_tools.cli.rank",
     "evaluate": "mrpo_tools.cli.evaluate",
+    "sweep": "mrpo_tools.cli.sweep",
+    "compare": "mrpo_tools.cli.compare",
+    "report": "mrpo_tools.cli.report",
     "generate": "mrpo_tools.cli.generate",
+    "merge": "mrpo_tools.cli.merge",
     "sql": "mrpo_tools.cli.sql",
     "cache": "mrpo_tools.cli.cache",
 }
@@ -76,7 +81,13 @@ def cli(ctx: click.Context, debug: bool) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code that `errors` promises."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    sys.exit(run(arguments))
+    code = run(arguments)
+    if "torch" not in sys.modules:  # a library's thread that is starting can abort a normal exit
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -84,6 +95,7 @@ def run(arguments: list[str]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         code = cli.main(arguments, standalone_mode=False)
+        _flush()
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
         error.show()
@@ -94,12 +106,20 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        return report(error)
+        return explain(error)
 
 
-def report(error: Exception) -> int:
+def _flush() -> None:
+    """Write what is left, so that a full disk is told; a reader that has gone is no error."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def explain(error: Exception) -> int:
     """Print an error as what, why and the next command; returns its exit code."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
         error = ResourceError(f"no space left: {error}", "free some space")
     if isinstance(error, MrpoError):
         print(f"error: {error}", file=sys.stderr)

@@ -28,7 +28,7 @@ def demo(directory: Path, as_json: bool) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # tiny models: waiting threads only spin
 
     from mrpo_tools.cli import run
-    from mrpo_tools.cli.evaluate import NOT_COMPARABLE
+    from mrpo_tools.results import NOT_COMPARABLE
     from mrpo_tools.workflows.demo import demo as workflow
 
     result = workflow(directory, run)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
+    from mrpo_tools.cache import Cache
     from mrpo_tools.config import Dataset, Project, Reference
     from mrpo_tools.sources import Source
 
@@ -33,7 +34,7 @@ dataset_options = _decorate(
     click.option("--score", metavar="KIND", help="Which score, where the data has several."),
     click.option("--test-size", type=float, help="Share of prompts held out as split `test`."),
     click.option("--split-seed", type=int, help="Which prompts those are."),
-    click.option("--limit", type=int, help="The first N rows only."),
+    click.option("--limit", type=int, help="The first N groups only."),
 )
 
 cache_option = click.option(
@@ -52,7 +53,7 @@ reference_options = _decorate(
     click.option("--system", type=click.Choice(["fold", "drop", "error"])),
     click.option("--added-tokens", type=click.Choice(["plain", "keep"])),
     click.option("--batch-tokens", type=int, help="Tokens of a batch, padding counted."),
-    click.option("--attention", type=click.Choice(["auto", "sdpa", "eager"])),
+    click.option("--attention", type=click.Choice(["auto", "tree", "sdpa", "eager"])),
     click.option("--trust-remote-code", is_flag=True, default=None, help="Run the model's code."),
 )
 REFERENCE_FIELDS = (
@@ -120,7 +121,7 @@ def _mapping(text: str | None) -> dict[str, str] | None:
 
 def read_groups(dataset: Dataset) -> Source:
     """Read and check the data; its adapter and what was counted go to stderr."""
-    from mrpo_tools.progress import bar_to, say
+    from mrpo_tools.progress import bar_to, say_once
     from mrpo_tools.sources import load_groups
 
     with bar_to("reading") as report:
@@ -134,8 +135,27 @@ def read_groups(dataset: Dataset) -> Source:
             seed=dataset.split_seed,
             on_progress=report,
         )
-    say(f"{source.name}: {counted(source.counts)} (adapter {source.adapter}: {source.reason})")
+    at = f" at {source.revision}" if source.revision else ""
+    adapter = f"(adapter {source.adapter}: {source.reason})"
+    say_once(f"{source.name}{at}: {counted(source.counts)} {adapter}")
+    warn_of(source.counts)
     return source
+
+
+WARNED = (
+    "chosen_scored_below_rejected", "contradicting_groups", "unjudged_groups",
+    "prompts_in_two_splits", "lacking_in_train",
+)  # fmt: skip
+
+
+def warn_of(counts: dict[str, int]) -> None:
+    """A line to stderr for each thing about the data that may not be meant."""
+    from mrpo_tools.progress import say_once
+    from mrpo_tools.sources import COUNTS
+
+    for name in WARNED:
+        if counts[name]:
+            say_once(f"warning: {counts[name]:,} {COUNTS[name]}")
 
 
 def counted(counts: dict[str, int]) -> str:
@@ -147,14 +167,35 @@ def counted(counts: dict[str, int]) -> str:
     )
 
 
-def absolute(dataset: Dataset) -> Dataset:
-    """The data set with its path made absolute, for a run's record."""
-    path = Path(dataset.source)
-    return dataset.model_copy(update={"source": str(path.resolve())}) if path.exists() else dataset
+def pinned(dataset: Dataset, revision: str | None) -> Dataset:
+    """For a run's record: the data set with its path made absolute, or its commit on the hub."""
+    path, word = Path(dataset.source), dataset.source
+    if path.exists():
+        word = str(path.resolve())
+    elif revision:
+        word = f"{word.partition('@')[0]}@{revision}"
+    return dataset.model_copy(update={"source": word})
+
+
+def open_cache(path: str | None) -> Cache:
+    """The cache of `--cache`, or of the project.
+
+    Raises:
+        CacheMissing: it is not there.
+    """
+    from mrpo_tools.cache import Cache
+    from mrpo_tools.config import load_project
+
+    opened = Cache(path or load_project().cache)
+    opened.references()
+    return opened
 
 
 def print_json(values: object) -> None:
-    json.dump(values, sys.stdout, indent=2, ensure_ascii=False)
+    """JSON on stdout; a number that is not finite is null."""
+    from mrpo_tools.run import finite
+
+    json.dump(finite(values), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
     print()
 
 
@@ -173,6 +214,17 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
             for cell, width, right in zip(line, widths, numeric, strict=True)
         )
         print("  ".join(cells).rstrip())
+
+
+def with_interval(measured: Mapping[str, float | None], signed: bool = False) -> str:
+    """`0.842 [0.820, 0.861]`; a dash where there is no value."""
+    value, low, high = measured["value"], measured["low"], measured["high"]
+    if value is None:
+        return "–"
+    form = "+.3f" if signed else ".3f"
+    if low is None or high is None:
+        return format(value, form)
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def _cell(value: object) -> str:

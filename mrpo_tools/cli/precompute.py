@@ -62,14 +62,11 @@ def precompute(refs: tuple[str, ...], split: str | None, shard: str | None, **op
     source = read_groups(dataset)
     cache = Cache(options["cache"] or project.cache)
     if options["dry_run"]:
-        _dry_run(references, source.groups, cache, options["as_json"])
+        _dry_run(references, source.groups, cache, split, part, options["as_json"])
         return
     from mrpo_tools.precompute import precompute as phase1
-    from mrpo_tools.progress import say
 
     summaries = phase1(references, source.groups, cache, source.name, split, part)
-    for warning in (one for summary in summaries for one in summary.warnings):
-        say(f"warning: {warning}")
     _print(summaries, options["as_json"])
 
 
@@ -79,8 +76,10 @@ def _shard(text: str | None) -> tuple[int, int]:
 
     from mrpo_tools.errors import UsageError
 
+    if text is None and {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        text = f"{int(os.environ['RANK']) + 1}/{os.environ['WORLD_SIZE']}"
     if text is None:
-        return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        return 0, 1
     index, _, count = text.partition("/")
     if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
         raise UsageError(f"--shard {text}: I/N with I from 1 to N is needed", "--shard 1/4")
@@ -88,23 +87,31 @@ def _shard(text: str | None) -> tuple[int, int]:
 
 
 def _dry_run(
-    references: dict[str, Reference], groups: list[Group], cache: Cache, as_json: bool
+    references: dict[str, Reference],
+    groups: list[Group],
+    cache: Cache,
+    split: str | None,
+    shard: tuple[int, int],
+    as_json: bool,
 ) -> None:
-    from mrpo_tools.precompute import estimate
+    from mrpo_tools.estimate import estimate
     from mrpo_tools.scoring import resolve
 
-    found = [estimate(resolve(name, one), groups, cache) for name, one in references.items()]
+    subjects = [resolve(name, one) for name, one in references.items()]
+    found = [estimate(subject, groups, cache, split, shard) for subject in subjects]
     if as_json:
         print_json([vars(one) for one in found])
         return
     print_table(
-        ("reference", "responses", "tokens", "unique tokens", "overlong", "weights MB"),
+        ("reference", "responses", "tokens", "unique tokens", "padding", "overlong", "memory MB",
+         "disk MB", "seconds"),
         [
-            (one.name, one.responses, one.tokens, one.unique_tokens, one.overlong,
-             round(one.weight_bytes / 1e6))
+            (one.name, one.responses, one.tokens, one.unique_tokens, one.padding, one.overlong,
+             round(one.memory_bytes / 1e6), round(one.disk_bytes / 1e6, 1), round(one.seconds, 1))
             for one in found
         ],
     )  # fmt: skip
+    print("memory, disk and seconds are estimates; loading the model is not in the seconds")
 
 
 def _print(summaries: list[Summary], as_json: bool) -> None:

@@ -12,10 +12,13 @@ TEMPLATE = """\
 # The project: what the short commands work on. Every option overrides the field of its name.
 dataset:
   source: {dataset}          # file, directory or hub id
-  test_size: {test_size}     # share of prompts held out where the data names no splits
-cache: cache
+{test_size}cache: cache
 references:                  # the first one named in --refs is the policy's initial model
 {references}"""
+
+TEST_SIZE = """\
+  test_size: {share}           # share of prompts held out where the data names no splits
+"""
 
 REFERENCE = """\
   {name}:
@@ -28,13 +31,22 @@ REFERENCE = """\
 
 
 @click.command()
-@click.option("--dataset", default="data.jsonl", show_default=True, metavar="SOURCE")
-@click.option("--test-size", default=0.1, show_default=True, type=float)
+@click.option("--dataset", metavar="SOURCE", help="[default: data.jsonl, or the preset's first]")
+@click.option("--test-size", type=float,
+              help="Share of prompts held out.  [default: the paper's for a named data set, else "
+                   "0.1]")  # fmt: skip
 @click.option("--ref", "refs", multiple=True, metavar="NAME=MODEL", help="Repeats.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]))
+@click.option("--preset", metavar="FILE:ROW/COLUMN",
+              help="A cell of a paper's table; writes recipe.yaml too.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace an existing project file.")
 def init(
-    dataset: str, test_size: float, refs: tuple[str, ...], dtype: str | None, force: bool
+    dataset: str | None,
+    test_size: float | None,
+    refs: tuple[str, ...],
+    dtype: str | None,
+    preset: str | None,
+    force: bool,
 ) -> None:
     """Write a project file, mrpo.yaml, in this directory.
 
@@ -43,14 +55,25 @@ def init(
     \b
     Example:
         mrpo init --dataset pairs.jsonl --ref llama=./models/llama --ref qwen=Qwen/Qwen2.5-7B
+        mrpo init --preset recipes/papers/mrpo-table-1.yaml:mrpo/l-from-m
     """
     from mrpo_tools.cli.options import references_named
     from mrpo_tools.config import ALIASES, PROJECT_FILE, Project
     from mrpo_tools.errors import UsageError
+    from mrpo_tools.sources.known import KNOWN
 
     path = Path(PROJECT_FILE)
     if path.exists() and not force:
         raise UsageError(f"{path} is there already", "mrpo init --force replaces it")
+    if preset is not None:
+        if refs or dtype or test_size is not None:
+            raise UsageError(
+                "--preset names the references and the split itself",
+                "leave --ref, --dtype and --test-size out; change mrpo.yaml afterwards",
+            )
+        _init_preset(preset, dataset, path, force)
+        return
+    dataset = dataset or "data.jsonl"
     named = references_named(refs or ALIASES, Project(), {})
     if dtype is None:
         from mrpo_tools.models import default_dtype
@@ -59,10 +82,33 @@ def init(
     references = "".join(
         REFERENCE.format(name=name, model=one.model, dtype=dtype) for name, one in named.items()
     )
-    text = TEMPLATE.format(dataset=dataset, test_size=test_size, references=references)
+    as_the_paper = test_size is None and dataset.partition("@")[0] in KNOWN
+    share = "" if as_the_paper else TEST_SIZE.format(share=0.1 if test_size is None else test_size)
+    text = TEMPLATE.format(dataset=dataset, test_size=share, references=references)
     path.write_text(text, encoding="utf-8")
     print(f"wrote {path} with references {', '.join(named)}")
     print(f"next: mrpo precompute --ref {','.join(named)}")
+
+
+def _init_preset(word: str, dataset: str | None, project: Path, force: bool) -> None:
+    """Write the project and the recipe of a cell of a paper's table."""
+    import yaml
+
+    from mrpo_tools.errors import UsageError
+    from mrpo_tools.presets import load_preset
+
+    preset = load_preset(word, dataset)
+    recipe = Path("recipe.yaml")
+    if recipe.exists() and not force:
+        raise UsageError(f"{recipe} is there already", "mrpo init --force replaces it")
+    words = preset.project.model_dump(exclude_defaults=True)
+    for path, values in ((project, {"cache": "cache", **words}), (recipe, preset.recipe)):
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        path.write_text(f"# {preset.title}\n{text}", encoding="utf-8")
+    names = ",".join(preset.project.references)
+    print(f"wrote {project} and {recipe}: {preset.title}")
+    print(f"next: mrpo precompute --ref {names}")
+    print(f"then: mrpo train --config {recipe} --output run")
 
 
 @click.command()

@@ -96,7 +96,7 @@ def _answer(
     target: Path | BinaryIO,
 ) -> None:
     """Write a query's result; a query that cannot be stopped ends with the process."""
-    from mrpo_tools.cli import report
+    from mrpo_tools.cli import explain
     from mrpo_tools.sql import write
 
     try:
@@ -104,7 +104,7 @@ def _answer(
     except BaseException as error:
         if not database.stuck:
             raise
-        code = report(error) if isinstance(error, Exception) else 130
+        code = explain(error) if isinstance(error, Exception) else 130
         sys.stderr.flush()
         os._exit(code)
 

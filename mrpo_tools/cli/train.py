@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mrpo_tools.cli.options import (
-    absolute,
     cache_option,
     dataset_of,
     dataset_options,
     json_option,
+    pinned,
     print_json,
     print_table,
     read_groups,
@@ -47,7 +47,8 @@ RECIPE_OPTIONS = (
 @click.option("--pairing",
               type=click.Choice(["best_worst", "best_random", "best_vs_rest", "all"]))  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any recipe key.")
-@click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
+@click.option("--resume", is_flag=True,
+              help="Go on with the run in --output, its recipe and data.")  # fmt: skip
 @json_option
 def train(
     config: Path | None, output: Path, settings: tuple[str, ...], resume: bool, **options: Any
@@ -61,20 +62,33 @@ def train(
     Example:
         mrpo train --loss mrpo --refs llama,mistral,qwen --output runs/mrpo
         mrpo train --config recipe.yaml --set learning_rate=5e-6 --output runs/slow
+        mrpo train --resume --output runs/slow
     """
     from mrpo_tools.cache import Cache
     from mrpo_tools.config import load_project
+    from mrpo_tools.run import RECIPE, is_run, project_of
 
     project = load_project()
+    if resume and is_run(output):
+        project = project_of(output)
+        config = config or output / RECIPE
     recipe = _recipe(config, options, settings)
     references = {**project.references, **references_named(options["definitions"], project, {})}
     dataset = dataset_of(project, options)
     cache = Cache(options["cache"] or project.cache)
-    cache.references()  # refuses a cache that is not there before anything is read
+    if recipe.refs:
+        cache.references()  # refuses a cache that is not there before anything is read
     source = read_groups(dataset)
+    from mrpo_tools.models import quiet_libraries
+    from mrpo_tools.progress import is_first_process
+
+    quiet_libraries()  # before they are imported
     from mrpo_tools.train import train as phase2
 
-    result = phase2(recipe, source.groups, cache, references, output, absolute(dataset), resume)
+    recorded = pinned(dataset, source.revision)
+    result = phase2(recipe, source.groups, cache, references, output, recorded, resume)
+    if not is_first_process():
+        return
     if options["as_json"]:
         print_json({"run": str(output), **result.metrics})
         return

@@ -111,6 +111,14 @@ def pairs(sides: Sides, labels: Tensor | None, pairing: str, seeds: Tensor | Non
     return against & loser.unsqueeze(1)
 
 
+def preference_pairs(mask: Tensor, scores: Tensor | None, chosen: Tensor | None) -> Tensor:
+    """[B, N, N] bool: the pairs that accuracies count, Y+ × Y− with labels, else s_a > s_b."""
+    sides = choose_sides(scores, chosen, mask)
+    if chosen is None:
+        return ordered_pairs(sides)
+    return sides.positive.unsqueeze(-1) & sides.negative.unsqueeze(-2)
+
+
 def ordered_pairs(sides: Sides) -> Tensor:
     """[B, N, N] bool: every pair with s_a > s_b."""
     both = sides.mask.unsqueeze(-1) & sides.mask.unsqueeze(-2)

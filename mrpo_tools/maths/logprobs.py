@@ -10,11 +10,12 @@ from torch.utils.checkpoint import checkpoint
 
 from mrpo_tools.maths.shapes import require_shape
 
-TILE = 1024
+TILES = {True: 256, False: 1024}
+"""Positions of a tile on a CPU, whose caches hold few, and on an accelerator."""
 
 
 def token_logps(
-    hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], tile: int = TILE
+    hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], tile: int | None = None
 ) -> Tensor:
     """Log-prob of each target token under the head's softmax.
 
@@ -25,12 +26,13 @@ def token_logps(
         hidden: [M, D] hidden states, the ones that predict the targets.
         targets: [M] token ids.
         head: [m, D] -> [m, V] logits, in any dtype.
-        tile: positions at a time.
+        tile: positions at a time; None takes `TILES` of the device.
 
     Returns:
         [M] log-probs, nats, float32 or better, ≤ 0.
     """
     require_shape("targets", targets, (hidden.shape[0],))
+    tile = tile or TILES[hidden.device.type == "cpu"]
 
     def of_tile(states: Tensor, ids: Tensor) -> Tensor:
         logits = head(states)

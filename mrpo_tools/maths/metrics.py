@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mrpo_tools.maths.contrasts import Sides, choose_sides, one_hot_argmax, ordered_pairs
+from mrpo_tools.maths.contrasts import Sides, choose_sides, one_hot_argmax, preference_pairs
 from mrpo_tools.maths.shapes import fill, masked_mean, pair_differences, require_shape
 
 
@@ -20,12 +20,8 @@ def accuracies(
         scores: [B, N] or None.
         chosen: [B, N] labels or None. With labels the pairs are Y+ × Y−, else those with s_a > s_b.
     """
-    sides = _sides(rewards, mask, scores, chosen)
-    pairs = (
-        ordered_pairs(sides)
-        if chosen is None
-        else sides.positive.unsqueeze(-1) & sides.negative.unsqueeze(-2)
-    )
+    _require_shapes(rewards, mask, scores, chosen)
+    pairs = preference_pairs(mask, scores, chosen)
     right = pair_differences(fill(rewards, mask)) > 0
     share = masked_mean(right.to(torch.float64), pairs, (-1, -2))
     return _or_nan(share, pairs.any(-1).any(-1))
@@ -40,12 +36,16 @@ def margins(rewards: Tensor, mask: Tensor, scores: Tensor | None, chosen: Tensor
 
 
 def top1(rewards: Tensor, mask: Tensor, scores: Tensor | None, chosen: Tensor | None) -> Tensor:
-    """[B]: 1 where the argmax reward (lowest index on a tie) has the largest score, else 0."""
+    """[B]: 1 where the argmax reward (lowest index on a tie) has the largest score, else 0.
+
+    A group whose responses are all tied cannot say.
+    """
     sides = _sides(rewards, mask, scores, chosen)
     picked = one_hot_argmax(fill(rewards, mask), mask)
     best = fill(sides.scores, mask, float("-inf")).amax(-1)
     hit = fill(sides.scores, picked).sum(-1) == best
-    return _or_nan(hit.to(torch.float64), mask.any(-1))
+    worse = fill(sides.scores, mask, float("inf")) < best.unsqueeze(-1)
+    return _or_nan(hit.to(torch.float64), worse.any(-1))
 
 
 def kendall_tau(rewards: Tensor, mask: Tensor, scores: Tensor) -> Tensor:
@@ -61,11 +61,17 @@ def kendall_tau(rewards: Tensor, mask: Tensor, scores: Tensor) -> Tensor:
 
 def _sides(rewards: Tensor, mask: Tensor, scores: Tensor | None, chosen: Tensor | None) -> Sides:
     """The groups' sides, once every shape is [B, N]."""
+    _require_shapes(rewards, mask, scores, chosen)
+    return choose_sides(scores, chosen, mask)
+
+
+def _require_shapes(
+    rewards: Tensor, mask: Tensor, scores: Tensor | None, chosen: Tensor | None
+) -> None:
     shape = tuple(rewards.shape)
     for name, tensor in (("mask", mask), ("scores", scores), ("chosen", chosen)):
         if tensor is not None:
             require_shape(name, tensor, shape)
-    return choose_sides(scores, chosen, mask)
 
 
 def _both(sides: Sides) -> Tensor:

@@ -6,7 +6,9 @@
     hub      `datasets`            -> numbered rows   /
     detect   columns -> adapter; `catalogue` is the table of adapters
     pairs, scored  the adapters: a row -> prompt and responses, by `conversation` and `fields`
+    splits   which prompts are held out
     checks   a prompt and responses -> a group, or problems
+    summary  what the groups of a source are like; `export`, `write` them in other forms
     stream   all of it in order, with splits and counts; `load` into memory
 """
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from mrpo_tools.groups import Group, Response, content_id, merge_duplicates
 from mrpo_tools.sources.fields import Field
+from mrpo_tools.sources.seen import Seen
 
 
 def checked_responses(
@@ -64,14 +65,17 @@ class Noticing:
 
     def __init__(self, counts: Counter[str]) -> None:
         self.counts = counts
-        self._judgements: dict[int, int] = {}
-        self._splits: dict[int, str | None] = {}
+        self._judgements = Seen()
+        self._splits = Seen()
+        self._names: list[str | None] = []
         self._moved: set[int] = set()
 
     def settle_split(self, group: Group) -> Group:
         """The group in the split where its prompt was first seen, so no prompt is in two."""
         prompt = _key(group.prompt_id)
-        first = self._splits.setdefault(prompt, group.split)
+        if group.split not in self._names:
+            self._names.append(group.split)
+        first = self._names[self._splits.setdefault(prompt, self._names.index(group.split))]
         if first == group.split:
             return group
         self.counts["prompts_in_two_splits"] += prompt not in self._moved
@@ -84,11 +88,10 @@ class Noticing:
         self.counts["chosen_scored_below_rejected"] += contradicts_itself(group)
         texts = _key(content_id(sorted(group.response_ids)))
         judged = _key(group.group_id)
-        if texts in self._judgements:
-            same = self._judgements[texts] == judged
-            self.counts["duplicate_groups" if same else "contradicting_groups"] += 1
-        else:
-            self._judgements[texts] = judged
+        known = len(self._judgements)
+        first = self._judgements.setdefault(texts, judged)
+        if len(self._judgements) == known:
+            self.counts["duplicate_groups" if first == judged else "contradicting_groups"] += 1
 
 
 def _key(hexadecimal: str) -> int:

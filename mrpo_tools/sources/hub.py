@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import tempfile
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +40,7 @@ def read_hub(
 ) -> Iterator[Row | Problem]:
     """The rows of a data set on the hub, downloaded once into the cache of `datasets`.
 
-    The commit that was read becomes `reading.revision`.
+    The commit that was read becomes `reading.revision`, and is recorded when it is first seen.
     """
     import datasets
 
@@ -43,19 +48,59 @@ def read_hub(
         builder = datasets.load_dataset_builder(hub_id, config, revision=revision)
         builder.download_and_prepare()
         data = builder.as_dataset()
-        reading.revision = builder.hash
+        reading.revision = builder.hash and str(builder.hash)
     except Exception as error:  # the library raises whatever its loaders meet
         raise UsageError(
             f"{hub_id}: no such file, and it cannot be loaded from the Hugging Face hub: "
             f"{_in_one_line(error)}",
             "check the spelling, the network and HF_TOKEN, or give the path of a file",
         ) from error
+    if reading.revision:
+        record_revision(f"{hub_id}:{config}" if config else hub_id, reading.revision)
     return _rows(data, hub_id, reading)
 
 
+def revisions_file() -> Path:
+    """Where the commits of downloaded data sets are recorded, with the time of the first use."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "mrpo" / "data-set-revisions.json"
+
+
+def record_revision(name: str, revision: str) -> None:
+    """Note the commit of a data set; one that is there already keeps its time.
+
+    A place that cannot be written is no reason to refuse the data: the run records the commit too.
+    """
+    path = revisions_file()
+    known = recorded_revisions()
+    if revision in known.get(name, {}):
+        return
+    known.setdefault(name, {})[revision] = datetime.now(UTC).isoformat(timespec="seconds")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".revisions-")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(known, file, indent=2)
+        os.replace(temporary, path)
+
+
+def recorded_revisions() -> dict[str, dict[str, str]]:
+    """Data set -> commit -> when it was first read here; the oldest first."""
+    try:
+        found = json.loads(revisions_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _rows(data: Any, name: str, reading: Reading) -> Iterator[Row | Problem]:
-    """The rows of a Dataset or a DatasetDict, which knows its splits."""
+    """The rows of a Dataset or a DatasetDict, which knows its splits.
+
+    Data that is all `train` has not been split: what is held out of it can be drawn.
+    """
     splits = dict(data) if hasattr(data, "keys") else {None: data}
+    if list(splits) == ["train"]:
+        splits = {None: splits["train"]}
     reading.total = sum(table.num_rows for table in splits.values())
     reading.done = 0
     for split, table in splits.items():

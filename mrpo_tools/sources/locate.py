@@ -42,11 +42,13 @@ class Located:
         name: file-system-safe; the file's or the data set's name without its folder.
         rows: starts reading.
         test_size: the share that papers hold out of a named data set; 0 where they do not.
+        train_groups: how many groups papers train on, the rest being held out; None for a share.
     """
 
     name: str
     rows: Callable[[Reading], Iterator[Row | Problem]]
     test_size: float = 0.0
+    train_groups: int | None = None
 
 
 def locate(source: str | Path) -> Located:
@@ -76,8 +78,10 @@ def _remote(word: str) -> Located:
     name, at, revision = word.partition("@")
     if name in KNOWN:
         known = KNOWN[name]
-        word = known.hub_id + at + revision
-        return replace(_remote(word), name=name, test_size=known.test_size)
+        word = f"{known.hub_id}{':' if known.config else ''}{known.config or ''}{at}{revision}"
+        return replace(
+            _remote(word), name=name, test_size=known.test_size, train_groups=known.train_groups
+        )
     match = _HUB_ID.fullmatch(word)
     if match is None or _reader_of(Path(word)) or word.startswith((".", "~", "/")):
         hint = did_you_mean(word, KNOWN) if "/" not in word and "." not in word else None
@@ -112,6 +116,8 @@ def _folder(folder: Path) -> Located:
     ]
     if not files:
         raise UsageError(f"{folder}: a folder without data", f"it needs {_ACCEPTED} files")
+    if {split for _, split in files} == {"train"}:  # not split: what is held out can be drawn
+        files = [(path, None) for path, _ in files]
     files.sort(key=lambda file: (not (file[1] or "").startswith("train"), str(file[0])))
     return Located(name, lambda reading: _read_files(files, reading))
 

@@ -66,6 +66,7 @@ class Reading:
         total: the size of all files of the source.
         done: the size of those that were read to the end.
         revision: the commit of a hub data set.
+        mark: how many bytes of a byte order mark the present file begins with.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -73,6 +74,7 @@ class Reading:
     total: int = 0
     done: int = 0
     revision: str | None = None
+    mark: int = 0
 
     def tick(self, within: int) -> None:
         """Report that `within` units of the present file are read."""

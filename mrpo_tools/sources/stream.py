@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mrpo_tools.errors import DataError, UsageError, did_you_mean
-from mrpo_tools.groups import Group, split_of
+from mrpo_tools.groups import Group
 from mrpo_tools.sources.adapters import Adapter
 from mrpo_tools.sources.checks import Noticing, checked_responses
 from mrpo_tools.sources.columns import Columns
@@ -17,6 +17,7 @@ from mrpo_tools.sources.detect import SAMPLE_ROWS, choose
 from mrpo_tools.sources.fields import Field
 from mrpo_tools.sources.locate import locate, split_name
 from mrpo_tools.sources.rows import Problem, Reading, Row, ignore_progress
+from mrpo_tools.sources.splits import Draw
 from mrpo_tools.sources.strict_json import shorten
 
 MAX_PROBLEMS = 100_000
@@ -31,6 +32,7 @@ COUNTS = {
     "duplicate_groups": "groups that were there before, kept",
     "contradicting_groups": "groups that were there before with other scores or labels, kept",
     "prompts_in_two_splits": "prompts of several splits, all in the one where they were first seen",
+    "lacking_in_train": "groups fewer in train than in the paper's split, as prompts repeat",
     "prompts_with_one_response": "prompts left out, as nothing can be compared",
     "rows_of_other_splits": "rows left out, as they repeat the data in another form",
     "skipped_rows": "rows with problems that were left out on request",
@@ -82,8 +84,7 @@ class GroupStream:
         self._splits: Counter[str | None] = Counter()
         located = locate(source)
         self.name = located.name
-        wished = self.options.test_size
-        self._test_size = located.test_size if wished is None else wished
+        self._draw = Draw.of(located, self.options.test_size, self.options.seed)
         reading = Reading(self.counts, self.options.on_progress)
         rows = located.rows(reading)
         head = list(itertools.islice(rows, SAMPLE_ROWS))
@@ -177,10 +178,7 @@ class GroupStream:
         """The groups of the wanted split, counted."""
         noticing = Noticing(self.counts)
         wanted = self.options.split
-        for group in groups:
-            if group.split is None:
-                drawn = split_of(group.prompt_id, self._test_size, self.options.seed)
-                group = group.with_split(drawn)
+        for group in self._draw.splits(groups, self.counts):
             group = noticing.settle_split(group)
             self._splits[group.split] += 1
             if wanted in (None, "all", group.split):

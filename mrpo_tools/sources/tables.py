@@ -7,6 +7,7 @@ made, and a footer that promises an absurd expansion is refused.
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,8 @@ def read_parquet(path: Path, reading: Reading) -> Iterator[Row | Problem]:
 
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as plain:
-            text_columns = _checked_footer(path, plain)
+            text_columns = _text_columns(plain)
+        _check_sizes(path)
         with pq.ParquetFile(
             path,
             read_dictionary=text_columns,
@@ -47,7 +49,7 @@ def read_parquet(path: Path, reading: Reading) -> Iterator[Row | Problem]:
                 reading.tick(path.stat().st_size * done // total)
             if not done:
                 raise Unreadable(f"{path}", "file", "no rows; expected one row per group")
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         reason = f"damaged, cut short or no Parquet ({_first_line(error)})"
         raise Unreadable(f"{path}", "Parquet", reason) from None
 
@@ -58,20 +60,35 @@ def _batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
         yield from file.iter_batches(batch_size=BATCH_ROWS, row_groups=[index])
 
 
-def _checked_footer(path: Path, file: pq.ParquetFile) -> list[str]:
-    """The paths of the text columns, after a look at the sizes that the footer declares."""
-    text_columns = set()
-    for index in range(file.metadata.num_row_groups):
-        group = file.metadata.row_group(index)
-        chunks = [group.column(column) for column in range(group.num_columns)]
-        stored = max(1, sum(chunk.total_compressed_size for chunk in chunks))
-        if group.total_byte_size > max(_SUSPICIOUS_BYTES, _SUSPICIOUS_RATIO * stored):
-            _refuse(path, f"{stored:,} bytes that expand to {group.total_byte_size:,}")
-        values = max((chunk.num_values for chunk in chunks), default=0)
-        if values > max(_SUSPICIOUS_VALUES, 4096 * group.num_rows):
-            _refuse(path, f"{values:,} values in {group.num_rows:,} rows")
-        text_columns |= {c.path_in_schema for c in chunks if c.physical_type == "BYTE_ARRAY"}
-    return sorted(text_columns)
+def _check_sizes(path: Path) -> None:
+    """Refuse a file whose footer declares more than preference data can be.
+
+    By DuckDB: where the metadata of a column is damaged, pyarrow's accessors end the process.
+    """
+    import duckdb
+
+    query = """
+        SELECT max(row_group_num_rows), max(row_group_bytes), sum(total_compressed_size),
+               max(num_values)
+        FROM parquet_metadata(?) GROUP BY row_group_id ORDER BY row_group_id
+    """
+    try:
+        with duckdb.connect(config={"autoinstall_known_extensions": "false"}) as connection:
+            groups = connection.execute(query, [glob.escape(str(path))]).fetchall()
+    except duckdb.Error as error:
+        raise ValueError(_first_line(error)) from None
+    for rows, size, compressed, values in groups:
+        stored = max(1, compressed)
+        if size > max(_SUSPICIOUS_BYTES, _SUSPICIOUS_RATIO * stored):
+            _refuse(path, f"{stored:,} bytes that expand to {size:,}")
+        if values > max(_SUSPICIOUS_VALUES, 4096 * rows):
+            _refuse(path, f"{values:,} values in {rows:,} rows")
+
+
+def _text_columns(file: pq.ParquetFile) -> list[str]:
+    """The paths of the columns that hold texts or bytes."""
+    columns = (file.schema.column(index) for index in range(len(file.schema)))
+    return [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
 
 
 def _refuse(path: Path, what: str) -> None:

@@ -39,7 +39,7 @@ def read_json(path: Path, reading: Reading) -> Iterator[Row | Problem]:
         head += chunk
     chunks = itertools.chain([head], chunks)
     if head.lstrip()[:1] == b"[":
-        return _array_rows(path, chunks)
+        return _array_rows(path, chunks, reading.mark)
     if head.split(b"\n", 1)[0].strip() == b"{":
         raise Unreadable(f"{path}:1", "JSON", "one object; expected an array of objects")
     return _line_rows(path, chunks, reading)
@@ -49,11 +49,12 @@ def _chunks(path: Path, reading: Reading) -> Iterator[bytes]:
     """The decompressed bytes in pieces, without a byte order mark."""
     with path.open("rb") as raw:
         stream = _decompressed(raw, path)
-        expanded, empty = 0, True
+        expanded, empty, reading.mark = 0, True, 0
         while chunk := _read(stream, path):
             if empty:
-                chunk = _without_bom(chunk, path)
-                empty = not chunk
+                rest = _without_bom(chunk, path)
+                reading.mark += len(chunk) - len(rest)
+                chunk, empty = rest, not rest
             expanded += len(chunk)
             refuse_bomb(path, expanded)
             reading.tick(raw.tell())
@@ -112,14 +113,14 @@ def _line_rows(path: Path, chunks: Iterator[bytes], reading: Reading) -> Iterato
     for number, line in enumerate(_lines(path, chunks), 1):
         where = f"{path}:{number}"
         if line.strip():
-            yield _line_row(where, line, offset)
+            yield _line_row(where, line, reading.mark + offset)
         else:
             reading.counts["empty_lines"] += 1
         offset += len(line) + 1
 
 
 def _line_row(where: str, line: bytes, offset: int) -> Row | Problem:
-    """The row of one line, which starts `offset` bytes into the file (after any BOM)."""
+    """The row of one line, which starts `offset` bytes into the file."""
     if b"\0" in line:
         return Problem(where, "NUL", f"at byte {line.index(0) + 1}; expected UTF-8 text")
     try:
@@ -135,9 +136,9 @@ def _bad_byte(error: UnicodeDecodeError, offset: int) -> str:
     return f"invalid byte 0x{byte:02x} at byte {offset + error.start} of the file"
 
 
-def _array_rows(path: Path, chunks: Iterator[bytes]) -> Iterator[Row | Problem]:
+def _array_rows(path: Path, chunks: Iterator[bytes], offset: int) -> Iterator[Row | Problem]:
     """The elements of an array, each with the line it starts on."""
-    window = _Window(path, _decoded(path, chunks))
+    window = _Window(path, _decoded(path, chunks, offset))
     window.advance(1)
     closed = window.next_character() == "]"
     while not closed:
@@ -159,10 +160,10 @@ def _array_rows(path: Path, chunks: Iterator[bytes]) -> Iterator[Row | Problem]:
         window.stop(f"found {other!r} after the array's end")
 
 
-def _decoded(path: Path, chunks: Iterator[bytes]) -> Iterator[str]:
-    """The text in pieces; a character may lie across two chunks."""
+def _decoded(path: Path, chunks: Iterator[bytes], done: int) -> Iterator[str]:
+    """The text in pieces, after `done` bytes of the file; a character may lie across two chunks."""
     decoder = codecs.getincrementaldecoder("utf-8")()
-    line, done = 1, 0
+    line = 1
     for chunk, final in itertools.chain(zip(chunks, itertools.repeat(False)), [(b"", True)]):
         held = len(decoder.getstate()[0])
         try:

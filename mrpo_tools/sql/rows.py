@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from mrpo_tools.cache import LISTINGS, check_format
+from mrpo_tools.cache import LISTINGS, check_format, created
 from mrpo_tools.errors import CacheDamaged, CacheError
 
 Losers = npt.NDArray[np.int64]
@@ -34,14 +34,14 @@ class Stored:
         content: its bytes, mapped.
         fragment: the same, as a part of a data set.
         metadata: of its footer.
-        modified: when, seconds since 1970.
+        created: when it was written, seconds since 1970.
     """
 
     path: Path
     content: pa.Buffer
     fragment: ds.ParquetFileFragment
     metadata: dict[str, str]
-    modified: float
+    created: float
 
     @property
     def rows(self) -> int:
@@ -106,7 +106,7 @@ def verified(list_paths: Callable[[], list[Path]], schema: pa.Schema) -> list[St
             opened = list(pool.map(lambda path: _open_or_error(path, schema), paths))
         problems = [one.what for one in opened if isinstance(one, CacheDamaged)]
         if problems:
-            raise CacheDamaged("\n".join(problems), "mrpo cache repair")
+            raise CacheDamaged("\n".join(problems))
         for one in opened:
             if isinstance(one, CacheError):
                 raise one
@@ -172,8 +172,7 @@ def _open_or_error(path: Path, schema: pa.Schema) -> Stored | CacheError | None:
 
 
 def _open(path: Path, schema: pa.Schema) -> Stored:
-    stat = path.stat()
-    if not stat.st_size:
+    if not path.stat().st_size:
         raise CacheDamaged(f"{path} is damaged: it is empty")
     with pa.memory_map(str(path)) as mapped:
         content = mapped.read_buffer()
@@ -190,7 +189,7 @@ def _open(path: Path, schema: pa.Schema) -> Stored:
     check_format(path, metadata)
     if names[: len(schema)] != schema.names:
         raise CacheDamaged(f"{path} has other columns than its kind of file in a cache")
-    return Stored(path, content, fragment, metadata, stat.st_mtime)
+    return Stored(path, content, fragment, metadata, created(path, metadata))
 
 
 def _digests(keys: pa.StringArray) -> npt.NDArray[np.uint64] | None:

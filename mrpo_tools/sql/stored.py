@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,9 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from mrpo_tools.cache import GROUPS_SCHEMA, LOGPS_SCHEMA, Cache, ReferenceStore
+from mrpo_tools.cache.datasets import latest_of_each
+from mrpo_tools.cache.files import repair_command
+from mrpo_tools.cache.reference import records_of
 from mrpo_tools.errors import CacheDamaged
 from mrpo_tools.sql import names, rows
 
@@ -60,7 +62,7 @@ def files(cache: Cache, stores: Sequence[ReferenceStore]) -> tuple[rows.Files, l
         except CacheDamaged as error:
             damaged.append(error.what)
     if damaged:
-        raise CacheDamaged("\n".join(damaged), "mrpo cache repair")
+        raise CacheDamaged("\n".join(damaged), repair_command(cache.path))
     return found[0], found[1:]
 
 
@@ -70,6 +72,7 @@ def datasets(
     """What the views and macros read, by the name they call it."""
     return {
         "stored_groups": groups.dataset(),
+        "stored_datasets": rows.Files(groups.files, groups.schema).dataset(),
         "stored_judgements": judgements(None),
         "stored_logps_none": ds.dataset(LOGPS_SCHEMA.empty_table()),
         "stored_refs": ds.dataset(_refs_table(stores, parts)),
@@ -78,15 +81,12 @@ def datasets(
 
 
 def group_files(cache: Cache) -> rows.Files:
-    """Saved groups, the latest file first; a group in several files counts where it is latest."""
+    """Each data set's latest file; a group in several data sets counts where it is latest."""
 
     def paths() -> list[Path]:
-        return sorted(cache.groups_path.glob("*.parquet"), key=lambda path: path.name)
+        return sorted(cache.groups_path.glob("*.parquet"))
 
-    def latest_first(file: rows.Stored) -> tuple[float, str]:
-        return -file.modified, file.path.name
-
-    files = sorted(rows.verified(paths, GROUPS_SCHEMA), key=latest_first)
+    files = latest_of_each(rows.verified(paths, GROUPS_SCHEMA))
     return rows.first_of_each(files, GROUPS_SCHEMA, "group_id")
 
 
@@ -97,15 +97,10 @@ def part_files(store: ReferenceStore) -> rows.Files:
     foreign = [file for file in files if file.metadata.get("mrpo.identity") != identity]
     if foreign:
         raise CacheDamaged(
-            "\n".join(f"{file.path} belongs to another reference's identity" for file in foreign),
-            "mrpo cache repair",
+            "\n".join(f"{file.path} belongs to another reference's identity" for file in foreign)
         )
-    ordered = sorted(files, key=lambda file: (_created(file), file.path.name))
+    ordered = sorted(files, key=lambda file: (file.created, file.path.name))
     return rows.first_of_each(ordered, LOGPS_SCHEMA, "response_id")
-
-
-def _created(file: rows.Stored) -> float:
-    return float(file.metadata["mrpo.created"])
 
 
 def _refs_table(stores: Sequence[ReferenceStore], parts: Sequence[rows.Files]) -> pa.Table:
@@ -121,12 +116,13 @@ def _refs_table(stores: Sequence[ReferenceStore], parts: Sequence[rows.Files]) -
 
 def _ref_row(store: ReferenceStore, files: rows.Files) -> dict[str, Any]:
     fields = store.identity.fields
-    times = [int(_created(file)) for file in files.files]
-    recorded = json.loads(files.files[-1].metadata["mrpo.recorded"]) if files.files else {}
+    times = [int(file.created) for file in files.files]
+    records = [one for file in files.files for one in records_of(file.metadata)]
+    words = [one["reference"] for one in records if "reference" in one]
     return {
         "name": store.name,
         "identity": store.short,
-        "model": fields.get("model") or (recorded.get("reference") or {}).get("model"),
+        "model": fields.get("model") or (words[-1]["model"] if words else None),
         "revision": fields.get("revision"),
         "dtype": fields.get("dtype"),
         "quantization": fields.get("quantization"),

@@ -40,6 +40,11 @@ VIEWS = (
         ("group_id", "prompt_id", "dataset", "split", "source_id", "prompt", "turns", "responses"),
     ),
     View(
+        "datasets",
+        "a row per data set and group, also where several data sets hold the group",
+        ("dataset", "split", "group_id"),
+    ),
+    View(
         "logps",
         "a row per reference and response; logp in nats, NULL unless status is ok",
         (
@@ -101,8 +106,8 @@ VIEWS = (
     ),
     View(
         "metrics",
-        "a row per number that a run's training or evaluation measured",
-        ("run", "metric", "value"),
+        "a row per number that a run's training or evaluation measured, with the step in its log",
+        ("run", "step", "metric", "value"),
     ),
 )
 
@@ -126,6 +131,9 @@ SELECT group_id, prompt_id, dataset, split, source_id,
        len(prompt) AS turns, len(responses) AS responses
 FROM stored_groups"""
 
+_DATASETS = """
+CREATE VIEW datasets AS SELECT DISTINCT dataset, split, group_id FROM stored_datasets"""
+
 _REFS = """
 CREATE VIEW refs AS
 SELECT reference, name, identity, model, revision, dtype, quantization, max_length,
@@ -146,6 +154,7 @@ def view_statements(labels: Sequence[str]) -> list[str]:
     return [
         _RESPONSES,
         _GROUPS,
+        _DATASETS,
         f"CREATE VIEW logps AS {_logps(labels)}",
         f"CREATE VIEW logps_wide AS {_logps_wide(labels)}",
         _REFS,

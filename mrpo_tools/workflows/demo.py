@@ -104,10 +104,12 @@ def demo(directory: Path, execute: Execute, show: Callable[[str], None] = print)
         _models(show)
         _type(execute, show, ["precompute", "--ref", ",".join(REFERENCES)])
         _type(execute, show, ["sql", QUERY])
+        _type(execute, show, ["rank"])
         for method, references in METHODS.items():
             _train(execute, show, method, references)
         for method in METHODS:
             _type(execute, show, ["evaluate", f"runs/{method}"])
+        _type(execute, show, ["report", "runs"])
         rows, baselines = _results(show)
         result = Demo(rows, baselines, time.monotonic() - started)
         Path("results.json").write_text(json.dumps(asdict(result), indent=2) + "\n")

@@ -1,0 +1,66 @@
+"""The store of log-probs: immutable, content-addressed Parquet parts in a directory.
+
+    cache/
+      groups/<dataset>-<sha256 of the bytes, 16 hex>.parquet      the data that was scored
+      references/<name>-<identity, 12 hex>/identity.json          written first, never changed
+      references/<name>-<identity, 12 hex>/part-<sha256, 16 hex>.parquet
+
+A file's name carries the hash of its bytes, so the directory listing is the truth: there is no
+index to corrupt and no lock to hold. A writer writes to a temporary name, flushes it to the disk
+and renames it; two writers cannot collide, and a killed one leaves nothing that is read. Every
+byte is hashed at every read.
+
+    files.py      a file that appears whole under the hash of its bytes, or not at all
+    parts.py      rows of log-probs, and one part of them
+    reference.py  the parts of one identity of one reference
+    datasets.py   the data that was scored, as it is saved
+    store.py      the cache directory: which references, which data
+    upkeep.py     damage, repair, compaction, upgrade, rows that disagree
+    coverage.py   which data have numbers under which reference
+    pairs.py      pairs with their log-probs, for other programs
+    imported.py   log-probs that other programs computed
+"""
+
+from mrpo_tools.cache.datasets import GROUPS_SCHEMA, group_from_row
+from mrpo_tools.cache.files import (
+    FORMAT_VERSION,
+    LISTINGS,
+    check_format,
+    created,
+    library_versions,
+    read_verified,
+    write_content_addressed,
+)
+from mrpo_tools.cache.parts import (
+    LOGPS_SCHEMA,
+    PART_ROWS,
+    PART_SECONDS,
+    STATUSES,
+    LogpRow,
+    Part,
+    first_of_each,
+)
+from mrpo_tools.cache.reference import PartWriter, ReferenceStore
+from mrpo_tools.cache.store import Cache
+
+__all__ = [
+    "FORMAT_VERSION",
+    "GROUPS_SCHEMA",
+    "LISTINGS",
+    "LOGPS_SCHEMA",
+    "PART_ROWS",
+    "PART_SECONDS",
+    "STATUSES",
+    "Cache",
+    "LogpRow",
+    "Part",
+    "PartWriter",
+    "ReferenceStore",
+    "check_format",
+    "created",
+    "first_of_each",
+    "group_from_row",
+    "library_versions",
+    "read_verified",
+    "write_content_addressed",
+]

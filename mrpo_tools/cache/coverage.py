@@ -1,0 +1,145 @@
+"""Which data have numbers under which reference."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mrpo_tools.cache.datasets import GROUPS_SCHEMA
+from mrpo_tools.cache.parts import STATUSES
+from mrpo_tools.cache.reference import ReferenceStore
+from mrpo_tools.cache.store import Cache
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Responses of one split of one data set under one reference.
+
+    `dataset` None counts the rows whose responses are in no saved data.
+    """
+
+    reference: str
+    identity: str
+    dataset: str | None
+    split: str | None
+    responses: int
+    ok: int
+    missing: int
+    overlong: int
+    nonfinite: int
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What one identity of a reference holds.
+
+    Attributes:
+        reference: its name.
+        identity: its twelve digits.
+        parts: files.
+        rows: responses, each once.
+        bytes: of the files.
+        first: when the first part was written, seconds since 1970; None without parts.
+        last: when the last part was written, or the last of the parts that it merges.
+        versions: of every library that wrote a part: all that were used, in order.
+        devices: the same of devices.
+        origin: where imported numbers come from; None for those computed here.
+    """
+
+    reference: str
+    identity: str
+    parts: int
+    rows: int
+    bytes: int
+    first: float | None
+    last: float | None
+    versions: dict[str, list[str]]
+    devices: list[str]
+    origin: str | None
+
+
+def coverage(cache: Cache) -> list[Coverage]:
+    """Each reference × data set × split, in this order.
+
+    Raises:
+        CacheMissing: there is no cache.
+        CacheDamaged: a file is not what its name says.
+    """
+    wanted = _wanted(cache)
+    return [one for store in cache.references() for one in _covered(store, wanted)]
+
+
+def holdings(cache: Cache) -> list[Holding]:
+    """What each identity of each reference holds."""
+    return [_holding(store) for store in cache.references()]
+
+
+def _wanted(cache: Cache) -> pa.Table:
+    """(data set, split, response), each once."""
+    groups = pa.concat_tables([GROUPS_SCHEMA.empty_table(), *cache.group_tables().values()])
+    responses = groups["responses"].combine_chunks()
+    owners = pc.list_parent_indices(responses)
+    table = groups.select(["dataset", "split"]).take(owners)
+    ids = pc.struct_field(pc.list_flatten(responses), "response_id")
+    table = table.append_column("response_id", ids)
+    return table.group_by(table.column_names, use_threads=False).aggregate([])
+
+
+def _covered(store: ReferenceStore, wanted: pa.Table) -> Iterator[Coverage]:
+    rows = store.table().select(["response_id", "status"])
+    joined = wanted.join(rows, "response_id", use_threads=False)
+    grouped = joined.group_by(["dataset", "split", "status"], use_threads=False)
+    counted = grouped.aggregate([([], "count_all")])
+    cells: dict[tuple[str, str | None], Counter[str | None]] = {}
+    for one in counted.to_pylist():
+        cells.setdefault((one["dataset"], one["split"]), Counter())[one["status"]] += one[
+            "count_all"
+        ]
+    for (dataset, split), found in sorted(cells.items(), key=lambda one: (one[0][0], str(one[0]))):
+        yield _cell(store, dataset, split, found)
+    elsewhere = rows.filter(
+        pc.invert(pc.is_in(rows["response_id"], value_set=wanted["response_id"]))
+    )
+    if elsewhere.num_rows:
+        yield _cell(store, None, None, Counter(elsewhere["status"].to_pylist()))
+
+
+def _cell(
+    store: ReferenceStore, dataset: str | None, split: str | None, found: Counter[str | None]
+) -> Coverage:
+    ok, overlong, nonfinite = (found[status] for status in STATUSES)
+    return Coverage(
+        store.name, store.short, dataset, split, found.total(), ok, found[None], overlong, nonfinite
+    )
+
+
+def _holding(store: ReferenceStore) -> Holding:
+    parts = store.parts()
+    records = [record for part in parts for record in part.records]
+    times = [float(one["created"]) for one in records if "created" in one]
+    times += [part.created for part in parts]
+    return Holding(
+        store.name,
+        store.short,
+        len(parts),
+        len(store.response_ids()),
+        sum(part.path.stat().st_size for part in parts),
+        min(times, default=None),
+        max(times, default=None),
+        _versions(records),
+        list(dict.fromkeys(str(one["device"]) for one in records if "device" in one)),
+        store.identity.fields.get("origin"),
+    )
+
+
+def _versions(records: list[dict[str, Any]]) -> dict[str, list[str]]:
+    found: dict[str, dict[str, None]] = {}
+    for record in records:
+        for library, version in record.get("versions", {}).items():
+            found.setdefault(library, {})[version] = None
+    return {library: list(versions) for library, versions in found.items()}

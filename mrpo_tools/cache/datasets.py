@@ -1,0 +1,226 @@
+"""The data that was scored, as it is saved beside the log-probs.
+
+Of a data set the latest file counts, alone: a score or a label that was corrected makes another
+group, and the wrong one must not live on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mrpo_tools.cache import files
+from mrpo_tools.errors import CacheDamaged
+from mrpo_tools.groups import Group, Message, Response, canonical_json
+from mrpo_tools.progress import say
+
+_MESSAGE = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])
+_RESPONSE = pa.struct(
+    [
+        pa.field("response_id", pa.string()),
+        pa.field("content", pa.string()),
+        pa.field("score", pa.float64()),
+        pa.field("chosen", pa.bool_()),
+        pa.field("model", pa.string()),
+    ]
+)
+GROUPS_SCHEMA = pa.schema(
+    [
+        pa.field("group_id", pa.string(), nullable=False),
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("split", pa.string()),
+        pa.field("source_id", pa.string()),
+        pa.field("prompt", pa.list_(_MESSAGE), nullable=False),
+        pa.field("responses", pa.list_(_RESPONSE), nullable=False),
+    ]
+)
+
+
+CLOCK_STEP = 1e-3
+"""Seconds by which a file is later than the one it replaces, though the clock went back."""
+
+
+class File(Protocol):
+    """A file of a data set, however much of it was read."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def created(self) -> float: ...
+
+
+FileT = TypeVar("FileT", bound=File)
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What the end of a file says: its bytes are not verified.
+
+    Attributes:
+        path: where it is.
+        created: when it was written, seconds since 1970.
+        content: SHA-256 of its rows; None before format 2.
+        rows: how many.
+    """
+
+    path: Path
+    created: float
+    content: str | None
+    rows: int
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One verified file of groups.
+
+    Attributes:
+        path: where it is.
+        created: when it was written, seconds since 1970.
+        format: the version it is written in.
+        content: SHA-256 of its rows; None before format 2.
+        table: its rows.
+    """
+
+    path: Path
+    created: float
+    format: int
+    content: str | None
+    table: pa.Table
+
+
+def save(directory: Path, dataset: str, groups: Sequence[Group]) -> Path:
+    """Keep groups in a file, unless the latest file of this data set holds just these.
+
+    Where there are fewer groups now than before, that is said: those before no longer count.
+    """
+    rows = [_row(dataset, group) for group in groups]
+    digest, now = content_hash(rows), time.time()
+    latest = next(iter(latest_of_each(_footers(directory, dataset))), None)
+    if latest is not None:
+        if latest.content == digest:
+            return latest.path
+        now = max(now, latest.created + CLOCK_STEP)
+        if len(rows) < latest.rows:
+            say(
+                f"note: data set {dataset!r} of the cache is {len(rows):,} groups now; the "
+                f"{latest.rows:,} saved before no longer count"
+            )
+    files.make_directory(directory)
+    files.sweep_temporaries(directory)
+    return write(directory, pa.Table.from_pylist(rows, schema=GROUPS_SCHEMA), now, digest)
+
+
+def latest_of_each(found: Iterable[FileT]) -> list[FileT]:
+    """The one file of each data set that counts, the latest first."""
+    kept: dict[str, FileT] = {}
+    for one in sorted(found, key=lambda file: (-file.created, file.path.name)):
+        kept.setdefault(dataset_of(one.path), one)
+    return list(kept.values())
+
+
+def content_hash(rows: Sequence[Mapping[str, Any]]) -> str:
+    """SHA-256 of rows, whenever and by whatever library they are written."""
+    return hashlib.sha256("\n".join(map(canonical_json, rows)).encode()).hexdigest()
+
+
+def write(directory: Path, table: pa.Table, created: float, content: str) -> Path:
+    """Write groups of one data set as one file."""
+    metadata = {"mrpo.created": repr(created), "mrpo.content": content}
+    dataset = table["dataset"][0].as_py() if table.num_rows else "empty"
+    return files.write_content_addressed(directory, f"{dataset}-", table, metadata)
+
+
+def load(path: Path) -> Saved:
+    """One file, its bytes and format checked.
+
+    Raises:
+        CacheDamaged: they are not those that were written.
+        CacheStale: a newer format.
+        FileNotFoundError: the file went away.
+    """
+    table, metadata = files.read_verified(path)
+    if table.schema.names != GROUPS_SCHEMA.names:
+        raise CacheDamaged(f"{path} has other columns than saved data of a cache")
+    return Saved(
+        path,
+        files.created(path, metadata),
+        int(metadata["mrpo.format_version"]),
+        metadata.get("mrpo.content"),
+        table.cast(GROUPS_SCHEMA).replace_schema_metadata(None),
+    )
+
+
+def load_all(directory: Path) -> list[Saved]:
+    """Every file, also those that no longer count.
+
+    Raises:
+        CacheDamaged: naming every file that is not what its name says.
+    """
+    return files.listed_again(directory, lambda: _load_listed(directory))
+
+
+def _load_listed(directory: Path) -> list[Saved]:
+    found, damaged = [], []
+    for path in sorted(directory.glob("*.parquet")):
+        try:
+            found.append(load(path))
+        except CacheDamaged as error:
+            damaged.append(error.what)
+    if damaged:
+        raise CacheDamaged("\n".join(damaged), files.repair_command(directory.parent))
+    return found
+
+
+def group_from_row(row: Mapping[str, Any]) -> Group:
+    """A group as `save` stored it."""
+    return Group(
+        tuple(Message(turn["role"], turn["content"]) for turn in row["prompt"]),
+        tuple(
+            Response(one["content"], one["score"], one["chosen"], one["model"])
+            for one in row["responses"]
+        ),
+        row["source_id"],
+        row["split"],
+    )
+
+
+def dataset_of(path: Path) -> str:
+    """`pairs` of `groups/pairs-0123456789abcdef.parquet`."""
+    return path.stem.rpartition("-")[0]
+
+
+def _footers(directory: Path, dataset: str) -> Iterator[Footer]:
+    """Of a data set's files; those that cannot be read are left out."""
+    for path in directory.glob("*.parquet"):
+        if dataset_of(path) == dataset:
+            with contextlib.suppress(OSError, pa.ArrowException):
+                footer = pq.read_metadata(path)
+                metadata = {
+                    key.decode(): value.decode() for key, value in (footer.metadata or {}).items()
+                }
+                created, content = files.created(path, metadata), metadata.get("mrpo.content")
+                yield Footer(path, created, content, footer.num_rows)
+
+
+def _row(dataset: str, group: Group) -> dict[str, Any]:
+    return {
+        "group_id": group.group_id,
+        "prompt_id": group.prompt_id,
+        "dataset": dataset,
+        "split": group.split,
+        "source_id": group.source_id,
+        "prompt": [message.as_dict() for message in group.prompt],
+        "responses": [
+            {"response_id": response_id, **vars(response)}
+            for response_id, response in zip(group.response_ids, group.responses, strict=True)
+        ],
+    }

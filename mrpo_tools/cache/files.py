@@ -1,0 +1,237 @@
+"""A file that appears whole, under the hash of its own bytes, or not at all.
+
+Of the file system this needs: a rename within a directory replaces in one step, and `fsync` of a
+file and of its directory returns when both are on the disk. Nothing is ever locked or overwritten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import os
+import shlex
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mrpo_tools.errors import CacheDamaged, CacheError, CacheStale, disk_error
+
+FORMAT_VERSION = 2
+"""1: no time in the footer of saved data, no identity fields in the footer of parts."""
+ROW_GROUP = 8192
+"""Rows of a row group: small ones keep a scan of long texts within memory."""
+LISTINGS = 5
+"""How often a directory is listed again when a file of it went away."""
+STALE_TEMPORARY_SECONDS = 24 * 3600
+LIBRARIES = ("torch", "transformers", "tokenizers", "pyarrow", "peft", "bitsandbytes")
+
+ResultT = TypeVar("ResultT")
+
+
+@functools.cache
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that numbers may depend on."""
+    versions = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def write_content_addressed(
+    directory: Path, prefix: str, table: pa.Table, metadata: Mapping[str, str]
+) -> Path:
+    """Write a table under the hash of its own bytes.
+
+    Args:
+        directory: exists.
+        prefix: of the name, before the 16 digits.
+        table: the rows.
+        metadata: of the footer; the format's version is added.
+
+    Raises:
+        ResourceError: the disk is full, or refuses; no temporary file is left.
+    """
+    footer = {"mrpo.format_version": str(FORMAT_VERSION), **metadata}
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table.replace_schema_metadata(footer),
+        sink,
+        compression="zstd",
+        write_page_checksum=True,
+        row_group_size=ROW_GROUP,
+    )
+    content = memoryview(sink.getvalue())
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    return write_whole(directory / f"{prefix}{digest}.parquet", content)
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> Path:
+    """Write a file that is seen whole or not at all, and is on the disk when this returns.
+
+    Raises:
+        ResourceError: the disk is full, or refuses; no temporary file is left.
+    """
+    name = ""
+    try:
+        marker = f".tmp-{path.name[:40]}~{host()}~{os.getpid()}~"
+        descriptor, name = tempfile.mkstemp(prefix=marker, dir=path.parent)
+        try:
+            _write_all(descriptor, content)
+            os.fchmod(descriptor, 0o644)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(name, path)
+        _fsync_directory(path.parent)
+    except OSError as error:
+        raise disk_error(path.parent, error) from None
+    finally:
+        if name:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+    return path
+
+
+def read_verified(path: Path) -> tuple[pa.Table, dict[str, str]]:
+    """A content-addressed table and its metadata, its bytes checked against its name.
+
+    Raises:
+        CacheDamaged: the bytes are not the ones that were written.
+        CacheStale: they were written by a newer format.
+        FileNotFoundError: the file went away.
+    """
+    content = read_bytes(path)
+    if hashlib.sha256(content).hexdigest()[:16] != path.stem.rpartition("-")[2]:
+        raise CacheDamaged(f"{path} is damaged: its bytes do not have the hash in its name")
+    try:
+        # A command that ends while Arrow starts threads is aborted now and then: none here.
+        with pq.ParquetFile(pa.BufferReader(content), pre_buffer=False) as file:
+            table = file.read(use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise CacheDamaged(f"{path} is no Parquet file: {error}") from None
+    footer = table.schema.metadata or {}
+    metadata = {key.decode(): value.decode() for key, value in footer.items()}
+    check_format(path, metadata)
+    return table, metadata
+
+
+def check_format(path: Path, metadata: Mapping[str, str]) -> None:
+    """Refuse a file of a newer format, or of another program."""
+    version = metadata.get("mrpo.format_version", "")
+    if not version.isdigit():
+        raise CacheDamaged(f"{path} was not written by mrpo: its footer has no format_version")
+    if int(version) > FORMAT_VERSION:
+        raise CacheStale(
+            f"{path} has format {version}; this mrpo reads up to {FORMAT_VERSION}",
+            "pip install --upgrade mrpo-tools",
+        )
+
+
+def created(path: Path, metadata: Mapping[str, str]) -> float:
+    """When a file was written, seconds since 1970: its footer says so, or, before format 2, the
+    file system."""
+    written = metadata.get("mrpo.created")
+    return path.stat().st_mtime if written is None else float(written)
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        FileNotFoundError: the file went away.
+        CacheError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CacheError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def repair_command(cache: Path) -> str:
+    """What mends a cache, wherever it is."""
+    return f"mrpo cache repair --cache {shlex.quote(str(cache))}"
+
+
+def listed_again(directory: Path, read: Callable[[], ResultT]) -> ResultT:
+    """The result of listing a directory and reading its files; both again where one went away.
+
+    Raises:
+        CacheError: files keep going away.
+    """
+    for _attempt in range(LISTINGS):
+        with contextlib.suppress(FileNotFoundError):  # merged into another file meanwhile
+            return read()
+    raise CacheError(f"the files in {directory} keep changing", "try again")
+
+
+def make_directory(path: Path) -> None:
+    """A directory, and those above it, on the disk."""
+    try:
+        missing = [one for one in (path, *path.parents) if not one.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        for one in missing:
+            _fsync_directory(one.parent)
+    except OSError as error:
+        raise disk_error(path, error) from None
+
+
+def remove(path: Path) -> None:
+    """Remove a file that may be gone already.
+
+    Raises:
+        ResourceError: the file system refuses.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise disk_error(path, error) from None
+
+
+def sweep_temporaries(directory: Path) -> None:
+    """Remove temporary files whose writer on this host is dead, and those older than a day."""
+    for path in directory.glob(".tmp-*"):
+        with contextlib.suppress(OSError, ValueError):
+            _, where, pid, _ = path.name.split("~")
+            abandoned = where == host() and not _is_alive(int(pid))
+            if abandoned or time.time() - path.stat().st_mtime > STALE_TEMPORARY_SECONDS:
+                path.unlink()
+
+
+def host() -> str:
+    """This machine's name in letters that a file's name may hold."""
+    return "".join(char if char.isalnum() else "-" for char in socket.gethostname())
+
+
+def _write_all(descriptor: int, content: bytes | memoryview) -> None:
+    left = memoryview(content)
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
+def _fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

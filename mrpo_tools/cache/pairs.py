@@ -1,0 +1,152 @@
+"""Saved pairs with one reference's log-probs, as other programs read them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from mrpo_tools.cache.datasets import GROUPS_SCHEMA, group_from_row
+from mrpo_tools.cache.reference import ReferenceStore
+from mrpo_tools.cache.store import Cache
+from mrpo_tools.errors import CacheMissing, UsageError
+from mrpo_tools.pairing import pairs_of
+
+_MESSAGES = GROUPS_SCHEMA.field("prompt").type
+PAIRS_SCHEMA = pa.schema(
+    [
+        pa.field("prompt_id", pa.string()),
+        pa.field("chosen_id", pa.string()),
+        pa.field("rejected_id", pa.string()),
+        pa.field("dataset", pa.string()),
+        pa.field("split", pa.string()),
+        pa.field("prompt", _MESSAGES),
+        pa.field("chosen", pa.string()),
+        pa.field("rejected", pa.string()),
+        pa.field("chosen_score", pa.float64()),
+        pa.field("rejected_score", pa.float64()),
+        pa.field("ref_chosen_logps", pa.float64()),
+        pa.field("ref_rejected_logps", pa.float64()),
+    ]
+)
+"""One row per pair; log-probs in nats."""
+TRL_SCHEMA = pa.schema(
+    [
+        pa.field("prompt", _MESSAGES),
+        pa.field("chosen", _MESSAGES),
+        pa.field("rejected", _MESSAGES),
+        pa.field("ref_chosen_logps", pa.float64()),
+        pa.field("ref_rejected_logps", pa.float64()),
+    ]
+)
+"""The same pairs in the conversational columns of TRL's preference trainers."""
+
+
+@dataclass
+class Pairs:
+    """Exported pairs, and what could not be one.
+
+    Attributes:
+        table: in `PAIRS_SCHEMA`.
+        skipped: groups without two responses that differ in quality and have a number; responses
+            by status.
+    """
+
+    table: pa.Table
+    skipped: Counter[str] = field(default_factory=Counter)
+
+
+def export_pairs(
+    cache: Cache,
+    store: ReferenceStore,
+    dataset: str | None = None,
+    split: str | None = None,
+    pairing: str = "best_worst",
+) -> Pairs:
+    """Saved pairs with one reference's log-probs.
+
+    Args:
+        cache: holds the data too.
+        store: the reference.
+        dataset: the name it was saved under; None takes all.
+        split: None takes all.
+        pairing: `best_worst`, or `all` pairs of a better and a worse response.
+
+    Raises:
+        CacheMissing: a response has not been scored.
+        UsageError: no saved group is in this data set and split.
+    """
+    rows = _saved_rows(cache, dataset, split)
+    table = store.table()
+    columns = [table[name].to_pylist() for name in ("response_id", "logp", "status")]
+    known = {key: (logp, status) for key, logp, status in zip(*columns, strict=True)}
+    wanted = {one["response_id"] for row in rows for one in row["responses"]}
+    absent = len(wanted - known.keys())
+    if absent:
+        raise CacheMissing(
+            f"reference {store.name!r} has log-probs for {len(wanted) - absent:,} of "
+            f"{len(wanted):,} responses in {cache.path}",
+            f"create them with: mrpo precompute --ref {store.name}",
+        )
+    found = Pairs(PAIRS_SCHEMA.empty_table())
+    pairs = [pair for row in rows for pair in _pairs(row, known, pairing, found.skipped)]
+    found.table = pa.Table.from_pylist(pairs, schema=PAIRS_SCHEMA)
+    return found
+
+
+def as_trl(pairs: pa.Table) -> pa.Table:
+    """Pairs in `TRL_SCHEMA`."""
+    rows = pairs.select(["prompt", "chosen", "rejected", *TRL_SCHEMA.names[3:]]).to_pylist()
+    for row in rows:
+        for side in ("chosen", "rejected"):
+            row[side] = [{"role": "assistant", "content": row[side]}]
+    return pa.Table.from_pylist(rows, schema=TRL_SCHEMA)
+
+
+def _saved_rows(cache: Cache, dataset: str | None, split: str | None) -> list[dict[str, Any]]:
+    rows = cache.groups_table(dataset).to_pylist()
+    chosen = [row for row in rows if split in (None, "all", row["split"])]
+    if not chosen:
+        counts = Counter(
+            (name, part)
+            for name, table in cache.group_tables().items()
+            for part in table["split"].to_pylist()
+        )
+        there = ", ".join(f"{name} {part or '-'} ({n:,})" for (name, part), n in counts.items())
+        raise UsageError(f"no saved group to export (saved: {there or 'none'})")
+    return chosen
+
+
+def _pairs(
+    row: Mapping[str, Any],
+    known: Mapping[str, tuple[float | None, str]],
+    pairing: str,
+    skipped: Counter[str],
+) -> Iterator[dict[str, Any]]:
+    group = group_from_row(row)
+    ids = dict(zip(group.responses, group.response_ids, strict=True))
+    statuses = {one: known[key][1] for one, key in ids.items()}
+    skipped.update(status for status in statuses.values() if status != "ok")
+    usable = [one for one, status in statuses.items() if status == "ok"]
+    found = list(pairs_of(group, pairing, usable))
+    if not found:
+        judged = group.has_labels or group.has_scores
+        skipped["groups without a pair" if judged else "groups without judgement"] += 1
+    for better, worse in found:
+        yield {
+            "prompt_id": row["prompt_id"],
+            "chosen_id": ids[better],
+            "rejected_id": ids[worse],
+            "dataset": row["dataset"],
+            "split": row["split"],
+            "prompt": row["prompt"],
+            "chosen": better.content,
+            "rejected": worse.content,
+            "chosen_score": better.score,
+            "rejected_score": worse.score,
+            "ref_chosen_logps": known[ids[better]][0],
+            "ref_rejected_logps": known[ids[worse]][0],
+        }

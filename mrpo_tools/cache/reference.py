@@ -1,0 +1,279 @@
+"""The parts of one identity of one reference."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from mrpo_tools.cache import files
+from mrpo_tools.cache.parts import (
+    LOGPS_SCHEMA,
+    PART_ROWS,
+    PART_SECONDS,
+    STATUSES,
+    LogpRow,
+    Part,
+    first_of_each,
+)
+from mrpo_tools.config import Reference
+from mrpo_tools.errors import CacheDamaged, CacheStale, UsageError
+from mrpo_tools.identity import Identity
+
+
+class ReferenceStore:
+    """The log-probs of one identity of one reference.
+
+    Args:
+        directory: it need not exist: the first part that is written creates it.
+        identity: of a store that may not exist yet; otherwise `identity.json` says it.
+    """
+
+    def __init__(self, directory: Path, identity: Identity | None = None) -> None:
+        self.directory = directory
+        self.name, self.short = split_directory_name(directory.name)
+        self._expected = identity
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.short}"
+
+    @property
+    def _repair(self) -> str:
+        return files.repair_command(self.directory.parent.parent)
+
+    @property
+    def identity_path(self) -> Path:
+        return self.directory / "identity.json"
+
+    @cached_property
+    def identity(self) -> Identity:
+        """The fields of `identity.json`, checked against the directory's name.
+
+        Raises:
+            CacheDamaged: the file is not what its directory's name says, or is missing.
+        """
+        try:
+            content = files.read_bytes(self.identity_path)
+        except FileNotFoundError:
+            if self._expected is not None and not self.part_paths():
+                return self._expected
+            raise CacheDamaged(f"{self.identity_path} is missing", self._repair) from None
+        if hashlib.sha256(content).hexdigest()[:12] != self.short:
+            raise CacheDamaged(
+                f"{self.identity_path} is damaged: its bytes do not have the hash in its "
+                "directory's name",
+                self._repair,
+            )
+        found = Identity(json.loads(content))
+        if self._expected is not None and found.hash != self._expected.hash:
+            raise CacheDamaged(f"{self.directory} holds another identity", self._repair)
+        return found
+
+    def part_paths(self) -> list[Path]:
+        return sorted(self.directory.glob("part-*.parquet"))
+
+    def parts(self) -> list[Part]:
+        """Every part, verified, the earliest first.
+
+        Raises:
+            CacheDamaged: a part is not what its name says; all of them are named.
+            CacheStale: a part was written by a newer format.
+        """
+        _ = self.identity
+        return files.listed_again(self.directory, self._listed_parts)
+
+    def _listed_parts(self) -> list[Part]:
+        parts, damaged = [], []
+        for path in self.part_paths():
+            try:
+                parts.append(self.read_part(path))
+            except CacheDamaged as error:
+                damaged.append(error.what)
+        if damaged:
+            raise CacheDamaged("\n".join(damaged), self._repair)
+        return sorted(parts, key=lambda part: (part.created, part.path.name))
+
+    def table(self) -> pa.Table:
+        """Every row once; of rows present twice, the earliest part's."""
+        tables = [part.table for part in self.parts()]
+        return first_of_each(pa.concat_tables([LOGPS_SCHEMA.empty_table(), *tables]), "response_id")
+
+    def response_ids(self) -> set[str]:
+        return set(self.table()["response_id"].to_pylist())
+
+    def count_by_status(self) -> dict[str, int]:
+        """Rows of each status, duplicates counted once."""
+        counted = self.table()["status"].value_counts().to_pylist()
+        found = {one["values"]: one["counts"] for one in counted}
+        return {status: found.get(status, 0) for status in STATUSES}
+
+    def recorded(self) -> list[dict[str, Any]]:
+        """What every writer recorded about itself, the earliest first."""
+        return [record for part in self.parts() for record in part.records]
+
+    def recorded_reference(self) -> Reference:
+        """The words under which the latest part was scored: where the model is, among others.
+
+        Raises:
+            UsageError: nothing was scored here; the numbers were imported.
+        """
+        words = [one["reference"] for one in self.recorded() if "reference" in one]
+        if not words:
+            raise UsageError(
+                f"the cache does not say where the model of reference {self.name!r} is",
+                f"--ref {self.name}=PATH_OR_HUB_ID, or, to start from another one, --policy MODEL",
+            )
+        return Reference.model_validate(words[-1])
+
+    def append(self, rows: Sequence[LogpRow], recorded: Mapping[str, Any]) -> Path:
+        """Write one immutable part; the first one makes the directory and `identity.json`.
+
+        Raises:
+            ResourceError: no space or no permission; nothing is left behind.
+        """
+        columns = {field.name: [getattr(row, field.name) for row in rows] for field in LOGPS_SCHEMA}
+        now = time.time()
+        record = {**recorded, "created": now, "versions": files.library_versions()}
+        return self.write(pa.table(columns, schema=LOGPS_SCHEMA), now, [record])
+
+    def write(self, table: pa.Table, created: float, records: Sequence[Mapping[str, Any]]) -> Path:
+        """Write rows as one part.
+
+        Args:
+            table: in `LOGPS_SCHEMA`.
+            created: seconds since 1970; of rows present twice those of the earliest part count.
+            records: what the rows' writers recorded.
+        """
+        identity = self.identity
+        if not self.identity_path.exists():
+            files.make_directory(self.directory)
+            files.write_whole(self.identity_path, identity.content)
+        metadata = {
+            "mrpo.identity": identity.hash,
+            "mrpo.identity_fields": identity.content.decode(),
+            "mrpo.created": repr(created),
+            "mrpo.recorded": json.dumps(list(records)),
+        }
+        return files.write_content_addressed(self.directory, "part-", table, metadata)
+
+    def read_part(self, path: Path) -> Part:
+        """One part, its bytes, format and identity checked.
+
+        Raises:
+            CacheDamaged: they are not those of a part of this identity.
+            CacheStale: a newer format.
+            FileNotFoundError: the file went away.
+        """
+        table, metadata = files.read_verified(path)
+        if metadata.get("mrpo.identity") != self.identity.hash:
+            raise CacheDamaged(f"{path} belongs to another reference's identity")
+        if table.schema.names[: len(LOGPS_SCHEMA)] != LOGPS_SCHEMA.names:
+            raise CacheDamaged(f"{path} has other columns than a part of a cache")
+        return Part(
+            path,
+            files.created(path, metadata),
+            int(metadata["mrpo.format_version"]),
+            records_of(metadata),
+            table.select(LOGPS_SCHEMA.names).cast(LOGPS_SCHEMA).replace_schema_metadata(None),
+        )
+
+    def identity_in_parts(self) -> Identity | None:
+        """The identity that some whole part carries in its footer; None where none does."""
+        for path in self.part_paths():
+            try:
+                _, metadata = files.read_verified(path)
+            except (CacheDamaged, CacheStale, FileNotFoundError):
+                continue
+            content = metadata.get("mrpo.identity_fields", "")
+            if hashlib.sha256(content.encode()).hexdigest()[:12] == self.short:
+                return Identity(json.loads(content))
+        return None
+
+
+WORTH_A_THREAD = 500
+"""Rows of a part from which on writing it takes long enough to be done beside scoring."""
+
+
+class PartWriter:
+    """Collects rows and writes parts in a thread of its own, so that scoring does not wait.
+
+    Parts of a few rows, which take milliseconds, are written at once.
+
+    Whenever `add` has returned, fewer than `rows` rows, and none older than about `seconds`, are
+    not on the disk yet: up to half of them being collected, half being written. A context manager:
+    leaving it writes what is left, also after an error or Ctrl-C, so only a kill loses rows: those,
+    and the batch at hand.
+    """
+
+    def __init__(
+        self,
+        store: ReferenceStore,
+        recorded: Mapping[str, Any],
+        seconds: float = PART_SECONDS,
+        rows: int = PART_ROWS,
+    ) -> None:
+        self.store, self.recorded = store, recorded
+        self.seconds, self.rows = seconds / 2, max(1, rows // 2)
+        self._pending: list[LogpRow] = []
+        self._since = time.monotonic()
+        self._thread: ThreadPoolExecutor | None = None
+        self._writing: Future[Path] | None = None
+
+    def __enter__(self) -> PartWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.flush()
+        finally:
+            if self._thread is not None:
+                self._thread.shutdown()
+
+    def add(self, rows: Iterable[LogpRow]) -> None:
+        self._pending.extend(rows)
+        while len(self._pending) >= self.rows:
+            self._hand_over()
+        if self._pending and time.monotonic() - self._since >= self.seconds:
+            self._hand_over()
+
+    def flush(self) -> None:
+        """Return when every row is on the disk."""
+        while self._pending:
+            self._hand_over()
+        self._wait()
+
+    def _hand_over(self) -> None:
+        """Let one half be written, once the half before it is."""
+        self._wait()
+        half = self._pending[: self.rows]
+        del self._pending[: self.rows]
+        self._since = time.monotonic()
+        if len(half) < WORTH_A_THREAD:
+            self.store.append(half, self.recorded)
+            return
+        self._thread = self._thread or ThreadPoolExecutor(1)
+        self._writing = self._thread.submit(self.store.append, half, self.recorded)
+
+    def _wait(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+
+def split_directory_name(name: str) -> tuple[str, str]:
+    """(`mistral`, `ab12…`) of `mistral-ab12…`."""
+    reference, _, short = name.rpartition("-")
+    return reference, short
+
+
+def records_of(metadata: Mapping[str, str]) -> list[dict[str, Any]]:
+    """What a part's writers recorded; before format 2 there was always one."""
+    found = json.loads(metadata["mrpo.recorded"])
+    return found if isinstance(found, list) else [found]

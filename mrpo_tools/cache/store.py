@@ -1,0 +1,108 @@
+"""The cache directory: which references it holds, and which data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from mrpo_tools.cache import datasets, files
+from mrpo_tools.cache.parts import first_of_each
+from mrpo_tools.cache.reference import ReferenceStore
+from mrpo_tools.errors import CacheMissing, CacheStale
+from mrpo_tools.groups import Group
+from mrpo_tools.identity import Identity
+
+
+class Cache:
+    """A cache directory."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    @property
+    def references_path(self) -> Path:
+        return self.path / "references"
+
+    @property
+    def groups_path(self) -> Path:
+        return self.path / "groups"
+
+    def references(self) -> list[ReferenceStore]:
+        """Every stored identity of every reference, by name.
+
+        Raises:
+            CacheMissing: there is no cache at this path.
+        """
+        if not self.path.is_dir():
+            raise CacheMissing(f"no cache at {self.path}", "mrpo precompute --ref NAME")
+        if not self.references_path.is_dir():
+            return []
+        stores = [ReferenceStore(one) for one in sorted(self.references_path.iterdir())]
+        return [one for one in stores if one.identity_path.exists() or one.part_paths()]
+
+    def find(self, wanted: str) -> ReferenceStore:
+        """The store of a reference, `mistral` or, where there are several, `mistral@ab12`.
+
+        Stores without a part, which an interrupted start may leave, count only where no other does.
+
+        Raises:
+            CacheMissing: none of this name.
+            CacheStale: two identities of this name, and no digits to tell which.
+        """
+        name, _, digits = wanted.partition("@")
+        stores = self.references()
+        fitting = [one for one in stores if one.name == name and one.short.startswith(digits)]
+        found = [one for one in fitting if one.part_paths()] or fitting[:1]
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            names = ", ".join(sorted({str(one) for one in stores})) or "none yet"
+            raise CacheMissing(
+                f"reference {wanted!r} has no log-probs in {self.path} (cached: {names})",
+                f"create them with: mrpo precompute --ref {name}",
+            )
+        differing = ", ".join(
+            field for field, _, _ in found[0].identity.differences(found[1].identity)
+        )
+        raise CacheStale(
+            f"reference {name!r} has {len(found)} identities in {self.path}: "
+            f"{', '.join(map(str, found))}; they differ in {differing}",
+            f"name the one you mean: {found[0].name}@{found[0].short[:4]}",
+        )
+
+    def store(self, name: str, identity: Identity) -> ReferenceStore:
+        """The store of an identity; the first part that is written creates it.
+
+        Raises:
+            CacheDamaged: there is one, and its `identity.json` is not what its name says.
+        """
+        directory = self.references_path / f"{name}-{identity.short}"
+        files.sweep_temporaries(directory)
+        store = ReferenceStore(directory, identity)
+        _ = store.identity
+        return store
+
+    def save_groups(self, dataset: str, groups: Sequence[Group]) -> Path:
+        """Keep the data that was scored, in place of what was saved under this name before."""
+        return datasets.save(self.groups_path, dataset, groups)
+
+    def group_tables(self) -> dict[str, pa.Table]:
+        """Each saved data set by name, the latest first; in it each group once.
+
+        Raises:
+            CacheDamaged: naming every file that is not what its name says.
+        """
+        saved = datasets.load_all(self.groups_path)
+        return {
+            datasets.dataset_of(one.path): first_of_each(one.table, "group_id")
+            for one in datasets.latest_of_each(saved)
+        }
+
+    def groups_table(self, dataset: str | None = None) -> pa.Table:
+        """The groups of a data set; without one all, each once: that of the latest data set."""
+        tables = self.group_tables()
+        chosen = [table for name, table in tables.items() if dataset in (None, name)]
+        every = pa.concat_tables([datasets.GROUPS_SCHEMA.empty_table(), *chosen])
+        return first_of_each(every, "group_id")

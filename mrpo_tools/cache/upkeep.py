@@ -1,0 +1,281 @@
+"""Looking after a cache: damage, repair, compaction, upgrade, and rows that disagree.
+
+Everything here may run beside readers and writers. A file is removed only after the file that
+replaces it is on the disk, and a reader that misses a file lists again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mrpo_tools.cache import datasets, files
+from mrpo_tools.cache.files import FORMAT_VERSION
+from mrpo_tools.cache.parts import LOGPS_SCHEMA, Part, first_of_each
+from mrpo_tools.cache.reference import ReferenceStore
+from mrpo_tools.cache.store import Cache
+from mrpo_tools.errors import CacheDamaged
+from mrpo_tools.run import EVALUATION
+
+MERGED_ROWS = 1_000_000
+"""Rows of a part that compaction writes."""
+SMALLEST_NOISE = 1e-5
+"""nats per token by which float32 numbers of one row may differ between batches."""
+NOISE_FACTOR = 4
+"""Times the noise that was measured on a few rows: two rows, each of them off, among many."""
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A file that is not what its name says."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """One response scored twice under one identity, with more than noise between the numbers.
+
+    Attributes:
+        kept: the number of the earliest part, which counts everywhere; None if it has none.
+        other: the number in a later part that is farthest from it.
+        field: what differs: `logp`, or a column that should not differ at all.
+    """
+
+    reference: str
+    response_id: str
+    field: str
+    kept: Any
+    other: Any
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What `compact` did to one reference, or to the saved data.
+
+    Attributes:
+        name: of the reference; `groups` for the saved data.
+        before: files.
+        after: files.
+        dropped_rows: repeated ones, or groups of files that were replaced.
+    """
+
+    name: str
+    before: int
+    after: int
+    dropped_rows: int
+
+
+def damaged(cache: Cache) -> list[Damaged]:
+    """Every file that is not what its name says, of all references and data sets."""
+    found: list[Damaged] = []
+    for store in cache.references():
+        try:
+            _ = store.identity
+        except CacheDamaged as error:
+            found.append(Damaged(store.identity_path, error.what))
+            found += _unreadable(store.part_paths(), files.read_verified)
+        else:
+            found += _unreadable(store.part_paths(), store.read_part)
+    found += _unreadable(sorted(cache.groups_path.glob("*.parquet")), datasets.load)
+    return found
+
+
+def _unreadable(paths: list[Path], read: Callable[[Path], object]) -> Iterator[Damaged]:
+    for path in paths:
+        try:
+            with contextlib.suppress(FileNotFoundError):  # merged meanwhile
+                read(path)
+        except CacheDamaged as error:
+            yield Damaged(path, error.what)
+
+
+def repair(cache: Cache) -> list[tuple[Damaged, str]]:
+    """Mend what is damaged; with each damaged file what was done.
+
+    A damaged part or data file is removed: `mrpo precompute` scores its rows again. A damaged or
+    missing `identity.json` is written again from the footer of a whole part; where there is none,
+    the parts cannot be told apart from another model's, and the reference goes as a whole.
+
+    Raises:
+        ResourceError: the file system refuses.
+    """
+    found = damaged(cache)
+    whole = [one for one in found if one.path.name != "identity.json"]
+    identities = [one for one in found if one.path.name == "identity.json"]
+    done = []
+    for one in whole:
+        files.remove(one.path)
+        done.append((one, "removed"))
+    for one in identities:
+        done.append((one, _restore_identity(ReferenceStore(one.path.parent))))
+    return done
+
+
+def _restore_identity(store: ReferenceStore) -> str:
+    identity = store.identity_in_parts()
+    if identity is not None:
+        files.write_whole(store.identity_path, identity.content)
+        return "restored from a part"
+    paths = store.part_paths()
+    for path in (*paths, store.identity_path):
+        files.remove(path)
+    with contextlib.suppress(OSError):  # a writer may be at work in it
+        store.directory.rmdir()
+    return f"removed, with the {len(paths)} parts that only it could name"
+
+
+def compact(cache: Cache) -> list[Merged]:
+    """Merge each reference's parts, and drop saved data that later data replaces.
+
+    The numbers stay: of rows present twice the earliest part's is kept. Rows are sorted, so two
+    compactions of the same rows write the same bytes under the same name.
+
+    Raises:
+        CacheDamaged: nothing is merged then.
+        ResourceError: no space; what was there is still there.
+    """
+    _refuse_damage(cache)
+    merged = [_compact_reference(store) for store in cache.references()]
+    return [*merged, _compact_datasets(cache)]
+
+
+def _compact_reference(store: ReferenceStore) -> Merged:
+    files.sweep_temporaries(store.directory)
+    parts = store.parts()
+    if len(parts) < 2:
+        return Merged(str(store), len(parts), len(parts), 0)
+    rows = pa.concat_tables([part.table for part in parts])
+    table = first_of_each(rows, "response_id").sort_by(
+        [("prompt_id", "ascending"), ("response_id", "ascending")]
+    )
+    created, records = parts[0].created, _distinct(parts)
+    written = {
+        store.write(table.slice(start, MERGED_ROWS), created, records)
+        for start in range(0, table.num_rows, MERGED_ROWS)
+    }
+    for part in parts:
+        if part.path not in written:
+            files.remove(part.path)
+    return Merged(str(store), len(parts), len(written), rows.num_rows - table.num_rows)
+
+
+def _distinct(parts: list[Part]) -> list[dict[str, Any]]:
+    """What the parts recorded, in order; of records that differ in their time alone, the latest."""
+    found: dict[str, dict[str, Any]] = {}
+    for record in (record for part in parts for record in part.records):
+        told = {key: value for key, value in record.items() if key != "created"}
+        found[json.dumps(told, sort_keys=True)] = record
+    return list(found.values())
+
+
+def _compact_datasets(cache: Cache) -> Merged:
+    """Remove the files of each data set but its latest."""
+    files.sweep_temporaries(cache.groups_path)
+    saved = datasets.load_all(cache.groups_path)
+    kept = {one.path for one in datasets.latest_of_each(saved)}
+    replaced = [one for one in saved if one.path not in kept]
+    for one in replaced:
+        files.remove(one.path)
+    return Merged("groups", len(saved), len(kept), sum(one.table.num_rows for one in replaced))
+
+
+def upgrade(cache: Cache) -> list[tuple[Path, Path]]:
+    """Write files of an older format anew; (old, new) of each.
+
+    Raises:
+        CacheDamaged: nothing is upgraded then.
+        ResourceError: no space; what was there is still there.
+    """
+    _refuse_damage(cache)
+    done = []
+    for store in cache.references():
+        for part in store.parts():
+            if part.format < FORMAT_VERSION:
+                done.append((part.path, store.write(part.table, part.created, part.records)))
+    for one in datasets.load_all(cache.groups_path):
+        if one.format < FORMAT_VERSION:
+            content = datasets.content_hash(one.table.to_pylist())
+            new = datasets.write(cache.groups_path, one.table, one.created, content)
+            done.append((one.path, new))
+    for old, new in done:
+        if old != new:
+            files.remove(old)
+    return done
+
+
+def _refuse_damage(cache: Cache) -> None:
+    found = damaged(cache)
+    if found:
+        reasons = "\n".join(one.reason for one in found)
+        raise CacheDamaged(reasons, files.repair_command(cache.path))
+
+
+def disagreements(store: ReferenceStore) -> list[Disagreement]:
+    """Responses that were scored twice, with more than noise between the numbers.
+
+    Raises:
+        CacheDamaged: a part is not what its name says.
+    """
+    parts = store.parts()
+    rows = pa.concat_tables([LOGPS_SCHEMA.empty_table(), *(part.table for part in parts)])
+    rows = rows.append_column("place", pa.array(np.arange(rows.num_rows)))
+    grouped = rows.group_by("response_id", use_threads=False)
+    counts = grouped.aggregate([("place", "count"), ("place", "min")])
+    twice = counts.filter(pc.greater(counts["place_count"], 1))
+    kept = rows.take(twice["place_min"])
+    by_id = {one["response_id"]: one for one in kept.to_pylist()}
+    later = rows.filter(pc.is_in(rows["response_id"], value_set=twice["response_id"]))
+    allowed = allowed_noise(store)
+    worst: dict[str, tuple[float, Disagreement]] = {}
+    for row in later.to_pylist():
+        first = by_id[row["response_id"]]
+        size, field = _difference(first, row, allowed)
+        if size > worst.get(row["response_id"], (0.0, None))[0]:
+            found = Disagreement(str(store), row["response_id"], field, first[field], row[field])
+            worst[row["response_id"]] = (size, found)
+    return [found for _, found in worst.values()]
+
+
+def allowed_noise(store: ReferenceStore) -> float:
+    """nats per token by which two numbers of one row may differ under this identity."""
+    measured = max((float(one.get("noise", 0.0)) for one in store.recorded()), default=0.0)
+    return max(SMALLEST_NOISE, NOISE_FACTOR * measured)
+
+
+def _difference(first: dict[str, Any], other: dict[str, Any], allowed: float) -> tuple[float, str]:
+    """(how far beyond noise, in which column); 0 where two rows agree."""
+    for field in ("token_hash", "num_tokens", "status", "truncated"):
+        if first[field] != other[field]:
+            return float("inf"), field
+    if first["logp"] is None or other["logp"] is None:
+        return 0.0, "logp"
+    apart = abs(first["logp"] - other["logp"])
+    return (apart if apart > allowed * max(first["num_tokens"], 1) else 0.0), "logp"
+
+
+def foreign(cache: Cache) -> list[Path]:
+    """Files that no `mrpo` wrote: nothing reads them, and nothing removes them.
+
+    The cache of evaluated models is one of its own: `mrpo cache verify --cache CACHE/evaluation`.
+    """
+    known = {one for store in cache.references() for one in store.part_paths()}
+    known |= {store.identity_path for store in cache.references()}
+    known |= set(cache.groups_path.glob("*.parquet"))
+    return sorted(
+        path
+        for path in cache.path.rglob("*")
+        if path.is_file()
+        and path not in known
+        and not path.name.startswith(".tmp-")
+        and not path.is_relative_to(cache.path / EVALUATION)
+    )

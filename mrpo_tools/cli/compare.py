@@ -1,0 +1,46 @@
+"""`mrpo compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN…")
+@click.option("--split", default="test", show_default=True)
+@click.option("--baseline", "baselines", multiple=True, metavar="METHOD",
+              help="Repeats.  [default: dpo with a single reference]")  # fmt: skip
+@click.option("--format", "form", default="markdown", show_default=True,
+              type=click.Choice(["markdown", "latex", "csv", "json"]))  # fmt: skip
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE")
+def compare(
+    runs: tuple[Path, ...], split: str, baselines: tuple[str, ...], form: str, output: Path | None
+) -> None:
+    """Compare evaluated runs: mean ± std over seeds, and Cohen's d against the best baseline.
+
+    RUN is a run or a directory with runs at any depth. Runs that differ only in their seed are one
+    method. Bold is the best of a column if it is better by d ≥ 0.5; italics the second best.
+
+    \b
+    Example:
+        mrpo compare runs/dpo runs/mrpo
+        mrpo compare runs/sweep --format latex -o table.tex
+    """
+    from mrpo_tools.errors import UsageError
+    from mrpo_tools.results import compare as compared
+    from mrpo_tools.results import read_results, render
+
+    text = render(compared(read_results(runs, split), split, baselines), form)
+    if output is None:
+        print(text, end="")
+    else:
+        try:
+            output.write_text(text, encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise UsageError(
+                f"{output} cannot be written: {error.strerror}",
+                "-o takes a file in a directory that is there",
+            ) from None
+        print(f"wrote {output}")

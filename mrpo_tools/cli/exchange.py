@@ -1,0 +1,123 @@
+"""`mrpo cache export` and `import`: log-probs for other programs, and from them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mrpo_tools.cli.options import (
+    cache_option,
+    dataset_of,
+    dataset_options,
+    open_cache,
+    read_groups,
+)
+
+if TYPE_CHECKING:
+    from mrpo_tools.cache import Cache
+
+
+@click.command()
+@click.option("--ref", "reference", required=True, metavar="NAME", help="Whose log-probs.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["trl", "jsonl", "parquet"]),
+    default="jsonl",
+    show_default=True,
+)
+@click.option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout.")
+@click.option("--dataset", metavar="NAME", help="Of this saved data set only.")
+@click.option("--split", help="Of this split only.")
+@click.option(
+    "--pairing",
+    type=click.Choice(["best_worst", "all"]),
+    default="best_worst",
+    show_default=True,
+    help="Pairs of a group with more than two responses.",
+)
+@cache_option
+def export(
+    reference: str,
+    form: str,
+    output: str | None,
+    dataset: str | None,
+    split: str | None,
+    pairing: str,
+    cache: str | None,
+) -> None:
+    """Write pairs with one reference's log-probs: prompt, chosen, rejected, ref_chosen_logps,
+    ref_rejected_logps.
+
+    `jsonl` and `parquet` also hold ids, scores and splits; `trl` is Parquet with just these five,
+    conversational, as TRL's trainers read them.
+
+    \b
+    Example:
+        mrpo cache export --ref mistral --format trl -o pairs.parquet
+    """
+    from mrpo_tools.cache.pairs import as_trl, export_pairs
+    from mrpo_tools.progress import say
+    from mrpo_tools.sql import write
+
+    opened = open_cache(cache)
+    pairs = export_pairs(opened, opened.find(reference), dataset, split, pairing)
+    table = as_trl(pairs.table) if form == "trl" else pairs.table
+    target = _target(output, form, opened)
+    write(table, "jsonl" if form == "jsonl" else "parquet", target)
+    skipped = "".join(f"; {n:,} {name} left out" for name, n in pairs.skipped.items() if n)
+    say(f"{table.num_rows:,} pairs with the log-probs of {reference}{skipped}")
+
+
+@click.command(name="import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--ref", "reference", required=True, metavar="NAME", help="What to call them.")
+@click.option("--origin", required=True, metavar="TEXT", help="Who computed them, in words.")
+@click.option("--model", metavar="MODEL", help="What computed them: a hub id, say.")
+@dataset_options
+@cache_option
+def import_(
+    file: Path, reference: str, origin: str, model: str | None, cache: str | None, **options: Any
+) -> None:
+    """Take log-probs that another program computed, from JSONL or Parquet.
+
+    A row holds `response_id` (or `prompt` and `response`) and `logp` with `num_tokens`, or
+    `token_logps`. Every response of the data needs one, finite and not above 0. The origin marks
+    them for good: they never mix with numbers computed here.
+
+    \b
+    Example:
+        mrpo cache import logps.jsonl --ref big --origin "vLLM 0.11, Llama-3.1-70B, bf16"
+    """
+    from mrpo_tools.cache import Cache
+    from mrpo_tools.cache.imported import import_logps
+    from mrpo_tools.config import check_name, load_project
+
+    project = load_project()
+    source = read_groups(dataset_of(project, options))
+    opened = Cache(cache or project.cache)
+    found = import_logps(
+        opened, check_name(reference), source.groups, file, origin, source.name, model
+    )
+    print(
+        f"{found.store}: {found.rows:,} rows imported, {found.reused:,} were here already, "
+        f"{found.ignored:,} rows of {file} belong to no response of the data"
+    )
+
+
+def _target(output: str | None, form: str, opened: Cache) -> Any:
+    from mrpo_tools.errors import UsageError
+
+    if output is None or output == "-":
+        if form != "jsonl" and sys.stdout.isatty():
+            raise UsageError("Parquet is not for a terminal", "-o FILE.parquet")
+        return sys.stdout.buffer
+    path = Path(output)
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        raise UsageError(f"cannot write to {output}: no such file can be made", "-o FILE")
+    if path.resolve().is_relative_to(opened.path.resolve()):
+        raise UsageError(f"{output} is inside the cache", "choose a file outside it")
+    return path

@@ -1,0 +1,30 @@
+"""`mrpo merge`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("model")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]))
+def merge(model: str, output: Path, dtype: str | None) -> None:
+    """Merge the LoRA adapter of a run, or of a directory, into its base model.
+
+    \b
+    Example:
+        mrpo merge runs/mrpo --output models/aligned
+    """
+    from mrpo_tools.config import Reference
+    from mrpo_tools.run import is_run, load_run
+
+    path = Path(model)
+    reference = load_run(path).trained_policy if is_run(path) else Reference(model=model)
+    if dtype is not None:
+        reference = Reference.model_validate({**reference.model_dump(), "dtype": dtype})
+    from mrpo_tools.merge import merge as verb
+
+    print(f"wrote {verb(reference, output)}")

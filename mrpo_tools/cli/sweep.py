@@ -1,0 +1,85 @@
+"""`mrpo sweep`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mrpo_tools.cli.options import (
+    cache_option,
+    dataset_of,
+    dataset_options,
+    pinned,
+    print_table,
+)
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--seeds", default="0..2", show_default=True, metavar="0..4", help="Both ends count.")
+@click.option("--grid", "settings", multiple=True, metavar="KEY=A,B,…",
+              help="Values of a recipe key. Repeats: every combination.")  # fmt: skip
+@click.option("--refs", metavar="A,B,…",
+              help="Reference 1 first.  [default: the recipe's, or the project's]")  # fmt: skip
+@click.option("--no-baselines", is_flag=True, help="Leave out DPO with each single reference.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True,
+              help="Runs at a time, each in a process of its own.")  # fmt: skip
+@click.option("--output", type=click.Path(path_type=Path), default=Path("runs/sweep"),
+              show_default=True, metavar="DIR")  # fmt: skip
+@click.option("--split", default="test", show_default=True, help="To evaluate on.")
+@click.option("--dry-run", is_flag=True, help="List the runs; train nothing.")
+@dataset_options
+@cache_option
+def sweep(
+    recipe: Path,
+    seeds: str,
+    settings: tuple[str, ...],
+    refs: str | None,
+    no_baselines: bool,
+    jobs: int,
+    output: Path,
+    split: str,
+    dry_run: bool,
+    **options: Any,
+) -> None:
+    """Train and evaluate a grid of recipes over several seeds, and compare them.
+
+    Resumes by itself: what is done is not done again. Keys that mean nothing for a loss are left
+    out of its runs; `dpo` takes reference 1 alone. The table goes to stdout and, in four formats,
+    to the sweep's directory.
+
+    \b
+    Example:
+        mrpo sweep recipe.yaml --seeds 0..4 --grid loss=dpo,mrpo,multi_dpo,mean_ref
+        mrpo sweep recipe.yaml --grid loss=mrpo --grid epsilon_max=0,0.01,0.1,1,1e6
+    """
+    import os
+
+    from mrpo_tools.config import load_project, load_recipe
+
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # runs share cores with each other
+    project = load_project()
+    words = load_recipe(recipe)
+    if refs is not None:
+        words["refs"] = [name for name in refs.split(",") if name]
+    elif not words.get("refs"):
+        words["refs"] = list(project.references)
+    dataset = pinned(dataset_of(project, options), None)
+    from mrpo_tools.workflows.grid import parse_grid, parse_seeds, plan
+
+    planned = plan(words, parse_grid(settings), parse_seeds(seeds), not no_baselines)
+    if dry_run:
+        print_table(
+            ("run", "loss", "references"),
+            [(one.name, one.recipe.loss, ", ".join(one.recipe.refs) or "–") for one in planned],
+        )
+        return
+    from mrpo_tools.results import render
+    from mrpo_tools.workflows.sweep import Work
+    from mrpo_tools.workflows.sweep import sweep as workflow
+
+    cache = Path(options["cache"] or project.cache)
+    work = Work(output, dataset, cache, project.references, split)
+    print(render(workflow(planned, work, jobs), "markdown"), end="")

@@ -1,0 +1,41 @@
+"""Merging: a base model and its LoRA adapter as one ordinary model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mrpo_tools.config import Reference
+from mrpo_tools.errors import ResourceError, UsageError
+from mrpo_tools.models import load_model, load_tokenizer, memory_errors, merge_adapter
+from mrpo_tools.scoring import resolve
+
+
+def merge(reference: Reference, output: Path) -> Path:
+    """Write the merged model with its tokenizer, for `from_pretrained` and any inference engine.
+
+    Weights trained in 4 bits are merged into the unquantised base: its log-probs are near those
+    that were trained, not equal to them.
+
+    Args:
+        reference: a model with an adapter, as `Run.trained_policy` gives it.
+        output: a new or empty directory.
+
+    Raises:
+        UsageError: there is no adapter, or something is in the directory.
+    """
+    if output.exists() and (output.is_file() or any(output.iterdir())):
+        raise UsageError(f"{output} is not empty", "choose another --output")
+    subject = resolve("model", reference)
+    if subject.files.adapter is None:
+        raise UsageError(f"{reference.model} has no adapter to merge", "it is whole already")
+    with memory_errors("merging", "merge on a machine with more memory"):
+        model: Any = merge_adapter(
+            load_model(subject.files, reference, subject.dtype, quantized=False)
+        )
+    try:
+        model.save_pretrained(output)
+        load_tokenizer(subject.files, reference).save_pretrained(output)
+    except OSError as error:
+        raise ResourceError(f"cannot write to {output}: {error}", "free some space") from None
+    return output

@@ -1,0 +1,151 @@
+"""The metrics of METHODS §5 for one policy: a mean over groups and its interval, from log-probs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mrpo_tools.maths import contrasts, metrics, objectives
+from mrpo_tools.maths.resampling import bootstrap_means, percentile_interval
+from mrpo_tools.methods import Method
+from mrpo_tools.reference_logps import (
+    Combined,
+    GroupTensors,
+    combination_histograms,
+    combine,
+    reference_rewards,
+)
+
+
+@dataclass(frozen=True)
+class PolicyLogps:
+    """[G, N] a policy's log-probs (nats), token counts, and where it has both."""
+
+    logps: Tensor
+    lengths: Tensor
+    mask: Tensor
+
+
+def policy_metrics(
+    method: Method, tensors: GroupTensors, trained: PolicyLogps, untrained: PolicyLogps | None
+) -> dict[str, Any]:
+    """Everything that can be said of a policy beside its references, and itself untrained.
+
+    Args:
+        method: whose reward is the policy's own.
+        tensors: the references' numbers, and who is preferred.
+        trained: the policy's own log-probs.
+        untrained: the same before training; None where nothing stands for it.
+
+    Returns:
+        The keys of `RUN/evaluation/<split>.json`; None for what no group can say.
+    """
+    mask = tensors.mask & trained.mask
+    if untrained is not None:
+        mask = mask & untrained.mask
+    tensors = replace(tensors, mask=mask)
+    hyper = method.complete_hyper
+    sides = contrasts.choose_sides(
+        tensors.scores, tensors.chosen, mask, hyper["partition"], hyper["top_bottom"]
+    )
+    combined = combine(tensors, method.combination, sides.mask)
+    columns = _columns(method, tensors, sides.mask, combined, trained, untrained)
+    found, intervals = _means(columns, tensors.prompts)
+    references = {
+        kind: [metrics.accuracies(one, mask, tensors.scores, tensors.chosen)
+               for one in rewards.unbind(-1)]
+        for kind, rewards in reference_rewards(tensors).items()
+    }  # fmt: skip
+    alone = {
+        kind: _means(dict(enumerate(one)), tensors.prompts) for kind, one in references.items()
+    }
+    own = columns["accuracies"]
+    return {
+        **found,
+        "reference_accuracies": {kind: list(one[0].values()) for kind, one in alone.items()},
+        "intervals": {
+            **intervals,
+            "reference_accuracies": {kind: list(one[1].values()) for kind, one in alone.items()},
+        },
+        "groups": int(own.isfinite().sum()),
+        "groups_without_pairs": int(own.isnan().sum()),
+        "dropped_responses": dict(Counter({k: n for k, n in tensors.dropped.items() if n})),
+        "combination": combined.report,
+        "histograms": combination_histograms(tensors, method.combination, sides.mask),
+    }
+
+
+def _columns(
+    method: Method,
+    tensors: GroupTensors,
+    seen: Tensor,
+    combined: Combined,
+    trained: PolicyLogps,
+    untrained: PolicyLogps | None,
+) -> dict[str, Tensor]:
+    """[G] each metric of each group; NaN where a group cannot say.
+
+    The method's own reward is that of training, so it is asked where the objective sees a response
+    (`seen`, [G, N], without those that `top_bottom` leaves out); everything else of all of them.
+    """
+    judged = (tensors.mask, tensors.scores, tensors.chosen)
+    mine = (seen, tensors.scores, tensors.chosen)
+    own = _rewards(method, tensors, combined, trained)
+    rewards = {
+        "accuracies_logp": trained.logps,
+        "accuracies_longer": tensors.num_bytes.to(torch.float64),
+    }
+    found = {
+        "accuracies": metrics.accuracies(own, *mine),
+        "margins": metrics.margins(own, *mine),
+        "top1": metrics.top1(own, *mine),
+    }
+    if untrained is not None:
+        before = _rewards(method, tensors, combined, untrained)
+        rewards["accuracies_logp_step0"] = untrained.logps
+        found["accuracies_step0"] = metrics.accuracies(before, *mine)
+        found["margins_step0"] = metrics.margins(before, *mine)
+    if tensors.logps.shape[-1]:
+        rewards["accuracies_reference_1"] = trained.logps - tensors.logps[..., 0]
+    if tensors.scores is not None:
+        found["kendall_tau"] = metrics.kendall_tau(own, seen, tensors.scores)
+    return found | {name: metrics.accuracies(one, *judged) for name, one in rewards.items()}
+
+
+def _rewards(
+    method: Method, tensors: GroupTensors, combined: Combined, policy: PolicyLogps
+) -> Tensor:
+    """[G, N] the method's own reward of a policy's log-probs."""
+    batch = objectives.Batch(
+        policy.logps,
+        combined.logps if method.row.reference else None,
+        policy.lengths,
+        tensors.scores,
+        tensors.chosen,
+        tensors.mask,
+        weights=combined.weights if combined.logps.dim() == 3 else None,
+    )
+    return objectives.rewards(method.objective, batch, **method.hyper)
+
+
+def _means(columns: Mapping[Any, Tensor], prompts: Tensor) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """Each metric's mean over the groups that have it, and its 95 % interval over prompts."""
+    if not columns:
+        return {}, {}
+    values = torch.stack([one.to(torch.float64) for one in columns.values()], dim=-1)
+    ends = percentile_interval(bootstrap_means(values, clusters=prompts))
+    means = {name: _number(one) for name, one in zip(columns, values.nanmean(0), strict=True)}
+    intervals = {
+        name: None if means[name] is None else [_number(low), _number(high)]
+        for name, (low, high) in zip(columns, ends, strict=True)
+    }
+    return means, intervals
+
+
+def _number(value: Tensor) -> float | None:
+    return float(value) if bool(value.isfinite()) else None

@@ -1,0 +1,186 @@
+"""References judged as preference models, from cached numbers alone: the parts of `mrpo rank`."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mrpo_tools.groups import Group
+from mrpo_tools.maths import contrasts, metrics, references
+from mrpo_tools.maths.resampling import bootstrap_means, percentile_interval
+from mrpo_tools.maths.shapes import fill, pair_differences
+from mrpo_tools.maths.statistics import cohens_kappa
+from mrpo_tools.reference_logps import Combination, GroupTensors, combine
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+SHOWN_DISAGREEMENTS = 3
+MOST_PARTS = 50
+_NUMBER = re.compile(r"[-_/:.# ]*\d+$")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A virtual reference that training could use.
+
+    Attributes:
+        references: names, reference 1 first.
+        combination: harmonic, geometric or arithmetic.
+        epsilon_max: of the adaptive trust region; None for no clipping.
+    """
+
+    references: tuple[str, ...]
+    combination: str
+    epsilon_max: float | None
+
+    def __str__(self) -> str:
+        room = "no clipping" if self.epsilon_max is None else f"ε_max {self.epsilon_max:g}"
+        return f"{self.combination} of {' + '.join(self.references)}, {room}"
+
+
+def accuracy_columns(tensors: GroupTensors, rewards: Tensor) -> Tensor:
+    """[G, N, M] rewards -> [G, M] preference accuracies of each group, NaN without a pair."""
+    judged = (tensors.mask, tensors.scores, tensors.chosen)
+    return torch.stack([metrics.accuracies(one, *judged) for one in rewards.unbind(-1)], dim=-1)
+
+
+def measured(values: Tensor, prompts: Tensor) -> list[dict[str, float | None]]:
+    """[G, M], [G] -> for each column its mean over groups and the 95 % interval over prompts."""
+    ends = percentile_interval(bootstrap_means(values, clusters=prompts))
+    return [
+        {"value": number(mean), "low": number(low), "high": number(high)}
+        for mean, (low, high) in zip(values.nanmean(0), ends, strict=True)
+    ]
+
+
+def number(value: Tensor | float) -> float | None:
+    """A float, or None where there is none."""
+    value = float(value)
+    return value if value == value else None
+
+
+def margin_distribution(tensors: GroupTensors) -> list[dict[str, Any]]:
+    """For each reference: mean, standard deviation (nats) and quantiles of its groups' margins."""
+    found = []
+    for logps in tensors.logps.unbind(-1):
+        margins = metrics.margins(logps, tensors.mask, tensors.scores, tensors.chosen)
+        known = margins[~margins.isnan()]
+        points = torch.tensor(QUANTILES, dtype=torch.float64)
+        quantiles = known.quantile(points).tolist() if len(known) else [None] * len(QUANTILES)
+        found.append(
+            {
+                "mean": number(known.mean()),
+                "std": number(known.std()) if len(known) > 1 else None,
+                "quantiles": dict(zip(map(str, QUANTILES), quantiles, strict=True)),
+            }
+        )
+    return found
+
+
+def agreement(
+    tensors: GroupTensors, names: Sequence[str], groups: Sequence[Group]
+) -> list[dict[str, Any]]:
+    """For every two references: on how many pairs both, one or none of them is right, and kappa."""
+    pairs = contrasts.preference_pairs(tensors.mask, tensors.scores, tensors.chosen)
+    right = [pair_differences(fill(one, tensors.mask)) > 0 for one in tensors.logps.unbind(-1)]
+    accuracies = accuracy_columns(tensors, tensors.logps)
+    found = []
+    for a in range(len(names)):
+        for b in range(a + 1, len(names)):
+            counts = [
+                int((pairs & (right[a] == one) & (right[b] == other)).sum())
+                for one, other in ((True, True), (True, False), (False, True), (False, False))
+            ]
+            both, first_only, second_only, neither = counts
+            found.append(
+                {
+                    "first": names[a],
+                    "second": names[b],
+                    "pairs": sum(counts),
+                    "both_right": both,
+                    "first_only": first_only,
+                    "second_only": second_only,
+                    "both_wrong": neither,
+                    "agreement": (both + neither) / sum(counts) if sum(counts) else None,
+                    "kappa": cohens_kappa(both, first_only, second_only, neither),
+                    "disagreements": _disagreements(accuracies[:, a], accuracies[:, b], groups),
+                }
+            )
+    return found
+
+
+def _disagreements(first: Tensor, second: Tensor, groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """The groups on which two references differ most."""
+    gap = (first - second).nan_to_num(0.0)
+    order = sorted(range(len(groups)), key=lambda g: (-abs(float(gap[g])), groups[g].group_id))
+    return [
+        {
+            "group_id": groups[g].group_id,
+            "prompt": groups[g].prompt[-1].content,
+            "first": float(first[g]),
+            "second": float(second[g]),
+        }
+        for g in order[:SHOWN_DISAGREEMENTS]
+        if gap[g] != 0
+    ]
+
+
+def clipped_shares(tensors: GroupTensors, epsilons: Sequence[float]) -> list[list[float]]:
+    """For each ε_max: the share of responses at which each of references 2..K is clipped."""
+    found = []
+    for epsilon in epsilons:
+        radius = references.trust_region_radius(tensors.logps, tensors.mask, epsilon)
+        clipped = references.clip_to_trust_region(tensors.logps, radius)
+        moved = (clipped != tensors.logps) & tensors.mask.unsqueeze(-1)
+        count = max(int(tensors.mask.sum()), 1)
+        found.append([int(one) / count for one in moved[..., 1:].sum((0, 1))])
+    return found
+
+
+def candidates(names: Sequence[str], epsilons: Sequence[float]) -> list[Candidate]:
+    """Reference 1 with each other one and with all of them, by every combination and ε_max."""
+    others: list[tuple[str, ...]] = [(name,) for name in names[1:]]
+    if len(others) > 1:
+        others.append(tuple(names[1:]))
+    return [
+        Candidate((names[0], *more), how, epsilon)
+        for more in others
+        for how in references.COMBINATIONS
+        for epsilon in (*epsilons, None)
+    ]
+
+
+def virtual_logps(tensors: GroupTensors, names: Sequence[str], one: Candidate) -> Tensor:
+    """[G, N] log-probs (nats) of a candidate, with confidence weights."""
+    places = [names.index(name) for name in one.references]
+    chosen = replace(
+        tensors,
+        logps=tensors.logps[..., places],
+        num_tokens=tensors.num_tokens[..., places],
+    )
+    how = Combination(
+        one.combination,
+        trust_region="none" if one.epsilon_max is None else "adaptive",
+        epsilon_max=one.epsilon_max or 0.0,
+    )
+    return combine(chosen, how).logps
+
+
+def parts_of(groups: Sequence[Group]) -> dict[str, list[int]]:
+    """Groups by the part of the data that their ids name; empty where they name none.
+
+    A part is what stays of an id like `train-sum-012` or `sum/12` without its number and its split,
+    if that leaves at least two and at most fifty different words.
+    """
+    found: dict[str, list[int]] = defaultdict(list)
+    for index, group in enumerate(groups):
+        name = _NUMBER.sub("", group.source_id or "")
+        if group.split and name.startswith(group.split):
+            name = name[len(group.split) :].lstrip("-_/:.# ")
+        found[name].append(index)
+    return dict(sorted(found.items())) if 2 <= len(found) <= MOST_PARTS and "" not in found else {}

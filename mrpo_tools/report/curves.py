@@ -1,0 +1,155 @@
+"""What happened over training: means over seeds with bands of one standard deviation."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mrpo_tools.maths.statistics import mean_and_std
+from mrpo_tools.report.canvas import Picture, legend, legend_height, look, picture
+from mrpo_tools.report.palette import Palette
+from mrpo_tools.results import MethodRuns
+
+MOST_LINES = 10
+FALLING = (
+    "The log-prob of the chosen responses may fall although training goes well: the loss asks only "
+    "for the difference between chosen and rejected, so both may lose probability to texts that "
+    "are neither, as long as the rejected lose more."
+)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A logged number over the steps.
+
+    Attributes:
+        label: of the method.
+        steps: at which every run of the method logged it.
+        means: over its runs.
+        stds: sample standard deviations; None for one run.
+    """
+
+    label: str
+    steps: list[int]
+    means: list[float]
+    stds: list[float] | None
+
+
+def curve(method: MethodRuns, key: str) -> Curve | None:
+    """A method's curve of one logged number; None where no step has it in every run."""
+    values: dict[int, list[float]] = defaultdict(list)
+    for run in method.runs:
+        for entry in run.history:
+            if isinstance(entry.get(key), (int, float)) and "step" in entry:
+                values[entry["step"]].append(float(entry[key]))
+    steps = sorted(step for step, one in values.items() if len(one) == len(method.runs))
+    if not steps:
+        return None
+    summary = [mean_and_std(values[step]) for step in steps]
+    stds = [std for _, std in summary if std is not None]
+    return Curve(method.label, steps, [mean for mean, _ in summary], stds or None)
+
+
+def curves(methods: Sequence[MethodRuns], key: str) -> list[Curve]:
+    """Of as many methods as a picture holds: the first of every loss, then the second, …"""
+    found = [(method, one) for method in methods if (one := curve(method, key)) is not None]
+    places: dict[str, int] = defaultdict(int)
+    order = []
+    for place, (method, _) in enumerate(found):
+        order.append((places[method.loss], place))
+        places[method.loss] += 1
+    kept = sorted(place for _, place in sorted(order)[:MOST_LINES])
+    return [found[place][1] for place in kept]
+
+
+def accuracy_picture(methods: Sequence[MethodRuns]) -> Picture | None:
+    return _curves_picture(
+        methods, "rewards/accuracies", "accuracy", "Preference accuracy over training",
+        "preference accuracy",
+        "Share of pairs in the training batches whose better response has the larger reward, mean "
+        "over seeds, with a band of ± one standard deviation where there are several. MRPO's "
+        "Figures 1 and 2 show accuracy on test data over training instead. The reward is the "
+        "method's own, so levels are not comparable between methods; rises are.",
+    )  # fmt: skip
+
+
+def margin_picture(methods: Sequence[MethodRuns]) -> Picture | None:
+    return _curves_picture(
+        methods, "rewards/margins", "margin", "Reward margin over training", "reward margin",
+        "Mean reward of the chosen responses less that of the rejected ones in the training "
+        "batches, mean over seeds, ± one standard deviation where there are several. Rewards of "
+        "different losses have different units.",
+    )  # fmt: skip
+
+
+def logps_picture(methods: Sequence[MethodRuns]) -> Picture | None:
+    """Chosen and rejected log-probs, in two rows."""
+    rows = [curves(methods, "logps/chosen"), curves(methods, "logps/rejected")]
+    if not rows[0] or not rows[1]:
+        return None
+    names = ("chosen", "rejected")
+
+    def draw(axes: Any, palette: Palette) -> None:
+        for one, name, found in zip(axes, names, rows, strict=True):
+            _plot(one, palette, found)
+            one.set_ylabel(f"{name} (nats)")
+        axes[1].set_xlabel("step")
+        legend(axes[1], palette)
+
+    ends = [f"{name}: {_ends(found, '.2f')}" for name, found in zip(names, rows, strict=True)]
+    return picture(
+        "logps",
+        "Log-probs of chosen and rejected responses",
+        "Mean log-prob of the chosen (above) and the rejected responses (below) of the training "
+        f"batches under the policy. {FALLING}",
+        f"Two line charts over training steps. At the last step, {'; '.join(ends)}.",
+        draw,
+        5.4 + legend_height([one.label for one in rows[1]]),
+        rows=2,
+    )
+
+
+def _curves_picture(
+    methods: Sequence[MethodRuns], key: str, name: str, title: str, quantity: str, text: str
+) -> Picture | None:
+    found = curves(methods, key)
+    if not found:
+        return None
+
+    def draw(axes: Any, palette: Palette) -> None:
+        _plot(axes, palette, found)
+        axes.set_xlabel("step")
+        axes.set_ylabel(quantity)
+        legend(axes, palette)
+
+    if len(found) < len(methods):
+        text += f" {len(found)} of {len(methods)} methods are drawn; the table has all of them."
+    alt = f"Line chart of the {quantity} over training steps. At the last step: {_ends(found)}."
+    height = 3.5 + legend_height([one.label for one in found])
+    return picture(name, title, text, alt, draw, height)
+
+
+def _plot(axes: Any, palette: Palette, found: Sequence[Curve]) -> None:
+    alpha = min(0.15, 0.6 / max(len(found), 1))  # bands lie over each other
+    for place, one in enumerate(found):
+        style = look(place, palette)
+        axes.plot(one.steps, one.means, label=one.label, **style)
+        if one.stds is None:
+            continue
+        low = [mean - std for mean, std in zip(one.means, one.stds, strict=True)]
+        high = [mean + std for mean, std in zip(one.means, one.stds, strict=True)]
+        axes.fill_between(one.steps, low, high, color=style["color"], alpha=alpha, linewidth=0)
+
+
+def _ends(found: Sequence[Curve], form: str = ".3f") -> str:
+    return ", ".join(
+        f"{one.label} {plus_minus(one.means[-1], one.stds[-1] if one.stds else None, form)}"
+        for one in found
+    )
+
+
+def plus_minus(mean: float, std: float | None, form: str) -> str:
+    """`0.753 ± 0.014`; one seed has no deviation."""
+    return f"{mean:{form}}" if std is None else f"{mean:{form}} ± {std:{form}}"

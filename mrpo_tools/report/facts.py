@@ -1,0 +1,106 @@
+"""The report's tables beside the comparison: what training cost, and how the methods differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mrpo_tools.results import MethodRuns
+from mrpo_tools.results.methods import differing, shown
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text; the first column names the row."""
+
+    name: str
+    title: str
+    text: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def cost_table(methods: Sequence[MethodRuns]) -> Table:
+    """Time and memory of each method (MRPO's Table 9)."""
+    rows = []
+    for method in methods:
+        records = [run.metrics for run in method.runs]
+        seconds = [one["train_seconds"] for one in records if one.get("train_seconds")]
+        speeds = [
+            one["steps"] / one["train_seconds"]
+            for one in records
+            if one.get("train_seconds") and one.get("steps")
+        ]
+        peaks = [one["peak_memory_bytes"] for one in records if one.get("peak_memory_bytes")]
+        scoring = precompute_seconds(method)
+        rows.append(
+            [
+                method.label,
+                "–" if scoring is None else duration(scoring),
+                spread([duration(one) for one in _ends(seconds)]),
+                spread([f"{one:.2f}" for one in _ends(speeds)]),
+                f"{max(peaks) / 1e9:.2f} GB" if peaks else "–",
+            ]
+        )
+    return Table(
+        "cost",
+        "Time and memory",
+        "Precompute: scoring the data with all of the method's references, once for all runs that "
+        "share them. Training and its speed: from the fastest to the slowest seed. Memory: the "
+        "most that any seed's process held.",
+        ["method", "precompute", "training", "steps per second", "peak memory"],
+        rows,
+    )
+
+
+def precompute_seconds(method: MethodRuns) -> float | None:
+    """Seconds that scoring a method's references took; None where it is not recorded."""
+    for run in method.runs:
+        found = (run.evaluation or {}).get("precompute_seconds")
+        if found and all(one is not None for one in found):
+            return float(sum(found))
+    return None
+
+
+def differences_table(methods: Sequence[MethodRuns]) -> Table:
+    """Every setting in which the methods differ."""
+    keys = differing([one.settings for one in methods])
+    return Table(
+        "differences",
+        "What differs between the methods",
+        "Every setting that is not the same in all runs, defaults resolved; a dash where a setting "
+        "means nothing.",
+        ["method", *keys],
+        [[one.label, *(shown(one.settings.get(key)) for key in keys)] for one in methods],
+    )
+
+
+def summary(methods: Sequence[MethodRuns], split: str) -> str:
+    """One sentence of what is compared."""
+    runs = sum(len(one.runs) for one in methods)
+    seeds = sorted({len(one.runs) for one in methods})
+    each = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    groups = {run.evaluation.get("groups", 0) for m in methods for run in m.runs if run.evaluation}
+    measured = f"{max(groups):,} groups of split {split}" if groups else "no groups yet"
+    return (
+        f"{len(methods)} method{'s' * (len(methods) != 1)}, {runs} run{'s' * (runs != 1)} "
+        f"({each} seed{'s' * (seeds[-1] != 1)} each), measured on {measured}."
+    )
+
+
+def duration(seconds: float) -> str:
+    """`48 s`, `3.2 min`, `1.5 h`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.2f} h"
+
+
+def spread(ends: Sequence[str]) -> str:
+    """`48 to 52 s`-like: both ends, or one where they read alike."""
+    if not ends:
+        return "–"
+    return ends[0] if ends[0] == ends[-1] else f"{ends[0]} to {ends[-1]}"
+
+
+def _ends(values: Sequence[float]) -> list[float]:
+    return [min(values), max(values)] if values else []

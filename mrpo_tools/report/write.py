@@ -1,0 +1,111 @@
+"""`mrpo report`: everything about some runs on one page, and each picture as a file."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+from mrpo_tools.errors import ResourceError, UsageError
+from mrpo_tools.report.curves import accuracy_picture, logps_picture, margin_picture
+from mrpo_tools.report.facts import cost_table, differences_table, summary
+from mrpo_tools.report.palette import DARK, LIGHT
+from mrpo_tools.report.references import (
+    choices_picture,
+    clipping_picture,
+    ranking_picture,
+    weights_picture,
+)
+from mrpo_tools.results import NOT_COMPARABLE, Comparison, by_method, compare, read_results, render
+from mrpo_tools.results.formats import caption, cell_text, effect_text, header
+
+PAGE = "report.html"
+MARKDOWN = "report.md"
+PICTURES = (
+    (accuracy_picture, "no run has a log of training"),
+    (margin_picture, "no run has a log of training"),
+    (choices_picture, "no two methods of one loss differ in ε or α"),
+    (logps_picture, "no run has a log of training"),
+    (weights_picture, "no method weights several references by group"),
+    (clipping_picture, "no method has several references"),
+    (ranking_picture, "no run was compared with references"),
+)
+"""What draws each picture, and why it would not be there."""
+
+
+def report(
+    paths: Sequence[Path], output: Path, split: str = "test", baselines: Sequence[str] = ()
+) -> list[Path]:
+    """Write a report of runs.
+
+    The same runs give the same bytes: nothing in it depends on the time or on where it is made.
+
+    Args:
+        paths: runs, or directories of runs.
+        output: a directory, made if it is not there; files of an earlier report are replaced.
+        split: of the evaluations.
+        baselines: labels; none means DPO with a single reference.
+
+    Returns:
+        The files written: the page, the same as Markdown, the pictures as PNG (light).
+
+    Raises:
+        UsageError: no finished and evaluated run, or `output` is a file.
+        ResourceError: it cannot be written.
+    """
+    if output.is_file():
+        raise UsageError(f"{output} is a file; a report needs a directory", "--output DIR")
+    results = read_results(paths, split)
+    comparison = compare(results, split, baselines)
+    methods = by_method(results)
+    drawn = [(draw(methods), reason) for draw, reason in PICTURES]
+    pictures = [one for one, _ in drawn if one is not None]
+    words: dict[str, object] = {
+        "summary": summary(methods, split),
+        "pictures": pictures,
+        "tables": [cost_table(methods), differences_table(methods)],
+        "missing": sorted({reason for one, reason in drawn if one is None}),
+    }
+    text = _template(MARKDOWN).render(table=render(comparison, "markdown"), **words)
+    files = {PAGE: _page(comparison, words).encode(), MARKDOWN: text.encode()}
+    files |= {f"{one.name}.png": one.light for one in pictures}
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (output / name).write_bytes(content)
+    except OSError as error:
+        raise ResourceError(f"{output} cannot be written: {error}", "--output DIR") from None
+    return [output / name for name in files]
+
+
+def _page(comparison: Comparison, words: dict[str, object]) -> str:
+    return _template("page.html").render(
+        comparison=comparison,
+        header=header(comparison),
+        caption=caption(comparison).replace("`d`", "d"),
+        cell_text=cell_text,
+        effect_text=effect_text,
+        note=NOT_COMPARABLE,
+        light=LIGHT,
+        dark=DARK,
+        **words,
+    )
+
+
+def _template(name: str) -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=name.endswith(".html"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["inline"] = _inline
+    environment.filters["cell"] = lambda text: text.replace("|", "\\|")
+    return environment.get_template(name)
+
+
+def _inline(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()

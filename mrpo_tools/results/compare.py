@@ -1,0 +1,220 @@
+"""Methods side by side: mean ± std over seeds, marked as in MRPO's Tables 1 and 5."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mrpo_tools.errors import UsageError, did_you_mean
+from mrpo_tools.maths.statistics import LARGE_ENOUGH, cohens_d, mean_and_std
+from mrpo_tools.progress import say
+from mrpo_tools.results.methods import MethodRuns, by_method
+from mrpo_tools.results.read import Result, plain_names
+
+NOT_COMPARABLE = (
+    "The first accuracy is not comparable between methods: a reference that ranks well lowers it, "
+    "one that ranks badly lifts it, with no training at all."
+)
+BEST, SECOND = "best", "second"
+LONGER = "always the longer"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric of evaluations.
+
+    Attributes:
+        key: its name in `RUN/evaluation/<split>.json`.
+        title: for people.
+        scale: shown is value × scale.
+        decimals: shown.
+        marked: whether the best is marked: only what is one thing for every method.
+    """
+
+    key: str
+    title: str
+    scale: float = 100.0
+    decimals: int = 1
+    marked: bool = False
+
+
+COLUMNS = (
+    Column("accuracies", "own reward"),
+    Column("accuracies_step0", "untrained"),
+    Column("accuracies_reference_1", "vs reference 1"),
+    Column("accuracies_logp", "log-prob", marked=True),
+    Column("margins", "margin", 1.0, 3),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one method.
+
+    Attributes:
+        values: one for each seed that was evaluated.
+        mean: over seeds; None without any.
+        std: sample standard deviation; None for fewer than two.
+        d: Cohen's d against the best baseline; None for that baseline itself and without spread.
+        mark: `best`, `second` or None.
+    """
+
+    values: tuple[float, ...]
+    mean: float | None = None
+    std: float | None = None
+    d: float | None = None
+    mark: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method with its evaluated seeds and its cells, by column key."""
+
+    label: str
+    baseline: bool
+    seeds: tuple[int, ...]
+    cells: dict[str, Cell]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table of methods, and accuracies that need no training at all.
+
+    Attributes:
+        split: of the evaluations.
+        columns: in order.
+        rows: baselines first.
+        untrained: (what, accuracy) of each reference alone and of always preferring the longer.
+    """
+
+    split: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    untrained: tuple[tuple[str, float], ...]
+
+
+def compare(
+    results: Sequence[Result], split: str = "test", baselines: Sequence[str] = ()
+) -> Comparison:
+    """Group runs into methods and compare them.
+
+    The best baseline of a column is the one with the largest mean. In a marked column, the largest
+    mean is `best` if it is a clear one: Cohen's d of at least 0.5 against the best baseline, or, if
+    it is that baseline itself, against every other method. The second largest is `second`.
+
+    Args:
+        results: finished runs.
+        split: that the evaluations are of.
+        baselines: labels; none means DPO with a single reference.
+
+    Raises:
+        UsageError: no run was evaluated on the split, or a baseline that is none of the methods.
+    """
+    methods = by_method(results)
+    _check(methods, split, baselines)
+    marked = [one.label in baselines if baselines else one.baseline for one in methods]
+    columns = [_column(column.key, methods, marked, column.marked) for column in COLUMNS]
+    rows = tuple(
+        Row(
+            method.label,
+            baseline,
+            tuple(run.seed for run in method.runs if run.evaluation is not None),
+            {column.key: cells[place] for column, cells in zip(COLUMNS, columns, strict=True)},
+        )
+        for place, (method, baseline) in enumerate(zip(methods, marked, strict=True))
+    )
+    return Comparison(split, COLUMNS, rows, _untrained(results))
+
+
+def _check(methods: Sequence[MethodRuns], split: str, baselines: Sequence[str]) -> None:
+    labels = [one.label for one in methods]
+    for wanted in baselines:
+        if wanted not in labels:
+            known = f"there are: {', '.join(labels)}"
+            raise UsageError(
+                f"no method is labelled {wanted!r}; {known}", did_you_mean(wanted, labels)
+            )
+    runs = [run for one in methods for run in one.runs]
+    missing = [run for run in runs if run.evaluation is None]
+    if len(missing) == len(runs):
+        raise UsageError(
+            f"no run was evaluated on split {split!r}", f"mrpo evaluate RUN --split {split}"
+        )
+    for run in missing:
+        say(f"warning: {run.path} was not evaluated on split {split!r}: mrpo evaluate {run.path}")
+    _check_data(runs, split)
+    sizes = {run.evaluation.get("groups") for run in runs if run.evaluation}
+    if len(sizes) > 1:
+        say("warning: the runs were evaluated on different numbers of groups")
+
+
+def _check_data(runs: Sequence[Result], split: str) -> None:
+    """Refuse evaluations of different groups; older ones do not say which theirs were."""
+    first: dict[str, Result] = {}
+    for run in runs:
+        if run.evaluation and run.evaluation.get("groups_hash"):
+            first.setdefault(run.evaluation["groups_hash"], run)
+    if len(first) > 1:
+        named = ", ".join(f"{run.path} (groups {key[:8]})" for key, run in first.items())
+        raise UsageError(
+            f"split {split!r} was not the same groups for all runs: {named}",
+            f"mrpo evaluate RUN --split {split} with the same data for all, or compare them apart",
+        )
+
+
+def _values(method: MethodRuns, key: str) -> tuple[float, ...]:
+    found = [run.evaluation.get(key) for run in method.runs if run.evaluation]
+    return tuple(float(one) for one in found if one is not None)
+
+
+def _column(
+    key: str, methods: Sequence[MethodRuns], baselines: Sequence[bool], marked: bool
+) -> list[Cell]:
+    values = [_values(one, key) for one in methods]
+    known = [place for place, one in enumerate(values) if one]
+    summary = {place: mean_and_std(values[place]) for place in known}
+    order = sorted(known, key=lambda place: -summary[place][0])
+    best_baseline = next((place for place in order if baselines[place]), None)
+    effects: dict[int, float | None] = {}
+    if best_baseline is not None:
+        effects = {
+            place: cohens_d(values[place], values[best_baseline])
+            for place in known
+            if place != best_baseline
+        }
+    marks: dict[int, str] = {}
+    if marked and len(order) > 1:
+        if _is_clear(order, best_baseline, values):
+            marks[order[0]] = BEST
+        marks[order[1]] = SECOND
+    return [
+        Cell(one, *summary[place], effects.get(place), marks.get(place)) if one else Cell(())
+        for place, one in enumerate(values)
+    ]
+
+
+def _is_clear(
+    order: Sequence[int], best_baseline: int | None, values: Sequence[tuple[float, ...]]
+) -> bool:
+    """Whether the first of the order is better by d ≥ 0.5 than what it is measured against."""
+    if best_baseline is None:
+        return False
+    rivals = order[1:] if order[0] == best_baseline else [best_baseline]
+    effects = [cohens_d(values[order[0]], values[one]) for one in rivals]
+    return all(one is not None and one >= LARGE_ENOUGH for one in effects)
+
+
+def _untrained(results: Sequence[Result]) -> tuple[tuple[str, float], ...]:
+    """Each reference alone and always the longer; every run of the same data has the same."""
+    evaluations = [one.evaluation for one in results if one.evaluation is not None]
+    names = plain_names(name for one in evaluations for name in one.get("references", []))
+    found: dict[str, float] = {}
+    longer: float | None = None
+    for evaluation in evaluations:
+        alone = evaluation.get("reference_accuracies", {}).get("summed", [])
+        for name, value in zip(evaluation.get("references", []), alone, strict=False):
+            if value is not None:
+                found.setdefault(f"{names[name]} alone", value)
+        longer = evaluation.get("accuracies_longer") if longer is None else longer
+    rows = sorted(found.items())
+    return (*rows, (LONGER, longer)) if longer is not None else tuple(rows)

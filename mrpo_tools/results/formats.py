@@ -1,0 +1,168 @@
+"""A comparison as Markdown, LaTeX, CSV or JSON: no dates and no paths, equal for equal runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+
+from mrpo_tools.results.compare import BEST, NOT_COMPARABLE, SECOND, Cell, Column, Comparison, Row
+
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "ε": r"$\epsilon$", "β": r"$\beta$", "–": "--", "…": r"\dots{}",
+}  # fmt: skip
+
+
+def caption(comparison: Comparison) -> str:
+    """What the numbers and marks are."""
+    return (
+        f"Split {comparison.split}: mean ± sample std over seeds; accuracies in %. Reference 1 is "
+        "the method's own: of a single-reference baseline, that reference. `d`: Cohen's d of the "
+        "log-prob accuracy against the best baseline (*). That accuracy alone is comparable "
+        "between all methods, and marked: bold is the best if it is better by d ≥ 0.5, italics "
+        "the second best."
+    )
+
+
+def cell_text(cell: Cell, column: Column, plus_minus: str = " ± ") -> str:
+    """`86.4 ± 0.3`, without the deviation for one seed, a dash without a value."""
+    if cell.mean is None:
+        return "–"
+    mean = f"{cell.mean * column.scale:.{column.decimals}f}"
+    if cell.std is None:
+        return mean
+    return f"{mean}{plus_minus}{cell.std * column.scale:.{column.decimals}f}"
+
+
+def effect_text(row: Row) -> str:
+    """Cohen's d of the accuracy that is comparable between methods."""
+    d = row.cells["accuracies_logp"].d
+    if d is None:
+        return "–"
+    return f"{d:+.2f}" if math.isfinite(d) else ("∞" if d > 0 else "−∞")
+
+
+def label_text(row: Row) -> str:
+    return f"{row.label} *" if row.baseline else row.label
+
+
+def header(comparison: Comparison) -> list[str]:
+    return ["method", "seeds", *(column.title for column in comparison.columns), "d"]
+
+
+def markdown(comparison: Comparison) -> str:
+    marks = {BEST: "**{}**", SECOND: "*{}*", None: "{}"}
+    lines = [_bar(header(comparison)), "|---|" + "---:|" * (len(comparison.columns) + 2)]
+    for row in comparison.rows:
+        cells = [
+            marks[row.cells[column.key].mark].format(cell_text(row.cells[column.key], column))
+            for column in comparison.columns
+        ]
+        label = f"`{row.label}`" + (" \\*" if row.baseline else "")
+        lines.append(_bar([label, str(len(row.seeds)), *cells, effect_text(row)]))
+    lines += ["", caption(comparison).replace("(*)", "(\\*)"), "", NOT_COMPARABLE, ""]
+    lines += ["| without any training | accuracy |", "|---|---:|"]
+    lines += [_bar([what, f"{100 * value:.1f}"]) for what, value in comparison.untrained]
+    return "\n".join(lines) + "\n"
+
+
+def latex(comparison: Comparison) -> str:
+    marks = {BEST: r"\textbf{{{}}}", SECOND: r"\textit{{{}}}", None: "{}"}
+    lines = [
+        r"\begin{tabular}{l" + "r" * (len(comparison.columns) + 2) + "}",
+        r"\toprule",
+        _row([_escaped(one) for one in header(comparison)]),
+        r"\midrule",
+    ]
+    for row in comparison.rows:
+        cells = [
+            marks[row.cells[column.key].mark].format(
+                cell_text(row.cells[column.key], column, r" $\pm$ ").replace("–", "--")
+            )
+            for column in comparison.columns
+        ]
+        effect = effect_text(row).replace("–", "--").replace("−", "-").replace("∞", r"$\infty$")
+        lines.append(_row([_escaped(label_text(row)), str(len(row.seeds)), *cells, effect]))
+    lines += [r"\midrule"]
+    for what, value in comparison.untrained:
+        cells = [
+            f"{100 * value:.1f}" if column.key == "accuracies_logp" else ""
+            for column in comparison.columns
+        ]
+        lines.append(_row([_escaped(what), "", *cells, ""]))
+    text = caption(comparison).replace("`d`", "$d$").replace("±", r"$\pm$").replace("≥", r"$\ge$")
+    text = text.replace(" %", r" \%")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", f"% {text}", f"% {NOT_COMPARABLE}",
+                      ""])  # fmt: skip
+
+
+def comma_separated(comparison: Comparison) -> str:
+    """A line for each method and metric, unrounded: for other programs."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["method", "baseline", "metric", "seeds", "mean", "std", "cohens_d", "mark"])
+    for row in comparison.rows:
+        for column in comparison.columns:
+            cell = row.cells[column.key]
+            writer.writerow([row.label, int(row.baseline), column.key, len(cell.values),
+                             cell.mean, cell.std, cell.d, cell.mark])  # fmt: skip
+    for what, value in comparison.untrained:
+        writer.writerow([what, 0, "accuracy", 0, value, None, None, None])
+    return text.getvalue()
+
+
+def as_json(comparison: Comparison) -> str:
+    """Everything, every seed's value included; an infinite d is null."""
+    values = {
+        "split": comparison.split,
+        "note": NOT_COMPARABLE,
+        "methods": [
+            {
+                "method": row.label,
+                "baseline": row.baseline,
+                "seeds": list(row.seeds),
+                "metrics": {
+                    key: {
+                        "values": list(cell.values),
+                        "mean": cell.mean,
+                        "std": cell.std,
+                        "cohens_d": cell.d if cell.d is None or math.isfinite(cell.d) else None,
+                        "mark": cell.mark,
+                    }
+                    for key, cell in row.cells.items()
+                },
+            }
+            for row in comparison.rows
+        ],
+        "untrained": dict(comparison.untrained),
+    }
+    return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+FORMATS: dict[str, tuple[str, Callable[[Comparison], str]]] = {
+    "markdown": ("md", markdown),
+    "latex": ("tex", latex),
+    "csv": ("csv", comma_separated),
+    "json": ("json", as_json),
+}
+"""Name: (file ending, writer)."""
+
+
+def render(comparison: Comparison, name: str) -> str:
+    return FORMATS[name][1](comparison)
+
+
+def _bar(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _escaped(text: str) -> str:
+    return "".join(LATEX.get(letter, letter) for letter in text)

@@ -1,0 +1,124 @@
+"""Groups in the forms that other tools read.
+
+The canonical form keeps everything. The other forms are pairs, so a group of more responses must
+be taken apart, as `pairing` does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mrpo_tools.groups import Group, Message, Response
+from mrpo_tools.pairing import Pair, pairs_of
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form to convert to.
+
+    Attributes:
+        about: one line for people.
+        rows: a group and a pairing to its rows.
+        adapter: which of our own adapters reads the form back.
+        columns: what a table of it has: Arrow's name of a type, [a kind] for a list, {field: kind}.
+    """
+
+    about: str
+    rows: Callable[[Group, str], Iterator[dict[str, Any]]]
+    adapter: str
+    columns: Mapping[str, Any]
+
+
+def _canonical(group: Group, pairing: str) -> Iterator[dict[str, Any]]:
+    yield group.as_dict()
+
+
+def _trl(group: Group, pairing: str) -> Iterator[dict[str, Any]]:
+    """TRL: a prompt and two answers, all as lists of messages."""
+    prompt = [turn.as_dict() for turn in group.prompt]
+    for pair in pairs_of(group, pairing):
+        chosen, rejected = ([_answer(one)] for one in pair)
+        yield {"prompt": prompt, "chosen": chosen, "rejected": rejected, **_about(group, pair)}
+
+
+def _openrlhf(group: Group, pairing: str) -> Iterator[dict[str, Any]]:
+    """OpenRLHF: two whole conversations."""
+    prompt = [turn.as_dict() for turn in group.prompt]
+    for pair in pairs_of(group, pairing):
+        chosen, rejected = ([*prompt, _answer(one)] for one in pair)
+        yield {"chosen": chosen, "rejected": rejected, **_about(group, pair)}
+
+
+def _llama_factory(group: Group, pairing: str) -> Iterator[dict[str, Any]]:
+    """LLaMA-Factory: sharegpt ranking, the system message in a column of its own."""
+    system = [turn.content for turn in group.prompt if turn.role == "system"]
+    turns = [_turn(turn) for turn in group.prompt if turn.role != "system"]
+    for pair in pairs_of(group, pairing):
+        chosen, rejected = (_turn(Message("assistant", one.content)) for one in pair)
+        yield {
+            "conversations": turns,
+            "system": "".join(system),
+            "chosen": chosen,
+            "rejected": rejected,
+            **_about(group, pair),
+        }
+
+
+def _answer(response: Response) -> dict[str, str]:
+    return Message("assistant", response.content).as_dict()
+
+
+def _turn(message: Message) -> dict[str, str]:
+    name = {"user": "human", "assistant": "gpt"}[message.role]
+    return {"from": name, "value": message.content}
+
+
+def _about(group: Group, pair: Pair) -> dict[str, Any]:
+    """What else is known of a pair; the same columns in every row of a data set."""
+    about: dict[str, Any] = {}
+    if group.has_scores:
+        about |= {"score_chosen": pair[0].score, "score_rejected": pair[1].score}
+    if group.split is not None:
+        about["split"] = group.split
+    return about
+
+
+_MESSAGE = {"role": "string", "content": "string"}
+_TURN = {"from": "string", "value": "string"}
+_RESPONSE = {"content": "string", "score": "double", "chosen": "bool", "model": "string"}
+_ABOUT = {"score_chosen": "double", "score_rejected": "double", "split": "string"}
+
+FORMS = {
+    "canonical": Form(
+        "prompts with all their responses",
+        _canonical,
+        "canonical",
+        {"prompt": [_MESSAGE], "responses": [_RESPONSE], "id": "string", "split": "string"},
+    ),
+    "trl": Form(
+        "TRL's pairs of messages",
+        _trl,
+        "conversational",
+        {"prompt": [_MESSAGE], "chosen": [_MESSAGE], "rejected": [_MESSAGE], **_ABOUT},
+    ),
+    "llama-factory": Form(
+        "LLaMA-Factory's sharegpt ranking",
+        _llama_factory,
+        "sharegpt",
+        {
+            "conversations": [_TURN],
+            "system": "string",
+            "chosen": _TURN,
+            "rejected": _TURN,
+            **_ABOUT,
+        },
+    ),
+    "openrlhf": Form(
+        "OpenRLHF's pairs of conversations",
+        _openrlhf,
+        "conversational-implicit",
+        {"chosen": [_MESSAGE], "rejected": [_MESSAGE], **_ABOUT},
+    ),
+}

@@ -1,0 +1,91 @@
+"""Rows to a file, which appears when it is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mrpo_tools.errors import UsageError, disk_error
+
+Put = Callable[[Mapping[str, Any]], None]
+BATCH_ROWS = 1024
+KINDS = (".jsonl", ".parquet")
+
+
+@contextlib.contextmanager
+def writing(target: Path, columns: Mapping[str, Any], *, overwrite: bool = False) -> Iterator[Put]:
+    """A function that writes one row; the file takes its name only if the block ends well.
+
+    Args:
+        target: a .jsonl or .parquet file.
+        columns: the columns of a table and their types, by the words of `export.Form`.
+        overwrite: replace a file that is there.
+
+    Raises:
+        UsageError: another suffix, no such folder, or a file that is there.
+        ResourceError: no permission, or the disk refuses.
+    """
+    if target.suffix not in KINDS:
+        kind = f"{target.suffix} files" if target.suffix else "a file without a suffix"
+        raise UsageError(f"{target}: cannot write {kind}", f"name it {' or '.join(KINDS)}")
+    if target.is_dir() or not target.absolute().parent.is_dir():
+        what = "is a folder" if target.is_dir() else f"there is no folder {target.parent}"
+        raise UsageError(f"{target}: {what}", "name a file in a folder that is there")
+    if target.exists() and not overwrite:
+        raise UsageError(f"{target} is there already", "--overwrite replaces it")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.touch()
+    except OSError as error:
+        raise disk_error(target, error) from None
+    try:
+        write = _jsonl if target.suffix == ".jsonl" else _parquet
+        with write(temporary, columns) as put:
+            yield put
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _jsonl(path: Path, columns: Mapping[str, Any]) -> Iterator[Put]:
+    with path.open("w", encoding="utf-8") as file:
+        yield lambda row: print(json.dumps(row, ensure_ascii=False), file=file)
+
+
+@contextlib.contextmanager
+def _parquet(path: Path, columns: Mapping[str, Any]) -> Iterator[Put]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([(name, _arrow_type(kind)) for name, kind in columns.items()])
+    rows: list[Mapping[str, Any]] = []
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+
+        def flush() -> None:
+            if rows:
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+                rows.clear()
+
+        def put(row: Mapping[str, Any]) -> None:
+            rows.append(row)
+            if len(rows) == BATCH_ROWS:
+                flush()
+
+        yield put
+        flush()
+
+
+def _arrow_type(kind: Any) -> Any:
+    """The Arrow type of a name (`string`), a list of one kind, or a mapping of fields."""
+    import pyarrow as pa
+
+    if isinstance(kind, list):
+        return pa.list_(_arrow_type(kind[0]))
+    if isinstance(kind, Mapping):
+        return pa.struct([(name, _arrow_type(one)) for name, one in kind.items()])
+    return pa.type_for_alias(kind)

@@ -1,0 +1,1 @@
+"""What stands behind phase 2: preparation, the step-0 check, the trainer, the run's record."""

@@ -1,0 +1,115 @@
+"""What happens beside the steps: bad gradients, signals, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback
+
+from mrpo_tools.errors import NonFiniteError
+from mrpo_tools.progress import Advance, bar, say, say_once
+
+if TYPE_CHECKING:
+    from mrpo_tools.training.trainer import GroupTrainer
+
+BAD_STEPS = 3
+
+
+class FiniteGuard(TrainerCallback):  # type: ignore[misc]
+    """Keeps a step whose loss or gradient is not finite from moving the weights.
+
+    Three such steps in a row stop the run.
+    """
+
+    def __init__(self, trainer: GroupTrainer) -> None:
+        self.trainer, self.bad = trainer, 0
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        model: Any = self.trainer.model
+        parameters = [p for p in model.parameters() if p.grad is not None]
+        finite = torch.stack([p.grad.isfinite().all() for p in parameters]).all().float()
+        finite = finite * self.trainer.finite_loss
+        self.trainer.finite_loss = True
+        if args.world_size > 1:
+            finite = self.trainer.accelerator.gather(finite.reshape(1)).min()
+        if bool(finite):
+            self.bad = 0
+            return
+        self.bad += 1
+        say_once(f"warning: step {state.global_step + 1} is not applied: its loss is not finite")
+        for parameter in parameters:
+            parameter.grad = None  # zeroed gradients would still move AdamW
+        if self.bad >= BAD_STEPS:
+            raise NonFiniteError(
+                f"the loss or its gradient was not finite in {BAD_STEPS} steps in a row, the last "
+                f"at step {state.global_step + 1}",
+                "lower learning_rate or raise beta, and look at the run's log for where it began",
+            )
+
+
+class StopOnSignal(TrainerCallback):  # type: ignore[misc]
+    """On SIGTERM: finish the step, save a checkpoint, stop."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def __enter__(self) -> StopOnSignal:
+        self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    def _note(self, *_: object) -> None:
+        self.received = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        if torch.distributed.is_initialized():  # one process may have been told alone
+            flag = torch.tensor(float(self.received), device=args.device)
+            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+            self.received = bool(flag)
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # the last figures, whatever logging_steps
+        if self.received:
+            control.should_save = True
+            control.should_training_stop = True
+        return control
+
+
+class ProgressLog(TrainerCallback):  # type: ignore[misc]
+    """A bar on a terminal; elsewhere one line on stderr for each log entry."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._advance: Advance | None = None
+        self._last = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self._advance = self._stack.enter_context(bar("training", state.max_steps, "steps"))
+            self._last = 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._advance:
+            self._advance(state.global_step - self._last)
+            self._last = state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if not self._advance or not logs or "loss" not in logs:
+            return
+        shown = {
+            "loss": logs["loss"],
+            "accuracy": logs.get("rewards/accuracies"),
+            "margin": logs.get("rewards/margins"),
+        }
+        note = "  ".join(f"{name} {one:.3f}" for name, one in shown.items() if one is not None)
+        self._advance(0, note=note)
+        if not sys.stderr.isatty():
+            say(f"step {state.global_step}/{state.max_steps}  {note}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._stack.close()

@@ -1,0 +1,90 @@
+"""What a training run says of itself, beside its recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mrpo_tools.cache import Cache, library_versions
+from mrpo_tools.config import Dataset, Recipe, Reference, absolute_paths
+from mrpo_tools.errors import ResourceError, UsageError
+from mrpo_tools.groups import hash_groups
+from mrpo_tools.run import RUN, read_json, save_json, save_recipe
+from mrpo_tools.training.prepare import Prepared
+
+FIXED = ("policy_identity", "references", "combination", "hyper", "groups_hash")
+"""What a run may not change when it is resumed, beside its recipe."""
+
+
+def run_record(
+    recipe: Recipe,
+    prepared: Prepared,
+    cache: Cache,
+    references: Mapping[str, Reference],
+    dataset: Dataset | None,
+) -> dict[str, Any]:
+    """What `run.json` holds: with the recipe it says how to repeat the run."""
+    policy = absolute_paths(prepared.policy.reference).model_copy(
+        update={"dtype": prepared.policy.dtype}
+    )
+    used = [name for name in references if name in (*recipe.refs, recipe.policy)]
+    return {
+        "policy": policy.model_dump(mode="json"),
+        "policy_identity": prepared.policy.identity.hash,
+        "references": [str(store) for store in prepared.stores],
+        "models": {name: absolute_paths(references[name]).model_dump(mode="json") for name in used},
+        "cache": str(cache.path.resolve()),
+        "dataset": dataset.model_dump(mode="json") if dataset else None,
+        "groups_hash": hash_groups(prepared.groups),
+        "objective": prepared.method.objective,
+        "hyper": prepared.method.complete_hyper,
+        "combination": vars(prepared.method.combination),
+        "report": prepared.report,
+        "versions": library_versions(),
+    }
+
+
+def check_record(output: Path, record: Mapping[str, Any]) -> None:
+    """Refuse to go on with other data, references or weights than the run began with."""
+    before, now = read_json(output / RUN), json.loads(json.dumps(record))
+    differing = [key.removesuffix("_hash") for key in FIXED if before.get(key) != now[key]]
+    if differing:
+        raise UsageError(
+            f"{output} began with other {', '.join(differing)} than there are now",
+            "give the data, cache and models it began with, or choose another --output",
+        )
+
+
+def begin_run(output: Path, recipe: Recipe, record: Mapping[str, Any]) -> None:
+    """Make the run's directory, with the resolved recipe and the record.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        save_recipe(output, recipe)
+        save_json(output / RUN, record)
+    except OSError as error:
+        raise ResourceError(
+            f"cannot write to {output}: {error.strerror or error}", "choose another --output"
+        ) from None
+
+
+def model_card(recipe: Recipe, prepared: Prepared) -> str:
+    """The README of a trained model, with the metadata that the hub reads."""
+    references = ", ".join(store.name for store in prepared.stores) or "none"
+    hyper = json.dumps(prepared.method.complete_hyper)
+    return (
+        f"---\nlibrary_name: {'peft' if recipe.finetuning == 'lora' else 'transformers'}\n"
+        f"base_model: {prepared.policy.files.hub_id or prepared.policy.name}\n"
+        "tags: [preference-optimization, mrpo]\n---\n\n"
+        f"# {prepared.method.name} of {prepared.policy.name}\n\n"
+        f"Trained with `mrpo train` on {len(prepared.groups):,} groups against the cached "
+        f"log-probs of: {references}.\n\n"
+        f"- objective: {prepared.method.row.formula} ({prepared.method.row.source})\n"
+        f"- hyper-parameters: {hyper}\n"
+        f"- recipe: `recipe.yaml`; figures: `metrics.json`; log: `trainer_state.json`\n"
+    )

@@ -1,0 +1,108 @@
+"""Step 0: the live policy against the cached numbers of reference 1, before the first step.
+
+They are the same model scored by the same code, so they must agree. Where they do not, either the
+policy is meant to be another model, or the cache must not be trained on.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from mrpo_tools.batching import Row
+from mrpo_tools.errors import CacheStale, NonFiniteError
+from mrpo_tools.progress import say_once
+from mrpo_tools.scorer import ResponseScorer, score
+from mrpo_tools.self_check import self_check
+from mrpo_tools.training.groups import TrainingGroups, group_rows
+from mrpo_tools.training.prepare import Prepared
+
+ROWS = 32
+TOLERANCE = 1e-5
+"""nats per token between a float32 policy at step 0 and its cached reference."""
+CHECKED_GROUPS = 4
+ARITHMETIC = frozenset({"quantization", "dtype"})
+"""Fields that make the same model's numbers differ by rounding."""
+HARMLESS = frozenset({"model", "revision", "max_length", "overlong"})
+"""Fields that leave the number of a given sequence as it is; `prepare` has compared the ids."""
+
+
+def check_step0(
+    scorer: ResponseScorer, prepared: Prepared, groups: TrainingGroups, device: torch.device
+) -> float | None:
+    """Compare up to `ROWS` responses, after choosing the scorer's fastest exact route.
+
+    Returns:
+        The largest difference in nats per token, or None when the policy is another model.
+
+    Raises:
+        CacheStale: equal identities, and yet other numbers.
+        NonFiniteError: the policy's numbers are NaN or infinite.
+    """
+    shortest = sorted(range(len(groups)), key=lambda g: len(prepared.encoded[g].prompt_ids))
+    self_check(scorer, group_rows(groups, shortest[:CHECKED_GROUPS]), device)
+    if not scorer.route.share:
+        say_once("warning: shared prompts disagree with plain rows here; using plain rows")
+    if not prepared.stores:
+        return None
+    first = prepared.stores[0]
+    fields = {field for field, _, _ in prepared.policy.identity.differences(first.identity)}
+    if other := fields - ARITHMETIC - HARMLESS:
+        say_once(
+            f"warning: the policy is not reference 1 ({first.name}): they differ in "
+            f"{', '.join(sorted(other))}; log-ratios do not start at 0"
+        )
+        return None
+    apart = [
+        abs(score(scorer, [row], device)[0] - float(prepared.tensors.logps[g, n, 0]))
+        / max(len(row.responses[0]), 1)
+        for g, n, row in _sample(prepared)
+    ]
+    difference = max(apart) if all(map(math.isfinite, apart)) else math.inf
+    _judge(difference, fields & ARITHMETIC, prepared)
+    return difference
+
+
+def _sample(prepared: Prepared) -> list[tuple[int, int, Row]]:
+    places = [
+        (g, n)
+        for g in range(min(len(prepared.groups), ROWS))
+        for n in range(len(prepared.encoded[g].responses))
+        if prepared.tensors.mask[g, n]
+    ]
+    encoded = prepared.encoded
+    return [
+        (g, n, Row(encoded[g].prompt_ids, [encoded[g].responses[n].ids], [0]))
+        for g, n in places[:ROWS]
+    ]
+
+
+def _judge(difference: float, differing: frozenset[str] | set[str], prepared: Prepared) -> None:
+    """Warn of a difference that the arithmetic explains; refuse one that nothing explains."""
+    first = prepared.stores[0].name
+    if not math.isfinite(difference):
+        raise NonFiniteError(
+            "the policy's log-probs are not finite before the first step",
+            "use dtype: bfloat16 or float32",
+        )
+    if differing:
+        say_once(
+            f"warning: the policy's {', '.join(sorted(differing))} differ from cached reference "
+            f"1's; they are {difference:.3g} nats per token apart at step 0. To start at 0, score "
+            "the reference with the policy's quantization and dtype"
+        )
+    elif difference > _tolerance(prepared):
+        raise CacheStale(
+            f"the policy at step 0 differs from cached reference {first!r} by "
+            f"{difference:.3g} nats per token, though their identities are equal",
+            "mrpo precompute again in a new cache on this machine, and compare library versions",
+        )
+
+
+def _tolerance(prepared: Prepared) -> float:
+    """float32's own, or four times the noise that precompute measured."""
+    if prepared.policy.dtype == "float32" and not prepared.policy.reference.quantization:
+        return TOLERANCE
+    noise = max((one.get("noise", 0.0) for one in prepared.stores[0].recorded()), default=0.0)
+    return max(TOLERANCE, 4 * float(noise))

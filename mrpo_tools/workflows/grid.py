@@ -1,0 +1,180 @@
+"""Which runs a sweep makes: every combination of a grid and a seed that means something, once."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from mrpo_tools.config import Recipe, parse
+from mrpo_tools.errors import UsageError, did_you_mean
+from mrpo_tools.maths import objectives
+from mrpo_tools.methods import PRESETS, find_loss, resolve_method
+
+COMBINATION = ("combine", "weights", "trust_region", "epsilon_max", "fixed_weights",
+               "weights_layout")  # fmt: skip
+MOST_RUNS = 10_000
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_PLAIN = re.compile(r"[^A-Za-z0-9._+=-]+")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run to be made.
+
+    Attributes:
+        name: of its directory below the sweep's: `mrpo-epsilon_max=0.1/seed-0`.
+        recipe: that determines it.
+    """
+
+    name: str
+    recipe: Recipe
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0..4,7` -> [0, 1, 2, 3, 4, 7]: numbers and ranges with both ends, each seed once.
+
+    Raises:
+        UsageError: anything else.
+    """
+    seeds: dict[int, None] = {}
+    for word in text.split(","):
+        found = _RANGE.fullmatch(word.strip())
+        if found and int(found[1]) <= int(found[2]) < int(found[1]) + MOST_RUNS:
+            seeds |= dict.fromkeys(range(int(found[1]), int(found[2]) + 1))
+        elif word.strip().isdecimal():
+            seeds[int(word)] = None
+        else:
+            raise UsageError(
+                f"--seeds {text}: numbers and ranges FIRST..LAST are needed", "--seeds 0..4"
+            )
+    return list(seeds)
+
+
+def parse_grid(settings: Iterable[str]) -> dict[str, list[Any]]:
+    """`loss=dpo,mrpo` -> {"loss": ["dpo", "mrpo"]}; references of one run are joined by `+`.
+
+    Raises:
+        UsageError: no `=`, no value, an unknown key, a key named twice, or `seed`.
+    """
+    grid: dict[str, list[Any]] = {}
+    for setting in settings:
+        key, _, text = setting.partition("=")
+        words = [word.strip() for word in text.split(",") if word.strip()]
+        if not words:
+            raise UsageError(f"--grid {setting}: KEY=VALUE,… is needed", "--grid loss=dpo,mrpo")
+        if key in grid or key == "seed":
+            hint = "--seeds 0..4" if key == "seed" else f"--grid {key}=A,B names them all"
+            raise UsageError(f"--grid {setting}: {key} has a place of its own already", hint)
+        if key not in Recipe.model_fields:
+            near = did_you_mean(key, Recipe.model_fields)
+            raise UsageError(f"--grid {setting}: a recipe has no key {key}", near)
+        values = [word.split("+") if key == "refs" else _value(word) for word in words]
+        grid[key] = list({json.dumps(one): one for one in values}.values())
+    return grid
+
+
+def _value(word: str) -> Any:
+    try:
+        return yaml.safe_load(word)
+    except yaml.YAMLError:
+        return word
+
+
+def plan(
+    words: Mapping[str, Any],
+    grid: Mapping[str, Sequence[Any]],
+    seeds: Sequence[int],
+    baselines: bool = True,
+) -> list[Planned]:
+    """The runs of a sweep, seed by seed within each method.
+
+    A key that means nothing for a loss (ε_max without a second reference, γ without SimPO) is left
+    out of its runs, so that no run is made twice under two names. `dpo` is the baseline and takes
+    reference 1 alone, unless the grid names `refs`; `mrpo` is `dpo` with all of them. A loss
+    without a reference starts from reference 1.
+
+    Args:
+        words: of the recipe, with `refs`.
+        grid: values by key.
+        seeds: each method is trained with all of them.
+        baselines: add DPO with each single reference, trained from the same initial policy, for
+            every combination of the grid's other keys.
+
+    Raises:
+        UsageError: a recipe that cannot be meant, too many runs, or no references.
+    """
+    refs = list(words.get("refs") or [])
+    if not refs:
+        raise UsageError("a sweep needs references", "mrpo sweep recipe.yaml --refs A,B")
+    combinations = [
+        dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
+    ]
+    single = [{"loss": "dpo", "refs": [name]} for name in refs] if baselines else []
+    found: dict[str, Planned] = {}
+    for extra in [*single, {}]:
+        for combination in combinations:
+            mine = _meant({**words, **combination, **extra}, refs, "refs" in {**grid, **extra})
+            mine.pop("seed", None)
+            recipe = parse(Recipe, mine, "sweep")
+            key = recipe.model_dump_json()
+            if key not in found:
+                resolve_method(recipe, len(recipe.refs), True, True)
+                found[key] = Planned(_name(recipe, grid), recipe)
+    if len(found) * len(seeds) > MOST_RUNS:
+        raise UsageError(f"{len(found) * len(seeds):,} runs; at most {MOST_RUNS:,} are taken on")
+    _check_names(list(found.values()))
+    return [
+        Planned(f"{one.name}/seed-{seed}", one.recipe.model_copy(update={"seed": seed}))
+        for one in found.values()
+        for seed in seeds
+    ]
+
+
+def _meant(words: dict[str, Any], refs: list[str], refs_given: bool) -> dict[str, Any]:
+    """A combination's words without those that mean nothing for its loss."""
+    loss = find_loss(str(words.get("loss") or "mrpo"))
+    row = objectives.TABLE[PRESETS[loss][0] if loss in PRESETS else loss]
+    first = words.get("policy") or refs[0]
+    if not row.reference:
+        words["refs"], words["policy"] = [], first
+    elif loss == "dpo" and not refs_given:
+        words["refs"] = refs[:1]
+    if words["refs"] and words["refs"][0] != first:
+        words["policy"] = first
+    dropped = {
+        key
+        for key in (*objectives.HYPER_PARAMETERS, "pairing")
+        if key not in row.defaults and key not in objectives.COMMON
+    }
+    if len(words["refs"]) < 2:
+        dropped |= set(COMBINATION)
+    if loss == "multi_dpo":
+        dropped.add("combine")
+    return {key: value for key, value in words.items() if key not in dropped}
+
+
+def _name(recipe: Recipe, grid: Mapping[str, Sequence[Any]]) -> str:
+    words = [recipe.loss]
+    if (recipe.loss == "dpo" and len(recipe.refs) == 1) or "refs" in grid:
+        words.append("+".join(recipe.refs) or "none")
+    for key in grid:
+        value = getattr(recipe, key)
+        if key not in ("loss", "refs") and value is not None:
+            words.append(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}")
+    return _PLAIN.sub("_", "-".join(words))
+
+
+def _check_names(planned: Sequence[Planned]) -> None:
+    names = [one.name for one in planned]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(
+            f"two methods of the grid would share the directory {twice[0]}",
+            "give values that differ in letters, digits, '.', '_', '+', '-' or '='",
+        )

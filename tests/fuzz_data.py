@@ -1,0 +1,97 @@
+"""Feed damaged data to every reader and adapter; anything but an error of ours is a find.
+
+    pip install mrpo-tools[fuzz]
+    python tests/fuzz_data.py CORPUS -max_total_time=600
+
+CORPUS is a folder; it is filled with a sample of every adapter in every kind of file. The first
+byte of an input chooses the kind of file, the second an adapter (or that detection chooses), the
+rest is the file. Or it chooses the rows that hypothesis makes in test_bad_input.py: then the rest
+is what hypothesis draws from. Prints what libFuzzer prints, and now and then what came of the
+inputs.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import random
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["mrpo_tools"]):
+    from mrpo_tools.errors import UsageError
+    from mrpo_tools.sources import ADAPTERS, load_groups
+
+import test_bad_input
+
+KINDS = (".jsonl", ".json", ".jsonl.gz", ".parquet", "rows")
+REPORT_EVERY = 10_000
+NAMES = (None, *ADAPTERS)
+SEEN: Counter[str] = Counter()
+
+
+def feed(data: bytes) -> None:
+    """One input: it becomes groups that can be written and named, or an error of ours."""
+    if len(data) < 3:
+        return
+    kind = KINDS[data[0] % len(KINDS)]
+    SEEN[kind] += 1
+    if sum(SEEN[one] for one in KINDS) % REPORT_EVERY == 0:
+        print(f"inputs: {dict(SEEN)}", flush=True)
+    if kind == "rows":
+        test_bad_input.test_rows_of_anything.hypothesis.fuzz_one_input(data[1:])
+        return
+    path = Path(f"input{kind}")
+    path.write_bytes(gzip.compress(data[2:], 1) if kind.endswith(".gz") else data[2:])
+    try:
+        source = load_groups(path, adapter=NAMES[data[1] % len(NAMES)])
+    except UsageError as error:
+        str(error)
+        SEEN["refused"] += 1
+        return
+    SEEN["groups"] += 1
+    for group in source.groups:
+        assert len(group.responses) >= 2
+        assert group.group_id
+        json.dumps(group.as_dict(), allow_nan=False).encode()
+
+
+def seeds(folder: Path) -> None:
+    """A sample of every adapter in every kind of file, where the adapter is detected."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from test_adapters import SAMPLES
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(16):
+        (folder / f"rows-{number}").write_bytes(bytes([4, *random.Random(number).randbytes(400)]))
+    for name, (rows, _) in SAMPLES.items():
+        lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        contents = {".jsonl": lines, ".json": json.dumps(rows, indent=1).encode()}
+        contents[".jsonl.gz"] = lines
+        table = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows[:1]), table)
+        contents[".parquet"] = table.getvalue()
+        for number, kind in enumerate(KINDS[:-1]):
+            (folder / f"{name}{kind}").write_bytes(bytes([number, 0]) + contents[kind])
+
+
+def main() -> None:
+    if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
+        corpus = Path(sys.argv[1]).resolve()
+        seeds(corpus)
+        sys.argv[1] = str(corpus)
+    fast = Path("/dev/shm")
+    os.chdir(tempfile.mkdtemp(prefix="fuzz-", dir=fast if fast.is_dir() else None))
+    atheris.Setup(sys.argv, feed)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

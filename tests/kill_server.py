@@ -1,0 +1,214 @@
+"""Processes of `precompute`: killed at random moments, or several at once. Prints JSON.
+
+    python tests/kill_server.py simulated|real KILLS MODEL DATA FOLDER
+    python tests/kill_server.py together|sharded PROCESSES MODEL DATA FOLDER
+
+Imports once and forks for everything else, so that a process costs as long as its work does.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from simulated import Simulation, log_scored
+
+from mrpo_tools import forward
+from mrpo_tools.cache import Cache, PartWriter, upkeep
+from mrpo_tools.config import Reference
+from mrpo_tools.precompute import precompute
+from mrpo_tools.scoring import renderer_of, resolve
+from mrpo_tools.sources import load_groups
+
+ROWS_OF_A_PART = 16
+
+
+def main() -> None:
+    kind, count, model, data, folder = sys.argv[1:]
+    torch.set_num_threads(1)
+    pa.set_cpu_count(1)
+    PartWriter.__init__.__defaults__ = (60.0, ROWS_OF_A_PART)
+    rounds = Rounds(kind, Path(model), Path(data), Path(folder))
+    run = rounds.kill if kind in ("simulated", "real") else rounds.at_once
+    rounds.import_everything()
+    print(json.dumps(run(int(count))))
+
+
+class Rounds:
+    """Kill, look, resume, look, again and again."""
+
+    def __init__(self, kind: str, model: Path, data: Path, folder: Path) -> None:
+        self.kind, self.folder = kind, folder
+        self.reference = Reference(model=str(model), dtype="float32", batch_tokens=64)
+        self.data, self.log = data, folder / "scored"
+        if kind != "real":
+            Simulation(self.log, seconds=0.002).install()
+        else:
+            honest = forward.score
+
+            def score(scorer: Any, rows: list[Any], device: Any) -> list[float]:
+                log_scored(self.log, [one for row in rows for one in row.responses])
+                return honest(scorer, rows, device)
+
+            forward.score = score
+
+    def at_once(self, processes: int) -> dict[str, Any]:
+        """Several writers of one cache while readers read, then one alone."""
+        path, alone = self.folder / "several", self.folder / "alone"
+        shards = [(index, processes) for index in range(processes)]
+        if self.kind == "together":
+            shards = [(0, 1)] * processes
+        first, *others = [fork(lambda shard=s: self.precompute(path, shard)) for s in shards]
+        reads = 0
+        while (ended := os.waitpid(first, os.WNOHANG)) == (0, 0):
+            in_fork(lambda: rows_of(path))
+            in_fork(lambda: len(upkeep.compact(Cache(path))) if path.is_dir() else 0)
+            in_fork(lambda: len(upkeep.repair(Cache(path))) if path.is_dir() else 0)
+            reads += 1
+        check(ended[1])
+        for one in others:
+            wait(one)
+        wait(fork(lambda: self.precompute(alone, (0, 1))))
+        found, whole = in_fork(lambda: rows_of(path)), in_fork(lambda: rows_of(alone))
+        return {
+            "rows": len(whole),
+            "lost": len(whole.keys() - found.keys()),
+            "foreign": len(found.keys() - whole.keys()),
+            "difference": max(apart(one, whole[key]) for key, one in found.items()),
+            "repeated": sum(len(one) - 1 for one in found.values()),
+            "damaged": in_fork(lambda: damage(path)),
+            "reads": reads,
+        }
+
+    def kill(self, kills: int) -> dict[str, Any]:
+        generator = random.Random(kills)
+        started = time.time()
+        wait(fork(lambda: self.precompute(self.folder / "whole")))
+        seconds = time.time() - started
+        scoring = time.time() - (self.folder / "whole" / "references").stat().st_mtime
+        whole = in_fork(lambda: rows_of(self.folder / "whole"))
+        once = Counter(self.log.read_text().split("\n"))
+        found: Counter[str] = Counter(kills=kills, rows=len(whole))
+        worst, again = 0.0, 0
+        for number in range(kills):
+            path = self.folder / f"killed-{number}"
+            self.log.unlink(missing_ok=True)
+            child = fork(lambda path=path: self.precompute(path))
+            if number % 4:  # one in four at any moment, the others after the first batch
+                while not self.log.exists():
+                    time.sleep(0.001)
+                time.sleep(generator.random() * scoring)
+            else:
+                time.sleep(generator.random() * seconds)
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            left = in_fork(lambda path=path: rows_of(path))
+            found["midway"] += 0 < len(left) < len(whole)
+            found["temporaries"] += any(path.rglob(".tmp-*"))
+            wait(fork(lambda path=path: self.precompute(path)))
+            resumed = in_fork(lambda path=path: rows_of(path))
+            twice = Counter(self.log.read_text().split("\n")) - once
+            again = max(again, sum(twice.values()))
+            found["lost"] += len(whole.keys() - resumed.keys())
+            found["duplicated"] += sum(len(one) - 1 for one in resumed.values())
+            found["damaged"] += in_fork(lambda path=path: damage(path))
+            found["temporaries left"] += any(path.rglob(".tmp-*"))
+            for rows in (left, resumed):
+                worst = max([worst, *(apart(one, whole[key]) for key, one in rows.items())])
+            shutil.rmtree(path)
+        return {**found, "seconds": seconds, "difference": worst, "scored again": again}
+
+    def import_everything(self) -> None:
+        """What the children would import one by one."""
+        import pandas
+        from transformers import LlamaForCausalLM
+
+        assert LlamaForCausalLM
+        assert pandas
+        renderer_of(resolve("one", self.reference)).encode(load_groups(self.data).groups[0])
+        gc.collect()
+        gc.freeze()
+
+    def precompute(self, path: Path, shard: tuple[int, int] = (0, 1)) -> None:
+        groups = load_groups(self.data).groups
+        precompute({"one": self.reference}, groups, Cache(path), "data", shard=shard)
+
+
+Rows = dict[str, list[list[float]]]
+
+
+def rows_of(path: Path) -> Rows:
+    """[log-prob, tokens] by response, once for each time it stands in a part."""
+    found: Rows = {}
+    stores = Cache(path).references() if path.is_dir() else []
+    for table in (part.table for store in stores for part in store.parts()):
+        columns = (table[name].to_pylist() for name in ("response_id", "logp", "num_tokens"))
+        for key, logp, count in zip(*columns, strict=True):
+            found.setdefault(key, []).append([logp, count])
+    return found
+
+
+def damage(path: Path) -> int:
+    cache = Cache(path)
+    return len(upkeep.damaged(cache)) + len(upkeep.foreign(cache))
+
+
+def apart(some: list[list[float]], expected: list[list[float]]) -> float:
+    """The largest difference, nats per token."""
+    (logp, tokens), *_ = expected
+    return max(abs(one[0] - logp) / tokens for one in some)
+
+
+def fork(work: Callable[[], object]) -> int:
+    """The id of a child that does some work and ends."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        work()
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+    os._exit(0)
+
+
+def wait(child: int) -> None:
+    check(os.waitpid(child, 0)[1])
+
+
+def check(status: int) -> None:
+    """Refuse a child that failed or was killed."""
+    if status:
+        raise SystemExit("a child failed")
+
+
+def in_fork(work: Callable[[], Any]) -> Any:
+    """The result of work that is done in a child: this process stays without threads."""
+    reading, writing = os.pipe()
+
+    def answer() -> None:
+        with os.fdopen(writing, "w") as pipe:
+            json.dump(work(), pipe)
+
+    child = fork(answer)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        result = json.load(pipe)
+    wait(child)
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""docs/data.md says what the code does."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import click
+import pytest
+import test_bad_input
+
+from mrpo_tools.cli import cli, run
+from mrpo_tools.pairing import PAIRINGS
+from mrpo_tools.sources import ADAPTERS, KNOWN
+from mrpo_tools.sources.export import FORMS
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+
+
+def commands() -> list[list[str]]:
+    """The words of every `mrpo data` command on the page."""
+    lines = re.findall(r"^mrpo data [^#\n]+", PAGE, re.MULTILINE)
+    return [line.split()[1:] for line in lines]
+
+
+def test_the_page_is_the_generated_one():
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.data_page() == PAGE, "python docs/generate.py writes it anew"
+    for name in (*ADAPTERS, *KNOWN, *FORMS):
+        assert f"| `{name}` |" in PAGE, name
+
+
+def test_the_messages_on_the_page_are_real():
+    """Every line of the block of messages is one that the table of bad input expects."""
+    (block,) = re.findall(r"Some of them:\n\n```\n(.*?)```", PAGE, re.DOTALL)
+    tables = (test_bad_input.BAD_LINES, test_bad_input.BAD_GROUPS)
+    known = {f"bad.jsonl:2: {message}" for table in tables for _, message in table.values()}
+    known |= {message for _, _, message in test_bad_input.BAD_FILES.values()}
+    lines = block.splitlines()
+    assert len(lines) > 8
+    assert [line for line in lines if line not in known] == []
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_the_commands_on_the_page_parse(words, monkeypatch):
+    """click accepts every option; the command itself is not run."""
+    called = []
+    group = cli.get_command(click.Context(cli), "data")
+    command = group.commands[words[1]]
+    monkeypatch.setattr(command, "callback", lambda **options: called.append(options))
+    assert run(words) == 0
+    assert called
+
+
+def test_the_choices_of_convert_are_the_forms_and_pairings_there_are():
+    """They stand in the command as words, so that `mrpo --help` imports nothing."""
+    group = cli.get_command(click.Context(cli), "data")
+    choices = {one.name: one.type for one in group.commands["convert"].params}
+    assert list(choices["form"].choices) == list(FORMS)
+    assert list(choices["pairing"].choices) == list(PAIRINGS)
+
+
+def test_every_data_set_of_the_papers_has_a_name():
+    """MRPO's Tables 6 and 7, and the sets that MPO, SWEPO and MPPO train on."""
+    assert {
+        "ultrafeedback", "ultrafeedback-binarized", "helpsteer", "helpsteer-binarized",
+        "helpsteer3", "nectar", "nectar-binarized", "hh-rlhf", "comparison-gpt4", "neural-dpo",
+        "distilabel-math", "orca-dpo",
+    } <= set(KNOWN)  # fmt: skip
+    published = {
+        "comparison-gpt4": "wangrongsheng/comparison_gpt4_data_en",
+        "neural-dpo": "NeuralNovel/Neural-DPO",
+        "distilabel-math": "argilla/distilabel-math-preference-dpo",
+        "helpsteer-binarized": "sablo/HelpSteer_binarized",
+        "ultrafeedback-binarized": "HuggingFaceH4/ultrafeedback_binarized",
+        "nectar-binarized": "HongchengGao/Nectar_binarized",
+    }
+    assert {name: KNOWN[name].hub_id for name in published} == published

@@ -1,0 +1,437 @@
+"""Kills, full disks, several processes, rotten bytes: nothing is lost, nothing false is read."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from simulated import Simulation
+
+from mrpo_tools import forward
+from mrpo_tools.cache import Cache, PartWriter, files, upkeep
+from mrpo_tools.cli import run
+from mrpo_tools.errors import CacheDamaged, CacheMissing
+from mrpo_tools.precompute import precompute
+from mrpo_tools.reference_logps import look_up
+from mrpo_tools.scoring import Subject, renderer_of
+from mrpo_tools.sql import open_sql
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, demo_groups) -> Path:
+    path = tmp_path_factory.mktemp("data") / "data.jsonl"
+    path.write_text("".join(json.dumps(one.as_dict()) + "\n" for one in demo_groups[:40]))
+    return path
+
+
+def serve(kind: str, count: int, model: Path, data: Path, folder: Path) -> dict[str, float]:
+    """What `kill_server.py` found."""
+    command = [sys.executable, str(HERE / "kill_server.py"), kind, str(count), str(model),
+               str(data), str(folder)]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    print(kind, found)
+    return found
+
+
+def check_kills(found: dict[str, float], tolerance: float) -> None:
+    assert found["midway"] > 0.2 * found["kills"]
+    for count in ("lost", "duplicated", "damaged", "temporaries left"):
+        assert found[count] == 0, count
+    assert found["difference"] <= tolerance
+    assert found["scored again"] <= 2 * 16  # a part's rows, and its last batches
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("simulated", 0.0), ("real", 1e-6)])
+def test_twenty_kills(tiny_models, data, tmp_path, kind, tolerance):
+    """kill -9 at random moments; after resuming the cache is that of an undisturbed run."""
+    found = serve(kind, 20, tiny_models["llama"], data, tmp_path)
+    check_kills(found, tolerance)
+
+
+@pytest.mark.long
+def test_two_hundred_kills(tiny_models, data, tmp_path):
+    check_kills(serve("simulated", 200, tiny_models["llama"], data, tmp_path), 0.0)
+
+
+@pytest.mark.parametrize("kind", ["together", "sharded"])
+def test_four_writers_make_one_cache(tiny_models, data, tmp_path, kind):
+    """Each row is there, and is the row of a lone writer, with readers, `compact` and `repair`
+    at work all the while. Without shards the four score the same rows."""
+    found = serve(kind, 4, tiny_models["llama"], data, tmp_path)
+    assert found["reads"] > 0
+    assert (found["lost"], found["foreign"], found["damaged"]) == (0, 0, 0)
+    assert found["difference"] == 0
+    assert kind == "together" or found["repeated"] == 0
+
+
+FAILING = """
+import kill_server
+
+honest = kill_server.Rounds.precompute
+
+def failing(self, path, shard=(0, 1)):
+    honest(self, path, shard)
+    if path.name == "several":
+        raise RuntimeError("after its last row")
+
+kill_server.Rounds.precompute = failing
+kill_server.main()
+"""
+
+
+def test_a_lone_writer_that_fails_is_told(tiny_models, data, tmp_path):
+    """The check of several writers asks each for its end, the first one too."""
+    words = ["together", "1", str(tiny_models["llama"]), str(data), str(tmp_path)]
+    result = subprocess.run([sys.executable, "-c", FAILING, *words], capture_output=True,
+                            text=True, env=environment(), check=False)  # fmt: skip
+    assert result.returncode == 1
+    assert "after its last row" in result.stderr
+    assert "a child failed" in result.stderr
+
+
+@pytest.mark.long
+def test_torchrun_splits_the_rows(tiny_models, data, tmp_path):
+    """Two processes of torchrun: each row once, and all of them."""
+    words = ["precompute", "--ref", f"llama={tiny_models['llama']}", "--dtype", "float32",
+             "--dataset", str(data), "--cache", str(tmp_path / "both")]  # fmt: skip
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29533"]
+    for launcher in (torchrun, []):
+        command = [sys.executable, *launcher, "-m", "mrpo_tools", *words]
+        subprocess.run(command, env=environment(), check=True)
+        words[-1] = str(tmp_path / "one")
+    both, one = (Cache(tmp_path / name).find("llama") for name in ("both", "one"))
+    assert both.response_ids() == one.response_ids()
+    assert sum(part.table.num_rows for part in both.parts()) == len(one.response_ids())
+    assert len(both.parts()) == 2
+
+
+# Full disks.
+
+
+@pytest.fixture
+def command(tiny_models, some_groups, tmp_path, monkeypatch) -> list[str]:
+    """A precompute of a few rows in parts of four, with a simulated scorer."""
+    Simulation().install(monkeypatch.setattr)
+    kept: list[Any] = []
+
+    def once(subject: Subject) -> Any:
+        kept[:] = kept or [renderer_of(subject)]
+        return kept[0]
+
+    monkeypatch.setattr(forward, "renderer_of", once)
+    monkeypatch.setattr(forward, "free_memory", lambda: None)
+    monkeypatch.setattr(PartWriter.__init__, "__defaults__", (60.0, 4))
+    monkeypatch.chdir(tmp_path)
+    lines = [json.dumps(group.as_dict()) + "\n" for group in some_groups[:3]]
+    Path("data.jsonl").write_text("".join(lines))
+    reference = f"llama={tiny_models['llama']}"
+    return ["precompute", "--ref", reference, "--dataset", "data.jsonl", "--dtype", "float32",
+            "--batch-tokens", "32"]  # fmt: skip
+
+
+class FaultyOs:
+    """The `os` of the cache's files, in which one call fails.
+
+    Args:
+        call: which of the calls that are counted, from 1.
+        code: its error.
+    """
+
+    COUNTED = ("write", "fsync", "replace", "close", "open", "fchmod")
+
+    def __init__(self, call: int, code: int) -> None:
+        self.left, self.code, self.failed = call, code, ""
+
+    def __getattr__(self, name: str) -> Any:
+        honest = getattr(os, name)
+        return self.counted(name, honest) if name in self.COUNTED else honest
+
+    def counted(self, name: str, honest: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            self.left -= 1
+            if self.left == 0:
+                self.failed = name
+                if name == "close":
+                    honest(*arguments)
+                if name == "write":  # a full disk takes what still fits
+                    honest(arguments[0], bytes(arguments[1])[:3])
+                raise OSError(self.code, os.strerror(self.code))
+            return honest(*arguments)
+
+        return call
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=["ENOSPC", "EIO"])
+def test_whichever_call_fails(command, capsys, monkeypatch, code):
+    """One line, exit 4, no temporary, nothing damaged; then it goes on where it was."""
+    assert run([*command, "--cache", "whole"]) == 0
+    whole = Cache("whole").find("llama").table().sort_by("response_id")
+    failed = set()
+    for call in range(1, 1000):
+        shutil.rmtree("cache", ignore_errors=True)
+        faulty = FaultyOs(call, code)
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "os", faulty)
+            exit_code = run(command)
+        if not faulty.failed:
+            break
+        failed.add(faulty.failed)
+        check_failure(exit_code, capsys.readouterr().err, code)
+        assert run(command) == 0
+        assert Cache("cache").find("llama").table().sort_by("response_id").equals(whole)
+    assert exit_code == 0
+    assert call > 40
+    assert failed == set(FaultyOs.COUNTED)
+
+
+def check_failure(exit_code: int, said: str, code: int) -> None:
+    assert exit_code == 4
+    lines = said.splitlines()[-2:]
+    assert lines[0].startswith("error: ")
+    assert os.strerror(code) in lines[0]
+    assert lines[1].startswith("next:  ")
+    assert "Traceback" not in said
+    assert not list(Path("cache").rglob(".tmp-*"))
+    assert not Path("cache").exists() or upkeep.damaged(Cache("cache")) == []
+
+
+def test_a_limit_on_file_sizes(command, capsys):
+    """What the kernel itself refuses (RLIMIT_FSIZE) is a full disk too."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, limits[1]))
+    try:
+        exit_code = run(command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    check_failure(exit_code, capsys.readouterr().err, errno.EFBIG)
+    assert run(command) == 0
+
+
+def test_dev_full_is_a_full_disk(command, capsys):
+    """Results that cannot be written: exit 4, whether the command or the shell opens the file."""
+    assert run(command) == 0
+    capsys.readouterr()
+    assert run(["cache", "export", "--ref", "llama", "-o", "/dev/full"]) == 4
+    said = capsys.readouterr().err
+    status = [sys.executable, "-m", "mrpo_tools", "cache", "status"]
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(status, stdout=full, stderr=subprocess.PIPE, text=True,
+                                env=environment(), check=False)  # fmt: skip
+    assert result.returncode == 4
+    for text in (said, result.stderr):
+        assert "No space left on device" in text.splitlines()[0]
+        assert len(text.splitlines()) == 2
+
+
+def test_a_reader_that_stops_early_is_no_error(command):
+    """`mrpo cache status | true`"""
+    assert run(command) == 0
+    status = [sys.executable, "-m", "mrpo_tools", "cache", "status"]
+    with subprocess.Popen(status, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          env=environment()) as process:  # fmt: skip
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
+# Rotten bytes.
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory, references, some_groups) -> Path:
+    """A small cache of two references, with several parts; copy it before damaging it."""
+    path = tmp_path_factory.mktemp("sound") / "cache"
+    patch = pytest.MonkeyPatch()
+    Simulation().install(patch.setattr)
+    patch.setattr(PartWriter.__init__, "__defaults__", (60.0, 12))
+    small = {"batch_tokens": 128}
+    two = {name: references[name].model_copy(update=small) for name in ("llama", "qwen")}
+    precompute(two, some_groups[:12], Cache(path), "some")
+    patch.undo()
+    return path
+
+
+@pytest.fixture
+def rotten(sound, tmp_path) -> Path:
+    return Path(shutil.copytree(sound, tmp_path / "cache"))
+
+
+def stored_files(path: Path) -> list[Path]:
+    return sorted(one for one in path.rglob("*") if one.is_file())
+
+
+def flips(path: Path, count: int) -> Iterator[Path]:
+    """Files with one bit the other way round, one at a time."""
+    generator = random.Random(count)
+    stored = stored_files(path)
+    for _ in range(count):
+        victim = generator.choice(stored)
+        honest = victim.read_bytes()
+        place, bit = generator.randrange(len(honest)), generator.randrange(8)
+        rotten = bytearray(honest)
+        rotten[place] ^= 1 << bit
+        victim.write_bytes(rotten)
+        yield victim
+        victim.write_bytes(honest)
+
+
+def check_refused(path: Path, victim: Path, groups: list[Any]) -> None:
+    """By training, SQL and `verify`, the file named; training does not read saved data."""
+    cache = Cache(path)
+    with pytest.raises(CacheDamaged, match=victim.name):
+        open_sql(path)
+    assert [one.path for one in upkeep.damaged(cache)] == [victim]
+    if victim.parent != cache.groups_path:
+        with pytest.raises(CacheDamaged, match=victim.name):
+            look_up(cache, [cache.find("llama"), cache.find("qwen")], groups)
+
+
+def check_flips(path: Path, groups: list[Any], count: int) -> None:
+    victims = set()
+    for victim in flips(path, count):
+        victims.add(victim)
+        check_refused(path, victim, groups)
+    assert len(victims) == len(stored_files(path))
+    assert upkeep.damaged(Cache(path)) == []
+
+
+def test_a_flipped_bit_is_refused(rotten, some_groups):
+    check_flips(rotten, some_groups[:12], 60)
+
+
+@pytest.mark.long
+def test_a_thousand_flipped_bits_are_refused(rotten, some_groups):
+    check_flips(rotten, some_groups[:12], 1000)
+
+
+HARM: dict[str, Callable[[Path], object]] = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-7]),
+    "empty": lambda path: path.write_bytes(b""),
+    "foreign": lambda path: path.write_bytes(b"PAR1 another program's file"),
+    "flipped": lambda path: path.write_bytes(path.read_bytes()[:-1] + b"x"),
+}
+
+
+@pytest.mark.parametrize("kind", ["part", "identity", "groups"])
+@pytest.mark.parametrize("harm", HARM)
+def test_repair_then_precompute_restores(rotten, references, some_groups, monkeypatch, harm, kind):
+    """Each kind of damage to each kind of file; what can be kept is kept."""
+    Simulation().install(monkeypatch.setattr)
+    cache = Cache(rotten)
+    store = cache.find("llama")
+    before = store.table().sort_by("response_id")
+    victims = {
+        "part": store.part_paths()[0],
+        "identity": store.identity_path,
+        "groups": next(cache.groups_path.iterdir()),
+    }
+    HARM[harm](victims[kind])
+    check_refused(rotten, victims[kind], some_groups[:12])
+    assert run(["cache", "verify", "--cache", str(rotten)]) == 3
+    assert run(["cache", "repair", "--cache", str(rotten)]) == 0
+    summary = precompute({"llama": references["llama"]}, some_groups[:12], cache, "some")[0]
+    assert (summary.scored["ok"] > 0) == (kind == "part")
+    assert cache.find("llama").table().sort_by("response_id").equals(before)
+    assert len(cache.group_tables()) == 1
+    assert upkeep.damaged(cache) == []
+
+
+def test_what_is_missing_is_counted_or_named(rotten, references, some_groups, monkeypatch):
+    """A part that is gone leaves rows to score; an identity that is gone is named."""
+    Simulation().install(monkeypatch.setattr)
+    cache, groups = Cache(rotten), some_groups[:12]
+    cache.find("llama").part_paths()[0].unlink()
+    with pytest.raises(CacheMissing, match="has log-probs for"):
+        look_up(cache, [cache.find("llama")], groups)
+    assert precompute({"llama": references["llama"]}, groups, cache, "some")[0].scored["ok"] > 0
+    look_up(cache, [cache.find("llama")], groups)
+    identity = cache.find("llama").identity_path
+    identity.unlink()
+    check_refused(rotten, identity, groups)
+    upkeep.repair(cache)
+    assert precompute({"llama": references["llama"]}, groups, cache, "some")[0].scored["ok"] == 0
+
+
+def test_an_identity_that_no_part_knows_goes_with_its_parts(rotten):
+    """Parts of format 1 do not carry their identity's fields: nothing says whose they are."""
+    cache = Cache(rotten)
+    store = cache.find("llama")
+    for path in store.part_paths():
+        table, metadata = files.read_verified(path)
+        path.unlink()
+        del metadata["mrpo.identity_fields"]
+        files.write_content_addressed(store.directory, "part-", table, metadata)
+    store.identity_path.write_bytes(b"{}")
+    assert "removed, with the" in upkeep.repair(cache)[0][1]
+    assert [one.name for one in cache.references()] == ["qwen"]
+
+
+def test_files_of_others_are_left_alone(rotten, capsys):
+    note = rotten / "references" / "notes.txt"
+    note.write_text("mine")
+    assert run(["cache", "verify", "--cache", str(rotten)]) == 0
+    assert f"note: {note} is no file of mrpo's" in capsys.readouterr().err
+    assert run(["cache", "repair", "--cache", str(rotten)]) == 0
+    assert note.read_text() == "mine"
+
+
+# Readers beside the others.
+
+
+def test_compact_and_repair_break_no_reader(rotten, some_groups):
+    """Training's and SQL's readers run while parts are merged, come and go, over and over."""
+    cache, groups = Cache(rotten), some_groups[:12]
+    expected = look_up(cache, [cache.find("llama")], groups).logps
+    rows = cache.find("llama").table()
+    failures: list[BaseException] = []
+    over = threading.Event()
+
+    def read() -> None:
+        try:
+            while not over.is_set():
+                found = look_up(cache, [cache.find("llama")], groups).logps
+                assert found.equal(expected) or found.isnan().equal(expected.isnan())
+                with open_sql(rotten) as database:
+                    count = database.query("SELECT count(*) AS n FROM logps").to_pylist()[0]["n"]
+                assert count == 2 * rows.num_rows
+        except BaseException as error:
+            failures.append(error)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for one in readers:
+        one.start()
+    until = time.monotonic() + 3
+    store = cache.find("llama")
+    merges = 0
+    while time.monotonic() < until and not failures:
+        for start in range(0, rows.num_rows, 12):  # the same rows in small parts again
+            store.write(rows.slice(start, 12), time.time(), [{}])
+        upkeep.compact(cache)
+        upkeep.repair(cache)
+        merges += 1
+    over.set()
+    for one in readers:
+        one.join()
+    assert failures == []
+    assert merges > 1

@@ -1,0 +1,321 @@
+"""Evaluation of runs and of ordinary models: by plain loops, intervals, what is missing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shlex
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from mrpo_tools.cache import Cache
+from mrpo_tools.cli import run
+from mrpo_tools.config import Dataset, Recipe
+from mrpo_tools.errors import CacheDamaged, CacheMissing, UsageError
+from mrpo_tools.evaluate import evaluate, evaluate_model, references_to_score
+from mrpo_tools.precompute import precompute
+from mrpo_tools.run import finite, load_run, save_json
+from mrpo_tools.train import train
+
+NAMES = ["llama", "mistral", "qwen"]
+
+
+@pytest.fixture(scope="module")
+def groups(some_groups):
+    """A third of the groups is held out."""
+    return [
+        replace(group, split="test" if index % 3 == 0 else "train")
+        for index, group in enumerate(some_groups)
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, references, groups, cached) -> Path:
+    path = tmp_path_factory.mktemp("evaluate") / "run"
+    recipe = Recipe(loss="mrpo", refs=NAMES, max_steps=4, learning_rate=1e-3)
+    train(recipe, groups, cached, references, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def found(trained, groups, cached):
+    return evaluate(load_run(trained), groups, cached).metrics
+
+
+def logps_of(cache: Cache, name: str) -> dict[str, float]:
+    table = cache.find(name).table()
+    return dict(zip(table["response_id"].to_pylist(), table["logp"].to_pylist(), strict=True))
+
+
+def shares(groups, reward) -> list[float]:
+    """Each group's share of right pairs by a reward of (response id, response); none left out."""
+    found = []
+    for group in groups:
+        values = [reward(*one) for one in zip(group.response_ids, group.responses, strict=True)]
+        scores = [one.score for one in group.responses]
+        places = range(len(scores))
+        pairs = [values[a] > values[b] for a in places for b in places if scores[a] > scores[b]]
+        found += [sum(pairs) / len(pairs)] if pairs else []
+    return found
+
+
+def test_accuracies_and_intervals_by_a_plain_loop(found, trained, groups, cached):
+    """The four and the others; their intervals are scipy's within the scatter of resampling."""
+    test = [group for group in groups if group.split == "test"]
+    policy = logps_of(Cache(trained / "evaluation"), "policy")
+    first = logps_of(cached, "llama")
+    expected = {
+        "accuracies_logp": shares(test, lambda key, _: policy[key]),
+        "accuracies_logp_step0": shares(test, lambda key, _: first[key]),
+        "accuracies_reference_1": shares(test, lambda key, _: policy[key] - first[key]),
+        "accuracies_longer": shares(test, lambda _, one: len(one.content.encode())),
+    }
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(np.mean(values)), name
+        interval = scipy.stats.bootstrap(
+            (values,), np.mean, n_resamples=5000, method="percentile", rng=0
+        ).confidence_interval
+        assert found["intervals"][name] == pytest.approx(list(interval), abs=0.03), name
+    for k, name in enumerate(NAMES):
+        logps = logps_of(cached, name)
+        alone = np.mean(shares(test, lambda key, _, logps=logps: logps[key]))
+        assert found["reference_accuracies"]["summed"][k] == pytest.approx(alone)
+        low, high = found["intervals"]["reference_accuracies"]["summed"][k]
+        assert low <= alone <= high
+
+
+def test_histograms_count_every_response(found, groups):
+    test = [group for group in groups if group.split == "test"]
+    responses = sum(len(group.responses) for group in test)
+    histograms = found["histograms"]
+    assert [sum(one) for one in histograms["weights"]] == [len(test)] * 3
+    assert [sum(one) for one in histograms["distances"]] == [responses] * 2
+    sizes = [len(group.responses) for group in test]
+    mean_radius = 0.1 * len(sizes) / sum(sizes)  # each group's radii sum to ε_max
+    assert histograms["mean_radius"] == pytest.approx(mean_radius)
+    assert np.mean(histograms["clipped"]) == pytest.approx(found["combination"]["clipped_fraction"])
+    assert all(one > 0 for one in found["precompute_seconds"])
+
+
+def test_a_cached_model_is_its_own_reference(references, groups, cached):
+    """Reference 1 evaluated as a model: no reward against itself, its own accuracy as log-prob."""
+    found = evaluate_model("llama", references["llama"], groups, cached, NAMES).metrics
+    assert found["accuracies_reference_1"] == 0.0
+    assert found["accuracies"] == found["accuracies_step0"]
+    assert found["accuracies_logp"] == found["reference_accuracies"]["summed"][0]
+    assert not (cached.path / "evaluation").exists()
+
+
+def test_another_model_is_scored_beside_the_references(references, groups, cached):
+    """The model qwen against reference llama: pairs by the difference of two cached numbers."""
+    found = evaluate_model("model", references["qwen"], groups, cached, ["llama"]).metrics
+    test = [group for group in groups if group.split == "test"]
+    qwen, llama = logps_of(cached, "qwen"), logps_of(cached, "llama")
+    expected = np.mean(shares(test, lambda key, _: qwen[key] - llama[key]))
+    assert found["accuracies"] == pytest.approx(expected)
+    assert found["accuracies_reference_1"] == pytest.approx(expected)
+    assert {store.name for store in cached.references()} == set(NAMES)
+    alone = evaluate_model("model", references["qwen"], groups, cached).metrics
+    assert (
+        alone["accuracies"]
+        == alone["accuracies_logp"]
+        == pytest.approx(np.mean(shares(test, lambda key, _: qwen[key])))
+    )
+    assert "accuracies_step0" not in alone
+    assert "accuracies_reference_1" not in alone
+
+
+def test_the_cache_of_evaluated_models_is_no_foreign_one(
+    references, groups, cached, tmp_path, capsys
+):
+    """`verify` does not take its files for another program's, and it is mended as it is told."""
+    cache = Cache(shutil.copytree(cached.path, tmp_path / "a cache"))
+    shutil.rmtree(cache.path / "evaluation", ignore_errors=True)
+    first = evaluate_model("model", references["qwen"], groups, cache).metrics
+    assert run(["cache", "verify", "--cache", str(cache.path)]) == 0
+    assert capsys.readouterr().err == ""
+    part = next((cache.path / "evaluation").rglob("part-*.parquet"))
+    part.write_bytes(part.read_bytes()[:-1])
+    with pytest.raises(CacheDamaged, match=part.name) as raised:
+        evaluate_model("model", references["qwen"], groups, cache)
+    assert run(shlex.split(raised.value.hint)[1:]) == 0
+    assert not part.exists()
+    assert evaluate_model("model", references["qwen"], groups, cache).metrics == first
+
+
+def test_missing_references_are_all_named(trained, groups, cached, references, tmp_path):
+    other = [replace(group, prompt=(replace(group.prompt[-1], content="Hm?"),)) for group in groups]
+    with pytest.raises(CacheMissing, match=r"'llama'.*\n.*'mistral'.*\n.*'qwen'") as caught:
+        evaluate(load_run(trained), other, cached)
+    assert "mrpo precompute --ref llama,mistral,qwen" in str(caught.value.hint)
+    assert "--precompute" in str(caught.value.hint)
+
+
+def test_references_are_scored_as_they_were(references, cached, tmp_path):
+    """The project's words where they give the identity, else those that the cache recorded."""
+    store = cached.find("llama")
+    assert references_to_score([str(store)], cached, references) == {"llama": references["llama"]}
+    changed = {"llama": references["llama"].model_copy(update={"max_length": 64})}
+    assert references_to_score([str(store)], cached, changed)["llama"].max_length is None
+    assert references_to_score(["llama"], cached, changed) == changed
+
+
+def test_own_reward_is_asked_of_what_training_saw(groups, cached, references, tmp_path):
+    """`top_bottom 1` trains on the best and the worst: r is that of those two, in one trust region.
+
+    By a plain loop: radii from the two references' sums over the two, ε_max 0.5; then Eq. 8, 10, 7.
+    """
+    names = ["llama", "qwen"]
+    groups = [one for one in groups if len({r.score for r in one.responses}) == len(one.responses)]
+    assert any(len(one.responses) > 2 for one in groups if one.split == "test")
+    path = tmp_path / "run"
+    recipe = Recipe(loss="mpo", refs=names, chosen="top_bottom", top_bottom=1, epsilon_max=0.5,
+                    max_steps=1)  # fmt: skip
+    train(recipe, groups, cached, references, path)
+    found = evaluate(load_run(path), groups, cached).metrics
+    logps = [logps_of(cached, name) for name in names]
+    policy = logps_of(Cache(path / "evaluation"), "policy")
+    right = []
+    for group in (one for one in groups if one.split == "test"):
+        scores = [one.score for one in group.responses]
+        ends = [scores.index(max(scores)), scores.index(min(scores))]
+        first, second = ([one[group.response_ids[i]] for i in ends] for one in logps)
+        sums = [abs(a + b) for a, b in zip(first, second, strict=True)]
+        spreads = [abs(one[0] - one[1]) for one in (first, second)]
+        weights = [one / sum(spreads) for one in spreads]
+        rewards = []
+        for place, a, b, size in zip(ends, first, second, sums, strict=True):
+            radius = 0.5 * size / sum(sums)
+            b = min(max(b, (1 + radius) * a), (1 - radius) * a)
+            r = -math.log(weights[0] * math.exp(-a) + weights[1] * math.exp(-b))
+            rewards.append(policy[group.response_ids[place]] - r)
+        right.append(rewards[0] > rewards[1])
+    assert len(right) == found["groups"]
+    assert found["accuracies"] == pytest.approx(np.mean(right))
+    assert found["top1"] == pytest.approx(np.mean(right))
+
+
+def test_no_group_in_the_split(trained, groups, cached):
+    with pytest.raises(UsageError, match="no group is in split 'dev'"):
+        evaluate(load_run(trained), groups, cached, "dev")
+
+
+def test_json_has_no_nan(tmp_path):
+    save_json(tmp_path / "x.json", {"a": math.nan, "b": [1.0, math.inf], "c": ({"d": -math.inf},)})
+    text = (tmp_path / "x.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "a": None, "b": [1.0, None], "c": [{"d": None}],
+    }  # fmt: skip
+    assert finite({"x": 1, "y": "nan", "z": True}) == {"x": 1, "y": "nan", "z": True}
+
+
+def test_groups_without_a_pair_give_null_not_nan(trained, groups, cached, tmp_path):
+    tied = [
+        replace(group, responses=tuple(replace(one, score=1.0) for one in group.responses))
+        for group in groups
+    ]
+    result = evaluate(load_run(trained), tied, cached)
+    stored = json.loads(result.path.read_text(), parse_constant=pytest.fail)
+    assert stored["accuracies"] is None
+    assert stored["reference_accuracies"]["summed"] == [None] * 3
+    assert stored["intervals"]["accuracies"] is None
+    evaluate(load_run(trained), groups, cached)  # puts the true numbers back
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, groups, tiny_models) -> Path:
+    monkeypatch.chdir(tmp_path)
+    lines = [json.dumps(group.as_dict()) for group in groups]
+    Path("data.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    words = [f"  {name}: {{model: {tiny_models[name]}, dtype: float32}}" for name in NAMES[:2]]
+    Path("mrpo.yaml").write_text("dataset: data.jsonl\nreferences:\n" + "\n".join(words) + "\n")
+    return tmp_path
+
+
+def test_the_command_on_models(project, tiny_models, capsys):
+    """Without numbers it says which command makes them; with --precompute it makes them."""
+    qwen = str(tiny_models["qwen"])
+    assert run(["evaluate", qwen]) == 3
+    assert "mrpo precompute --ref llama,mistral" in capsys.readouterr().err
+    assert run(["evaluate", qwen, "--precompute"]) == 0
+    out = capsys.readouterr().out
+    for label in (
+        "own reward",
+        "own reward, reference 1",
+        "against reference 1",
+        "log-prob",
+        "reference llama alone",
+        "reference mistral alone",
+        "always the longer",
+    ):
+        assert label in out  # fmt: skip
+    assert "not comparable between methods" in out
+    assert run(["evaluate", "mistral", "--refs", "llama", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"] == "mistral"
+    assert found["references"] == ["llama"]
+    assert run(["evaluate", qwen, "--refs", ""]) == 0
+    assert "reference 1" not in capsys.readouterr().out
+
+
+def test_the_command_on_other_data(project, trained, groups, cached, capsys):
+    """A run on data its references have not seen: --precompute scores it under their identities."""
+    lines = [json.dumps({**group.as_dict(), "prompt": "Another prompt?"}) for group in groups[:6]]
+    Path("other.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert run(["evaluate", str(trained), "--dataset", "other.jsonl", "--split", "all",
+                "--cache", str(cached.path)]) == 3  # fmt: skip
+    assert run(["evaluate", str(trained), "--refs", "llama"]) == 2
+    assert "leave --refs out" in capsys.readouterr().err
+
+
+def test_other_data_are_kept_apart(project, references, groups, cached, tmp_path, capsys):
+    """The table's file is of the run's own data; less of it, or other files, have names of theirs.
+
+    The same words, though, even when they are spelled out, are the run's own.
+    """
+    data = tmp_path / "data.jsonl"
+    words = Dataset(source=str(data))
+    recipe = Recipe(loss="dpo", refs=["llama"], max_steps=1)
+    train(recipe, groups, cached, references, tmp_path / "run", words)
+    evaluations = tmp_path / "run" / "evaluation"
+    common = ["evaluate", "run", "--cache", str(cached.path)]
+    assert run(common) == 0
+    before = (evaluations / "test.json").read_bytes()
+    found = json.loads(before)
+    ids = sorted(group.group_id for group in groups if group.split == "test")
+    assert found["groups_hash"] == hashlib.sha256("\n".join(ids).encode()).hexdigest()
+    assert found["dataset"]["source"] == str(data)
+    assert run([*common, "--limit", "20"]) == 0
+    assert "not the run's own data" in capsys.readouterr().err
+    Path("copy.jsonl").write_bytes(data.read_bytes())
+    assert run([*common, "--dataset", "copy.jsonl"]) == 0
+    names = {path.name: json.loads(path.read_text()) for path in evaluations.glob("*.json")}
+    assert len(names) == 3
+    assert (evaluations / "test.json").read_bytes() == before
+    copied = names[f"test-{found['groups_hash'][:8]}.json"]
+    assert copied["accuracies_logp"] == found["accuracies_logp"]
+    capsys.readouterr()
+    assert run([*common, "--dataset", "data.jsonl"]) == 0
+    assert "not the run's own" not in capsys.readouterr().err
+    assert len(list(evaluations.glob("*.json"))) == 3
+
+
+def test_precompute_keeps_to_the_identities_of_the_run(
+    project, references, groups, tiny_models, capsys
+):
+    cache = Cache(project / "cache")
+    precompute({name: references[name] for name in ("llama", "qwen")}, groups, cache, "data")
+    recipe = Recipe(loss="mrpo", refs=["llama", "qwen"], max_steps=1)
+    train(recipe, groups, cache, references, project / "run")
+    lines = [json.dumps({**group.as_dict(), "prompt": "Another prompt?"}) for group in groups[:6]]
+    Path("other.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert run(["evaluate", "run", "--dataset", "other.jsonl", "--split", "all", "--precompute",
+                "--json"]) == 0  # fmt: skip
+    assert json.loads(capsys.readouterr().out)["groups"] > 0
+    assert len(cache.references()) == 2

@@ -1,0 +1,158 @@
+"""The papers' tables as presets: every cell loads, means what the paper says, and becomes a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mrpo_tools.cli import run
+from mrpo_tools.config import Recipe, load_project, load_recipe
+from mrpo_tools.errors import UsageError
+from mrpo_tools.methods import resolve_method
+from mrpo_tools.presets import load_preset, load_table
+from mrpo_tools.sources import KNOWN
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "recipes" / "papers").glob("*.yaml"))
+CELLS = [f"{path}:{cell}" for path in FILES for cell in load_table(path).cells]
+SCORED = {"ultrafeedback"}
+SMALL = ["comparison-gpt4", "neural-dpo", "distilabel-math"]
+"""S1, S2 and S3 of MRPO."""
+
+
+def cell(name: str) -> Recipe:
+    return Recipe(**load_preset(str(ROOT / "recipes" / "papers" / name)).recipe)
+
+
+@pytest.mark.parametrize("word", CELLS, ids=lambda word: Path(word).name)
+def test_every_cell_loads_and_means_something(word):
+    preset = load_preset(word)
+    recipe = Recipe(**preset.recipe)
+    source = preset.project.dataset.source
+    scores = source in SCORED or "table-4.yaml:mpo" in word or "w-mpo" in word
+    method = resolve_method(recipe, len(recipe.refs), scores, labels=source not in SCORED)
+    assert method.name == recipe.loss
+    assert list(preset.project.references) == recipe.refs
+    assert preset.title.startswith(load_table(Path(word.partition(".yaml:")[0] + ".yaml")).paper)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_table_names_data_sets_that_exist(path):
+    """A name of `KNOWN`, or a hub id."""
+    for dataset in load_table(path).datasets:
+        assert dataset.source in KNOWN or dataset.source.count("/") == 1
+
+
+def test_every_row_of_the_papers_is_there():
+    """The rows and columns of the papers' tables, without those that sample during training."""
+    expected = {
+        "mrpo-table-1": ("dpo multi-dpo-0.1 multi-dpo-0.5 multi-dpo-0.9 mean-ref mrpo",
+                         "l-from-m m-from-l"),
+        "mrpo-table-2": ("dpo mrpo", "l-from-m m-from-l"),
+        "mrpo-table-4": ("dpo mrpo", "m-from-l-q l-from-m-q q-from-m-l"),
+        "mrpo-table-5": ("epsilon-0 epsilon-1e6 epsilon-1 epsilon-0.1 epsilon-0.01",
+                         "same-family other-family"),
+        "mrpo-table-8": ("dpo mrpo", "m-from-l l-from-m"),
+        "mrpo-figure-4": ("dpo adaptive fixed-epsilon fixed-alpha-0.1 fixed-alpha-0.5 "
+                          "fixed-alpha-0.9", "l-from-m"),
+        "mpo-table-1": ("mpo-1vsk mpo w-mpo", "mistral llama"),
+        "mpo-table-1-baselines": ("rrhf slic ipo cpo kto orpo r-dpo grpo dpo nc2-dpo infonca",
+                                  "mistral llama"),
+        "mpo-table-4": ("mpo w-mpo", "mistral llama"),
+        "swepo-table-2": ("dpo dpo-x3 infonca swepo-1-vs-k swepo-p0 swepo-p1 swepo-p2",
+                          "mistral llama"),
+        "mppo-table-2": ("dpo kto orpo simpo point-ce point-mse pair-single pair-mns pair-mnm "
+                         "pair-mcs pair-mcm list-mle", "llama"),
+    }  # fmt: skip
+    found = {path.stem: load_table(path) for path in FILES}
+    assert found.keys() == expected.keys()
+    for name, (rows, columns) in expected.items():
+        assert list(found[name].rows) == rows.split()
+        assert list(found[name].columns) == columns.split()
+
+
+def test_the_numbers_are_the_papers():
+    """MRPO §4 and B.1, MPO Table 6 and Appendix I, SWEPO Table 2, MPPO §4."""
+    recipe = cell("mrpo-table-1.yaml:mrpo/l-from-m")
+    assert recipe.refs == ["llama", "mistral"]
+    assert (recipe.beta, recipe.learning_rate, recipe.num_train_epochs) == (0.1, 1e-5, 3)
+    assert recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps == 8
+    assert (recipe.lora_r, recipe.lora_alpha, recipe.quantization) == (8, 8, "nf4")
+    assert cell("mrpo-table-1.yaml:mrpo/m-from-l").refs == ["mistral", "llama"]
+    assert cell("mrpo-table-1.yaml:dpo/m-from-l").refs == ["mistral"]
+    assert cell("mrpo-table-2.yaml:mrpo/l-from-m").num_train_epochs == 1
+    assert cell("mrpo-table-4.yaml:mrpo/q-from-m-l").refs == ["qwen", "mistral", "llama"]
+    assert cell("mrpo-table-4.yaml:mrpo/q-from-m-l").finetuning == "full"
+    radii = [
+        cell(f"mrpo-table-5.yaml:epsilon-{e}/other-family").epsilon_max
+        for e in ("0", "1e6", "1", "0.1", "0.01")
+    ]
+    assert radii == [0, 1e6, 1, 0.1, 0.01]
+    assert cell("mrpo-figure-4.yaml:fixed-epsilon/l-from-m").trust_region == "fixed"
+    rates = {
+        name: cell(f"{name}").learning_rate
+        for name in ("mpo-table-1.yaml:mpo/mistral", "mpo-table-1.yaml:mpo/llama",
+                     "mpo-table-4.yaml:mpo/mistral", "mpo-table-4.yaml:w-mpo/llama",
+                     "mpo-table-1-baselines.yaml:dpo/mistral",
+                     "mpo-table-1-baselines.yaml:dpo/llama")
+    }  # fmt: skip
+    assert list(rates.values()) == [4e-7, 5e-7, 1.5e-7, 3e-7, 3e-7, 5e-7]
+    assert cell("mpo-table-4.yaml:mpo/llama").chosen == "top_bottom"
+    assert [cell(f"swepo-table-2.yaml:swepo-p{p}/llama").power for p in range(3)] == [0, 1, 2]
+    assert cell("mppo-table-2.yaml:point-ce/llama").score_scale == 10
+    for stem, datasets in (("mrpo-table-1", SMALL), ("mrpo-table-5", SMALL[2:])):
+        table = load_table(ROOT / "recipes" / "papers" / f"{stem}.yaml")
+        assert [one.source for one in table.datasets] == datasets
+    assert [KNOWN[name].train_groups for name in SMALL] == [364, 502, 2178]
+
+
+def test_init_writes_a_project_and_a_recipe_that_load(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    word = f"{ROOT}/recipes/papers/mrpo-table-1.yaml:mrpo/m-from-l"
+    assert run(["init", "--preset", word, "--dataset", "distilabel-math"]) == 0
+    assert "next: mrpo precompute --ref mistral,llama\n" in capsys.readouterr().out
+    project = load_project()
+    assert project.dataset.source == "distilabel-math"
+    assert project.dataset.test_size is None, "the paper's own split"
+    assert project.references["mistral"].model == "teknium/OpenHermes-2.5-Mistral-7B"
+    assert project.references["mistral"].quantization == "nf4"
+    assert Recipe(**load_recipe(Path("recipe.yaml"))) == Recipe(**load_preset(word).recipe)
+    first = Path("mrpo.yaml").read_text().splitlines()[0]
+    assert first == "# MRPO (Le et al. 2025), Table 1: mrpo/m-from-l"
+    assert run(["init", "--preset", word]) == 2
+    Path("mrpo.yaml").unlink()
+    assert run(["init", "--preset", word]) == 2, "recipe.yaml is there still"
+    assert not Path("mrpo.yaml").exists()
+    assert run(["init", "--preset", word, "--force"]) == 0
+    assert load_project().dataset.source == "comparison-gpt4"
+
+
+@pytest.mark.parametrize(
+    ("word", "message", "hint"),
+    [
+        ("none.yaml:a/b", "no file none.yaml", "mrpo init"),
+        ("t.yaml", "t.yaml: no cell is named", "cells: dpo/l, mrpo/l"),
+        ("t.yaml:mrop/l", "t.yaml: there is no cell 'mrop/l'", "did you mean mrpo/l?"),
+        ("t.yaml:typo/l", "t.yaml:typo/l: lr: unknown key", "did you mean learning_rate?"),
+        ("t.yaml:stranger/l", "t.yaml:stranger/l: references.nobody: Input should be", None),
+    ],
+)
+def test_what_cannot_be_meant(word, message, hint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = {"dpo": {"loss": "dpo"}, "mrpo": {"loss": "mrpo"}}
+    odd = {"typo": {"lr": 1}, "stranger": {"refs": ["nobody"]}}
+    table = {
+        "paper": "P",
+        "datasets": ["d"],
+        "references": {"a": "m"},
+        "recipe": {},
+        "columns": {"l": {"refs": ["a"]}},
+        "rows": rows | (odd if "/" in word and word.split(":")[1].split("/")[0] in odd else {}),
+    }
+    Path("t.yaml").write_text(yaml.safe_dump(table))
+    with pytest.raises(UsageError) as error:
+        load_preset(word)
+    assert str(error.value).startswith(message)
+    assert hint is None or error.value.hint.startswith(hint)

@@ -1,0 +1,242 @@
+"""`mrpo rank` on made-up caches: numbers by plain loops and by SQL, advice by its rules."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import scipy.stats
+from made_up import knowing, knowing_half, made_up_cache, made_up_groups
+
+from mrpo_tools.cache import Cache
+from mrpo_tools.cli import run
+from mrpo_tools.errors import CacheMissing, UsageError
+from mrpo_tools.groups import Group, Response, in_split, user_prompt
+from mrpo_tools.rank import rank
+from mrpo_tools.sql import open_sql
+
+SPEAKERS = {"fair": knowing(4.0), "good": knowing(1.0), "blind": knowing(3.0, spread=0.0)}
+
+
+@pytest.fixture(scope="module")
+def groups():
+    return made_up_groups()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory, groups) -> Cache:
+    return made_up_cache(tmp_path_factory.mktemp("rank") / "cache", groups, SPEAKERS)
+
+
+@pytest.fixture(scope="module")
+def found(cache):
+    return rank(cache)
+
+
+def logps_of(cache, name) -> dict[str, float]:
+    table = cache.find(name).table()
+    return dict(zip(table["response_id"].to_pylist(), table["logp"].to_pylist(), strict=True))
+
+
+def pairs_of(group):
+    """(better, worse) places in a group."""
+    n = range(len(group.responses))
+    return [(a, b) for a in n for b in n if group.responses[a].score > group.responses[b].score]
+
+
+def test_accuracies_by_a_plain_loop(cache, groups, found):
+    train = in_split(groups, "train")
+    for one in found["references"]:
+        logps = logps_of(cache, one["name"])
+        for kind, size in (
+            ("summed", lambda text: 1),
+            ("per_token", lambda text: 1 + len(text) // 4),
+            ("per_byte", lambda text: len(text.encode())),
+        ):
+            shares = []
+            for group in train:
+                rewards = [
+                    logps[key] / size(response.content)
+                    for key, response in zip(group.response_ids, group.responses, strict=True)
+                ]
+                hits = [rewards[a] > rewards[b] for a, b in pairs_of(group)]
+                shares.append(sum(hits) / len(hits))
+            accuracy = one["accuracy"][kind]
+            assert accuracy["value"] == pytest.approx(sum(shares) / len(shares))
+            assert accuracy["low"] < accuracy["value"] < accuracy["high"]
+    assert [one["name"] for one in found["references"]] == ["good", "fair", "blind"]
+
+
+def test_agreement_by_a_plain_loop(cache, groups, found):
+    first = next(one for one in found["agreement"] if one["second"] == "fair")
+    good, fair = logps_of(cache, "good"), logps_of(cache, "fair")
+    decisions = []
+    for group in in_split(groups, "train"):
+        ids = group.response_ids
+        decisions += [
+            (good[ids[a]] > good[ids[b]], fair[ids[a]] > fair[ids[b]]) for a, b in pairs_of(group)
+        ]
+    assert first["pairs"] == len(decisions)
+    assert first["first_only"] == sum(a and not b for a, b in decisions)
+    assert first["agreement"] == pytest.approx(sum(a == b for a, b in decisions) / len(decisions))
+    crossed = scipy.stats.contingency.crosstab(*zip(*decisions, strict=True)).count
+    chance = scipy.stats.contingency.expected_freq(crossed).trace() / len(decisions)
+    kappa = (first["agreement"] - chance) / (1 - chance)
+    assert first["kappa"] == pytest.approx(kappa)
+
+
+def test_the_same_by_sql(cache, found):
+    """Weights, clipping and the virtual reference as the macros compute them."""
+    order = "['good', 'fair', 'blind']"
+    with open_sql(cache.path) as database:
+
+        def ask(sql: str) -> dict:
+            rows = database.query(sql).to_pylist()
+            return dict(tuple(row.values()) for row in rows)
+
+        weights = ask(
+            f"SELECT reference, avg(weight) AS w FROM weights(refs := {order}) "
+            "WHERE split = 'train' GROUP BY 1"
+        )
+        clipped = ask(
+            "SELECT reference, avg(moved::INTEGER) AS share "
+            f"FROM trust_region(eps_max := 0.1, refs := {order}) WHERE split = 'train' GROUP BY 1"
+        )
+        virtual = ask(
+            f"""WITH v AS (SELECT group_id, score, v.logp AS logp
+                  FROM virtual_reference(eps_max := 0.1, refs := {order}) v
+                  JOIN responses USING (group_id, response_id) WHERE v.split = 'train')
+                SELECT 'all', avg(share) AS share FROM (
+                  SELECT avg((a.logp > b.logp)::INTEGER) AS share FROM v a JOIN v b
+                  ON a.group_id = b.group_id AND a.score > b.score GROUP BY a.group_id)"""
+        )
+    mean_weights = {one["name"]: one["mean_weight"] for one in found["references"]}
+    assert mean_weights == pytest.approx(weights)
+    shares = next(one["shares"] for one in found["clipped"] if one["epsilon_max"] == 0.1)
+    assert shares == pytest.approx({name: clipped[name] for name in ("fair", "blind")})
+    three = next(
+        one for one in found["virtual"]
+        if len(one["references"]) == 3 and one["combination"] == "harmonic"
+        and one["epsilon_max"] == 0.1
+    )  # fmt: skip
+    assert three["accuracy"]["value"] == pytest.approx(virtual["all"])
+
+
+def test_parts_are_those_of_the_ids(found):
+    assert [(one["part"], one["groups"]) for one in found["parts"]] == [("sort", 32), ("sum", 32)]
+
+
+def test_one_reference_is_enough_where_the_others_add_nothing(found):
+    advice = found["recommendation"]
+    assert list(advice) == [
+        "reference_1", "others", "combination", "epsilon_max", "why", "confidence",
+    ]  # fmt: skip
+    assert advice["reference_1"] == "good"
+    assert advice["others"] == []
+    assert advice["combination"] is None
+    assert advice["confidence"] == "high"
+    assert "one well-chosen reference is enough" in advice["why"]
+    assert "2512.10040" in advice["why"]
+
+
+def test_several_where_they_know_different_things(tmp_path, groups):
+    """Each knows half of the groups and says so by its spread: together they know all."""
+    speakers = {"even": knowing_half(True), "odd": knowing_half(False)}
+    advice = rank(made_up_cache(tmp_path / "cache", groups, speakers))["recommendation"]
+    assert {advice["reference_1"], *advice["others"]} == {"even", "odd"}
+    assert advice["combination"] in ("harmonic", "geometric", "arithmetic")
+    assert "enough" not in advice["why"]
+    assert "no promise" in advice["why"]
+
+
+def test_references_that_know_nothing_are_called_so(tmp_path, groups):
+    speakers = {"blind": knowing(1.0, spread=0.0), "upside_down": knowing(1.0, spread=-2.0)}
+    advice = rank(made_up_cache(tmp_path / "cache", groups, speakers))["recommendation"]
+    assert advice["confidence"] == "low"
+    assert "not above chance" in advice["why"]
+
+
+def test_few_groups_give_no_confidence(tmp_path):
+    """Five groups ranked perfectly: their bootstrap interval is a point, and says nothing."""
+    groups = made_up_groups(6)
+    found = rank(made_up_cache(tmp_path / "cache", groups, {"sure": knowing(0.0)}))
+    assert found["references"][0]["accuracy"]["summed"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert found["recommendation"]["confidence"] == "low"
+    assert "Prompts with a pair: 5, too few" in found["recommendation"]["why"]
+
+
+def test_groups_of_one_prompt_count_once(tmp_path):
+    """Eighty groups of four prompts: no more evidence than four, and wider intervals for it."""
+    few = [
+        Group(user_prompt(f"{i % 4}"), (Response(f"good {i}", 1.0), Response(f"bad {i}", 0.0)))
+        for i in range(80)
+    ]
+    many = [Group(user_prompt(f"{i}"), group.responses) for i, group in enumerate(few)]
+    right = {"half": lambda rng, index, one: (one.score or 0) * (1 if index % 4 < 2 else -1) - 9}
+    clustered, single = (
+        rank(made_up_cache(tmp_path / name, groups, right))
+        for name, groups in (("few", few), ("many", many))
+    )
+    assert "Prompts with a pair: 4, too few" in clustered["recommendation"]["why"]
+    assert "too few" not in single["recommendation"]["why"]
+    wide, narrow = (one["references"][0]["accuracy"]["summed"] for one in (clustered, single))
+    assert wide["value"] == narrow["value"] == 0.5
+    assert (wide["low"], wide["high"]) == (0.0, 1.0)  # all four prompts of one kind: 2/16 of draws
+    assert 0.35 < narrow["low"] < narrow["high"] < 0.65
+
+
+def test_labels_without_scores_and_without_splits(tmp_path):
+    """A pair of each prompt; the longer one is always chosen, which the advice mentions."""
+    groups = [
+        Group(user_prompt(f"{i}"), (Response("long one", None, True), Response("no", None, False)))
+        for i in range(40)
+    ]
+    blind = {"blind": lambda rng, index, one: -10 + rng.gauss(0, 1)}
+    found = rank(made_up_cache(tmp_path / "cache", groups, blind))
+    assert found["split"] == "all"
+    assert found["longer"]["value"] == 1.0
+    assert "the longer response ranks more: 100.0%" in found["recommendation"]["why"]
+
+
+def test_a_single_reference(cache):
+    found = rank(cache, ["fair"])
+    assert found["agreement"] == found["virtual"] == found["clipped"] == []
+    assert found["recommendation"]["reference_1"] == "fair"
+
+
+def test_twice_the_same(cache, found):
+    assert rank(cache) == found
+
+
+def test_the_command(cache, found, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(["rank", "--cache", str(cache.path)]) == 0
+    out = capsys.readouterr().out
+    good = found["references"][0]["accuracy"]["summed"]
+    assert f"good               {good['value']:.3f} [{good['low']:.3f}, {good['high']:.3f}]" in out
+    assert "  reference 1  good\n  others       none\n" in out
+    assert run(["rank", "--cache", str(cache.path), "--json", "--epsilon-max", "0.5"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [one["epsilon_max"] for one in printed["clipped"]] == [0.5]
+
+
+def test_what_cannot_be_ranked(cache, groups, tmp_path):
+    with pytest.raises(UsageError, match="no group is in split 'dev'"):
+        rank(cache, split="dev")
+    with pytest.raises(UsageError, match="no groups of data set 'other'"):
+        rank(cache, dataset="other")
+    with pytest.raises(CacheMissing, match="no cache at"):
+        rank(Cache(Path("nowhere")))
+    more = made_up_groups(81)
+    cache = made_up_cache(tmp_path / "cache", groups, SPEAKERS)
+    cache.save_groups("more", more)
+    with pytest.raises(CacheMissing, match="for 230 of 232") as caught:
+        rank(cache, ["good"], split="all")
+    assert "mrpo precompute --ref good" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("text", ["", "a", "-1", "nan"])
+def test_epsilons_that_are_none(cache, text, capsys):
+    assert run(["rank", "--cache", str(cache.path), "--epsilon-max", text]) == 2
+    assert "numbers of 0 or more" in capsys.readouterr().err

@@ -1,0 +1,342 @@
+"""`mrpo report`: the page and its pictures, without torch, the same twice, readable by everybody.
+
+What a browser shows is tested in headless Chromium where there is one (`pip install -e .[browser]`,
+and MRPO_CHROMIUM or a `chromium` on the path); the same properties are read from the file anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from made_up import made_up_run
+
+from mrpo_tools.cli import run
+from mrpo_tools.errors import UsageError
+from mrpo_tools.report import report
+from mrpo_tools.report.curves import MOST_LINES, curve, curves
+from mrpo_tools.report.facts import cost_table, duration
+from mrpo_tools.report.palette import BOTH, contrast
+from mrpo_tools.results import by_method, read_results
+
+ROOT = Path(__file__).parent.parent
+THREE = ["llama", "mistral", "qwen"]
+PICTURES = {"accuracy", "margin", "choices", "logps", "weights", "clipping", "references"}
+HOSTILE = '<script>alert("x")</script>'
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("report") / "runs"
+    for seed in range(2):
+        made_up_run(root / f"dpo-{seed}", "dpo", ["llama"], seed)
+        made_up_run(root / f"mrpo-{seed}", "mrpo", THREE, seed)
+        made_up_run(root / f"fixed-{seed}", "mrpo", THREE, seed, trust_region="fixed",
+                    lora_target_modules=[HOSTILE])  # fmt: skip
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(runs, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("page") / "report"
+    report([runs], output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def page(made) -> str:
+    return (made / "report.html").read_text(encoding="utf-8")
+
+
+class Elements(HTMLParser):
+    """Every start tag with its attributes, and the text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def named(self, *names: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag in names]
+
+
+def test_every_file_is_there(made):
+    names = {path.name for path in made.iterdir()}
+    assert names == {"report.html", "report.md", *(f"{name}.png" for name in PICTURES)}
+    for name in PICTURES:
+        assert (made / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_is_loaded_from_anywhere(page):
+    elements = Elements(page)
+    loaded = [
+        value
+        for _, attributes in elements.tags
+        for key, value in attributes.items()
+        if key in ("src", "srcset", "action", "background", "poster", "data")
+    ]
+    assert len(loaded) == 2 * len(PICTURES)
+    assert all(value.startswith("data:image/png;base64,") for value in loaded)
+    assert not elements.named("script", "link", "iframe", "object", "embed", "base")
+    assert all(one["href"].startswith("#") for one in elements.named("a"))
+    assert not re.search(r"https?:|url\(|@import", page)
+    policy = next(one for one in elements.named("meta") if "http-equiv" in one)["content"]
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def test_every_image_has_an_alternative(page):
+    alternatives = [one["alt"] for one in Elements(page).named("img")]
+    assert len(alternatives) == len(set(alternatives)) == len(PICTURES)
+    assert all(len(one) > 40 and re.search(r"\d", one) for one in alternatives)
+
+
+def test_the_page_is_well_formed(page):
+    elements = Elements(page)
+    ids = Counter(attributes["id"] for _, attributes in elements.tags if "id" in attributes)
+    assert max(ids.values()) == 1
+    assert {one["href"][1:] for one in elements.named("a")} == set(ids)
+    assert elements.named("html")[0]["lang"] == "en"
+    headings = [tag for tag, _ in elements.tags if re.fullmatch("h[1-6]", tag)]
+    assert headings[0] == "h1"
+    assert set(headings[1:]) == {"h2"}
+    assert all(one.get("scope") in ("row", "col") for one in elements.named("th"))
+    for one in elements.named("div"):
+        if "scroll" in one.get("class", ""):
+            assert one["tabindex"] == "0"
+            assert one["aria-label"]
+
+
+def test_names_are_text(page):
+    """A setting that looks like a script is shown, not run."""
+    assert HOSTILE in Elements(page).text
+    assert "<script" not in page
+
+
+@pytest.mark.parametrize("palette", BOTH, ids=lambda one: one.name)
+def test_contrast(palette):
+    for background in (palette.background, palette.panel):
+        for colour in (palette.text, palette.quiet, palette.link):
+            assert contrast(colour, background) >= 4.5, (colour, background)
+    for colour in palette.lines:
+        assert contrast(colour, palette.background) >= 4.5, colour
+    assert len(set(palette.lines)) == len(palette.lines)
+
+
+def test_contrast_is_wcags():
+    """White on black is 21; #767676 on white is 4.54, the known limit of grey."""
+    assert contrast("#ffffff", "#000000") == pytest.approx(21)
+    assert contrast("#ffffff", "#767676") == pytest.approx(4.54, abs=0.005)
+    assert contrast("#ff0000", "#ffffff") == pytest.approx(4.00, abs=0.005)
+
+
+def test_the_page_says_what_the_numbers_are(page):
+    text = Elements(page).text
+    for words in (
+        "not comparable between methods",
+        "mean ± sample std",
+        "always the longer",
+        "qwen alone",
+        "may fall although training goes well",
+        "steps per second",
+        "3 methods, 6 runs (2 seeds each), measured on 200 groups of split test",
+    ):
+        assert words in text, words  # fmt: skip
+
+
+def test_a_second_report_has_the_same_bytes_without_torch(runs, made, tmp_path):
+    """From another directory, in a process in which torch cannot be imported."""
+    blocked = tmp_path / "blocked" / "torch"
+    blocked.mkdir(parents=True)
+    (blocked / "__init__.py").write_text("raise ImportError('torch is blocked')\n")
+    environment = {**os.environ, "PYTHONPATH": f"{blocked.parent}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "mrpo_tools", "report", str(runs), "--output", "again"]
+    subprocess.run(command, check=True, env=environment, cwd=tmp_path, capture_output=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == {
+        path.name: path.read_bytes() for path in made.iterdir()
+    }
+
+
+def test_curves_are_means_over_seeds(runs):
+    """At each step, the mean and sample deviation of the two seeds' logs."""
+    method = next(one for one in by_method(read_results([runs])) if one.loss == "dpo")
+    found = curve(method, "rewards/margins")
+    for place, step in enumerate(found.steps):
+        values = [
+            entry["rewards/margins"]
+            for one in method.runs
+            for entry in one.history
+            if entry["step"] == step
+        ]
+        assert len(values) == 2
+        assert found.means[place] == pytest.approx(statistics.fmean(values))
+        assert found.stds[place] == pytest.approx(statistics.stdev(values))
+    assert curve(method, "no such number") is None
+
+
+def test_one_seed_has_no_deviation(tmp_path):
+    """No ± and no band of width zero, in pictures and in their alternatives."""
+    for epsilon in (0.1, 1.0):
+        made_up_run(tmp_path / "runs" / str(epsilon), "mrpo", THREE, 0, epsilon_max=epsilon)
+    methods = by_method(read_results([tmp_path / "runs"]))
+    assert curve(methods[0], "loss").stds is None
+    report([tmp_path / "runs"], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert not re.search(r"\d ± \d", text)
+    assert "ε=0.1 0.7" in text  # the value itself is there
+
+
+def test_steps_that_a_run_lacks_are_left_out(runs):
+    method = next(one for one in by_method(read_results([runs])) if one.loss == "dpo")
+    del method.runs[0].history[3:5]
+    assert curve(method, "loss").steps == [10, 20, 30, 60, 70, 80, 90, 100]
+
+
+def test_many_methods_show_every_loss(tmp_path):
+    """Of 14 methods of two losses, ten lines: both of dpo, and the first eight of mrpo."""
+    for index in range(12):
+        made_up_run(tmp_path / f"m{index}", "mrpo", THREE, 0, epsilon_max=float(index))
+    for name in THREE[:2]:
+        made_up_run(tmp_path / name, "dpo", [name], 0)
+    methods = by_method(read_results([tmp_path]))
+    labels = [one.label for one in curves(methods, "loss")]
+    assert len(labels) == MOST_LINES
+    assert labels[:2] == ["dpo llama", "dpo mistral"]
+    assert labels[2:] == [f"mrpo ε={index}" for index in range(8)]
+    report([tmp_path], tmp_path / "out")
+    assert "10 of 14 methods are drawn" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_costs(runs):
+    """Speed is steps over seconds; precompute is the sum over the method's references."""
+    methods = by_method(read_results([runs]))
+    rows = {row[0]: row[1:] for row in cost_table(methods).rows}
+    for method in methods:
+        speeds = sorted(100 / one.metrics["train_seconds"] for one in method.runs)
+        low, high = (f"{one:.2f}" for one in (speeds[0], speeds[-1]))
+        assert rows[method.label][2] == (low if low == high else f"{low} to {high}")
+    assert rows["dpo"][0] == "30 s"
+    assert [rows[label][0] for label in rows if label != "dpo"] == ["1.6 min"] * 2  # 30 + 31 + 32 s
+    assert [duration(one) for one in (4.25, 59, 90, 5400)] == ["4.2 s", "59 s", "1.5 min", "1.50 h"]
+
+
+def test_what_cannot_be_drawn_is_said(tmp_path):
+    path = made_up_run(tmp_path / "only", "dpo", ["llama"], 0)
+    (path / "trainer_state.json").unlink()
+    report([path], tmp_path / "out")
+    text = Elements((tmp_path / "out" / "report.html").read_text()).text
+    assert "no run has a log of training" in text
+    assert "no method has several references" in text
+    assert {one.name for one in (tmp_path / "out").glob("*.png")} == {"references.png"}
+
+
+def test_the_command(runs, tmp_path, capsys):
+    assert run(["report", str(runs), "--output", str(tmp_path / "out")]) == 0
+    assert f"wrote {tmp_path / 'out' / 'report.html'}" in capsys.readouterr().out
+    (tmp_path / "file").write_text("mine")
+    assert run(["report", str(runs), "--output", str(tmp_path / "file")]) == 2
+    with pytest.raises(UsageError, match="is not there"):
+        report([tmp_path / "nowhere"], tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_committed_example_is_whole():
+    """Every picture it names is there, and nothing else; small enough for a repository."""
+    folder = ROOT / "docs" / "example_report"
+    pages = sorted(folder.rglob("*.md"))
+    named = {
+        (page.parent / link).resolve()
+        for page in pages
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
+        if not link.startswith("http")
+    }
+    files = {path.resolve() for path in folder.rglob("*") if path.is_file()}
+    assert {path for path in files if path.suffix == ".png"} <= named
+    assert all(path.exists() for path in named)
+    assert sum(path.stat().st_size for path in files) < 1.5e6
+    assert "log-prob accuracy" in (folder / "epsilon" / "report.md").read_text(encoding="utf-8")
+
+
+CONTRASTS = """
+() => {
+  const parse = c => c.match(/[\\d.]+/g).map(Number);
+  const lum = c => { const [r, g, b] = c.slice(0, 3).map(v => { v /= 255;
+    return v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; });
+    return .2126 * r + .7152 * g + .0722 * b; };
+  const behind = e => { for (; e; e = e.parentElement) {
+    const c = parse(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0) return c; }
+    return [255, 255, 255]; };
+  const found = [];
+  for (const e of document.querySelectorAll('body *')) {
+    if (![...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())) continue;
+    const [a, b] = [lum(parse(getComputedStyle(e).color)), lum(behind(e))].sort((x, y) => y - x);
+    found.push([(a + .05) / (b + .05), e.tagName + ': ' + e.textContent.trim().slice(0, 40)]);
+  }
+  return found;
+}
+"""
+OUTSIDE = """
+() => [...document.querySelectorAll('body *')].filter(e => !e.parentElement.closest('.scroll')
+    && e.tagName !== 'SOURCE' && e.tagName !== 'PICTURE'
+    && (e.getBoundingClientRect().right > innerWidth + .5 || e.getBoundingClientRect().left < -.5))
+    .map(e => e.tagName + ' ' + e.className)
+"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    binary = os.environ.get("MRPO_CHROMIUM") or shutil.which("chromium")
+    if not binary:
+        pytest.skip("no Chromium: set MRPO_CHROMIUM to its path")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=binary, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1280])
+def test_in_a_browser(browser, made, width, scheme):
+    """Nothing overflows, contrasts of 4.5, an alternative on every picture, and no request."""
+    context = browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
+    )
+    shown = context.new_page()
+    requests: list[str] = []
+    problems: list[str] = []
+    shown.on("request", lambda one: requests.append(one.url))
+    shown.on("console", lambda one: problems.append(one.text))
+    address = (made / "report.html").as_uri()
+    shown.goto(address)
+    assert [one for one in requests if not one.startswith("data:")] == [address]
+    assert problems == []
+    wide, room = shown.evaluate(
+        "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    )
+    assert wide <= room
+    assert shown.evaluate(OUTSIDE) == []
+    contrasts = shown.evaluate(CONTRASTS)
+    assert len(contrasts) > 50
+    assert [text for ratio, text in contrasts if ratio < 4.5] == []
+    images = shown.evaluate(
+        "[...document.images].map(i => [i.alt, i.naturalWidth, i.currentSrc === i.src])"
+    )
+    assert len(images) == len(PICTURES)
+    assert all(alt and size == 840 for alt, size, _ in images)
+    assert {is_light for *_, is_light in images} == {scheme == "light"}
+    context.close()

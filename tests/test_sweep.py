@@ -1,0 +1,305 @@
+"""`mrpo sweep`: which runs a grid means, resuming, failures, several processes, the tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mrpo_tools.cache import Cache, LogpRow
+from mrpo_tools.cli import run
+from mrpo_tools.config import Recipe
+from mrpo_tools.errors import UsageError
+from mrpo_tools.identity import imported_identity
+from mrpo_tools.workflows import sweep as module
+from mrpo_tools.workflows.grid import parse_grid, parse_seeds, plan
+
+REFS = ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [("0..4", [0, 1, 2, 3, 4]), ("3", [3]), ("2,0..1, 2", [2, 0, 1]), ("7..7", [7])],
+)
+def test_seeds(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "4..0", "0..", "1,,2", "-1", "0.5", "0..99999999"])
+def test_seeds_that_are_none(text):
+    with pytest.raises(UsageError, match="numbers and ranges"):
+        parse_seeds(text)
+
+
+def test_grid():
+    assert parse_grid(["loss=dpo,mrpo", "epsilon_max=0,1e6,0", "refs=a+b,c"]) == {
+        "loss": ["dpo", "mrpo"], "epsilon_max": [0, "1e6"], "refs": [["a", "b"], ["c"]],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["loss"], "KEY=VALUE"), (["loss="], "KEY=VALUE"), (["lr=1"], "a recipe has no key lr"),
+        (["seed=1,2"], "a place of its own"), (["beta=1", "beta=2"], "a place of its own"),
+    ],
+)  # fmt: skip
+def test_grids_that_are_none(settings, message):
+    with pytest.raises(UsageError, match=message):
+        parse_grid(settings)
+
+
+def names(words: dict, *settings: str, baselines: bool = True) -> dict[str, Recipe]:
+    return {
+        one.name.removesuffix("/seed-0"): one.recipe
+        for one in plan({"refs": REFS, **words}, parse_grid(settings), [0], baselines)
+    }
+
+
+def test_dpo_is_reference_1_alone_and_baselines_start_from_it():
+    found = names({}, "loss=dpo,mrpo")
+    assert list(found) == ["dpo-a", "dpo-b", "dpo-c", "mrpo"]
+    assert [found[name].refs for name in found] == [["a"], ["b"], ["c"], REFS]
+    assert [found[name].policy for name in found] == [None, "a", "a", None]
+    assert list(names({}, "loss=dpo,mrpo", baselines=False)) == ["dpo-a", "mrpo"]
+
+
+def test_keys_without_a_meaning_make_no_run_twice():
+    """ε_max only where references are combined, γ only where SimPO is, nothing for the rest."""
+    found = names({"beta": 0.1}, "loss=dpo,mrpo,simpo,sft", "epsilon_max=0,0.1", "gamma=1,2")
+    assert list(found) == [
+        "dpo-a", "dpo-b", "dpo-c", "mrpo-epsilon_max=0", "mrpo-epsilon_max=0.1",
+        "simpo-gamma=1", "simpo-gamma=2", "sft",
+    ]  # fmt: skip
+    assert found["sft"].beta is None
+    assert found["sft"].policy == "a"
+    assert found["sft"].refs == []
+
+
+def test_baselines_get_the_same_search():
+    found = names({}, "loss=mrpo", "learning_rate=1e-3,1e-4")
+    assert len(found) == 8
+    assert found["dpo-c-learning_rate=0.0001"].learning_rate == 1e-4
+
+
+def test_references_of_the_grid():
+    found = names({}, "loss=mrpo", "refs=a+b,b+a", baselines=False)
+    assert {name: (one.refs, one.policy) for name, one in found.items()} == {
+        "mrpo-a+b": (["a", "b"], None), "mrpo-b+a": (["b", "a"], "a"),
+    }  # fmt: skip
+
+
+def test_grids_that_mean_nothing():
+    with pytest.raises(UsageError, match="no loss is named 'mrp'"):
+        names({}, "loss=mrp")
+    with pytest.raises(UsageError, match="needs references"):
+        plan({}, {}, [0])
+    with pytest.raises(UsageError, match="learning_rate"):
+        names({}, "learning_rate=fast")
+    with pytest.raises(UsageError, match="at most"):
+        plan({"refs": REFS}, {}, list(range(9000)))
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, some_groups, tiny_models, cached) -> Path:
+    """A project on the shared cache, which is only read."""
+    monkeypatch.chdir(tmp_path)
+    lines = []
+    for index, group in enumerate(some_groups):
+        lines.append(json.dumps({**group.as_dict(), "split": "train" if index % 3 else "test"}))
+    Path("data.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    words = [f"  {name}: {{model: {path}, dtype: float32}}" for name, path in tiny_models.items()]
+    Path("mrpo.yaml").write_text(
+        f"dataset: data.jsonl\ncache: {cached.path}\nreferences:\n" + "\n".join(words) + "\n"
+    )
+    Path("recipe.yaml").write_text("max_steps: 2\nlearning_rate: 1e-3\nlogging_steps: 1\n")
+    return tmp_path
+
+
+ARGUMENTS = ["sweep", "recipe.yaml", "--refs", "llama,qwen", "--grid", "loss=dpo,mrpo"]
+
+
+def test_a_sweep_its_table_and_a_second_time(project, capsys, monkeypatch):
+    """Three methods and two seeds; again: nothing is trained, the same bytes."""
+    assert run([*ARGUMENTS, "--seeds", "0..1"]) == 0
+    printed = capsys.readouterr()
+    assert "6 runs, 0 of them done already" in printed.err
+    for method in ("`dpo llama` \\* | 2", "`dpo qwen` \\* | 2", "`mrpo` | 2"):
+        assert method in printed.out
+    output = Path("runs/sweep")
+    tables = {path.name: path.read_bytes() for path in output.glob("table.*")}
+    assert set(tables) == {"table.md", "table.tex", "table.csv", "table.json"}
+    assert tables["table.md"].decode() == printed.out
+    monkeypatch.setattr(module, "make", lambda *_: pytest.fail("made again"))
+    assert run([*ARGUMENTS, "--seeds", "0..1"]) == 0
+    assert capsys.readouterr().out == printed.out
+    assert {path.name: path.read_bytes() for path in output.glob("table.*")} == tables
+
+
+def test_an_interrupted_sweep_goes_on(project, capsys, monkeypatch):
+    """Stopped in the second run: the first is kept, the second is finished, a failure is told."""
+    arguments = [*ARGUMENTS, "--seeds", "0", "--no-baselines"]
+    real = module.evaluate
+    calls = []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "evaluate", interrupted)
+    assert run(arguments) == 130
+    first = Path("runs/sweep/dpo-llama/seed-0")
+    assert (first / "evaluation/test.json").exists()
+    before = (first / "metrics.json").stat().st_mtime_ns
+    assert run(arguments) == 0
+    assert (first / "metrics.json").stat().st_mtime_ns == before
+    assert len(calls) == 3
+
+
+def test_a_failure_keeps_nobody_from_the_others(project, capsys, monkeypatch):
+    real = module.train
+
+    def failing(recipe, *arguments):
+        if recipe.loss == "dpo":
+            raise module.UsageError("no such thing")
+        return real(recipe, *arguments)
+
+    monkeypatch.setattr(module, "train", failing)
+    arguments = [*ARGUMENTS, "--seeds", "0", "--no-baselines"]
+    assert run(arguments) == 2
+    err = capsys.readouterr().err
+    assert "1 of 2 runs failed; the others are done" in err
+    assert "dpo-llama/seed-0: no such thing" in err
+    assert Path("runs/sweep/mrpo/seed-0/evaluation/test.json").exists()
+    monkeypatch.setattr(module, "train", real)
+    assert run(arguments) == 0
+
+
+def test_one_failing_run_leaves_a_table_of_the_others(project, capsys, monkeypatch):
+    real = module.train
+
+    def failing(recipe, *arguments):
+        if recipe.loss == "mrpo":
+            raise module.UsageError("no such thing")
+        return real(recipe, *arguments)
+
+    monkeypatch.setattr(module, "train", failing)
+    arguments = [*ARGUMENTS, "--seeds", "0"]
+    assert run(arguments) == 2
+    assert "mrpo/seed-0: no such thing" in capsys.readouterr().err
+    rows = json.loads(Path("runs/sweep/table.json").read_text())["methods"]
+    assert [one["method"] for one in rows] == ["dpo llama", "dpo qwen"]
+    shutil.rmtree("runs")
+    monkeypatch.setattr(module, "train", lambda *_: failing(Recipe(loss="mrpo")))
+    assert run(arguments) == 2
+    assert "3 of 3 runs failed" in capsys.readouterr().err
+
+
+def test_other_data_or_models_in_the_same_place_are_refused(project, capsys, monkeypatch):
+    """Each difference is named, and nothing is trained; the same data and models are a table."""
+    arguments = [*ARGUMENTS, "--seeds", "0", "--no-baselines"]
+    assert run(arguments) == 0
+    monkeypatch.setattr(module, "make", lambda *_: pytest.fail("made again"))
+
+    def refused(more: list[str], *words: str) -> None:
+        module._groups.cache_clear()  # a command of its own reads the data anew
+        capsys.readouterr()
+        assert run([*arguments, *more]) == 2
+        err = capsys.readouterr().err
+        assert all(word in err for word in ("another --output", *words)), err
+
+    refused(["--limit", "20"], "dataset was", "split hash was")
+    record = Path("runs/sweep/mrpo/seed-0/run.json")
+    whole = record.read_text()
+    for key, other in (("references", ["llama@0123456789ab"]), ("policy_identity", "0" * 64)):
+        record.write_text(json.dumps(json.loads(whole) | {key: other}))
+        refused([], f"{key.replace('_', ' ')} was {other}")
+    record.write_text(whole)
+    text = Path("data.jsonl").read_text()
+    Path("data.jsonl").write_text("".join(text.splitlines(keepends=True)[:-2]))
+    refused([], "split hash was")
+    Path("data.jsonl").write_text(text)
+    module._groups.cache_clear()
+    assert run(arguments) == 0
+
+
+def test_references_with_imported_numbers(project, capsys, cached):
+    """A reference that came as numbers has no model to look for; it is one more reference."""
+    shutil.copytree(cached.path, "cache")
+    cache = Cache("cache")
+    qwen = cache.find("qwen")
+    table = qwen.table()
+    columns = [table[name].to_pylist() for name in LogpRow.__annotations__]
+    rows = [LogpRow(*one) for one in zip(*columns, strict=True)]
+    cache.store("far", imported_identity("elsewhere", None)).append(rows, {})
+    words = Path("mrpo.yaml").read_text()
+    Path("mrpo.yaml").write_text(words.replace(f"cache: {cached.path}", "cache: cache"))
+    arguments = ["sweep", "recipe.yaml", "--refs", "llama,far", "--grid", "loss=mrpo"]
+    assert run([*arguments, "--seeds", "0", "--no-baselines"]) == 0
+    assert "far alone" in capsys.readouterr().out
+
+
+def test_sigterm_reaches_every_process_and_the_sweep_goes_on(project):
+    """Both runs are stopped in training: 75, the way to go on, a checkpoint each, no process."""
+    Path("recipe.yaml").write_text("max_steps: 3000\nlogging_steps: 1\nsave_steps: 10000\n")
+    command = [sys.executable, "-m", "mrpo_tools", *ARGUMENTS, "--seeds", "0", "--no-baselines"]
+    process = subprocess.Popen([*command, "--jobs", "2"], stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    runs = [Path("runs/sweep/dpo-llama/seed-0"), Path("runs/sweep/mrpo/seed-0")]
+    steps = 0
+    for line in process.stderr:
+        steps += line.startswith("step 3/")
+        if steps == 2:
+            process.send_signal(signal.SIGTERM)
+            break
+    errors = process.stderr.read()
+    assert process.wait(timeout=60) == 75, errors
+    assert "run the same command again; it goes on where it stopped" in errors
+    for path in runs:
+        assert list(path.glob("checkpoint-*"))
+        assert not (path / "metrics.json").exists()
+
+
+def test_another_recipe_in_the_same_place_is_refused(project, capsys):
+    arguments = [*ARGUMENTS, "--seeds", "0", "--no-baselines"]
+    assert run(arguments) == 0
+    Path("recipe.yaml").write_text("max_steps: 3\n")
+    assert run(arguments) == 2
+    assert "holds a run of another recipe" in capsys.readouterr().err
+
+
+def test_two_processes_give_the_same_numbers(project, capsys):
+    common = [*ARGUMENTS, "--seeds", "0", "--no-baselines"]
+    assert run(common) == 0
+    alone = capsys.readouterr().out
+    assert run([*common, "--jobs", "2", "--output", "runs/two"]) == 0
+    assert capsys.readouterr().out == alone
+
+
+def test_a_reference_nobody_scored(project, capsys):
+    assert run(["sweep", "recipe.yaml", "--refs", "llama,ghost"]) == 3
+    assert "mrpo precompute --ref ghost" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_data_without_the_split_is_refused_before_training(project, capsys):
+    assert run([*ARGUMENTS, "--seeds", "0", "--split", "dev"]) == 2
+    assert "no group is in split 'dev'" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_dry_run(project, capsys):
+    assert run([*ARGUMENTS, "--seeds", "0", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines()[1:]] == [
+        "dpo-llama/seed-0", "dpo-qwen/seed-0", "mrpo/seed-0",
+    ]  # fmt: skip
+    assert not Path("runs").exists()
