@@ -1,6 +1,6 @@
 """Time and memory of `mrpo sql` over millions of cached rows.
 
-    python bench/sql_speed.py --rows 5000000 --output bench/results/sql_speed.json
+    python bench/sql_speed.py --rows 5000000 --output docs/sql_speed.json
 
 Writes a synthetic cache of two references (random ids and numbers, parts of the usual size, groups
 of four with a short text) and runs each query as a user would, in a process of its own: its wall
@@ -22,14 +22,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from mrpo_tools.cache import (
-    FORMAT_VERSION,
-    GROUPS_SCHEMA,
-    LOGPS_SCHEMA,
-    PART_ROWS,
-    Cache,
-    write_content_addressed,
-)
+from mrpo_tools.cache import GROUPS_SCHEMA, LOGPS_SCHEMA, PART_ROWS, Cache, datasets
 from mrpo_tools.identity import Identity
 
 REFERENCES = ("llama", "mistral")
@@ -108,17 +101,10 @@ def build(path: Path, responses: int) -> None:
     for name in REFERENCES:
         store = cache.store(name, Identity({"model": f"synthetic/{name}", "dtype": "bfloat16"}))
         for place, table in enumerate(parts(random, response_ids, prompt_ids)):
-            metadata = {
-                "mrpo.format_version": str(FORMAT_VERSION),
-                "mrpo.identity": store.identity.hash,
-                "mrpo.created": repr(float(place)),
-                "mrpo.recorded": "{}",
-            }
-            write_content_addressed(store.directory, "part-", table, metadata)
+            store.write(table, float(place), [{}])
     cache.groups_path.mkdir(parents=True)
     groups = group_table(random, response_ids, prompt_ids)
-    metadata = {"mrpo.format_version": str(FORMAT_VERSION)}
-    write_content_addressed(cache.groups_path, "synthetic-", groups, metadata)
+    datasets.write(cache.groups_path, groups, 0.0, "")
 
 
 def parts(
