@@ -1,8 +1,8 @@
-"""Write docs/methods.md from methods.in.md and the table of objectives.
+"""Write docs/methods.md and docs/data.md from their .in.md and the tables in the code.
 
 `python docs/generate.py`
 
-The table of runs at its end comes from docs/objectives_on_demo.json, which
+The table of runs at the end of methods.md comes from docs/objectives_on_demo.json, which
 `python bench/objectives.py` measures.
 """
 
@@ -12,6 +12,8 @@ import json
 from pathlib import Path
 
 from mrpo_tools.methods import LOSSES, describe
+from mrpo_tools.sources import ADAPTERS, COUNTS, KNOWN
+from mrpo_tools.sources.export import FORMS
 
 DOCS = Path(__file__).parent
 
@@ -20,6 +22,49 @@ def page() -> str:
     """The whole page: the prose of methods.in.md around the two tables."""
     prose = (DOCS / "methods.in.md").read_text(encoding="utf-8")
     return prose.replace("{{objectives}}", _objectives()).replace("{{runs}}", _runs())
+
+
+def data_page() -> str:
+    """docs/data.md: the prose of data.in.md around the tables of formats and data sets."""
+    prose = (DOCS / "data.in.md").read_text(encoding="utf-8")
+    tables = {"formats": _formats, "named": _named, "forms": _forms, "counts": _counts}
+    for name, table in tables.items():
+        prose = prose.replace("{{" + name + "}}", table())
+    return prose
+
+
+def _table(*rows: tuple[str, ...]) -> str:
+    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
+
+
+def _formats() -> str:
+    rows = []
+    for adapter in ADAPTERS.values():
+        columns = ", ".join(
+            f"`{column}`" if shape.words == "text" else f"`{column}`: {shape.words}"
+            for column, shape in adapter.columns.items()
+        )
+        kinds = f"; `--score` {', '.join(adapter.scores)}" if adapter.scores else ""
+        rows.append((f"`{adapter.name}`", columns, adapter.about + kinds))
+    return _table(("adapter", "columns (text where nothing is said)", "what it is"), *rows)
+
+
+def _named() -> str:
+    rows = [
+        (f"`{name}`", known.hub_id + (f", {known.config}" if known.config else ""), known.about)
+        for name, known in KNOWN.items()
+    ]
+    return _table(("name", "on the hub", "what it is"), *rows)
+
+
+def _forms() -> str:
+    rows = [(f"`{name}`", form.about, f"`{form.adapter}`") for name, form in FORMS.items()]
+    return _table(("`--to`", "what it is", "read back by"), *rows)
+
+
+def _counts() -> str:
+    return _table(("count", "of"), *((f"`{name}`", of) for name, of in COUNTS.items()))
 
 
 def _objectives() -> str:
@@ -57,3 +102,4 @@ def _runs() -> str:
 
 if __name__ == "__main__":
     (DOCS / "methods.md").write_text(page(), encoding="utf-8")
+    (DOCS / "data.md").write_text(data_page(), encoding="utf-8")
