@@ -183,6 +183,10 @@ class Recipe(Words):
     max_length: int | None = Field(default=None, ge=8)
     split: Split = "train"
 
+    # What is measured while it trains: before the first step, every `eval_steps`, after the last
+    eval_steps: int | None = Field(default=None, ge=1)
+    eval_split: Split = "test"
+
     @model_validator(mode="after")
     def _quantized_weights_stay(self) -> Recipe:
         if self.finetuning == "full" and self.quantization is not None:
@@ -245,6 +249,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UsageError(f"{path}: a mapping of keys to values is needed, found {values!r:.60}")
     return values
+
+
+def yaml_value(text: str) -> Any:
+    """A value as YAML reads it; what it cannot read is the text itself."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def absolute_paths(reference: Reference) -> Reference:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mrpo_tools.cache import Cache
 from mrpo_tools.config import Dataset, Recipe, Reference, parse, read_yaml
@@ -26,7 +25,6 @@ from mrpo_tools.models import (
     wait_for_everyone,
 )
 from mrpo_tools.progress import is_first_process, say_once
-from mrpo_tools.reference_logps import Combination, combine
 from mrpo_tools.run import (
     METRICS,
     RECIPE,
@@ -40,14 +38,14 @@ from mrpo_tools.run import (
 from mrpo_tools.scorer import ResponseScorer
 from mrpo_tools.scoring import renderer_of
 from mrpo_tools.training.activations import activations_fit
-from mrpo_tools.training.groups import TrainingGroups, group_rows
+from mrpo_tools.training.groups import TrainingGroups, group_rows, training_groups
 from mrpo_tools.training.prepare import Prepared, prepare
 from mrpo_tools.training.record import begin_run, check_record, model_card, run_record
 from mrpo_tools.training.step0 import check_step0
 from mrpo_tools.training.trainer import GroupTrainer
 
-FREE = ("batch_tokens", "gradient_checkpointing")
-"""Keys of a recipe that a resumed run may change: they change memory, not the result."""
+FREE = ("batch_tokens", "gradient_checkpointing", "eval_steps", "eval_split")
+"""Keys of a recipe that a resumed run may change: they change memory and log, not the result."""
 
 
 @dataclass(frozen=True)
@@ -172,14 +170,13 @@ def _fit(recipe: Recipe, prepared: Prepared, output: Path) -> dict[str, Any]:
             prepared.method.objective,
             prepared.method.hyper,
             _arguments(recipe, output),
-            [store.name for store in prepared.stores],
-            _clipped(prepared),
+            _held_out(prepared),
             batch_tokens=recipe.batch_tokens,
             callbacks=[stop],
             processing_class=renderer_of(prepared.policy).tokenizer,
         )
         _quiet(trainer)
-        found = _run(trainer, output)
+        _run(trainer, output)
         if stop.received:
             raise Preempted(
                 f"stopped by a signal after step {trainer.state.global_step}; checkpoint saved",
@@ -188,12 +185,14 @@ def _fit(recipe: Recipe, prepared: Prepared, output: Path) -> dict[str, Any]:
     trainer.save_model(str(output))
     trainer.save_state()
     return {
-        **found,
         "steps": trainer.state.global_step,
         "peak_memory_bytes": peak_memory_bytes(device),
         "step0_difference_nats_per_token": difference,
         "gradient_checkpointing": recomputed,
-        "last_log": _last_log(trainer.state.log_history),
+        "train_loss": _mean_loss(trainer.state.log_history),
+        "train_seconds": trainer.clock.seconds,
+        "last_log": _last(trainer.state.log_history, "loss"),
+        "last_evaluation": _last(trainer.state.log_history, "eval_loss"),
     }
 
 
@@ -221,29 +220,21 @@ def _recompute_activations(
     return wanted
 
 
-def _run(trainer: GroupTrainer, output: Path) -> dict[str, Any]:
+def _run(trainer: GroupTrainer, output: Path) -> None:
     """Train from the last checkpoint, if there is one."""
     checkpoint = last_checkpoint(output)
-    if checkpoint is not None and trainer.restore_finished(checkpoint):
-        return {"train_loss": None, "train_seconds": None}  # the process that knew them is gone
-    outcome = trainer.train(resume_from_checkpoint=checkpoint)
-    return {
-        "train_loss": outcome.training_loss,
-        "train_seconds": outcome.metrics["train_runtime"],
-    }
+    if checkpoint is not None:
+        if trainer.restore_finished(checkpoint):
+            return
+        trainer.args.eval_on_start = False
+    trainer.train(resume_from_checkpoint=checkpoint)
 
 
-def training_groups(prepared: Prepared) -> TrainingGroups:
-    """The groups as the trainer takes them."""
-    return TrainingGroups(
-        [group.group_id for group in prepared.groups],
-        prepared.encoded,
-        prepared.combined.logps if prepared.method.row.reference else None,
-        prepared.combined.weights,
-        prepared.tensors.scores,
-        prepared.tensors.chosen,
-        prepared.tensors.mask,
-    )
+def _held_out(prepared: Prepared) -> tuple[TrainingGroups, dict[str, Any]] | None:
+    """The groups that are measured while training, and the objective's hyper-parameters there."""
+    if prepared.held_out is None:
+        return None
+    return training_groups(prepared.held_out), prepared.held_out.method.hyper
 
 
 def _arguments(recipe: Recipe, output: Path) -> Any:
@@ -266,6 +257,9 @@ def _arguments(recipe: Recipe, output: Path) -> Any:
         logging_steps=recipe.logging_steps,
         save_steps=recipe.save_steps,
         save_total_limit=recipe.save_total_limit,
+        eval_strategy="steps" if recipe.eval_steps else "no",
+        eval_steps=recipe.eval_steps,
+        eval_on_start=recipe.eval_steps is not None,
         logging_first_step=True,
         disable_tqdm=True,
         report_to=[],
@@ -292,16 +286,16 @@ def _quiet(trainer: Any) -> None:
     trainer.add_callback(ProgressLog())
 
 
-def _clipped(prepared: Prepared) -> Tensor | None:
-    """[G, N, K − 1] which cached numbers the trust region moved; None without references."""
-    if not prepared.stores:
-        return None
-    how: Combination = replace(prepared.method.combination, combine="separate", weights="uniform")
-    logps = prepared.tensors.logps
-    moved = combine(prepared.tensors, how).logps
-    return moved[..., 1:] != logps[..., 1:]
+def _last(history: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
+    """The last log entry that has a key; empty where none has."""
+    return dict(next((entry for entry in reversed(history) if key in entry), {}))
 
 
-def _last_log(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    entries = [dict(entry) for entry in history if "loss" in entry]
-    return entries[-1] if entries else {}
+def _mean_loss(history: Sequence[Mapping[str, Any]]) -> float | None:
+    """Over all steps; each log entry is the mean since the one before."""
+    total, before = 0.0, 0
+    for entry in history:
+        if "loss" in entry:
+            total += entry["loss"] * (entry["step"] - before)
+            before = entry["step"]
+    return total / before if before else None

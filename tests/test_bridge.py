@@ -17,7 +17,8 @@ from mrpo_tools.maths import references as maths_references
 from mrpo_tools.models import add_lora
 from mrpo_tools.scorer import ResponseScorer
 from mrpo_tools.scoring import renderer_of, resolve
-from mrpo_tools.train import _arguments, training_groups
+from mrpo_tools.train import _arguments
+from mrpo_tools.training.groups import training_groups
 from mrpo_tools.training.prepare import prepare
 from mrpo_tools.training.trainer import GroupTrainer
 

@@ -22,7 +22,14 @@ from made_up import made_up_run
 from mrpo_tools.cli import run
 from mrpo_tools.errors import UsageError
 from mrpo_tools.report import report
-from mrpo_tools.report.curves import MOST_LINES, curve, curves
+from mrpo_tools.report.curves import (
+    MOST_LINES,
+    accuracy_picture,
+    curve,
+    curves,
+    logps_picture,
+    measured,
+)
 from mrpo_tools.report.facts import cost_table, duration
 from mrpo_tools.report.palette import BOTH, contrast
 from mrpo_tools.results import by_method, read_results
@@ -186,6 +193,29 @@ def test_curves_are_means_over_seeds(runs):
         assert found.means[place] == pytest.approx(statistics.fmean(values))
         assert found.stds[place] == pytest.approx(statistics.stdev(values))
     assert curve(method, "no such number") is None
+
+
+def test_held_out_curves_come_before_those_of_the_training_batches(tmp_path):
+    """Runs that measured a split while training are drawn by it, and the words say which."""
+    for seed in range(2):
+        made_up_run(tmp_path / f"runs/{seed}", "mrpo", THREE, seed, eval_split="dev")
+    methods = by_method(read_results([tmp_path / "runs"]))
+    for picture, name in (
+        (accuracy_picture, "rewards/accuracies"),
+        (logps_picture, "logps/chosen"),
+    ):
+        assert "the training batches" in picture(methods).text
+        for one in methods[0].runs:
+            one.history.extend(
+                {"step": step, f"eval_{other}": 0.125 * step}
+                for step in (0, 4)
+                for other in (name, "logps/rejected")
+            )
+        found = picture(methods)
+        assert "split dev" in found.text
+        assert "the training batches" not in found.text
+        assert "0.5" in found.alt
+        assert measured(methods, name)[0][0].steps == [0, 4]
 
 
 def test_one_seed_has_no_deviation(tmp_path):

@@ -22,9 +22,9 @@ from mrpo_tools.maths import objectives
 from mrpo_tools.precompute import precompute
 from mrpo_tools.run import load_run
 from mrpo_tools.scorer import ResponseScorer
-from mrpo_tools.train import _arguments, train, training_groups
+from mrpo_tools.train import _arguments, train
 from mrpo_tools.training.callbacks import FiniteGuard
-from mrpo_tools.training.groups import group_seeds
+from mrpo_tools.training.groups import group_seeds, training_groups
 from mrpo_tools.training.prepare import prepare
 from mrpo_tools.training.trainer import GroupTrainer
 
@@ -279,14 +279,15 @@ def test_recipes_that_cannot_be_meant(words):
 
 
 def test_two_processes_train_as_one(tiny_models, some_groups, cached, tmp_path):
-    """torchrun with two processes of four groups and one process of eight: equal logs over an
-    epoch, one set of log lines, one run."""
+    """torchrun with two processes of four groups and one process of eight: equal logs over two
+    epochs, of training and of what is measured beside it, one set of log lines, one run."""
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(group.as_dict()) + "\n" for group in some_groups[:8]))
     words = ["train", "--dataset", str(data), "--cache", str(cached.path), "--loss", "mrpo",
              "--refs", "llama,mistral", "--set", "split=all", "--set", "num_train_epochs=2",
              "--set", "gradient_accumulation_steps=1", "--set", "logging_steps=1",
-             "--set", "learning_rate=1e-2"]  # fmt: skip
+             "--set", "learning_rate=1e-2", "--set", "eval_steps=1",
+             "--set", "eval_split=all"]  # fmt: skip
     launchers = {
         4: [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"],
         8: [sys.executable],
@@ -299,9 +300,15 @@ def test_two_processes_train_as_one(tiny_models, some_groups, cached, tmp_path):
             capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert done.stderr.count("step 2/2") == 1
+        assert done.stderr.count("step 2/2  loss") == 1
+        assert done.stderr.count("step 2/2  held out") == 1
         state = json.loads((tmp_path / str(size) / "trainer_state.json").read_text())
-        losses[size] = [one["loss"] for one in state["log_history"] if "loss" in one]
+        losses[size] = [
+            one[key]
+            for one in state["log_history"]
+            for key in ("loss", "eval_loss", "eval_rewards/margins")
+            if key in one
+        ]
     assert losses[4] == pytest.approx(losses[8], abs=1e-6)
 
 

@@ -41,6 +41,10 @@ cache_option = click.option(
     "--cache", metavar="DIR", help="The cache's directory.  [default: cache]"
 )
 
+set_option = click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any recipe key."
+)
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 reference_options = _decorate(
@@ -105,6 +109,20 @@ def dataset_of(project: Project, options: dict[str, Any]) -> Dataset:
             "no data set is named", "give one with --dataset SOURCE, or in mrpo.yaml (mrpo init)"
         )
     return parse(Dataset, {**base, **words}, "data set")
+
+
+def recipe_keys(settings: Sequence[str]) -> dict[str, Any]:
+    """The recipe's keys that `--set` gives; values are YAML."""
+    from mrpo_tools.config import yaml_value
+    from mrpo_tools.errors import UsageError
+
+    found = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--set {setting}: KEY=VALUE is needed", "--set learning_rate=1e-5")
+        found[key] = yaml_value(value)
+    return found
 
 
 def _mapping(text: str | None) -> dict[str, str] | None:

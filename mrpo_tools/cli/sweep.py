@@ -13,14 +13,17 @@ from mrpo_tools.cli.options import (
     dataset_options,
     pinned,
     print_table,
+    recipe_keys,
+    set_option,
 )
 
 
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--seeds", default="0..2", show_default=True, metavar="0..4", help="Both ends count.")
-@click.option("--grid", "settings", multiple=True, metavar="KEY=A,B,…",
+@click.option("--grid", multiple=True, metavar="KEY=A,B,…",
               help="Values of a recipe key. Repeats: every combination.")  # fmt: skip
+@set_option
 @click.option("--refs", metavar="A,B,…",
               help="Reference 1 first.  [default: the recipe's, or the project's]")  # fmt: skip
 @click.option("--no-baselines", is_flag=True, help="Leave out DPO with each single reference.")
@@ -35,6 +38,7 @@ from mrpo_tools.cli.options import (
 def sweep(
     recipe: Path,
     seeds: str,
+    grid: tuple[str, ...],
     settings: tuple[str, ...],
     refs: str | None,
     no_baselines: bool,
@@ -61,7 +65,7 @@ def sweep(
 
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # runs share cores with each other
     project = load_project()
-    words = load_recipe(recipe)
+    words = load_recipe(recipe) | recipe_keys(settings)
     if refs is not None:
         words["refs"] = [name for name in refs.split(",") if name]
     elif not words.get("refs"):
@@ -69,7 +73,7 @@ def sweep(
     dataset = pinned(dataset_of(project, options), None)
     from mrpo_tools.workflows.grid import parse_grid, parse_seeds, plan
 
-    planned = plan(words, parse_grid(settings), parse_seeds(seeds), not no_baselines)
+    planned = plan(words, parse_grid(grid), parse_seeds(seeds), not no_baselines)
     if dry_run:
         print_table(
             ("run", "loss", "references"),

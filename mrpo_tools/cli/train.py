@@ -16,7 +16,9 @@ from mrpo_tools.cli.options import (
     print_json,
     print_table,
     read_groups,
+    recipe_keys,
     references_named,
+    set_option,
 )
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ RECIPE_OPTIONS = (
 @click.option("--chosen", type=click.Choice(["auto", "mean", "top1", "top_bottom"]))
 @click.option("--pairing",
               type=click.Choice(["best_worst", "best_random", "best_vs_rest", "all"]))  # fmt: skip
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any recipe key.")
+@set_option
 @click.option("--resume", is_flag=True,
               help="Go on with the run in --output, its recipe and data.")  # fmt: skip
 @json_option
@@ -98,23 +100,13 @@ def train(
 
 def _recipe(config: Path | None, options: dict[str, Any], settings: tuple[str, ...]) -> Recipe:
     """The recipe file with the options over it, then `--set`."""
-    import yaml
-
     from mrpo_tools.config import Recipe, load_recipe, parse
-    from mrpo_tools.errors import UsageError
 
     values = load_recipe(config) if config else {}
     values |= {key: options[key] for key in RECIPE_OPTIONS if options[key] is not None}
     if options["refs"] is not None:
         values["refs"] = [name for name in options["refs"].split(",") if name]
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise UsageError(f"--set {setting}: KEY=VALUE is needed", "--set learning_rate=1e-5")
-        try:
-            values[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            values[key] = value
+    values |= recipe_keys(settings)
     return parse(Recipe, values, str(config) if config else "recipe")
 
 

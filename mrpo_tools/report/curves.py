@@ -13,6 +13,7 @@ from mrpo_tools.report.palette import Palette
 from mrpo_tools.results import MethodRuns
 
 MOST_LINES = 10
+SIDES = ("chosen", "rejected")
 FALLING = (
     "The log-prob of the chosen responses may fall although training goes well: the loss asks only "
     "for the difference between chosen and rejected, so both may lose probability to texts that "
@@ -64,46 +65,57 @@ def curves(methods: Sequence[MethodRuns], key: str) -> list[Curve]:
     return [found[place][1] for place in kept]
 
 
+def measured(methods: Sequence[MethodRuns], key: str) -> tuple[list[Curve], str]:
+    """Curves of a figure, and the groups they are of: held-out ones where runs measured them while
+    training (`eval_steps`), else the training batches."""
+    held_out = curves(methods, f"eval_{key}")
+    if not held_out:
+        return curves(methods, key), "the training batches"
+    splits = sorted({str(run.recipe.get("eval_split")) for one in methods for run in one.runs})
+    return held_out, f"split {' or '.join(splits)}"
+
+
 def accuracy_picture(methods: Sequence[MethodRuns]) -> Picture | None:
+    """MRPO's Figures 1 and 2."""
     return _curves_picture(
         methods, "rewards/accuracies", "accuracy", "Preference accuracy over training",
         "preference accuracy",
-        "Share of pairs in the training batches whose better response has the larger reward, mean "
-        "over seeds, with a band of ± one standard deviation where there are several. MRPO's "
-        "Figures 1 and 2 show accuracy on test data over training instead. The reward is the "
+        "Share of pairs in {where} whose better response has the larger reward, mean over seeds, "
+        "with a band of ± one standard deviation where there are several. The reward is the "
         "method's own, so levels are not comparable between methods; rises are.",
     )  # fmt: skip
 
 
 def margin_picture(methods: Sequence[MethodRuns]) -> Picture | None:
+    """MRPO's Figure 3."""
     return _curves_picture(
         methods, "rewards/margins", "margin", "Reward margin over training", "reward margin",
-        "Mean reward of the chosen responses less that of the rejected ones in the training "
-        "batches, mean over seeds, ± one standard deviation where there are several. Rewards of "
-        "different losses have different units.",
+        "Mean reward of the chosen responses less that of the rejected ones in {where}, mean over "
+        "seeds, ± one standard deviation where there are several. Rewards of different losses have "
+        "different units.",
     )  # fmt: skip
 
 
 def logps_picture(methods: Sequence[MethodRuns]) -> Picture | None:
     """Chosen and rejected log-probs, in two rows."""
-    rows = [curves(methods, "logps/chosen"), curves(methods, "logps/rejected")]
-    if not rows[0] or not rows[1]:
+    (chosen, where), (rejected, _) = (measured(methods, f"logps/{s}") for s in SIDES)
+    rows = [chosen, rejected]
+    if not chosen or not rejected:
         return None
-    names = ("chosen", "rejected")
 
     def draw(axes: Any, palette: Palette) -> None:
-        for one, name, found in zip(axes, names, rows, strict=True):
+        for one, name, found in zip(axes, SIDES, rows, strict=True):
             _plot(one, palette, found)
             one.set_ylabel(f"{name} (nats)")
         axes[1].set_xlabel("step")
         legend(axes[1], palette)
 
-    ends = [f"{name}: {_ends(found, '.2f')}" for name, found in zip(names, rows, strict=True)]
+    ends = [f"{name}: {_ends(found, '.2f')}" for name, found in zip(SIDES, rows, strict=True)]
     return picture(
         "logps",
         "Log-probs of chosen and rejected responses",
-        "Mean log-prob of the chosen (above) and the rejected responses (below) of the training "
-        f"batches under the policy. {FALLING}",
+        "Mean log-prob of the chosen (above) and the rejected responses (below) of "
+        f"{where} under the policy. {FALLING}",
         f"Two line charts over training steps. At the last step, {'; '.join(ends)}.",
         draw,
         5.4 + legend_height([one.label for one in rows[1]]),
@@ -114,9 +126,10 @@ def logps_picture(methods: Sequence[MethodRuns]) -> Picture | None:
 def _curves_picture(
     methods: Sequence[MethodRuns], key: str, name: str, title: str, quantity: str, text: str
 ) -> Picture | None:
-    found = curves(methods, key)
+    found, where = measured(methods, key)
     if not found:
         return None
+    text = text.format(where=where)
 
     def draw(axes: Any, palette: Palette) -> None:
         _plot(axes, palette, found)

@@ -22,7 +22,11 @@ BRIEFLY = {
 """How labels show the settings that sweeps vary most."""
 HASHES = ("identities", "policy_identity", "groups_hash")
 """Of what `refs`, `policy` and `dataset` name."""
-NO_SETTING = ("seed", "loss", "accuracies")
+NO_SETTING = (
+    "seed", "loss", "accuracies", "logging_steps", "save_steps", "save_total_limit", "eval_steps",
+    "eval_split",
+)  # fmt: skip
+"""What labels show otherwise, or what changes no result: the log, checkpoints, measurements."""
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from mrpo_tools.errors import NonFiniteError
 from mrpo_tools.progress import Advance, bar, say, say_once
@@ -51,6 +54,47 @@ class FiniteGuard(TrainerCallback):  # type: ignore[misc]
             )
 
 
+class Clock(TrainerCallback, ExportableState):  # type: ignore[misc]
+    """Seconds spent on the steps that a run is made of, in all its processes one after another.
+
+    Checkpoints carry it. Evaluation between the steps does not count.
+    """
+
+    def __init__(self) -> None:
+        self._before, self._since = 0.0, None  # type: float, float | None
+
+    @property
+    def seconds(self) -> float:
+        return self._before + (0.0 if self._since is None else time.monotonic() - self._since)
+
+    def _stop(self) -> None:
+        self._before, self._since = self.seconds, None
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """While the block runs, the clock stands."""
+        ran = self._since is not None
+        self._stop()
+        yield
+        self._since = time.monotonic() if ran else None
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"args": {}, "attributes": {"seconds": self.seconds}}
+
+    def restore(self, state: Any) -> None:
+        """Begin where a checkpoint's clock stood."""
+        kept = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        self._before = kept["attributes"]["seconds"]
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.restore(state)
+        self._since = time.monotonic()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._stop()
+
+
 class StopOnSignal(TrainerCallback):  # type: ignore[misc]
     """On SIGTERM: finish the step, save a checkpoint, stop."""
 
@@ -73,7 +117,8 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
             torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
             self.received = bool(flag)
         if state.global_step >= state.max_steps:
-            control.should_log = True  # the last figures, whatever logging_steps
+            control.should_log = True  # the last figures, whatever logging_steps and eval_steps
+            control.should_evaluate = args.eval_strategy != "no"
         if self.received:
             control.should_save = True
             control.should_training_stop = True
@@ -106,8 +151,29 @@ class ProgressLog(TrainerCallback):  # type: ignore[misc]
             "accuracy": logs.get("rewards/accuracies"),
             "margin": logs.get("rewards/margins"),
         }
+        self._tell(state, shown)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._advance:
+            self._advance(0, note="evaluating")
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any
+    ) -> None:
+        if self._advance and metrics:
+            self._tell(
+                state,
+                {
+                    "held out: loss": metrics.get("eval_loss"),
+                    "accuracy": metrics.get("eval_rewards/accuracies"),
+                    "margin": metrics.get("eval_rewards/margins"),
+                },
+            )
+
+    def _tell(self, state: Any, shown: dict[str, float | None]) -> None:
         note = "  ".join(f"{name} {one:.3f}" for name, one in shown.items() if one is not None)
-        self._advance(0, note=note)
+        if self._advance:
+            self._advance(0, note=note)
         if not sys.stderr.isatty():
             say(f"step {state.global_step}/{state.max_steps}  {note}")
 

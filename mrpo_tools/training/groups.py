@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,8 +13,10 @@ from torch.utils.data import Dataset as TorchDataset
 
 from mrpo_tools.batching import Row
 from mrpo_tools.maths import objectives
+from mrpo_tools.reference_logps import Combination, combine
 from mrpo_tools.scorer import ResponseScorer
 from mrpo_tools.tokens import EncodedGroup
+from mrpo_tools.training.prepare import Prepared
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class TrainingGroups(TorchDataset[int]):  # type: ignore[misc]
         weights: [G, K].
         scores, chosen: [G, N] or None.
         mask: [G, N] responses that take part.
+        reference_names: reference 1 first.
+        clipped: [G, N, K − 1] which cached numbers the trust region moved; None without references.
     """
 
     group_ids: Sequence[str]
@@ -37,6 +41,8 @@ class TrainingGroups(TorchDataset[int]):  # type: ignore[misc]
     scores: Tensor | None
     chosen: Tensor | None
     mask: Tensor
+    reference_names: Sequence[str] = ()
+    clipped: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -74,6 +80,29 @@ class TrainingGroups(TorchDataset[int]):  # type: ignore[misc]
             for n, response in enumerate(group.responses):
                 lengths[row, n] = len(response.ids)
         return lengths
+
+
+def training_groups(prepared: Prepared) -> TrainingGroups:
+    """The groups as the trainer takes them."""
+    return TrainingGroups(
+        [group.group_id for group in prepared.groups],
+        prepared.encoded,
+        prepared.combined.logps if prepared.method.row.reference else None,
+        prepared.combined.weights,
+        prepared.tensors.scores,
+        prepared.tensors.chosen,
+        prepared.tensors.mask,
+        [store.name for store in prepared.stores],
+        _clipped(prepared),
+    )
+
+
+def _clipped(prepared: Prepared) -> Tensor | None:
+    if not prepared.stores:
+        return None
+    how: Combination = replace(prepared.method.combination, combine="separate", weights="uniform")
+    moved = combine(prepared.tensors, how).logps
+    return moved[..., 1:] != prepared.tensors.logps[..., 1:]
 
 
 def group_rows(groups: TrainingGroups, index: Sequence[int]) -> list[Row]:

@@ -45,6 +45,8 @@ class Prepared:
         tensors: their cached numbers; the mask leaves out what does not take part.
         combined: reference log-probs and weights.
         report: what the combination did, and what was skipped.
+        held_out: the same of the split that is measured while training, with all of its groups;
+            None where the recipe does not ask.
     """
 
     method: Method
@@ -55,6 +57,7 @@ class Prepared:
     tensors: GroupTensors
     combined: Combined
     report: dict[str, Any]
+    held_out: Prepared | None = None
 
 
 def prepare(
@@ -65,23 +68,28 @@ def prepare(
 ) -> Prepared:
     """Look up, check, encode and combine; nothing is written and no weights are loaded."""
     chosen = in_split(groups, recipe.split)
-    method = resolve_method(
-        recipe,
-        len(recipe.refs),
-        all(group.has_scores for group in chosen),
-        all(group.has_labels for group in chosen),
-    )
+    method = _method(recipe, chosen)
     stores = [cache.find(name) for name in recipe.refs]
     _check_stores(stores, references)
     if method.combination.weights == "accuracy":
-        held_out = [group for group in groups if group.split not in (recipe.split, None)]
-        method = method.weighted_by(_held_out_accuracies(cache, stores, held_out, recipe.split))
+        others = [group for group in groups if group.split not in (recipe.split, None)]
+        method = method.weighted_by(_held_out_accuracies(cache, stores, others, recipe.split))
     policy = policy_subject(recipe, stores, references)
-    tensors = look_up(cache, stores, chosen)
-    encoded = _encode(policy, chosen)
-    if stores:
-        _check_token_hashes(policy, stores[0], encoded, tensors)
-    return _combine(method, policy, stores, chosen, encoded, tensors)
+    prepared = _usable_only(_numbers(method, policy, stores, cache, chosen))
+    if recipe.eval_steps is None:
+        return prepared
+    measured = in_split(groups, recipe.eval_split)
+    method = replace(_method(recipe, measured), combination=method.combination)
+    return replace(prepared, held_out=_numbers(method, policy, stores, cache, measured))
+
+
+def _method(recipe: Recipe, groups: Sequence[Group]) -> Method:
+    return resolve_method(
+        recipe,
+        len(recipe.refs),
+        all(group.has_scores for group in groups),
+        all(group.has_labels for group in groups),
+    )
 
 
 def _held_out_accuracies(
@@ -189,14 +197,18 @@ def _check_token_hashes(
     )
 
 
-def _combine(
+def _numbers(
     method: Method,
     policy: Subject,
     stores: list[ReferenceStore],
-    groups: Sequence[Group],
-    encoded: Sequence[EncodedGroup],
-    tensors: GroupTensors,
+    cache: Cache,
+    groups: list[Group],
 ) -> Prepared:
+    """Groups with their cached numbers combined, all of them, whether or not they are usable."""
+    tensors = look_up(cache, stores, groups)
+    encoded = _encode(policy, groups)
+    if stores:
+        _check_token_hashes(policy, stores[0], encoded, tensors)
     overlong = _overlong(encoded, tensors.mask.shape[1])
     dropped = tensors.dropped + Counter(overlong_for_policy=int((tensors.mask & overlong).sum()))
     tensors = replace(tensors, mask=tensors.mask & ~overlong, dropped=dropped)
@@ -205,30 +217,39 @@ def _combine(
         tensors.scores, tensors.chosen, tensors.mask, hyper["partition"], hyper["top_bottom"]
     )
     combined = combine(tensors, method.combination, sides.mask)
-    usable = _usable(method, tensors, combined)
-    keep = [g for g in range(len(groups)) if usable[g]]
     report = {
-        "groups": len(keep),
-        "skipped_groups": _skipped(method, usable),
+        "groups": len(groups),
         "dropped_responses": {key: n for key, n in dropped.items() if n},
         "reference_accuracies": reference_accuracies(tensors),
         **combined.report,
     }
+    tensors = replace(tensors, mask=sides.mask)
+    return Prepared(method, policy, stores, groups, encoded, tensors, combined, report)
+
+
+def _usable_only(prepared: Prepared) -> Prepared:
+    """Without the groups that the objective cannot use.
+
+    Raises:
+        UsageError: it can use none, or refuses its hyper-parameters.
+    """
+    method, combined = prepared.method, prepared.combined
+    usable = _usable(method, prepared.tensors, combined)
+    keep = usable.nonzero().flatten().tolist()
     if not keep:
         reason = objectives.REASONS[method.row.usable]
         raise UsageError(
-            f"no group can be used by {method.name}: {reason}, in all {len(groups):,} groups",
+            f"no group can be used by {method.name}: {reason}, in all "
+            f"{len(prepared.groups):,} groups",
             "mrpo losses lists what each objective needs",
         )
-    return Prepared(
-        method,
-        policy,
-        stores,
-        [groups[g] for g in keep],
-        [encoded[g] for g in keep],
-        _take(replace(tensors, mask=sides.mask), keep),
-        Combined(combined.logps[keep], combined.weights[keep], combined.report),
-        report,
+    return replace(
+        prepared,
+        groups=[prepared.groups[g] for g in keep],
+        encoded=[prepared.encoded[g] for g in keep],
+        tensors=_take(prepared.tensors, keep),
+        combined=replace(combined, logps=combined.logps[keep], weights=combined.weights[keep]),
+        report=prepared.report | {"groups": len(keep), "skipped_groups": _skipped(method, usable)},
     )
 
 
@@ -276,4 +297,5 @@ def _take(tensors: GroupTensors, keep: list[int]) -> GroupTensors:
         num_tokens=tensors.num_tokens[keep],
         num_bytes=tensors.num_bytes[keep],
         token_hashes=[tensors.token_hashes[g] for g in keep],
+        prompts=tensors.prompts[keep],
     )

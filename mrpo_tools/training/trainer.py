@@ -9,8 +9,6 @@ beginning; they then count in that step too.)
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +17,11 @@ from torch import Tensor
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from mrpo_tools.maths import metrics, objectives
-from mrpo_tools.maths.shapes import masked_mean
-from mrpo_tools.scorer import ResponseScorer
-from mrpo_tools.training.callbacks import FiniteGuard
-from mrpo_tools.training.groups import GroupCollator, TrainingGroups, group_seeds
+from mrpo_tools.maths import objectives
+from mrpo_tools.scorer import ResponseScorer, score
+from mrpo_tools.training.callbacks import Clock, FiniteGuard
+from mrpo_tools.training.figures import Averages, figures
+from mrpo_tools.training.groups import GroupCollator, TrainingGroups, group_rows, group_seeds
 
 
 class GroupTrainer(Trainer):  # type: ignore[misc]
@@ -34,10 +32,9 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         groups: what to train on; unusable groups weigh nothing.
         objective: name of the table's row.
         hyper: its hyper-parameters.
-        reference_names: reference 1 first, for the log.
-        clipped: [G, N, K − 1] bool, which cached numbers the trust region moved, for the log.
-        batch_tokens: tokens of one pass through the model; a micro-batch may take several.
         args: the Trainer's own.
+        held_out: groups that are measured while training, and the hyper-parameters for them.
+        batch_tokens: tokens of one pass through the model; a micro-batch may take several.
     """
 
     loss_is_scaled_for_ga = True
@@ -49,31 +46,33 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         objective: str,
         hyper: dict[str, Any],
         args: TrainingArguments,
-        reference_names: Sequence[str] = (),
-        clipped: Tensor | None = None,
+        held_out: tuple[TrainingGroups, dict[str, Any]] | None = None,
         batch_tokens: int | None = None,
         **trainer: Any,
     ) -> None:
         self.groups = groups
         self.objective: str = objective
         self.hyper = hyper
-        self.reference_names, self.clipped = list(reference_names), clipped
+        self.held_out, self.held_out_hyper = held_out or (groups, hyper)
+        self.batch_tokens = batch_tokens
         zeros = torch.zeros(groups.mask.shape, dtype=torch.float64)
         everything = groups.objective_batch(
             zeros, torch.arange(len(groups)), seeds=torch.zeros(len(groups), dtype=torch.int64)
         )
         usable = objectives.usable(objective, everything, **hyper)
-        self._sums: dict[str, float] = defaultdict(float)
-        self._counts: dict[str, float] = defaultdict(float)
+        self._averages = Averages()
+        self.clock = Clock()
         super().__init__(
             model=scorer,
             args=args,
             train_dataset=groups,
+            eval_dataset=held_out and held_out[0],
             data_collator=GroupCollator(groups, usable, scorer, batch_tokens),
             **trainer,
         )
         self.model_accepts_loss_kwargs = True
         self.finite_loss = True
+        self.add_callback(self.clock)
         self.add_callback(FiniteGuard(self))
 
     def _get_num_items_in_batch(
@@ -108,58 +107,53 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         if num_items_in_batch is not None and self.args.world_size > 1:
             loss = loss * self.args.world_size  # DDP averages what is a sum here
         if model.training:
-            self._observe(batch, index)
+            with torch.no_grad():
+                self._averages.add(figures(self.objective, self.hyper, self.groups, batch, index))
         loss = loss.float()
         if model.training:
             self.finite_loss &= bool(loss.isfinite())
         return (loss, {"logps": logps}) if return_outputs else loss
 
-    def _observe(self, batch: objectives.Batch, index: Tensor) -> None:
-        """Add a micro-batch to the averages that the next log entry shows."""
-        with torch.no_grad():
-            rewards = objectives.rewards(self.objective, batch, **self.hyper)
-            sides = objectives.sides(self.objective, batch, **self.hyper)
-            judged = (batch.mask, batch.scores, batch.chosen)
-            both = sides.positive.any(-1) & sides.negative.any(-1)
-            logps = batch.policy_logps.detach()
-            shown = {
-                "rewards/chosen": masked_mean(rewards, sides.positive)[both],
-                "rewards/rejected": masked_mean(rewards, sides.negative)[both],
-                "rewards/accuracies": metrics.accuracies(rewards, *judged),
-                "rewards/margins": metrics.margins(rewards, *judged),
-                "logps/chosen": masked_mean(logps, sides.positive)[both],
-                "logps/rejected": masked_mean(logps, sides.negative)[both],
-            }
-            place = index.cpu()
-            for k, name in enumerate(self.reference_names):
-                shown[f"references/{name}/weight"] = self.groups.weights[place, k]
-            if self.clipped is not None and self.clipped.shape[-1]:
-                shown["references/clipped_fraction"] = self.clipped[place].double()[
-                    self.groups.mask[place]
-                ]
-        for name, values in shown.items():
-            known = values[~values.isnan()]
-            self._sums[name] += float(known.sum())
-            self._counts[name] += known.numel()
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Loss and figures of the held-out groups under the policy as it is, logged as `eval_…`."""
+        averages = Averages()
+        with self.clock.paused():
+            mine = range(self.args.process_index, len(self.held_out), self.args.world_size)
+            averages.add(self._measure(self.held_out, torch.tensor(mine, dtype=torch.long)))
+        found = {f"{metric_key_prefix}_{name}": one for name, one in averages.take(self).items()}
+        self.log(found)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
+
+    def _measure(self, groups: TrainingGroups, index: Tensor) -> dict[str, Tensor]:
+        """Figures of some groups, and the losses of those that are usable."""
+        scorer = self.accelerator.unwrap_model(self.model)
+        training = scorer.training
+        scorer.eval()
+        logps = torch.zeros(len(index) * groups.mask.shape[1], dtype=torch.float64)
+        for rows in scorer.batches(group_rows(groups, index.tolist()), self.batch_tokens):
+            keys = [key for row in rows for key in row.keys]
+            logps[keys] = torch.tensor(score(scorer, rows, self.args.device), dtype=logps.dtype)
+            self.control = self.callback_handler.on_prediction_step(
+                self.args, self.state, self.control
+            )
+        scorer.train(training)
+        seeds = group_seeds([groups.group_ids[i] for i in index.tolist()], self.args.seed, 0)
+        batch = groups.objective_batch(logps.view(len(index), -1), index, seeds=seeds)
+        usable = objectives.usable(self.objective, batch, **self.held_out_hyper)
+        losses = objectives.compute(self.objective, batch, **self.held_out_hyper)
+        found = figures(self.objective, self.held_out_hyper, groups, batch, index)
+        return {"loss": losses[usable], **found}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The Trainer's log entry with the averages since the last one, over all processes."""
-        if "loss" in logs and self._counts:
-            names = sorted(self._counts)
-            pairs = torch.tensor(
-                [[self._sums[name], self._counts[name]] for name in names], dtype=torch.float64
-            )
-            if self.args.world_size > 1:
-                gathered = self.accelerator.gather(pairs.unsqueeze(0).to(self.args.device))
-                pairs = gathered.sum(0).cpu()
-            averages = {
-                name: float(total / count)
-                for name, (total, count) in zip(names, pairs, strict=True)
-                if count
-            }
-            logs = {**logs, **averages}
-            self._sums.clear()
-            self._counts.clear()
+        if "loss" in logs:
+            logs = {**logs, **self._averages.take(self)}
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -179,6 +173,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         if state.global_step < state.max_steps:
             return False
         self._load_from_checkpoint(checkpoint)
+        self.clock.restore(state)
         self.state = state
         return True
 

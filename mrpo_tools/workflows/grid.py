@@ -9,9 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
-from mrpo_tools.config import Recipe, parse
+from mrpo_tools.config import Recipe, parse, yaml_value
 from mrpo_tools.errors import UsageError, did_you_mean
 from mrpo_tools.maths import objectives
 from mrpo_tools.methods import PRESETS, find_loss, resolve_method
@@ -74,16 +72,9 @@ def parse_grid(settings: Iterable[str]) -> dict[str, list[Any]]:
         if key not in Recipe.model_fields:
             near = did_you_mean(key, Recipe.model_fields)
             raise UsageError(f"--grid {setting}: a recipe has no key {key}", near)
-        values = [word.split("+") if key == "refs" else _value(word) for word in words]
+        values = [word.split("+") if key == "refs" else yaml_value(word) for word in words]
         grid[key] = list({json.dumps(one): one for one in values}.values())
     return grid
-
-
-def _value(word: str) -> Any:
-    try:
-        return yaml.safe_load(word)
-    except yaml.YAMLError:
-        return word
 
 
 def plan(

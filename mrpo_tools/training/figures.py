@@ -1,0 +1,87 @@
+"""What the log shows of groups, under TRL's names: rewards, accuracies, log-probs, references."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+
+from mrpo_tools.maths import metrics, objectives
+from mrpo_tools.maths.shapes import masked_mean
+from mrpo_tools.training.groups import TrainingGroups
+
+
+def figures(
+    objective: str,
+    hyper: Mapping[str, Any],
+    groups: TrainingGroups,
+    batch: objectives.Batch,
+    index: Tensor,
+) -> dict[str, Tensor]:
+    """Values of each figure, a number a group or a response; NaN where one cannot say.
+
+    Args:
+        objective: name of the table's row, whose reward is shown.
+        hyper: its hyper-parameters.
+        groups: where the batch is from.
+        batch: the objective's tensors of B groups.
+        index: [B] their places.
+    """
+    rewards = objectives.rewards(objective, batch, **hyper)
+    sides = objectives.sides(objective, batch, **hyper)
+    judged = (batch.mask, batch.scores, batch.chosen)
+    both = sides.positive.any(-1) & sides.negative.any(-1)
+    logps = batch.policy_logps.detach()
+    found = {
+        "rewards/chosen": masked_mean(rewards, sides.positive)[both],
+        "rewards/rejected": masked_mean(rewards, sides.negative)[both],
+        "rewards/accuracies": metrics.accuracies(rewards, *judged),
+        "rewards/margins": metrics.margins(rewards, *judged),
+        "logps/chosen": masked_mean(logps, sides.positive)[both],
+        "logps/rejected": masked_mean(logps, sides.negative)[both],
+    }
+    place = index.cpu()
+    for k, name in enumerate(groups.reference_names):
+        found[f"references/{name}/weight"] = groups.weights[place, k]
+    if groups.clipped is not None and groups.clipped.shape[-1]:
+        clipped = groups.clipped[place].double()
+        found["references/clipped_fraction"] = clipped[groups.mask[place]]
+    return found
+
+
+class Averages:
+    """Means of figures over micro-batches and processes."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = defaultdict(float)
+        self._counts: dict[str, float] = defaultdict(float)
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Count the values that are numbers."""
+        for name, one in values.items():
+            known = one[~one.isnan()]
+            self._sums[name] += float(known.sum())
+            self._counts[name] += known.numel()
+
+    def take(self, trainer: Trainer) -> dict[str, float]:
+        """The means of what was added since the last time; every process calls it together."""
+        names = sorted(self._counts)
+        if not names:
+            return {}
+        pairs = torch.tensor(
+            [[self._sums[name], self._counts[name]] for name in names], dtype=torch.float64
+        )
+        self._sums.clear()
+        self._counts.clear()
+        if trainer.args.world_size > 1:
+            gathered = trainer.accelerator.gather(pairs.unsqueeze(0).to(trainer.args.device))
+            pairs = gathered.sum(0).cpu()
+        return {
+            name: float(total / count)
+            for name, (total, count) in zip(names, pairs, strict=True)
+            if count
+        }

@@ -1,0 +1,148 @@
+"""What a recipe's `eval_steps` measures while a policy trains, and the clock that leaves it out."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from safetensors.torch import load_file
+
+from mrpo_tools.cache import Cache
+from mrpo_tools.config import Recipe
+from mrpo_tools.errors import CacheMissing, UsageError
+from mrpo_tools.evaluate import evaluate
+from mrpo_tools.precompute import precompute
+from mrpo_tools.run import load_run
+from mrpo_tools.train import _mean_loss, train
+
+NAMES = ["llama", "mistral", "qwen"]
+
+
+@pytest.fixture(scope="module")
+def halves(some_groups):
+    """The same groups, every third one to test on."""
+    return [
+        replace(group, split="test" if place % 3 == 0 else "train")
+        for place, group in enumerate(some_groups)
+    ]
+
+
+def recipe(**words) -> Recipe:
+    base = {
+        "loss": "mrpo",
+        "refs": NAMES,
+        "learning_rate": 1e-2,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 5,
+        "logging_steps": 1,
+    }
+    return Recipe(**{**base, **words})
+
+
+def history(run) -> list[dict]:
+    return json.loads((run / "trainer_state.json").read_text())["log_history"]
+
+
+def evaluated(run) -> dict[int, dict]:
+    return {entry["step"]: entry for entry in history(run) if "eval_loss" in entry}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {},
+        {"loss": "mpo", "chosen": "top_bottom"},
+        {"loss": "dpo", "refs": ["llama"], "pairing": "all"},
+    ],
+    ids=["mrpo", "mpo", "dpo"],
+)
+def test_the_last_measurement_is_that_of_evaluate(words, references, halves, cached, tmp_path):
+    """At step 0 the policy is reference 1; at the end the numbers are `mrpo evaluate`'s own."""
+    run = tmp_path / "run"
+    result = train(recipe(eval_steps=2, **words), halves, cached, references, run)
+    found = evaluated(run)
+    assert list(found) == [0, 2, 4, 5]
+    evaluation = evaluate(load_run(run), halves, cached, "test").metrics
+    for name, key in (("accuracies", "rewards/accuracies"), ("margins", "rewards/margins")):
+        assert found[5][f"eval_{key}"] == pytest.approx(evaluation[name], abs=1e-5)
+        assert found[0][f"eval_{key}"] == pytest.approx(evaluation[f"{name}_step0"], abs=1e-5)
+    assert result.metrics["last_evaluation"]["eval_loss"] == found[5]["eval_loss"]
+    if words.get("loss") == "dpo":
+        assert found[0]["eval_loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_measuring_changes_nothing(references, halves, cached, tmp_path):
+    """Equal weights and equal logs of training, bit for bit, with it and without."""
+    train(recipe(), halves, cached, references, tmp_path / "plain")
+    train(recipe(eval_steps=1), halves, cached, references, tmp_path / "measured")
+    one, other = (load_file(tmp_path / name / "adapter_model.safetensors")
+                  for name in ("plain", "measured"))  # fmt: skip
+    assert all((one[name] == other[name]).all() for name in one)
+    logs = [[(e["loss"], e["rewards/margins"]) for e in history(tmp_path / name) if "loss" in e]
+            for name in ("plain", "measured")]  # fmt: skip
+    assert logs[0] == logs[1]
+    assert not evaluated(tmp_path / "plain")
+
+
+def test_a_resumed_run_measures_and_counts_on(references, halves, cached, tmp_path):
+    """The checkpoint's clock goes on; step 0 is not measured twice; the end is that of one run."""
+    whole = train(recipe(eval_steps=2), halves, cached, references, tmp_path / "whole")
+    run = tmp_path / "parts"
+    train(recipe(eval_steps=2, save_steps=2), halves, cached, references, run)
+    for path in (run / "metrics.json", run / "checkpoint-5" / "trainer_state.json"):
+        path.unlink()
+    state = run / "checkpoint-4" / "trainer_state.json"
+    kept = json.loads(state.read_text())
+    kept["stateful_callbacks"]["Clock"]["attributes"]["seconds"] = 1000.0
+    state.write_text(json.dumps(kept))
+    more_often = recipe(eval_steps=1, save_steps=2)  # what is measured may change
+    result = train(more_often, halves, cached, references, run, resume=True)
+    assert list(evaluated(run)) == [0, 2, 4, 5]
+    assert 1000 < result.metrics["train_seconds"] < 1000 + result.metrics["total_seconds"]
+    assert result.metrics["train_loss"] == pytest.approx(whole.metrics["train_loss"], abs=1e-6)
+    for key in ("eval_loss", "eval_rewards/margins"):
+        after, before = (one.metrics["last_evaluation"][key] for one in (result, whole))
+        assert after == pytest.approx(before, abs=1e-6)
+
+
+def test_the_clock_leaves_measuring_out(references, halves, cached, tmp_path, monkeypatch):
+    """A measurement that takes a second is in the whole time, not in that of training."""
+    import time
+
+    from mrpo_tools.training import trainer
+
+    def slow(*arguments):
+        time.sleep(0.2)
+        return score(*arguments)
+
+    score = trainer.score
+    monkeypatch.setattr(trainer, "score", slow)
+    words = recipe(max_steps=1, eval_steps=1, batch_tokens=100)
+    metrics = train(words, halves, cached, references, tmp_path / "run").metrics
+    assert metrics["total_seconds"] > 2
+    assert metrics["train_seconds"] < 1
+
+
+def test_the_mean_loss_weighs_the_steps_of_each_entry():
+    entries = [{"loss": 1.0, "step": 1}, {"eval_loss": 9.0, "step": 1}, {"loss": 4.0, "step": 3}]
+    assert _mean_loss(entries) == pytest.approx((1 + 4 + 4) / 3)
+    assert _mean_loss([{"train_runtime": 1.0, "step": 3}]) is None
+
+
+def test_numbers_that_are_not_there_are_told_before_anything_is_written(
+    references, halves, tmp_path
+):
+    """The references have scored the training split alone."""
+    cache = Cache(tmp_path / "cache")
+    precompute({"llama": references["llama"]}, [g for g in halves if g.split == "train"], cache,
+               "some")  # fmt: skip
+    words = {"loss": "dpo", "refs": ["llama"], "eval_steps": 2}
+    with pytest.raises(CacheMissing, match="'llama' has log-probs for 0 of") as error:
+        train(recipe(**words), halves, cache, references, tmp_path / "run")
+    assert "mrpo precompute --ref llama" in error.value.hint
+    with pytest.raises(UsageError, match="no group is in split 'dev'"):
+        train(recipe(**words, eval_split="dev"), halves, cache, references, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
