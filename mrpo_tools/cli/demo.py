@@ -22,10 +22,7 @@ def demo(directory: Path, as_json: bool) -> None:
     Example:
         mrpo demo
     """
-    import os
     from dataclasses import asdict
-
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # tiny models: waiting threads only spin
 
     from mrpo_tools.cli import run
     from mrpo_tools.results import NOT_COMPARABLE

@@ -59,11 +59,9 @@ def sweep(
         mrpo sweep recipe.yaml --seeds 0..4 --grid loss=dpo,mrpo,multi_dpo,mean_ref
         mrpo sweep recipe.yaml --grid loss=mrpo --grid epsilon_max=0,0.01,0.1,1,1e6
     """
-    import os
 
     from mrpo_tools.config import load_project, load_recipe
 
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # runs share cores with each other
     project = load_project()
     words = load_recipe(recipe) | recipe_keys(settings)
     if refs is not None:
