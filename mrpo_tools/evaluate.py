@@ -114,12 +114,12 @@ def evaluate_model(
     subject = resolve(name, reference)
     known = [store for store in stores if store.identity.hash == subject.identity.hash]
     home = cache if known and known[0].name == name else Cache(cache.path / EVALUATION)
-    policy = _first(look_up(home, [ensure(home, subject, chosen).store], chosen))
+    policy = _first(look_up([ensure(home, subject, chosen).store], chosen))
     if refs:
         method = _method(Recipe(loss="mrpo", refs=list(refs)), len(refs), chosen)
         found = policy_metrics(method, tensors, policy, _first(tensors))
     else:
-        alone = look_up(home, [], chosen)
+        alone = look_up([], chosen)
         method = _method(Recipe(loss="slic"), 0, chosen)  # its reward is the log-prob
         found = policy_metrics(method, alone, policy, None)
     return Evaluation(None, {**found, "split": split, "model": name, **_about(stores, refs)})
@@ -181,7 +181,7 @@ def _references(
     for name in names:
         try:
             store = cache.find(name)
-            look_up(cache, [store], groups)
+            look_up([store], groups)
             stores.append(store)
         except CacheMissing as error:
             missing.append(name.partition("@")[0])
@@ -192,14 +192,14 @@ def _references(
             "add --precompute, or score them first: mrpo precompute --ref "
             f"{','.join(missing)} --cache {cache.path} (and --dataset, if it is another)",
         )
-    return stores, look_up(cache, stores, groups)
+    return stores, look_up(stores, groups)
 
 
 def _policy_logps(
     own: Cache, name: str, reference: Reference, groups: Sequence[Group]
 ) -> PolicyLogps:
     store = ensure(own, resolve(name, reference), groups).store
-    return _first(look_up(own, [store], groups))
+    return _first(look_up([store], groups))
 
 
 def _first(tensors: GroupTensors) -> PolicyLogps:

@@ -65,7 +65,7 @@ def rank(
     if not stores:
         raise CacheMissing(f"{cache.path} holds no reference", "mrpo precompute --ref NAME")
     groups = cached_groups(cache, split, dataset)
-    tensors = look_up(cache, stores, groups)
+    tensors = look_up(stores, groups)
     labels = _labels(stores)
     accuracies = accuracy_columns(tensors, tensors.logps)
     if not bool(accuracies.isfinite().any()):

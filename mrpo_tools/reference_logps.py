@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrpo_tools.cache import Cache, ReferenceStore
-from mrpo_tools.errors import CacheMissing, UsageError
+from mrpo_tools.cache import ReferenceStore
+from mrpo_tools.errors import UsageError
 from mrpo_tools.groups import Group
 from mrpo_tools.maths import metrics, references
 from mrpo_tools.maths.shapes import fill, masked_mean
@@ -79,9 +79,7 @@ class Combined:
     report: dict[str, Any] = field(default_factory=dict)
 
 
-def look_up(
-    cache: Cache, stores: Sequence[ReferenceStore], groups: Sequence[Group]
-) -> GroupTensors:
+def look_up(stores: Sequence[ReferenceStore], groups: Sequence[Group]) -> GroupTensors:
     """The cached numbers of groups under K references.
 
     Raises:
@@ -90,13 +88,7 @@ def look_up(
     known = [_rows(store) for store in stores]
     wanted = {key for group in groups for key in group.response_ids}
     for store, rows in zip(stores, known, strict=True):
-        absent = len(wanted - rows.keys())
-        if absent:
-            raise CacheMissing(
-                f"reference {store.name!r} has log-probs for {len(wanted) - absent:,} of "
-                f"{len(wanted):,} responses in {cache.path}",
-                f"create them with: mrpo precompute --ref {store.name}",
-            )
+        store.require(wanted, rows)
     return _tensors(groups, known)
 
 

@@ -282,5 +282,5 @@ def test_a_nan_is_caught_rescored_and_never_used(references, some_groups, tmp_pa
     statuses = cache.find("llama").count_by_status()
     assert statuses["nonfinite"] == 1
     assert all(value is None or value <= 0 for value in numbers(cache).values())
-    tensors = look_up(cache, [cache.find("llama")], some_groups)
+    tensors = look_up([cache.find("llama")], some_groups)
     assert tensors.dropped == {"nonfinite": 1}

@@ -87,7 +87,7 @@ def test_the_earliest_row_counts_everywhere(tmp_path, capsys):
     store.write(rows(-1.0 - 6.9e-5), 3000.0, [{}])  # noise: 7 tokens of 1e-5 each are allowed
     cache.save_groups("some", [group])
     assert len(set(names)) == 2
-    assert look_up(cache, [store], [group]).logps.flatten().tolist() == [-1.0, -2.0]
+    assert look_up([store], [group]).logps.flatten().tolist() == [-1.0, -2.0]
     with open_sql(cache.path) as database:
         found = database.query("SELECT logp FROM logps ORDER BY logp").to_pylist()
     assert [one["logp"] for one in found] == [-2.0, -1.0]
@@ -97,7 +97,7 @@ def test_the_earliest_row_counts_everywhere(tmp_path, capsys):
     for key, first in zip(group.response_ids, (-1.0, -2.0), strict=True):
         assert f"response {key} was scored twice: logp {first}, later {first - 2}" in text
     upkeep.compact(cache)
-    assert look_up(cache, [store], [group]).logps.flatten().tolist() == [-1.0, -2.0]
+    assert look_up([store], [group]).logps.flatten().tolist() == [-1.0, -2.0]
     said(capsys, "cache", "verify", "--cache", str(cache.path))
 
 
@@ -510,7 +510,7 @@ def test_export_takes_the_pairs_that_training_uses(tmp_path, judged, overlong, e
     store.append(rows, {})
     found = export_pairs(cache, store).table.to_pylist()
     assert [(one["chosen"], one["rejected"]) for one in found] == expected
-    tensors = look_up(cache, [store], [group])
+    tensors = look_up([store], [group])
     sides = contrasts.choose_sides(tensors.scores, tensors.chosen, tensors.mask)
     pairs = contrasts.pairs(sides, tensors.chosen, "best_worst", None)[0].nonzero().tolist()
     assert [(f"y{one}", f"y{other}") for one, other in pairs] == expected
@@ -572,7 +572,7 @@ def test_import_by_id_by_text_and_by_tokens(filled, scored, tmp_path, capsys):
         assert (again.rows, again.reused) == (0, 8)
     assert "vLLM 0.11" in said(capsys, "cache", "status", "--cache", str(filled.path))
     names = ["llama", "big0"]
-    tensors = look_up(filled, [filled.find(name) for name in names], scored)
+    tensors = look_up([filled.find(name) for name in names], scored)
     assert tensors.logps[0, :2, 1].tolist() == [0.0, -0.5]
     differing = filled.find("llama").identity.differences(filled.find("big0").identity)
     assert ("origin", None, "vLLM 0.11") in differing
@@ -713,7 +713,7 @@ def test_a_nan_in_the_weights_is_never_used(tiny_models, references, some_groups
     for key, one in rows.items():
         if key not in uses[token]:
             assert one["logp"] == pytest.approx(honest[key]["logp"], abs=1e-4)
-    tensors = look_up(sick, [sick.find("llama")], groups)
+    tensors = look_up([sick.find("llama")], groups)
     assert tensors.dropped == {"nonfinite": len(uses[token])}
     assert bool(tensors.logps[tensors.mask].isfinite().all())
 
@@ -794,7 +794,7 @@ def test_what_does_not_fit_is_stored_as_such(references, some_groups, tmp_path):
         rows = {one["response_id"]: one for one in cache.find("llama").table().to_pylist()}
         overlong = {key for key, one in rows.items() if one["status"] == "overlong"}
         assert {key for key, one in rows.items() if one["truncated"]} <= long
-        dropped = look_up(cache, [cache.find("llama")], groups).dropped
+        dropped = look_up([cache.find("llama")], groups).dropped
         if rule == "skip":
             assert overlong == long
             assert all(rows[key]["logp"] is None for key in long)

@@ -304,7 +304,7 @@ def check_refused(path: Path, victim: Path, groups: list[Any]) -> None:
     assert [one.path for one in upkeep.damaged(cache)] == [victim]
     if victim.parent != cache.groups_path:
         with pytest.raises(CacheDamaged, match=victim.name):
-            look_up(cache, [cache.find("llama"), cache.find("qwen")], groups)
+            look_up([cache.find("llama"), cache.find("qwen")], groups)
 
 
 def check_flips(path: Path, groups: list[Any], count: int) -> None:
@@ -363,9 +363,9 @@ def test_what_is_missing_is_counted_or_named(rotten, references, some_groups, mo
     cache, groups = Cache(rotten), some_groups[:12]
     cache.find("llama").part_paths()[0].unlink()
     with pytest.raises(CacheMissing, match="has log-probs for"):
-        look_up(cache, [cache.find("llama")], groups)
+        look_up([cache.find("llama")], groups)
     assert precompute({"llama": references["llama"]}, groups, cache, "some")[0].scored["ok"] > 0
-    look_up(cache, [cache.find("llama")], groups)
+    look_up([cache.find("llama")], groups)
     identity = cache.find("llama").identity_path
     identity.unlink()
     check_refused(rotten, identity, groups)
@@ -402,7 +402,7 @@ def test_files_of_others_are_left_alone(rotten, capsys):
 def test_compact_and_repair_break_no_reader(rotten, some_groups):
     """Training's and SQL's readers run while parts are merged, come and go, over and over."""
     cache, groups = Cache(rotten), some_groups[:12]
-    expected = look_up(cache, [cache.find("llama")], groups).logps
+    expected = look_up([cache.find("llama")], groups).logps
     rows = cache.find("llama").table()
     failures: list[BaseException] = []
     over = threading.Event()
@@ -410,7 +410,7 @@ def test_compact_and_repair_break_no_reader(rotten, some_groups):
     def read() -> None:
         try:
             while not over.is_set():
-                found = look_up(cache, [cache.find("llama")], groups).logps
+                found = look_up([cache.find("llama")], groups).logps
                 assert found.equal(expected) or found.isnan().equal(expected.isnan())
                 with open_sql(rotten) as database:
                     count = database.query("SELECT count(*) AS n FROM logps").to_pylist()[0]["n"]

@@ -82,7 +82,7 @@ def test_every_loss_is_described_and_its_own_hyper_parameters_are_accepted(loss)
 
 def test_swapped_weights_reproduce_the_authors_code(cached, some_groups):
     """r = −log(α/π_1 + (1−α)/π_2) with α the confidence of reference 2."""
-    tensors = look_up(cache=cached, stores=[cached.find(n) for n in NAMES[:2]], groups=some_groups)
+    tensors = look_up(stores=[cached.find(n) for n in NAMES[:2]], groups=some_groups)
     how = Combination(trust_region="none", weights_layout="swapped")
     found = combine(tensors, how).logps
     alpha = references.confidence_weights(tensors.logps, tensors.mask)[:, 1:]
@@ -91,14 +91,14 @@ def test_swapped_weights_reproduce_the_authors_code(cached, some_groups):
     torch.testing.assert_close(found[tensors.mask], expected[tensors.mask], rtol=0, atol=1e-9)
     with pytest.raises(UsageError, match="defined for two references, not 3"):
         combine(
-            look_up(cached, [cached.find(n) for n in NAMES], some_groups),
+            look_up([cached.find(n) for n in NAMES], some_groups),
             Combination(weights_layout="swapped"),
         )
 
 
 def test_the_report_says_what_the_combination_did(cached, some_groups):
     """Mean weights, share clipped and distance from reference 1, by plain loops."""
-    tensors = look_up(cached, [cached.find(n) for n in NAMES], some_groups)
+    tensors = look_up([cached.find(n) for n in NAMES], some_groups)
     found = combine(tensors, Combination(epsilon_max=0.01))
     real = tensors.mask
     distance = (found.logps - tensors.logps[..., 0])[real].abs()
@@ -119,7 +119,7 @@ def test_the_report_says_what_the_combination_did(cached, some_groups):
 
 
 def test_radius_zero_is_dpo_on_reference_1(cached, some_groups):
-    tensors = look_up(cached, [cached.find(n) for n in NAMES], some_groups)
+    tensors = look_up([cached.find(n) for n in NAMES], some_groups)
     found = combine(tensors, Combination(epsilon_max=0.0)).logps
     torch.testing.assert_close(
         found[tensors.mask], tensors.logps[..., 0][tensors.mask], rtol=0, atol=1e-9
@@ -137,7 +137,7 @@ def test_accuracy_weights_come_from_held_out_groups(references, some_groups, cac
     )
     prepared = prepare(recipe, groups, cached, references)
     held_out = [group for group in groups if group.split == "test"]
-    tensors = look_up(cached, [cached.find(n) for n in NAMES], held_out)
+    tensors = look_up([cached.find(n) for n in NAMES], held_out)
     shares = []
     for k in range(3):
         right = []

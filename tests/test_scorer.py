@@ -50,6 +50,16 @@ def scorer_on(model, route) -> ResponseScorer:
     return scorer
 
 
+def assert_each_as_alone(scorer: ResponseScorer, rows, found) -> None:
+    """Every log-prob is that of its prompt and response as one row, to 1e-5 nats a token."""
+    scorer.take(ROUTES[-1])  # the model's own attention function again
+    with torch.no_grad():
+        for row in rows:
+            for key, response in zip(row.keys, row.responses, strict=True):
+                expected = response_logp(scorer.model, row.prompt, response)
+                assert abs(found[key] - expected) <= 1e-5 * len(response)
+
+
 def all_logps(scorer: ResponseScorer, rows: list[Row], max_tokens: int) -> torch.Tensor:
     total = torch.zeros(sum(len(row.keys) for row in rows), dtype=torch.float64)
     for batch in scorer.batches(rows, max_tokens):
@@ -70,12 +80,7 @@ def test_log_probs_equal_one_row_at_a_time(tiny_models, name, attention, route, 
     found = all_logps(scorer, rows, max_tokens)
     planned = [row for batch in scorer.batches(rows, max_tokens) for row in batch]
     assert any(len(row.keys) > 1 for row in planned) == (route.share and max_tokens > 100)
-    scorer.take(ROUTES[-1])  # the model's own attention function again
-    with torch.no_grad():
-        for row in rows:
-            for key, response in zip(row.keys, row.responses, strict=True):
-                expected = response_logp(model, row.prompt, response)
-                assert abs(found[key] - expected) <= 1e-5 * len(response)
+    assert_each_as_alone(scorer, rows, found)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -125,12 +130,7 @@ def test_bounded_products_and_logits(route):
     rows = random_rows(200)
     scorer = scorer_on(model, route)
     found = all_logps(scorer, rows, 150)
-    scorer.take(ROUTES[-1])
-    for row in rows:
-        for key, response in zip(row.keys, row.responses, strict=True):
-            with torch.no_grad():
-                expected = response_logp(model, row.prompt, response)
-            assert abs(found[key] - expected) <= 1e-5 * len(response)
+    assert_each_as_alone(scorer, rows, found)
     assert self_check(ResponseScorer(model), rows[:3], CPU) <= 1e-5
 
 
@@ -279,12 +279,7 @@ def test_a_window_that_only_the_mask_has_is_not_forgotten():
     self_check(scorer, [rows[0]], CPU)
     assert scorer.route != ROUTES[0]
     found = all_logps(scorer, rows, 150)
-    scorer.take(ROUTES[-1])
-    for row in rows:
-        for key, response in zip(row.keys, row.responses, strict=True):
-            with torch.no_grad():
-                expected = response_logp(model, row.prompt, response)
-            assert abs(found[key] - expected) <= 1e-5 * len(response)
+    assert_each_as_alone(scorer, rows, found)
 
 
 def test_rotary_embeddings_that_depend_on_the_longest_row():
@@ -304,12 +299,7 @@ def test_rotary_embeddings_that_depend_on_the_longest_row():
     assert scorer.alone
     self_check(scorer, rows[:2], CPU)
     found = all_logps(scorer, rows, 10_000)
-    scorer.take(ROUTES[-1])
-    for row in rows:
-        for key, response in zip(row.keys, row.responses, strict=True):
-            with torch.no_grad():
-                expected = response_logp(model, row.prompt, response)
-            assert abs(found[key] - expected) <= 1e-5 * len(response)
+    assert_each_as_alone(scorer, rows, found)
 
 
 def test_a_route_that_gives_nan_is_not_taken(tiny_models):

@@ -564,7 +564,7 @@ def test_macros_agree_with_the_tensors_that_training_uses(world, database):
     from mrpo_tools.maths import metrics, references
     from mrpo_tools.reference_logps import Combination, combine, look_up, reference_accuracies
 
-    tensors = look_up(world.cache, [world.cache.find(name) for name in NAMES], world.groups)
+    tensors = look_up([world.cache.find(name) for name in NAMES], world.groups)
     expected = combine(tensors, Combination())
     weights = references.confidence_weights(tensors.logps, tensors.mask)
     radius = references.trust_region_radius(tensors.logps, tensors.mask, 0.1)
@@ -592,7 +592,7 @@ def test_macros_agree_with_the_tensors_that_training_uses(world, database):
 
     # One reference at a time, because a reference's own margin needs no other's number.
     for name in NAMES:
-        alone = look_up(world.cache, [world.cache.find(name)], world.groups)
+        alone = look_up([world.cache.find(name)], world.groups)
         judged = (alone.mask, alone.scores, alone.chosen)
         margins = metrics.margins(alone.logps[..., 0], *judged)
         accuracy = metrics.accuracies(alone.logps[..., 0], *judged)
@@ -613,7 +613,7 @@ def test_macros_agree_with_the_tensors_that_training_uses(world, database):
             [own[kind][0] for kind in ("summed", "per_token", "per_byte")], abs=1e-9
         )
 
-    both = look_up(world.cache, [world.cache.find(name) for name in ("llama", "qwen")],
+    both = look_up([world.cache.find(name) for name in ("llama", "qwen")],
                    world.groups)  # fmt: skip
     tau = metrics.kendall_tau(both.logps[..., 0], both.mask, torch.nan_to_num(both.logps[..., 1]))
     for group_id, value in rows_of(
@@ -627,7 +627,7 @@ def test_macros_agree_on_numbers_of_real_models(cached, some_groups):
     from mrpo_tools.reference_logps import Combination, combine, look_up
 
     order = ["qwen", "llama", "mistral"]
-    tensors = look_up(cached, [cached.find(name) for name in order], some_groups)
+    tensors = look_up([cached.find(name) for name in order], some_groups)
     expected = combine(tensors, Combination(epsilon_max=0.05))
     wanted = {
         (group.group_id, place): float(expected.logps[g, place])

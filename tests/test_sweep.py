@@ -164,15 +164,21 @@ def test_an_interrupted_sweep_goes_on(project, capsys, monkeypatch):
     assert len(calls) == 3
 
 
-def test_a_failure_keeps_nobody_from_the_others(project, capsys, monkeypatch):
-    real = module.train
+def failing_on(loss: str):
+    """Training that refuses one loss."""
 
-    def failing(recipe, *arguments):
-        if recipe.loss == "dpo":
+    def train(recipe, *arguments):
+        if recipe.loss == loss:
             raise module.UsageError("no such thing")
         return real(recipe, *arguments)
 
-    monkeypatch.setattr(module, "train", failing)
+    real = module.train
+    return train
+
+
+def test_a_failure_keeps_nobody_from_the_others(project, capsys, monkeypatch):
+    real = module.train
+    monkeypatch.setattr(module, "train", failing_on("dpo"))
     arguments = [*ARGUMENTS, "--seeds", "0", "--no-baselines"]
     assert run(arguments) == 2
     err = capsys.readouterr().err
@@ -184,13 +190,7 @@ def test_a_failure_keeps_nobody_from_the_others(project, capsys, monkeypatch):
 
 
 def test_one_failing_run_leaves_a_table_of_the_others(project, capsys, monkeypatch):
-    real = module.train
-
-    def failing(recipe, *arguments):
-        if recipe.loss == "mrpo":
-            raise module.UsageError("no such thing")
-        return real(recipe, *arguments)
-
+    failing = failing_on("mrpo")
     monkeypatch.setattr(module, "train", failing)
     arguments = [*ARGUMENTS, "--seeds", "0"]
     assert run(arguments) == 2

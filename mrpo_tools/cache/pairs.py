@@ -12,7 +12,7 @@ import pyarrow as pa
 from mrpo_tools.cache.datasets import GROUPS_SCHEMA, group_from_row
 from mrpo_tools.cache.reference import ReferenceStore
 from mrpo_tools.cache.store import Cache
-from mrpo_tools.errors import CacheMissing, UsageError
+from mrpo_tools.errors import UsageError
 from mrpo_tools.pairing import pairs_of
 
 _MESSAGES = GROUPS_SCHEMA.field("prompt").type
@@ -84,13 +84,7 @@ def export_pairs(
     columns = [table[name].to_pylist() for name in ("response_id", "logp", "status")]
     known = {key: (logp, status) for key, logp, status in zip(*columns, strict=True)}
     wanted = {one["response_id"] for row in rows for one in row["responses"]}
-    absent = len(wanted - known.keys())
-    if absent:
-        raise CacheMissing(
-            f"reference {store.name!r} has log-probs for {len(wanted) - absent:,} of "
-            f"{len(wanted):,} responses in {cache.path}",
-            f"create them with: mrpo precompute --ref {store.name}",
-        )
+    store.require(wanted, known)
     found = Pairs(PAIRS_SCHEMA.empty_table())
     pairs = [pair for row in rows for pair in _pairs(row, known, pairing, found.skipped)]
     found.table = pa.Table.from_pylist(pairs, schema=PAIRS_SCHEMA)

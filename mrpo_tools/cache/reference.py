@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from mrpo_tools.cache.parts import (
     first_of_each,
 )
 from mrpo_tools.config import Reference
-from mrpo_tools.errors import CacheDamaged, CacheStale, UsageError
+from mrpo_tools.errors import CacheDamaged, CacheMissing, CacheStale, UsageError
 from mrpo_tools.identity import Identity
 
 
@@ -107,6 +107,20 @@ class ReferenceStore:
 
     def response_ids(self) -> set[str]:
         return set(self.table()["response_id"].to_pylist())
+
+    def require(self, wanted: set[str], known: Collection[str]) -> None:
+        """Refuse numbers that lack some responses.
+
+        Raises:
+            CacheMissing: names the count and the command.
+        """
+        absent = len(wanted.difference(known))
+        if absent:
+            raise CacheMissing(
+                f"reference {self.name!r} has log-probs for {len(wanted) - absent:,} of "
+                f"{len(wanted):,} responses in {self.directory.parent.parent}",
+                f"create them with: mrpo precompute --ref {self.name}",
+            )
 
     def count_by_status(self) -> dict[str, int]:
         """Rows of each status, duplicates counted once."""

@@ -73,14 +73,14 @@ def prepare(
     _check_stores(stores, references)
     if method.combination.weights == "accuracy":
         others = [group for group in groups if group.split not in (recipe.split, None)]
-        method = method.weighted_by(_held_out_accuracies(cache, stores, others, recipe.split))
+        method = method.weighted_by(_held_out_accuracies(stores, others, recipe.split))
     policy = policy_subject(recipe, stores, references)
-    prepared = _usable_only(_numbers(method, policy, stores, cache, chosen))
+    prepared = _usable_only(_numbers(method, policy, stores, chosen))
     if recipe.eval_steps is None:
         return prepared
     measured = in_split(groups, recipe.eval_split)
     method = replace(_method(recipe, measured), combination=method.combination)
-    return replace(prepared, held_out=_numbers(method, policy, stores, cache, measured))
+    return replace(prepared, held_out=_numbers(method, policy, stores, measured))
 
 
 def _method(recipe: Recipe, groups: Sequence[Group]) -> Method:
@@ -93,7 +93,7 @@ def _method(recipe: Recipe, groups: Sequence[Group]) -> Method:
 
 
 def _held_out_accuracies(
-    cache: Cache, stores: Sequence[ReferenceStore], groups: Sequence[Group], split: str
+    stores: Sequence[ReferenceStore], groups: Sequence[Group], split: str
 ) -> list[float]:
     """Each reference's own preference accuracy on groups that training does not see."""
     if split == "all" or not groups:
@@ -101,7 +101,7 @@ def _held_out_accuracies(
             "weights accuracy needs groups outside the training split",
             "hold some out with --test-size 0.1, or use --weights confidence",
         )
-    return reference_accuracies(look_up(cache, stores, groups))["summed"]
+    return reference_accuracies(look_up(stores, groups))["summed"]
 
 
 def policy_subject(
@@ -201,11 +201,10 @@ def _numbers(
     method: Method,
     policy: Subject,
     stores: list[ReferenceStore],
-    cache: Cache,
     groups: list[Group],
 ) -> Prepared:
     """Groups with their cached numbers combined, all of them, whether or not they are usable."""
-    tensors = look_up(cache, stores, groups)
+    tensors = look_up(stores, groups)
     encoded = _encode(policy, groups)
     if stores:
         _check_token_hashes(policy, stores[0], encoded, tensors)
