@@ -22,10 +22,14 @@ NAMES = ["llama", "mistral", "qwen"]
 
 @pytest.fixture(scope="module")
 def halves(some_groups):
-    """The same groups, every third one to test on."""
+    """The same groups, every third one to test on; the first of these is tied."""
+    tied = replace(
+        some_groups[0],
+        responses=tuple(replace(one, score=1.0) for one in some_groups[0].responses),
+    )
     return [
         replace(group, split="test" if place % 3 == 0 else "train")
-        for place, group in enumerate(some_groups)
+        for place, group in enumerate([tied, *some_groups[1:]])
     ]
 
 
@@ -47,17 +51,21 @@ def history(run) -> list[dict]:
 
 
 def evaluated(run) -> dict[int, dict]:
-    return {entry["step"]: entry for entry in history(run) if "eval_loss" in entry}
+    entries = [entry for entry in history(run) if "eval_loss" in entry]
+    found = {entry["step"]: entry for entry in entries}
+    assert len(found) == len(entries), "a step was measured twice"
+    return found
 
 
 @pytest.mark.parametrize(
     "words",
     [
         {},
+        {"weights": "accuracy", "refs": NAMES[:2]},
         {"loss": "mpo", "chosen": "top_bottom"},
         {"loss": "dpo", "refs": ["llama"], "pairing": "all"},
     ],
-    ids=["mrpo", "mpo", "dpo"],
+    ids=["mrpo", "accuracy", "mpo", "dpo"],
 )
 def test_the_last_measurement_is_that_of_evaluate(words, references, halves, cached, tmp_path):
     """At step 0 the policy is reference 1; at the end the numbers are `mrpo evaluate`'s own."""
@@ -70,7 +78,7 @@ def test_the_last_measurement_is_that_of_evaluate(words, references, halves, cac
         assert found[5][f"eval_{key}"] == pytest.approx(evaluation[name], abs=1e-5)
         assert found[0][f"eval_{key}"] == pytest.approx(evaluation[f"{name}_step0"], abs=1e-5)
     assert result.metrics["last_evaluation"]["eval_loss"] == found[5]["eval_loss"]
-    if words.get("loss") == "dpo":
+    if words.get("loss") == "dpo":  # the tied group has no loss, and does not count
         assert found[0]["eval_loss"] == pytest.approx(math.log(2), abs=1e-5)
 
 

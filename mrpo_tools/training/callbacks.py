@@ -117,8 +117,7 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
             torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
             self.received = bool(flag)
         if state.global_step >= state.max_steps:
-            control.should_log = True  # the last figures, whatever logging_steps and eval_steps
-            control.should_evaluate = args.eval_strategy != "no"
+            control.should_log = True  # the last figures, whatever logging_steps
         if self.received:
             control.should_save = True
             control.should_training_stop = True
