@@ -189,14 +189,13 @@ def _rescore(
 
 
 class Meter:
-    """What the bar says of speed: tokens a second, share of the peak, padding, memory."""
+    """What the bar says: tokens, padding, tokens a second, useful share of the peak, memory."""
 
     def __init__(self, scorer: ResponseScorer, device: torch.device) -> None:
         self.device, self.started = device, time.monotonic()
         self.shown = sys.stderr.isatty()
         self.peak = peak_flops(device, next(scorer.parameters()).dtype) if self.shown else 0.0
-        self.parameters = sum(one.numel() for one in scorer.parameters())
-        self.note = ""
+        self.scorer, self.scored, self.note = scorer, 0, ""
 
     def add(self, batch: Sequence[Row], packed: bool, summary: Summary) -> None:
         """Count a batch, and renew the note."""
@@ -205,12 +204,15 @@ class Meter:
         summary.padding += 0 if packed else len(batch) * max(map(len, batch)) - tokens
         if not self.shown:
             return
-        speed = summary.tokens / (time.monotonic() - self.started)
-        share = 2 * self.parameters * speed / self.peak
+        self.scored += sum(len(one) for row in batch for one in row.responses)
+        seconds = time.monotonic() - self.started
+        speed = summary.tokens / seconds
+        share = self.scorer.useful_flops(summary.tokens, self.scored) / seconds / self.peak
         padding = summary.padding / (summary.tokens + summary.padding)
         memory = peak_memory_bytes(self.device) / 1e9
         self.note = (
-            f"{speed:,.0f} tokens/s, {share:.0%} of peak, {padding:.0%} padding, {memory:.1f} GB"
+            f"{summary.tokens:,} tokens, {padding:.0%} padding, {speed:,.0f} tokens/s, "
+            f"{share:.0%} of peak, {memory:.1f} GB"
         )
 
 

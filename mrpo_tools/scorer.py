@@ -96,6 +96,17 @@ class ResponseScorer(nn.Module):
     def hidden_size(self) -> int:
         return int(self.config.get_text_config().hidden_size)
 
+    def useful_flops(self, tokens: int, scored: int) -> int:
+        """Two operations for each parameter and token: of the decoder for all `tokens`, of the head
+        for the `scored` ones. Attention's own products are not counted."""
+        model = self.causal_lm
+        embedding, head = (
+            one.weight for one in (model.get_input_embeddings(), model.get_output_embeddings())
+        )
+        outside = {id(one): one.numel() for one in (embedding, head)}  # once where they are tied
+        decoder = model.num_parameters() - sum(outside.values())
+        return 2 * (decoder * tokens + int(head.numel()) * scored)
+
     def take(self, route: Route) -> None:
         """Use a route from now on, with the attention function it needs."""
         self.causal_lm.set_attn_implementation(TREE if route.packed else self.own_attention)

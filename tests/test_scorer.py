@@ -135,6 +135,42 @@ def test_bounded_products_and_logits(route):
 
 
 @pytest.mark.parametrize("quantization", [None, "nf4"])
+@pytest.mark.parametrize("name", NAMES)
+def test_useful_work_is_the_decoder_and_the_scored_head(references, name, quantization):
+    """Twice the parameters of layers and norms a token, twice those of the head a scored token;
+    tied and untied heads, 4-bit weights counted as the numbers they stand for."""
+    from mrpo_tools.models import load_model
+    from mrpo_tools.scoring import resolve
+
+    subject = resolve(name, references[name])
+    whole = load_model(subject.files, references[name], "float32", CPU)
+    inside = [*whole.model.layers.parameters(), *whole.model.norm.parameters()]
+    decoder = sum(one.numel() for one in inside)
+    head = len(whole.lm_head.weight) * whole.config.hidden_size
+    reference = references[name].model_copy(update={"quantization": quantization})
+    scorer = ResponseScorer(load_model(subject.files, reference, "float32", CPU))
+    assert scorer.useful_flops(1000, 10) == 2 * (1000 * decoder + 10 * head)
+
+
+def test_the_bar_says_what_is_computed(tiny_models, monkeypatch):
+    """Tokens are unique ones: a shared prompt counts once; padding is of masked rows only."""
+    from mrpo_tools import forward
+    from mrpo_tools.scoring import Summary
+
+    monkeypatch.setattr(forward.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(forward, "peak_flops", lambda *_: 1e12)
+    batch = [Row([5] * 30, [[6] * 10, [7] * 10], [0, 1]), Row([5] * 10, [[6] * 15], [2])]
+    for packed, padding in ((True, 0), (False, 25)):
+        meter, summary = (
+            forward.Meter(ResponseScorer(load(tiny_models["llama"])), CPU),
+            Summary(None),
+        )
+        meter.add(batch, packed, summary)
+        assert (summary.tokens, summary.padding, meter.scored) == (75, padding, 35)
+        assert meter.note.startswith(f"75 tokens, {padding}% padding, ")
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4"])
 @pytest.mark.parametrize("route", ROUTES[:2], ids=["packed", "masked"])
 @pytest.mark.parametrize("name", NAMES)
 def test_adapters_and_4_bit_weights(references, name, route, quantization):
