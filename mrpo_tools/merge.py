@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from mrpo_tools.config import Reference
 from mrpo_tools.errors import ResourceError, UsageError
@@ -33,9 +37,14 @@ def merge(reference: Reference, output: Path) -> Path:
         model: Any = merge_adapter(
             load_model(subject.files, reference, subject.dtype, quantized=False)
         )
+    tokenizer = load_tokenizer(subject.files, reference)
+    partial = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
-        model.save_pretrained(output)
-        load_tokenizer(subject.files, reference).save_pretrained(output)
-    except OSError as error:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        partial.replace(output)
+    except (OSError, SafetensorError) as error:
         raise ResourceError(f"cannot write to {output}: {error}", "free some space") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return output

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from mrpo_tools.config import Recipe, Reference
-from mrpo_tools.errors import CacheStale, NonFiniteError, UsageError
+from mrpo_tools.errors import CacheStale, NonFiniteError, ResourceError, UsageError
 from mrpo_tools.evaluate import evaluate
 from mrpo_tools.maths import objectives
 from mrpo_tools.precompute import precompute
@@ -413,6 +413,24 @@ def test_a_policy_with_an_adapter_is_merged_first(references, some_groups, cache
     assert train(third, some_groups, cached, references, tmp_path / "third").metrics["steps"] == 2
     with pytest.raises(UsageError, match="has no adapter to merge"):
         merge(merged, tmp_path / "again")
+
+
+def test_a_merge_that_finds_no_space_leaves_nothing(
+    references, some_groups, cached, tmp_path, monkeypatch
+):
+    from transformers import PreTrainedTokenizerBase
+
+    from mrpo_tools.merge import merge
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    run = tmp_path / "run"
+    train(recipe(max_steps=1), some_groups, cached, references, run)
+    monkeypatch.setattr(PreTrainedTokenizerBase, "save_pretrained", full)
+    with pytest.raises(ResourceError, match="No space left"):
+        merge(load_run(run).trained_policy, tmp_path / "merged")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_policy_that_cuts_elsewhere_is_refused(tiny_models, some_groups, tmp_path):
