@@ -270,6 +270,16 @@ def absolute_paths(reference: Reference) -> Reference:
     return reference.model_copy(update=found)
 
 
+def pinned(dataset: Dataset, revision: str | None) -> Dataset:
+    """For a run's record: the data set with its path made absolute, or its commit on the hub."""
+    path, word = Path(dataset.source), dataset.source
+    if path.exists():
+        word = str(path.resolve())
+    elif revision:
+        word = f"{word.partition('@')[0]}@{revision}"
+    return dataset.model_copy(update={"source": word})
+
+
 def load_project(path: Path | None = None) -> Project:
     """The project file at `path`, or of the working directory; an empty project without one."""
     chosen = path or Path(PROJECT_FILE)

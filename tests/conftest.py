@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: a second one mostly waits
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
@@ -73,7 +73,6 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory, demo_groups) -> dict[s
 
     from mrpo_tools.workflows.tiny_tokenizers import TOKENIZERS
 
-    torch.set_num_threads(2)
     texts = [one.content for group in demo_groups[:300] for one in group.responses]
     texts += [turn.content for group in demo_groups[:300] for turn in group.prompt]
     root = tmp_path_factory.mktemp("models")

@@ -25,8 +25,6 @@ from mrpo_tools.sources import load_groups
 from mrpo_tools.sources.export import FORMS
 from mrpo_tools.sources.write import BATCH_ROWS, writing
 
-torch.set_num_threads(1)
-
 PROMPT = (
     Message("system", "Be short."),
     Message("user", "Hi\n "),

@@ -21,8 +21,6 @@ from mrpo_tools.hashes import HashMemo
 from mrpo_tools.identity import Identity, ModelFiles, identify, locate
 from mrpo_tools.scoring import check_current, resolve
 
-torch.set_num_threads(1)
-
 DATED = "{{- strftime_now('%d %b %Y') -}}" + CHATML
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -11,8 +11,6 @@ from oracle import Group
 
 from mrpo_tools.maths import metrics, objectives
 
-torch.set_num_threads(1)
-
 CASES = [
     ("dpo", {}),
     ("dpo", {"beta": 0.7, "label_smoothing": 0.2}),

@@ -9,8 +9,6 @@ import torch
 
 from mrpo_tools.maths import references
 
-torch.set_num_threads(1)
-
 HOW = ("harmonic", "geometric", "arithmetic")
 
 

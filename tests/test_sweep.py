@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,23 @@ def project(tmp_path, monkeypatch, some_groups, tiny_models, cached) -> Path:
 ARGUMENTS = ["sweep", "recipe.yaml", "--refs", "llama,qwen", "--grid", "loss=dpo,mrpo"]
 
 
+def test_every_run_reads_the_commit_that_the_sweep_read_first(project, monkeypatch):
+    """A data set of the hub may change while a sweep runs for days."""
+    asked = []
+
+    def from_hub(source, **words):
+        asked.append(source)
+        return replace(load_groups("data.jsonl", **words), revision="c0ffee")
+
+    load_groups = module.load_groups
+    monkeypatch.setattr(module, "load_groups", from_hub)
+    arguments = ["--seeds", "0", "--no-baselines", "--dataset", "owner/pairs"]
+    assert run([*ARGUMENTS, *arguments]) == 0
+    assert asked == ["owner/pairs", "owner/pairs@c0ffee"]
+    record = json.loads(Path("runs/sweep/mrpo/seed-0/run.json").read_text())
+    assert record["dataset"]["source"] == "owner/pairs@c0ffee"
+
+
 def test_a_sweep_its_table_and_a_second_time(project, capsys, monkeypatch):
     """Three methods and two seeds; again: nothing is trained, the same bytes."""
     assert run([*ARGUMENTS, "--seeds", "0..1"]) == 0
@@ -210,7 +228,7 @@ def test_other_data_or_models_in_the_same_place_are_refused(project, capsys, mon
     monkeypatch.setattr(module, "make", lambda *_: pytest.fail("made again"))
 
     def refused(more: list[str], *words: str) -> None:
-        module._groups.cache_clear()  # a command of its own reads the data anew
+        module._read.cache_clear()  # a command of its own reads the data anew
         capsys.readouterr()
         assert run([*arguments, *more]) == 2
         err = capsys.readouterr().err
@@ -227,7 +245,7 @@ def test_other_data_or_models_in_the_same_place_are_refused(project, capsys, mon
     Path("data.jsonl").write_text("".join(text.splitlines(keepends=True)[:-2]))
     refused([], "split hash was")
     Path("data.jsonl").write_text(text)
-    module._groups.cache_clear()
+    module._read.cache_clear()
     assert run(arguments) == 0
 
 

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from unicodedata import normalize
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizer_families import CHATML, FAMILIES, MAKERS, Family, family, with_template
@@ -22,8 +21,6 @@ from mrpo_tools.errors import UsageError
 from mrpo_tools.groups import Group, Message, Response
 from mrpo_tools.identity import PINNED_DATE
 from mrpo_tools.tokens import EncodedGroup, Renderer, token_hash
-
-torch.set_num_threads(1)
 
 ALL = tuple(MAKERS)
 PLACES = ("system", "user", "assistant", "response")

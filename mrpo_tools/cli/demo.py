@@ -22,7 +22,10 @@ def demo(directory: Path, as_json: bool) -> None:
     Example:
         mrpo demo
     """
+    import os
     from dataclasses import asdict
+
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: a second thread mostly waits
 
     from mrpo_tools.cli import run
     from mrpo_tools.results import NOT_COMPARABLE

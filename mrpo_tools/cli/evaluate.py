@@ -12,7 +12,6 @@ from mrpo_tools.cli.options import (
     dataset_of,
     dataset_options,
     json_option,
-    pinned,
     print_json,
     print_table,
     read_groups,
@@ -81,7 +80,7 @@ def _of_run(
     run: Run, refs: str | None, split: str, project: Project, options: dict[str, Any]
 ) -> dict[str, Any]:
     from mrpo_tools.cache import Cache
-    from mrpo_tools.config import Project
+    from mrpo_tools.config import Project, pinned
     from mrpo_tools.errors import UsageError
 
     if refs is not None:

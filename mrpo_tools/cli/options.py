@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -183,16 +182,6 @@ def counted(counts: dict[str, int]) -> str:
         for name, count in counts.items()
         if count or name == "groups"
     )
-
-
-def pinned(dataset: Dataset, revision: str | None) -> Dataset:
-    """For a run's record: the data set with its path made absolute, or its commit on the hub."""
-    path, word = Path(dataset.source), dataset.source
-    if path.exists():
-        word = str(path.resolve())
-    elif revision:
-        word = f"{word.partition('@')[0]}@{revision}"
-    return dataset.model_copy(update={"source": word})
 
 
 def open_cache(path: str | None) -> Cache:

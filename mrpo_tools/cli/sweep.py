@@ -11,7 +11,6 @@ from mrpo_tools.cli.options import (
     cache_option,
     dataset_of,
     dataset_options,
-    pinned,
     print_table,
     recipe_keys,
     set_option,
@@ -60,7 +59,7 @@ def sweep(
         mrpo sweep recipe.yaml --grid loss=mrpo --grid epsilon_max=0,0.01,0.1,1,1e6
     """
 
-    from mrpo_tools.config import load_project, load_recipe
+    from mrpo_tools.config import load_project, load_recipe, pinned
 
     project = load_project()
     words = load_recipe(recipe) | recipe_keys(settings)
@@ -68,7 +67,6 @@ def sweep(
         words["refs"] = [name for name in refs.split(",") if name]
     elif not words.get("refs"):
         words["refs"] = list(project.references)
-    dataset = pinned(dataset_of(project, options), None)
     from mrpo_tools.workflows.grid import parse_grid, parse_seeds, plan
 
     planned = plan(words, parse_grid(grid), parse_seeds(seeds), not no_baselines)
@@ -83,5 +81,6 @@ def sweep(
     from mrpo_tools.workflows.sweep import sweep as workflow
 
     cache = Path(options["cache"] or project.cache)
+    dataset = pinned(dataset_of(project, options), None)
     work = Work(output, dataset, cache, project.references, split)
     print(render(workflow(planned, work, jobs), "markdown"), end="")

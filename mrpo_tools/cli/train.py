@@ -12,7 +12,6 @@ from mrpo_tools.cli.options import (
     dataset_of,
     dataset_options,
     json_option,
-    pinned,
     print_json,
     print_table,
     read_groups,
@@ -67,7 +66,7 @@ def train(
         mrpo train --resume --output runs/slow
     """
     from mrpo_tools.cache import Cache
-    from mrpo_tools.config import load_project
+    from mrpo_tools.config import load_project, pinned
     from mrpo_tools.run import RECIPE, is_run, project_of
 
     project = load_project()

@@ -19,14 +19,14 @@ from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from mrpo_tools.cache import Cache
-from mrpo_tools.config import Dataset, Recipe, Reference, parse, read_yaml
+from mrpo_tools.config import Dataset, Recipe, Reference, parse, pinned, read_yaml
 from mrpo_tools.errors import MrpoError, Preempted, UsageError
 from mrpo_tools.evaluate import evaluate, held_out
-from mrpo_tools.groups import Group, hash_groups, in_split
+from mrpo_tools.groups import hash_groups, in_split
 from mrpo_tools.progress import say
 from mrpo_tools.results import FORMATS, Comparison, compare, read_results, render
 from mrpo_tools.run import EVALUATION, METRICS, RECIPE, RUN, load_run, read_json
-from mrpo_tools.sources import load_groups
+from mrpo_tools.sources import Source, load_groups
 from mrpo_tools.train import train
 from mrpo_tools.training.prepare import policy_subject
 from mrpo_tools.workflows.grid import Planned
@@ -40,7 +40,7 @@ class Work:
 
     Attributes:
         output: the sweep's directory.
-        dataset: with an absolute path, if it is one.
+        dataset: with an absolute path, or a hub id; `sweep` pins it to the commit that it reads.
         cache: directory.
         references: by name, where the project knows them.
         split: to evaluate on.
@@ -70,8 +70,10 @@ def sweep(planned: Sequence[Planned], work: Work, jobs: int = 1) -> Comparison:
         MrpoError: some run failed; all others are done and in the table; its exit code is kept.
         Preempted: stopped by a signal.
     """
-    work = replace(work, references=_known(planned, work))
-    held_out(_groups(work.dataset.model_dump_json()), work.split)
+    source = _read(work.dataset.model_dump_json())
+    held_out(source.groups, work.split)
+    dataset = pinned(work.dataset, source.revision)
+    work = replace(work, references=_known(planned, work), dataset=dataset)
     todo = [one for one in planned if not _is_done(one, work)]
     say(f"{len(planned):,} runs, {len(planned) - len(todo):,} of them done already")
     failures: list[tuple[Planned, MrpoError]] = []
@@ -133,7 +135,7 @@ def _is_done(one: Planned, work: Work) -> bool:
     evaluation = path / EVALUATION / f"{work.split}.json"
     if not (path / METRICS).exists() or not evaluation.exists():
         return False
-    chosen = held_out(_groups(work.dataset.model_dump_json()), work.split)
+    chosen = held_out(_read(work.dataset.model_dump_json()).groups, work.split)
     now = hash_groups(sorted(chosen, key=lambda group: group.group_id))
     return read_json(evaluation).get("groups_hash") in (None, now)
 
@@ -146,7 +148,7 @@ def _check_same(path: Path, recipe: Recipe, work: Work) -> None:
     """
     record = read_json(path / RUN)
     stores = [Cache(work.cache).find(name) for name in recipe.refs]
-    groups = in_split(_groups(work.dataset.model_dump_json()), recipe.split)
+    groups = in_split(_read(work.dataset.model_dump_json()).groups, recipe.split)
     now = {
         "dataset": work.dataset.model_dump(mode="json"),
         "references": [str(store) for store in stores],
@@ -169,7 +171,7 @@ def _check_same(path: Path, recipe: Recipe, work: Work) -> None:
 def make(one: Planned, work: Work) -> None:
     """Train and evaluate one run, going on where an earlier attempt stopped."""
     path = work.output / one.name
-    groups = _groups(work.dataset.model_dump_json())
+    groups = _read(work.dataset.model_dump_json()).groups
     cache = Cache(work.cache)
     if not (path / METRICS).exists():
         resume = (path / RUN).exists()
@@ -268,7 +270,7 @@ def _attempt(one: Planned, work: Work) -> MrpoError | None:
 
 
 @lru_cache(maxsize=1)
-def _groups(dataset: str) -> list[Group]:
+def _read(dataset: str) -> Source:
     """The data, read once in each process."""
     words = Dataset.model_validate_json(dataset)
     return load_groups(
@@ -279,7 +281,7 @@ def _groups(dataset: str) -> list[Group]:
         limit=words.limit,
         test_size=words.test_size,
         seed=words.split_seed,
-    ).groups
+    )
 
 
 def _failed(failures: Sequence[tuple[Planned, MrpoError]], runs: int) -> MrpoError:
