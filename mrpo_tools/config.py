@@ -25,6 +25,7 @@ from pydantic import (
 
 from mrpo_tools.errors import UsageError, did_you_mean
 
+DEFAULT_CACHE = "cache"
 PROJECT_FILE = "mrpo.yaml"
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 ALIASES = {
@@ -99,7 +100,7 @@ class Project(Words):
     """`mrpo.yaml`: what the short commands work on."""
 
     dataset: Dataset | None = None
-    cache: str = "cache"
+    cache: str = DEFAULT_CACHE
     references: dict[str, Reference] = Field(default_factory=dict)
 
     @field_validator("dataset", mode="before")

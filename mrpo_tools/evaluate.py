@@ -15,6 +15,7 @@ from typing import Any
 
 from mrpo_tools.cache import Cache, ReferenceStore
 from mrpo_tools.config import Dataset, Recipe, Reference
+from mrpo_tools.current import stores_of
 from mrpo_tools.errors import CacheMissing, CacheStale
 from mrpo_tools.groups import Group, hash_groups, in_split
 from mrpo_tools.methods import Method, resolve_method
@@ -91,6 +92,7 @@ def evaluate_model(
     cache: Cache,
     refs: Sequence[str] = (),
     split: str = "test",
+    project: Mapping[str, Reference] | None = None,
 ) -> Evaluation:
     """The same for any model, without a run: its reward is that of MRPO against `refs`.
 
@@ -105,12 +107,13 @@ def evaluate_model(
         cache: where the references' numbers are.
         refs: names of cached references, reference 1 first.
         split: `all` for everything.
+        project: what is known of the references, to check their numbers against.
 
     Raises:
-        As `evaluate`.
+        As `evaluate`; CacheStale where a reference's files or settings have changed.
     """
     chosen = held_out(groups, split)
-    stores, tensors = _references(cache, refs, chosen)
+    stores, tensors = _references(cache, refs, chosen, project or {})
     subject = resolve(name, reference)
     known = [store for store in stores if store.identity.hash == subject.identity.hash]
     home = cache if known and known[0].name == name else Cache(cache.path / EVALUATION)
@@ -173,14 +176,17 @@ def _method(recipe: Recipe, references: int, groups: Sequence[Group]) -> Method:
 
 
 def _references(
-    cache: Cache, names: Sequence[str], groups: Sequence[Group]
+    cache: Cache,
+    names: Sequence[str],
+    groups: Sequence[Group],
+    project: Mapping[str, Reference] | None = None,
 ) -> tuple[list[ReferenceStore], GroupTensors]:
     """The cached numbers, or one error that names every reference without them."""
     missing, reasons = [], []
     stores = []
     for name in names:
         try:
-            store = cache.find(name)
+            [store] = stores_of(cache, [name], project or {})
             look_up([store], groups)
             stores.append(store)
         except CacheMissing as error:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mrpo_tools.cache import Cache
+from mrpo_tools.cache import Cache, ReferenceStore
 from mrpo_tools.config import Reference
 from mrpo_tools.groups import Group, in_split
+from mrpo_tools.identity import shown
 from mrpo_tools.progress import say
 from mrpo_tools.scoring import Summary, ensure, resolve
 
@@ -40,6 +41,7 @@ def precompute(
     summaries = []
     for subject in subjects:
         summaries.append(ensure(cache, subject, chosen, shard))
+        _tell_namesakes(cache, summaries[-1].store)
         for warning in summaries[-1].warnings:  # at once: the next reference may fail
             say(f"warning: {warning}")
         if summaries[-1].tokens:
@@ -47,6 +49,20 @@ def precompute(
     if shard[0] != 0:
         cache.save_groups(dataset, groups)
     return summaries
+
+
+def _tell_namesakes(cache: Cache, store: ReferenceStore) -> None:
+    """What else is cached under this name, and how it differs."""
+    for other in cache.named(store.name):
+        if other.short != store.short:
+            differing = "; ".join(
+                f"{field} {was}, now {now}"
+                for field, (was, now) in (
+                    (field, shown(cached, mine))
+                    for field, mine, cached in store.identity.differences(other.identity)
+                )
+            )
+            say(f"note: {other} stays beside {store}, of another identity: {differing}")
 
 
 def _free() -> None:

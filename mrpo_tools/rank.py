@@ -6,13 +6,15 @@ asked first. The recommendation follows stated rules (`recommendation`) and says
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from mrpo_tools.cache import Cache, ReferenceStore, group_from_row
+from mrpo_tools.config import Reference
+from mrpo_tools.current import stores_of
 from mrpo_tools.errors import CacheMissing, UsageError
 from mrpo_tools.groups import Group, in_split
 from mrpo_tools.maths import references
@@ -44,6 +46,7 @@ def rank(
     split: str = "train",
     dataset: str | None = None,
     epsilons: Sequence[float] = EPSILONS,
+    references: Mapping[str, Reference] | None = None,
 ) -> dict[str, Any]:
     """Measure every cached reference as a preference model, and recommend.
 
@@ -53,17 +56,18 @@ def rank(
         split: of the groups; `all` for everything. Where the data has no split: everything.
         dataset: one of the cache's data sets by name; None means all of them.
         epsilons: values of ε_max to try.
+        references: what the project knows of them: numbers of other files or settings are refused,
+            and of several identities of a name its own is taken.
 
     Returns:
         What `mrpo rank --json` prints.
 
     Raises:
         CacheMissing: a reference has no numbers for some response; names the command.
+        CacheStale: a reference's files or settings have changed since.
         UsageError: nothing to rank, or no group with a pair.
     """
-    stores = [cache.find(name) for name in names] or cache.references()
-    if not stores:
-        raise CacheMissing(f"{cache.path} holds no reference", "mrpo precompute --ref NAME")
+    stores = _stores(cache, names, references or {})
     groups = cached_groups(cache, split, dataset)
     tensors = look_up(stores, groups)
     labels = _labels(stores)
@@ -94,6 +98,16 @@ def rank(
         ],
         "recommendation": decision,
     }
+
+
+def _stores(
+    cache: Cache, names: Sequence[str], known: Mapping[str, Reference]
+) -> list[ReferenceStore]:
+    """The stores to rank: of a name that the project knows, its own identity alone."""
+    everything = [one.name if one.name in known else str(one) for one in cache.references()]
+    if not everything:
+        raise CacheMissing(f"{cache.path} holds no reference", "mrpo precompute --ref NAME")
+    return stores_of(cache, names or list(dict.fromkeys(everything)), known)
 
 
 def cached_groups(cache: Cache, split: str, dataset: str | None = None) -> list[Group]:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mrpo_tools.cache import Cache, ReferenceStore
 from mrpo_tools.config import Reference
-from mrpo_tools.errors import CacheStale
 from mrpo_tools.groups import Group, Response
-from mrpo_tools.identity import Identity, ModelFiles, fields_of_words, identify, locate, shown
+from mrpo_tools.identity import Identity, ModelFiles, identify, locate
 
 if TYPE_CHECKING:
     from mrpo_tools.tokens import Renderer
@@ -125,52 +124,6 @@ def in_shard(group: Group, shard: tuple[int, int]) -> bool:
     """Whether a group belongs to shard (i, n); all groups of a prompt belong to the same."""
     index, count = shard
     return int(group.prompt_id, 16) % count == index
-
-
-def check_current(store: ReferenceStore, subject: Subject) -> None:
-    """Refuse numbers that belong to other files or settings than the project's.
-
-    Raises:
-        CacheStale: naming each field that differs, with both values.
-    """
-    differing = subject.identity.differences(store.identity)
-    if subject.reference.dtype is None:  # left open: the cache's own dtype is as good
-        differing = [one for one in differing if one[0] != "dtype"]
-    _refuse(subject.name, differing)
-
-
-def check_words(store: ReferenceStore, reference: Reference) -> None:
-    """The same for a reference whose files are not here: compare what its words alone decide.
-
-    Raises:
-        CacheStale: naming each field that differs, with both values.
-    """
-    cached, recorded = store.identity.fields, store.recorded_reference()
-    words = fields_of_words(reference)
-    if reference.adapter is None and recorded.adapter is not None:
-        words["adapter"] = None
-    if reference.model != recorded.model and cached["model"] is not None:
-        words["model"] = reference.model
-    if reference.chat_template is None and recorded.chat_template is not None:
-        words["chat_template"] = "the model's own"
-    _refuse(
-        store.name,
-        [(name, now, cached[name]) for name, now in words.items() if now != cached[name]],
-    )
-
-
-def _refuse(name: str, differing: Sequence[tuple[str, object, object]]) -> None:
-    """Each difference is (field, value now, cached value)."""
-    if not differing:
-        return
-    lines = "; ".join(
-        f"{field} was {was}, is now {now}"
-        for field, (was, now) in ((field, shown(cached, now)) for field, now, cached in differing)
-    )
-    raise CacheStale(
-        f"the cached log-probs of reference {name!r} are of another identity: {lines}",
-        f"score it again with: mrpo precompute --ref {name}",
-    )
 
 
 def precompute_seconds(store: ReferenceStore) -> float | None:

@@ -155,16 +155,20 @@ def test_two_identities_of_one_name_are_offered(tmp_path):
     cache = Cache(tmp_path / "cache")
     one = cache.store("mistral", IDENTITY)
     two = cache.store("mistral", Identity({**IDENTITY.fields, "max_length": 64}))
-    for store in (one, two):
-        store.append([row(0)], {})
-    with pytest.raises(CacheStale, match="they differ in max_length") as error:
+    for store, when in ((one, 10), (two, 20)):
+        os.utime(store.append([row(0)], {}), (when, when))
+    with pytest.raises(CacheStale, match="they differ in max_length ") as error:
         cache.find("mistral")
+    assert f"mistral@{two.short[:4]} was scored last" in str(error.value.hint)
+    assert "64" in str(error.value)
     assert str(one) in str(error.value)
     assert str(two) in str(error.value)
     assert cache.find(f"mistral@{two.short[:5]}").short == two.short
     with pytest.raises(CacheMissing, match="reference 'qwen' has no log-probs") as missing:
         cache.find("qwen")
-    assert missing.value.hint == "create them with: mrpo precompute --ref qwen"
+    assert missing.value.hint == (
+        f"create them with: mrpo precompute --ref qwen --cache {cache.path}"
+    )
 
 
 def test_a_full_disk_leaves_nothing_behind(store, monkeypatch):

@@ -631,7 +631,7 @@ def test_incomplete_contradictory_and_broken_files_are_refused(filled, scored, t
     for lines, message in (
         (rows[:-2], "6 of 8 responses have a row"),
         ([*rows, {**rows[0], "logp": -9.0}], "another row gives this response another number"),
-        ([*rows, "{"], ":9: no JSON object"),
+        ([*rows, "{"], ":9: ends in the middle of a value"),
     ):
         path = write_lines(tmp_path / "x.jsonl", lines)
         with pytest.raises(DataError, match=message):

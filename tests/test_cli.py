@@ -180,8 +180,42 @@ def test_two_identities_of_one_name(project, tiny_models, capsys):
     assert run(["train", "--refs", "llama", *words, "--output", "run"]) == 3
     error = capsys.readouterr().err
     assert "they differ in max_length" in error
-    name = error.rsplit("name the one you mean: ", 1)[1].strip()
+    name = error.rsplit("name the one you mean; ", 1)[1].split()[0]
     assert run(["train", "--refs", name, *words, "--output", "run"]) == 0
+
+
+def test_the_project_tells_which_identity_is_meant(project, tiny_models, capsys):
+    """A setting changes: what is there is refused, the hint is followed, and the name alone then
+    means the new numbers, for training and for rank; the old ones stay and are told of."""
+
+    def settings(max_length: int) -> None:
+        words = f"model: {tiny_models['llama']}, dtype: float32, max_length: {max_length}"
+        Path("mrpo.yaml").write_text(f"dataset: data.jsonl\nreferences:\n  llama: {{{words}}}\n")
+
+    train = ["train", "--refs", "llama", "--loss", "dpo", "--set", "max_steps=1"]
+    settings(100)
+    assert run(["precompute"]) == 0
+    settings(200)
+    for command in ([*train, "--output", "run"], ["rank", "--split", "all"]):
+        capsys.readouterr()
+        assert run(command) == 3
+        error = capsys.readouterr().err
+        assert "max_length was 100, is now 200" in error
+        assert "mrpo precompute --ref llama" in error
+    assert run(["precompute", "--ref", "llama"]) == 0
+    assert "of another identity: max_length 100, now 200" in capsys.readouterr().err
+    assert run([*train, "--output", "run"]) == 0
+    assert json.loads(Path("run/run.json").read_text())["policy"]["max_length"] == 200
+    capsys.readouterr()
+    assert run(["rank", "--split", "all", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["references"]) == 1
+    old = next(Path("cache/references").glob("llama-*")).name
+    if old.rpartition("-")[2] in json.loads(Path("run/run.json").read_text())["references"][0]:
+        old = sorted(one.name for one in Path("cache/references").glob("llama-*"))[1]
+    name, _, digits = old.rpartition("-")
+    train[2] = f"{name}@{digits}"
+    assert run([*train, "--output", "other"]) == 3
+    assert "then 'llama', without digits, means the new numbers" in capsys.readouterr().err
 
 
 def test_a_damaged_part_is_named_and_repaired(project, tiny_models, capsys):

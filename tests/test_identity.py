@@ -16,10 +16,11 @@ from tokenizer_families import CHATML, family
 from mrpo_tools import hashes, identity, models
 from mrpo_tools.cache import Cache
 from mrpo_tools.config import Reference
+from mrpo_tools.current import check_current
 from mrpo_tools.errors import CacheStale, UsageError
 from mrpo_tools.hashes import HashMemo
 from mrpo_tools.identity import Identity, ModelFiles, identify, locate
-from mrpo_tools.scoring import check_current, resolve
+from mrpo_tools.scoring import resolve
 
 DATED = "{{- strftime_now('%d %b %Y') -}}" + CHATML
 TOKENIZER_FILES = (

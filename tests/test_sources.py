@@ -22,8 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrpo_tools.cli import run
-from mrpo_tools.cli.options import pinned, read_groups
-from mrpo_tools.config import Dataset
+from mrpo_tools.cli.options import read_groups
+from mrpo_tools.config import Dataset, pinned
 from mrpo_tools.errors import UsageError
 from mrpo_tools.groups import group_from_dict
 from mrpo_tools.sources import KNOWN, GroupStream, Options, load_groups

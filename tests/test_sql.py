@@ -273,7 +273,7 @@ def test_an_empty_cache_has_every_view_and_macro(tmp_path):
             for macro in MACROS:
                 if macro.name != "agreement":
                     assert database.query(f"FROM {macro.name}()").num_rows == 0, macro.name
-            with pytest.raises(UsageError, match="no reference NULL in this cache"):
+            with pytest.raises(UsageError, match="agreement needs two references"):
                 database.query("FROM agreement()")
 
 

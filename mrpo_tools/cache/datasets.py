@@ -109,14 +109,15 @@ def save(directory: Path, dataset: str, groups: Sequence[Group]) -> Path:
         if latest.content == digest:
             return latest.path
         now = max(now, latest.created + CLOCK_STEP)
-        if len(rows) < latest.rows:
-            say(
-                f"note: data set {dataset!r} of the cache is {len(rows):,} groups now; the "
-                f"{latest.rows:,} saved before no longer count"
-            )
     files.make_directory(directory)
     files.sweep_temporaries(directory)
-    return write(directory, pa.Table.from_pylist(rows, schema=GROUPS_SCHEMA), now, digest)
+    written = write(directory, pa.Table.from_pylist(rows, schema=GROUPS_SCHEMA), now, digest)
+    if latest is not None and len(rows) < latest.rows:
+        say(
+            f"note: data set {dataset!r} of the cache is {len(rows):,} groups now; the "
+            f"{latest.rows:,} saved before no longer count"
+        )
+    return written
 
 
 def latest_of_each(found: Iterable[FileT]) -> list[FileT]:
@@ -170,7 +171,7 @@ def load_all(directory: Path) -> list[Saved]:
 
 def _load_listed(directory: Path) -> list[Saved]:
     found, damaged = [], []
-    for path in sorted(directory.glob("*.parquet")):
+    for path in files.listed(directory, "*.parquet"):
         try:
             found.append(load(path))
         except CacheDamaged as error:
@@ -200,7 +201,7 @@ def dataset_of(path: Path) -> str:
 
 def _footers(directory: Path, dataset: str) -> Iterator[Footer]:
     """Of a data set's files; those that cannot be read are left out."""
-    for path in directory.glob("*.parquet"):
+    for path in files.listed(directory, "*.parquet"):
         if dataset_of(path) == dataset:
             with contextlib.suppress(OSError, pa.ArrowException):
                 footer = pq.read_metadata(path)

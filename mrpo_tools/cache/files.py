@@ -22,6 +22,7 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mrpo_tools.config import DEFAULT_CACHE
 from mrpo_tools.errors import CacheDamaged, CacheError, CacheStale, disk_error
 
 FORMAT_VERSION = 2
@@ -158,9 +159,19 @@ def read_bytes(path: Path) -> bytes:
         raise CacheError(f"{path} cannot be read: {error.strerror}") from None
 
 
+def cache_option(cache: Path) -> str:
+    """` --cache DIR` for a command that is to find this cache; nothing for the usual place."""
+    return "" if str(cache) == DEFAULT_CACHE else f" --cache {shlex.quote(str(cache))}"
+
+
 def repair_command(cache: Path) -> str:
     """What mends a cache, wherever it is."""
-    return f"mrpo cache repair --cache {shlex.quote(str(cache))}"
+    return f"mrpo cache repair{cache_option(cache)}"
+
+
+def listed(directory: Path, pattern: str) -> list[Path]:
+    """The files of a directory that fit, by name; what is no file is somebody else's."""
+    return sorted(path for path in directory.glob(pattern) if path.is_file())
 
 
 def listed_again(directory: Path, read: Callable[[], ResultT]) -> ResultT:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,10 @@ from mrpo_tools.cache.store import Cache
 from mrpo_tools.errors import DataError, UsageError
 from mrpo_tools.groups import Group, Message, Response, user_prompt
 from mrpo_tools.identity import imported_identity
+from mrpo_tools.sources.strict_json import JsonError, parse_line
 
+NO_OBJECT = ""
+"""The key under which a line that is no object has its reason."""
 MOST_TOKENS = 2**31 - 1
 """What a part's column holds."""
 
@@ -68,7 +70,10 @@ def import_logps(
 
     Raises:
         DataError: a row that is no log-prob, or a response without a row; all of them together.
+        UsageError: no origin, or a file that cannot be read.
     """
+    if not origin.strip():
+        raise UsageError("an origin says who computed the numbers", '--origin "vLLM 0.11, bf16"')
     wanted = {
         key: (group, response)
         for group in groups
@@ -122,10 +127,10 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         if path.suffix.lower() == ".parquet":
             yield from enumerate(pq.read_table(path, use_threads=False).to_pylist(), 1)
             return
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield number, _object(line)
+                    yield number, _object(line.rstrip("\n"))
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         hint = "give a JSONL or Parquet file"
         raise UsageError(f"{path} cannot be read: {error}", hint) from None
@@ -133,15 +138,15 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 def _object(line: str) -> Mapping[str, Any]:
     try:
-        values = json.loads(line)
-    except ValueError:
-        values = None
-    return values if isinstance(values, dict) else {"": line}
+        values = parse_line(line)
+    except JsonError as error:
+        return {NO_OBJECT: error.in_line((error.position or 0) + 1)}
+    return values if isinstance(values, dict) else {NO_OBJECT: "an object is needed"}
 
 
 def _response_id(row: Mapping[str, Any]) -> str:
-    if "" in row:
-        raise ValueError("no JSON object")
+    if NO_OBJECT in row:
+        raise ValueError(row[NO_OBJECT])
     if isinstance(row.get("response_id"), str):
         return str(row["response_id"])
     prompt, response = row.get("prompt"), row.get("response")
@@ -152,9 +157,11 @@ def _response_id(row: Mapping[str, Any]) -> str:
                 if isinstance(prompt, str)
                 else tuple(Message(turn["role"], turn["content"]) for turn in prompt)
             )
+            return Group(turns, (Response(response),)).response_ids[0]
         except (KeyError, TypeError):
             raise ValueError("prompt: a text or a list of messages is needed") from None
-        return Group(turns, (Response(response),)).response_ids[0]
+        except UnicodeEncodeError:
+            raise ValueError("prompt and response: half a surrogate pair is no text") from None
     raise ValueError("response_id: it is needed, or prompt and response")
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import re
+import shlex
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -76,8 +79,17 @@ class ReferenceStore:
             raise CacheDamaged(f"{self.directory} holds another identity", self._repair)
         return found
 
+    @property
+    def written(self) -> float:
+        """When its latest part was written, seconds since 1970; 0 without parts."""
+        times = [0.0]
+        for path in self.part_paths():
+            with contextlib.suppress(FileNotFoundError):  # merged meanwhile
+                times.append(path.stat().st_mtime)
+        return max(times)
+
     def part_paths(self) -> list[Path]:
-        return sorted(self.directory.glob("part-*.parquet"))
+        return files.listed(self.directory, "part-*.parquet")
 
     def parts(self) -> list[Part]:
         """Every part, verified, the earliest first.
@@ -116,10 +128,16 @@ class ReferenceStore:
         """
         absent = len(wanted.difference(known))
         if absent:
+            cache = self.directory.parent.parent
+            option = files.cache_option(cache)
+            origin = self.identity.fields.get("origin")
             raise CacheMissing(
                 f"reference {self.name!r} has log-probs for {len(wanted) - absent:,} of "
-                f"{len(wanted):,} responses in {self.directory.parent.parent}",
-                f"create them with: mrpo precompute --ref {self.name}",
+                f"{len(wanted):,} responses in {cache}",
+                f"create them with: mrpo precompute --ref {self.name}{option}"
+                if origin is None
+                else f"they come from {origin}: mrpo cache import FILE --ref {self.name} "
+                f"--origin {shlex.quote(str(origin))}{option}",
             )
 
     def count_by_status(self) -> dict[str, int]:
@@ -279,6 +297,11 @@ class PartWriter:
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
+
+
+def is_store(directory: Path) -> bool:
+    """Whether a directory's name is that of a reference and its identity, `mistral-ab12…`."""
+    return re.fullmatch(r".+-[0-9a-f]{12}", directory.name) is not None
 
 
 def split_directory_name(name: str) -> tuple[str, str]:

@@ -9,10 +9,10 @@ import pyarrow as pa
 
 from mrpo_tools.cache import datasets, files
 from mrpo_tools.cache.parts import first_of_each
-from mrpo_tools.cache.reference import ReferenceStore
+from mrpo_tools.cache.reference import ReferenceStore, is_store
 from mrpo_tools.errors import CacheMissing, CacheStale
 from mrpo_tools.groups import Group
-from mrpo_tools.identity import Identity
+from mrpo_tools.identity import Identity, shown
 
 
 class Cache:
@@ -30,7 +30,7 @@ class Cache:
         return self.path / "groups"
 
     def references(self) -> list[ReferenceStore]:
-        """Every stored identity of every reference, by name.
+        """Every stored identity of every reference, by name; other directories are left alone.
 
         Raises:
             CacheMissing: there is no cache at this path.
@@ -39,37 +39,48 @@ class Cache:
             raise CacheMissing(f"no cache at {self.path}", "mrpo precompute --ref NAME")
         if not self.references_path.is_dir():
             return []
-        stores = [ReferenceStore(one) for one in sorted(self.references_path.iterdir())]
+        directories = sorted(self.references_path.iterdir())
+        stores = [ReferenceStore(one) for one in directories if is_store(one)]
         return [one for one in stores if one.identity_path.exists() or one.part_paths()]
+
+    def named(self, wanted: str) -> list[ReferenceStore]:
+        """The stores of a name, or of `mistral@ab12`, the one that was written last first.
+
+        Stores without a part, which an interrupted start may leave, count only where no other does.
+        """
+        name, _, digits = wanted.partition("@")
+        fitting = [
+            one for one in self.references() if one.name == name and one.short.startswith(digits)
+        ]
+        found = [one for one in fitting if one.part_paths()] or fitting[:1]
+        return sorted(found, key=lambda one: one.written, reverse=True)
 
     def find(self, wanted: str) -> ReferenceStore:
         """The store of a reference, `mistral` or, where there are several, `mistral@ab12`.
-
-        Stores without a part, which an interrupted start may leave, count only where no other does.
 
         Raises:
             CacheMissing: none of this name.
             CacheStale: two identities of this name, and no digits to tell which.
         """
-        name, _, digits = wanted.partition("@")
-        stores = self.references()
-        fitting = [one for one in stores if one.name == name and one.short.startswith(digits)]
-        found = [one for one in fitting if one.part_paths()] or fitting[:1]
+        name = wanted.partition("@")[0]
+        found = self.named(wanted)
         if len(found) == 1:
             return found[0]
         if not found:
-            names = ", ".join(sorted({str(one) for one in stores})) or "none yet"
+            names = ", ".join(sorted({str(one) for one in self.references()})) or "none yet"
             raise CacheMissing(
                 f"reference {wanted!r} has no log-probs in {self.path} (cached: {names})",
-                f"create them with: mrpo precompute --ref {name}",
+                f"create them with: mrpo precompute --ref {name}{files.cache_option(self.path)}",
             )
-        differing = ", ".join(
-            field for field, _, _ in found[0].identity.differences(found[1].identity)
+        latest, other = found[:2]
+        differing = "; ".join(
+            f"{field} {' and '.join(shown(one, two))}"
+            for field, one, two in latest.identity.differences(other.identity)
         )
         raise CacheStale(
             f"reference {name!r} has {len(found)} identities in {self.path}: "
             f"{', '.join(map(str, found))}; they differ in {differing}",
-            f"name the one you mean: {found[0].name}@{found[0].short[:4]}",
+            f"name the one you mean; {name}@{latest.short[:4]} was scored last",
         )
 
     def store(self, name: str, identity: Identity) -> ReferenceStore:

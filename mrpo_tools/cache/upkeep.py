@@ -86,7 +86,7 @@ def damaged(cache: Cache) -> list[Damaged]:
             found += _unreadable(store.part_paths(), files.read_verified)
         else:
             found += _unreadable(store.part_paths(), store.read_part)
-    found += _unreadable(sorted(cache.groups_path.glob("*.parquet")), datasets.load)
+    found += _unreadable(files.listed(cache.groups_path, "*.parquet"), datasets.load)
     return found
 
 
@@ -270,7 +270,7 @@ def foreign(cache: Cache) -> list[Path]:
     """
     known = {one for store in cache.references() for one in store.part_paths()}
     known |= {store.identity_path for store in cache.references()}
-    known |= set(cache.groups_path.glob("*.parquet"))
+    known |= set(files.listed(cache.groups_path, "*.parquet"))
     return sorted(
         path
         for path in cache.path.rglob("*")

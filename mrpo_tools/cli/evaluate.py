@@ -118,7 +118,9 @@ def _of_model(
     cache = Cache(options["cache"] or project.cache)
     _precompute(names, source, cache, project, split, options)
     name = word if word in project.references else "model"
-    found = evaluate_model(name, model, source.groups, cache, names, split).metrics
+    found = evaluate_model(
+        name, model, source.groups, cache, names, split, project.references
+    ).metrics
     return {**found, "model": word}
 
 

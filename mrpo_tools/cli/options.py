@@ -29,7 +29,13 @@ def _decorate(*options: Callable[[Command], Command]) -> Callable[[Command], Com
 dataset_options = _decorate(
     click.option("--dataset", metavar="SOURCE", help="File, directory or hub id of the data."),
     click.option("--data-adapter", metavar="NAME", help="How to read the data's columns."),
-    click.option("--map", "mapping", metavar="FIELD=COLUMN,…", help="Columns by other names."),
+    click.option(
+        "--map",
+        "mapping",
+        multiple=True,
+        metavar="FIELD=COLUMN,…",
+        help="Columns by other names. Repeats and takes commas.",
+    ),
     click.option("--score", metavar="KIND", help="Which score, where the data has several."),
     click.option("--test-size", type=float, help="Share of prompts held out as split `test`."),
     click.option("--split-seed", type=int, help="Which prompts those are."),
@@ -95,7 +101,7 @@ def dataset_of(project: Project, options: dict[str, Any]) -> Dataset:
     given = {
         "source": options.get("dataset"),
         "adapter": options.get("data_adapter"),
-        "map": _mapping(options.get("mapping")),
+        "map": _mapping(options.get("mapping") or ()),
         "score": options.get("score"),
         "test_size": options.get("test_size"),
         "split_seed": options.get("split_seed"),
@@ -124,12 +130,13 @@ def recipe_keys(settings: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _mapping(text: str | None) -> dict[str, str] | None:
-    """`prompt=question,chosen=best` as a mapping."""
+def _mapping(values: Sequence[str]) -> dict[str, str] | None:
+    """`prompt=question,chosen=best` as a mapping; None without any."""
     from mrpo_tools.errors import UsageError
 
-    if text is None:
+    if not values:
         return None
+    text = ",".join(values)
     pairs = [part.partition("=") for part in text.split(",") if part]
     if any(not (field and equals and column) for field, equals, column in pairs):
         raise UsageError(f"--map {text}: FIELD=COLUMN is needed", "--map prompt=question")

@@ -57,6 +57,8 @@ def precompute(refs: tuple[str, ...], split: str | None, shard: str | None, **op
     if not wanted:
         raise UsageError("no reference is named", "mrpo precompute --ref NAME=PATH_OR_HUB_ID")
     references = references_named(wanted, project, options)
+    if not references:
+        raise UsageError("--ref names no reference", "mrpo precompute --ref NAME=PATH_OR_HUB_ID")
     part = _shard(shard)
     dataset = dataset_of(project, options)
     source = read_groups(dataset)
@@ -77,13 +79,18 @@ def _shard(text: str | None) -> tuple[int, int]:
     from mrpo_tools.errors import UsageError
 
     if text is None and {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-        text = f"{int(os.environ['RANK']) + 1}/{os.environ['WORLD_SIZE']}"
+        rank = os.environ["RANK"]
+        text = f"{int(rank) + 1 if _is_number(rank) else rank}/{os.environ['WORLD_SIZE']}"
     if text is None:
         return 0, 1
     index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+    if not (_is_number(index) and _is_number(count) and 1 <= int(index) <= int(count)):
         raise UsageError(f"--shard {text}: I/N with I from 1 to N is needed", "--shard 1/4")
     return int(index) - 1, int(count)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal()
 
 
 def _dry_run(

@@ -22,9 +22,9 @@ PROMPT_SHOWN = 60
 def rank(refs: str | None, split: str, dataset: str | None, epsilons: str, **options: Any) -> None:
     """Compare the cached references before training, and recommend.
 
-    Reads the cache alone: no model, no data file. How often each reference prefers what was
-    preferred, how far they agree, what their weights and the trust region would be, and how well
-    virtual references would rank. Ends with a recommendation and how sure it is.
+    Reads the cache alone: no model is loaded, no data is read. How often each reference prefers
+    what was preferred, how far they agree, what their weights and the trust region would be, and
+    how well virtual references would rank. Ends with a recommendation and how sure it is.
 
     \b
     Example:
@@ -36,8 +36,9 @@ def rank(refs: str | None, split: str, dataset: str | None, epsilons: str, **opt
     from mrpo_tools.rank import rank as verb
 
     names = [name for name in (refs or "").split(",") if name]
-    cache = Cache(options["cache"] or load_project().cache)
-    found = verb(cache, names, split, dataset, _numbers(epsilons))
+    project = load_project()
+    cache = Cache(options["cache"] or project.cache)
+    found = verb(cache, names, split, dataset, _numbers(epsilons), project.references)
     if options["as_json"]:
         print_json(found)
     else:

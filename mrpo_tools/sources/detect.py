@@ -76,7 +76,7 @@ def _nothing_fits(source: str, row: Mapping[str, Any]) -> UsageError:
     nearest = max(ADAPTERS.values(), key=lambda adapter: _nearness(adapter, row))
     lacking = [column for column in nearest.columns if column not in row]
     shown = ", ".join(shorten(str(column)) for column in list(row)[:_MAX_COLUMNS_SHOWN])
-    example = " ".join(f"--map {column}=YOUR_COLUMN" for column in lacking)
+    example = "--map " + ",".join(f"{column}=YOUR_COLUMN" for column in lacking)
     return UsageError(
         f"{source}: no adapter fits the columns {shown or '(none)'}; "
         f"the nearest, {nearest.name}, also needs {', '.join(lacking)}",

@@ -141,15 +141,15 @@ def _read_file(path: Path, split: str | None, reading: Reading) -> Iterator[Row 
 
 
 def _reader_of(path: Path) -> Reader | None:
-    suffixes = path.suffixes
-    if path.suffix in PACKED:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes[-1:] and suffixes[-1] in PACKED:
         kind = suffixes[-2] if len(suffixes) > 1 else ""
         return READERS.get(kind) if kind != ".parquet" else None
-    return READERS.get(path.suffix)
+    return READERS.get(path.suffix.lower())
 
 
 def _stem(path: Path) -> str:
-    return (path.with_suffix("") if path.suffix in PACKED else path).stem
+    return (path.with_suffix("") if path.suffix.lower() in PACKED else path).stem
 
 
 def split_of_file(path: Path) -> str | None:

@@ -145,7 +145,9 @@ class GroupStream:
         if split is None:
             self.counts["rows_of_other_splits"] += 1
             return None, True
-        return split_name(split), False
+        split = split_name(split)
+        drawn = root.has("split") and split == "train" and self.options.test_size
+        return None if drawn else split, False
 
     def _adapted(self, root: Field, split: str | None) -> Group | None:
         prompt, responses = self.adapter.read(root, self._score)

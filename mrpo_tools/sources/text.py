@@ -64,9 +64,9 @@ def _chunks(path: Path, reading: Reading) -> Iterator[bytes]:
 
 
 def _decompressed(raw: IO[bytes], path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
-    if path.suffix == ".zst":
+    if path.suffix.lower() == ".zst":
         import pyarrow as pa
 
         return cast(IO[bytes], pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd"))
@@ -77,7 +77,7 @@ def _read(stream: IO[bytes], path: Path) -> bytes:
     try:
         return stream.read(CHUNK_BYTES)
     except (OSError, EOFError, zlib.error) as error:
-        kind = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix, "file")
+        kind = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower(), "file")
         raise Unreadable(f"{path}", kind, f"damaged or cut short ({error})") from None
 
 

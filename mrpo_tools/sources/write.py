@@ -13,6 +13,8 @@ from mrpo_tools.errors import UsageError, disk_error
 
 Put = Callable[[Mapping[str, Any]], None]
 BATCH_ROWS = 1024
+BATCH_CHARACTERS = 2**24
+"""A table is written when it has so many rows, or so much text."""
 KINDS = (".jsonl", ".parquet")
 
 
@@ -29,7 +31,7 @@ def writing(target: Path, columns: Mapping[str, Any], *, overwrite: bool = False
         UsageError: another suffix, no such folder, or a file that is there.
         ResourceError: no permission, or the disk refuses.
     """
-    if target.suffix not in KINDS:
+    if target.suffix.lower() not in KINDS:
         kind = f"{target.suffix} files" if target.suffix else "a file without a suffix"
         raise UsageError(f"{target}: cannot write {kind}", f"name it {' or '.join(KINDS)}")
     if target.is_dir() or not target.absolute().parent.is_dir():
@@ -43,7 +45,7 @@ def writing(target: Path, columns: Mapping[str, Any], *, overwrite: bool = False
     except OSError as error:
         raise disk_error(target, error) from None
     try:
-        write = _jsonl if target.suffix == ".jsonl" else _parquet
+        write = _jsonl if target.suffix.lower() == ".jsonl" else _parquet
         with write(temporary, columns) as put:
             yield put
         os.replace(temporary, target)
@@ -64,20 +66,34 @@ def _parquet(path: Path, columns: Mapping[str, Any]) -> Iterator[Put]:
 
     schema = pa.schema([(name, _arrow_type(kind)) for name, kind in columns.items()])
     rows: list[Mapping[str, Any]] = []
+    held = 0
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
 
         def flush() -> None:
+            nonlocal held
             if rows:
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema))
                 rows.clear()
+                held = 0
 
         def put(row: Mapping[str, Any]) -> None:
+            nonlocal held
             rows.append(row)
-            if len(rows) == BATCH_ROWS:
+            held += _characters(row)
+            if len(rows) == BATCH_ROWS or held >= BATCH_CHARACTERS:
                 flush()
 
         yield put
         flush()
+
+
+def _characters(value: Any) -> int:
+    """Of all text in a value."""
+    if isinstance(value, Mapping):
+        return sum(map(_characters, value.values()))
+    if isinstance(value, (list, tuple)):
+        return sum(map(_characters, value))
+    return len(value) if isinstance(value, str) else 0
 
 
 def _arrow_type(kind: Any) -> Any:

@@ -246,7 +246,9 @@ FROM combined JOIN {HOME}.{JUDGED} USING (grp)""",
         "a := NULL, b := NULL",
         "per group: the share of pairs that two references order alike, and Kendall's tau-b",
         (*_GROUP, "pairs", "agreement", "tau"),
-        "[coalesce(a, every_reference[1]), coalesce(b, every_reference[2])]",
+        "[coalesce(a, every_reference[1]), coalesce(b, list_filter(every_reference, lambda one: "
+        "one != find_reference(coalesce(a, every_reference[1])))[1], "
+        "error('agreement needs two references'))]",
         f"""{_USABLE}{_AGREED}
 SELECT {_GROUP_SQL}, agreed.pairs, agreed.agreement, agreed.tau
 FROM agreed JOIN {HOME}.{JUDGED} USING (grp)""",

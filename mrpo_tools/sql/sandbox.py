@@ -30,6 +30,7 @@ TABLE_FUNCTIONS = frozenset(
 """Table functions beside the project's macros; none of them sees anything but its arguments."""
 
 SETTINGS = (
+    ("secret_directory", ""),
     ("temp_directory", ""),
     ("max_temp_directory_size", "0B"),
     ("python_enable_replacements", "false"),
@@ -129,7 +130,8 @@ class Watch:
 
     DuckDB's own memory limit misses what a single function allocates (`repeat`, `lpad`), and its
     interrupt is not heard inside one; so time and the process's memory are watched from outside.
-    Only time spent inside calls counts, not what the caller does between them.
+    What the caller computes between the calls counts too (writing a long result takes longer than
+    finding it), but not what it waits for (a reader at the end of a pipe).
 
     Args:
         interrupt: asks the engine to stop.
@@ -142,6 +144,7 @@ class Watch:
         self.seconds, self.memory_bytes = seconds, memory_bytes
         self.stuck = False
         self._left = seconds
+        self._computed = time.thread_time()
         self._ceiling = _private_bytes() + memory_bytes + SLACK_BYTES
 
     def call(self, work: Callable[[], ResultT]) -> ResultT:
@@ -152,6 +155,7 @@ class Watch:
             ResourceError: the memory is used up.
         """
         call = _Call(work)
+        self._left -= time.thread_time() - self._computed
         started = time.monotonic()
         call.start()
         try:
@@ -165,6 +169,7 @@ class Watch:
             self._stop(call)
         problem = problem or self._problem(started)  # short calls may exceed the limits together
         self._left -= time.monotonic() - started
+        self._computed = time.thread_time()
         for error in (problem, call.error):
             if error is not None:
                 raise error

@@ -12,7 +12,7 @@ import pyarrow.dataset as ds
 
 from mrpo_tools.cache import GROUPS_SCHEMA, LOGPS_SCHEMA, Cache, ReferenceStore
 from mrpo_tools.cache.datasets import latest_of_each
-from mrpo_tools.cache.files import repair_command
+from mrpo_tools.cache.files import listed, repair_command
 from mrpo_tools.cache.reference import records_of
 from mrpo_tools.errors import CacheDamaged
 from mrpo_tools.sql import names, rows
@@ -84,7 +84,7 @@ def group_files(cache: Cache) -> rows.Files:
     """Each data set's latest file; a group in several data sets counts where it is latest."""
 
     def paths() -> list[Path]:
-        return sorted(cache.groups_path.glob("*.parquet"))
+        return listed(cache.groups_path, "*.parquet")
 
     files = latest_of_each(rows.verified(paths, GROUPS_SCHEMA))
     return rows.first_of_each(files, GROUPS_SCHEMA, "group_id")

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from mrpo_tools.cache import Cache, ReferenceStore
 from mrpo_tools.config import Recipe, Reference
+from mrpo_tools.current import stores_of
 from mrpo_tools.errors import CacheStale, UsageError
 from mrpo_tools.groups import Group, in_split
-from mrpo_tools.identity import is_here
 from mrpo_tools.maths import contrasts, objectives
 from mrpo_tools.methods import Method, resolve_method
 from mrpo_tools.progress import bar
@@ -28,7 +28,7 @@ from mrpo_tools.reference_logps import (
     look_up,
     reference_accuracies,
 )
-from mrpo_tools.scoring import Subject, check_current, check_words, renderer_of, resolve
+from mrpo_tools.scoring import Subject, renderer_of, resolve
 from mrpo_tools.tokens import EncodedGroup
 
 
@@ -69,8 +69,7 @@ def prepare(
     """Look up, check, encode and combine; nothing is written and no weights are loaded."""
     chosen = in_split(groups, recipe.split)
     method = _method(recipe, chosen)
-    stores = [cache.find(name) for name in recipe.refs]
-    _check_stores(stores, references)
+    stores = stores_of(cache, recipe.refs, references)
     if method.combination.weights == "accuracy":
         others = [group for group in groups if group.split not in (recipe.split, None)]
         method = method.weighted_by(_held_out_accuracies(stores, others, recipe.split))
@@ -134,22 +133,6 @@ def policy_subject(
             f"merge them first: mrpo merge {subject.files.adapter} --output DIR, then --policy DIR",
         )
     return subject
-
-
-def _check_stores(stores: Sequence[ReferenceStore], references: Mapping[str, Reference]) -> None:
-    """Compare cached identities with the project's words, and with the files that are here."""
-    names = [store.name for store in stores]
-    if len(set(names)) < len(names):
-        raise UsageError("a reference is named twice", "--refs takes each name once")
-    for store in stores:
-        reference = references.get(store.name)
-        if reference is None or store.identity.fields.get("origin") is not None:
-            continue  # nothing to compare: not in the project, or computed by another program
-        if is_here(reference):
-            dtype = reference.dtype or store.identity.fields["dtype"]
-            check_current(store, resolve(store.name, reference.model_copy(update={"dtype": dtype})))
-        else:
-            check_words(store, reference)
 
 
 def _encode(policy: Subject, groups: Sequence[Group]) -> list[EncodedGroup]:

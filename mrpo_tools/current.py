@@ -1,0 +1,104 @@
+"""Which stored numbers a name means, and whether they are still those of the project's model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mrpo_tools.cache import Cache, ReferenceStore
+from mrpo_tools.config import Reference
+from mrpo_tools.errors import CacheStale, UsageError
+from mrpo_tools.identity import fields_of_words, is_here, shown
+from mrpo_tools.scoring import Subject, resolve
+
+Difference = tuple[str, object, object]
+"""A field of the identity, its value now, its value in the cache."""
+
+
+def stores_of(
+    cache: Cache, names: Sequence[str], references: Mapping[str, Reference]
+) -> list[ReferenceStore]:
+    """The stores that names mean, each checked against the project.
+
+    Of several identities of a name, `mistral` means the one that the project's words and files
+    give now; `mistral@ab12` means that one.
+
+    Args:
+        cache: where they are.
+        names: reference 1 first.
+        references: what the project knows of them; a name that it does not know is not checked.
+
+    Raises:
+        UsageError: one is named twice.
+        CacheMissing: nobody has scored one.
+        CacheStale: other files or settings than the project's, each field with both values; or
+            several identities, and nothing that tells which.
+    """
+    stores = [_meant(cache, name, references) for name in names]
+    if len({str(store) for store in stores}) < len(stores):
+        raise UsageError("a reference is named twice", "--refs takes each name once")
+    for store in stores:
+        if store.name in references:
+            _refuse(store.name, _differences(store, references[store.name]))
+    return stores
+
+
+def check_current(store: ReferenceStore, subject: Subject) -> None:
+    """Refuse numbers that belong to other files or settings than the project's.
+
+    Raises:
+        CacheStale: naming each field that differs, with both values.
+    """
+    _refuse(subject.name, _from_files(store, subject))
+
+
+def _meant(cache: Cache, name: str, references: Mapping[str, Reference]) -> ReferenceStore:
+    stores = cache.named(name)
+    if name in references and len(stores) > 1:
+        current = [one for one in stores if not _differences(one, references[name])]
+        if len(current) == 1:
+            return current[0]
+    return cache.find(name)
+
+
+def _differences(store: ReferenceStore, reference: Reference) -> list[Difference]:
+    """Between a store and what a reference is now, by its files or, where they are not here, by
+    its words; none for numbers of another program."""
+    if store.identity.fields.get("origin") is not None:
+        return []
+    if not is_here(reference):
+        return _from_words(store, reference)
+    dtype = reference.dtype or store.identity.fields["dtype"]
+    return _from_files(store, resolve(store.name, reference.model_copy(update={"dtype": dtype})))
+
+
+def _from_files(store: ReferenceStore, subject: Subject) -> list[Difference]:
+    differing = subject.identity.differences(store.identity)
+    if subject.reference.dtype is None:  # left open: the cache's own dtype is as good
+        return [one for one in differing if one[0] != "dtype"]
+    return differing
+
+
+def _from_words(store: ReferenceStore, reference: Reference) -> list[Difference]:
+    cached, recorded = store.identity.fields, store.recorded_reference()
+    words = fields_of_words(reference)
+    if reference.adapter is None and recorded.adapter is not None:
+        words["adapter"] = None
+    if reference.model != recorded.model and cached["model"] is not None:
+        words["model"] = reference.model
+    if reference.chat_template is None and recorded.chat_template is not None:
+        words["chat_template"] = "the model's own"
+    return [(name, now, cached[name]) for name, now in words.items() if now != cached[name]]
+
+
+def _refuse(name: str, differing: Sequence[Difference]) -> None:
+    if not differing:
+        return
+    lines = "; ".join(
+        f"{field} was {was}, is now {now}"
+        for field, (was, now) in ((field, shown(cached, now)) for field, now, cached in differing)
+    )
+    raise CacheStale(
+        f"the cached log-probs of reference {name!r} are of another identity: {lines}",
+        f"score it again with: mrpo precompute --ref {name}; then {name!r}, without digits, means "
+        "the new numbers",
+    )
