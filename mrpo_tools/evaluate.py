@@ -17,7 +17,7 @@ from mrpo_tools.cache import Cache, ReferenceStore
 from mrpo_tools.config import Dataset, Recipe, Reference
 from mrpo_tools.current import stores_of
 from mrpo_tools.errors import CacheMissing, CacheStale
-from mrpo_tools.groups import Group, hash_groups, in_split
+from mrpo_tools.groups import Group, hash_groups, in_split, kinds_of_judgement
 from mrpo_tools.methods import Method, resolve_method
 from mrpo_tools.policy_metrics import PolicyLogps, policy_metrics
 from mrpo_tools.reference_logps import GroupTensors, look_up
@@ -167,12 +167,7 @@ def held_out(groups: Sequence[Group], split: str) -> list[Group]:
 
 
 def _method(recipe: Recipe, references: int, groups: Sequence[Group]) -> Method:
-    return resolve_method(
-        recipe,
-        references,
-        all(group.has_scores for group in groups),
-        all(group.has_labels for group in groups),
-    )
+    return resolve_method(recipe, references, *kinds_of_judgement(groups))
 
 
 def _references(

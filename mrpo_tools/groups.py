@@ -158,6 +158,13 @@ def hash_groups(groups: Iterable[Group]) -> str:
     return hashlib.sha256("\n".join(group.group_id for group in groups).encode()).hexdigest()
 
 
+def kinds_of_judgement(groups: Sequence[Group]) -> tuple[bool, bool]:
+    """Whether every group has scores, and whether every group has labels; those that have neither
+    say nothing and are not asked."""
+    judged = [group for group in groups if group.has_scores or group.has_labels]
+    return all(one.has_scores for one in judged), all(one.has_labels for one in judged)
+
+
 def in_split(groups: Sequence[Group], split: str | None) -> list[Group]:
     """The groups of a split; all of them when `split` is None or `all`.
 
@@ -170,7 +177,7 @@ def in_split(groups: Sequence[Group], split: str | None) -> list[Group]:
         there = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
         raise UsageError(
             f"no group is in split {split!r} (there are: {there or 'no groups'})",
-            "choose one with --split, or hold some out: --test-size 0.1",
+            "choose one of these, or hold some out: --test-size 0.1",
         )
     return found
 

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+_name = ""
+
 Advance = Callable[..., None]
 """`advance(n)` after n more units; `advance(n, note="…")` also shows a note."""
 
@@ -66,7 +68,13 @@ def bar_to(description: str, unit: str = "") -> Iterator[Callable[[float, float]
 
 def say(message: str) -> None:
     """One line to stderr."""
-    print(message, file=sys.stderr, flush=True)
+    print(_name + message, file=sys.stderr, flush=True)
+
+
+def name_lines(name: str) -> None:
+    """From here on this process's lines begin with a name, for several at work together."""
+    global _name
+    _name = f"[{name}] "
 
 
 def is_first_process() -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mrpo_tools.cache import ReferenceStore
 from mrpo_tools.errors import UsageError
-from mrpo_tools.groups import Group
+from mrpo_tools.groups import Group, kinds_of_judgement
 from mrpo_tools.maths import metrics, references
 from mrpo_tools.maths.shapes import fill, masked_mean
 
@@ -273,8 +273,7 @@ def judgements(groups: Sequence[Group], width: int) -> tuple[Tensor | None, Tens
         for n, response in enumerate(group.responses):
             scores[g, n] = 0.0 if response.score is None else response.score
             chosen[g, n] = bool(response.chosen)
-    has_scores = all(group.has_scores for group in groups)
-    has_labels = all(group.has_labels for group in groups)
+    has_scores, has_labels = kinds_of_judgement(groups)
     if not has_scores and not has_labels:
         raise UsageError(
             "some groups have only scores and some only labels; a run needs one kind for all",

@@ -44,8 +44,8 @@ from mrpo_tools.training.record import begin_run, check_record, model_card, run_
 from mrpo_tools.training.step0 import check_step0
 from mrpo_tools.training.trainer import GroupTrainer
 
-FREE = ("batch_tokens", "gradient_checkpointing", "eval_steps", "eval_split")
-"""Keys of a recipe that a resumed run may change: they change memory and log, not the result."""
+FREE = ("batch_tokens", "gradient_checkpointing")
+"""Keys of a recipe that a resumed run may change: they change memory, not the result."""
 
 
 @dataclass(frozen=True)
@@ -172,10 +172,10 @@ def _fit(recipe: Recipe, prepared: Prepared, output: Path) -> dict[str, Any]:
             _arguments(recipe, output),
             _held_out(prepared),
             batch_tokens=recipe.batch_tokens,
-            callbacks=[stop],
+            stop=stop,
             processing_class=renderer_of(prepared.policy).tokenizer,
         )
-        _quiet(trainer)
+        _quiet(trainer, recipe.eval_split)
         _run(trainer, output)
         if stop.received:
             raise Preempted(
@@ -183,6 +183,7 @@ def _fit(recipe: Recipe, prepared: Prepared, output: Path) -> dict[str, Any]:
                 f"go on with: {resume_command(output)}",
             )
     trainer.save_model(str(output))
+    trainer.forget_closing_entry()
     trainer.save_state()
     return {
         "steps": trainer.state.global_step,
@@ -276,14 +277,14 @@ def _arguments(recipe: Recipe, output: Path) -> Any:
     return arguments
 
 
-def _quiet(trainer: Any) -> None:
+def _quiet(trainer: Any, eval_split: str) -> None:
     """Progress in the project's own way: one bar on a terminal, log lines on stderr elsewhere."""
     from transformers.trainer_callback import PrinterCallback
 
     from mrpo_tools.training.callbacks import ProgressLog
 
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(ProgressLog())
+    trainer.add_callback(ProgressLog(eval_split))
 
 
 def _last(history: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from mrpo_tools.cache import Cache
 from mrpo_tools.config import Recipe
-from mrpo_tools.errors import CacheMissing, UsageError
+from mrpo_tools.errors import CacheMissing, Preempted, UsageError
 from mrpo_tools.evaluate import evaluate
 from mrpo_tools.precompute import precompute
 from mrpo_tools.run import load_run
@@ -106,14 +106,88 @@ def test_a_resumed_run_measures_and_counts_on(references, halves, cached, tmp_pa
     kept = json.loads(state.read_text())
     kept["stateful_callbacks"]["Clock"]["attributes"]["seconds"] = 1000.0
     state.write_text(json.dumps(kept))
-    more_often = recipe(eval_steps=1, save_steps=2)  # what is measured may change
-    result = train(more_often, halves, cached, references, run, resume=True)
+    with pytest.raises(UsageError, match="eval_steps was 2, is now 1"):
+        train(recipe(eval_steps=1, save_steps=2), halves, cached, references, run, resume=True)
+    result = train(recipe(eval_steps=2, save_steps=2), halves, cached, references, run, resume=True)
     assert list(evaluated(run)) == [0, 2, 4, 5]
     assert 1000 < result.metrics["train_seconds"] < 1000 + result.metrics["total_seconds"]
     assert result.metrics["train_loss"] == pytest.approx(whole.metrics["train_loss"], abs=1e-6)
     for key in ("eval_loss", "eval_rewards/margins"):
         after, before = (one.metrics["last_evaluation"][key] for one in (result, whole))
         assert after == pytest.approx(before, abs=1e-6)
+
+
+def test_a_checkpoint_between_log_entries_loses_none_of_the_log(
+    references, halves, cached, tmp_path
+):
+    """Entries and mean loss of a run that was stopped and resumed are those of one that was not."""
+    words = recipe(max_steps=6, logging_steps=5, save_steps=2)
+    whole = train(words, halves, cached, references, tmp_path / "whole")
+    run = tmp_path / "parts"
+    train(words, halves, cached, references, run)
+    for path in (run / "metrics.json", run / "checkpoint-6" / "trainer_state.json"):
+        path.unlink()
+    result = train(words, halves, cached, references, run, resume=True)
+    assert result.metrics["train_loss"] == whole.metrics["train_loss"]
+    logs = [[(one["step"], one.get("loss")) for one in history(tmp_path / name)]
+            for name in ("whole", "parts")]  # fmt: skip
+    assert logs[0] == logs[1]
+    assert [step for step, _ in logs[0]] == [1, 2, 4, 5, 6]  # and no closing entry
+
+
+def test_a_signal_ends_measuring_and_the_checkpoint_comes_first(
+    references, halves, cached, tmp_path, monkeypatch
+):
+    """Told to stop in the first measurement: it ends, nothing half is logged, then one step and a
+    checkpoint without another measurement; the resumed run ends as ever."""
+    import os
+    import signal
+
+    from mrpo_tools.training import trainer
+
+    def told(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return score(*arguments)
+
+    calls, score = [], trainer.score
+    words = recipe(eval_steps=2, batch_tokens=600)
+    monkeypatch.setattr(trainer, "score", told)
+    with pytest.raises(Preempted):
+        train(words, halves, cached, references, tmp_path / "run")
+    assert len(calls) == 3
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-1"]
+    monkeypatch.setattr(trainer, "score", score)
+    train(words, halves, cached, references, tmp_path / "run", resume=True)
+    train(words, halves, cached, references, tmp_path / "whole")
+    assert evaluated(tmp_path / "run")[5] == evaluated(tmp_path / "whole")[5]
+
+
+def test_groups_without_a_judgement_are_left_out(references, halves, cached, tmp_path, capsys):
+    """In either split: they say nothing, and keep nothing from being trained or measured."""
+    silent = [
+        replace(group, responses=tuple(replace(one, score=None) for one in group.responses))
+        if place in (3, 4) else group
+        for place, group in enumerate(halves)
+    ]  # fmt: skip
+    assert {silent[3].split, silent[4].split} == {"train", "test"}
+    run = tmp_path / "run"
+    result = train(recipe(eval_steps=5), silent, cached, references, run)
+    assert result.metrics["skipped_groups"]
+    assert evaluate(load_run(run), silent, cached, "test").metrics["groups_without_pairs"] >= 2
+
+
+def test_a_split_that_cannot_be_measured_is_told(references, halves, cached, tmp_path, capsys):
+    tied = [
+        group if group.split == "train"
+        else replace(group, responses=tuple(replace(r, score=1.0) for r in group.responses))
+        for group in halves
+    ]  # fmt: skip
+    train(recipe(eval_steps=5), tied, cached, references, tmp_path / "run")
+    err = capsys.readouterr().err
+    assert "warning: mrpo can measure no group of split test" in err
+    assert "/5  \n" not in err
 
 
 def test_the_clock_leaves_measuring_out(references, halves, cached, tmp_path, monkeypatch):

@@ -301,7 +301,7 @@ def test_two_processes_train_as_one(tiny_models, some_groups, cached, tmp_path):
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("step 2/2  loss") == 1
-        assert done.stderr.count("step 2/2  held out") == 1
+        assert done.stderr.count("step 2/2  split all") == 1
         state = json.loads((tmp_path / str(size) / "trainer_state.json").read_text())
         losses[size] = [
             one[key]
@@ -310,6 +310,31 @@ def test_two_processes_train_as_one(tiny_models, some_groups, cached, tmp_path):
             if key in one
         ]
     assert losses[4] == pytest.approx(losses[8], abs=1e-6)
+
+
+def test_more_processes_than_groups_to_measure(tiny_models, some_groups, cached, tmp_path):
+    data = tmp_path / "data.jsonl"
+    rows = [{**group.as_dict(), "split": "train"} for group in some_groups[:8]]
+    rows.append({**some_groups[8].as_dict(), "split": "test"})
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m",
+         "mrpo_tools", "train", "--dataset", str(data), "--cache", str(cached.path), "--loss",
+         "mrpo", "--refs", "llama,mistral", "--output", str(tmp_path / "run"), "--set",
+         "max_steps=1", "--set", "eval_steps=1"],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())["last_evaluation"]
+    assert math.isfinite(found["eval_loss"])
+
+
+def test_resuming_what_is_not_there_is_refused(tmp_path, monkeypatch, capsys):
+    from mrpo_tools.cli import run
+
+    monkeypatch.chdir(tmp_path)
+    assert run(["train", "--resume", "--output", "runs/typo"]) == 2
+    assert "runs/typo holds no run to go on with" in capsys.readouterr().err
 
 
 def test_sigterm_saves_and_exits_75(tiny_models, references, some_groups, cached, tmp_path):

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 
 import click
 
-from mrpo_tools.errors import NO_SPACE, MrpoError, ResourceError
+from mrpo_tools.errors import NO_SPACE, MrpoError, Preempted, ResourceError
+from mrpo_tools.progress import is_first_process
 
 COMMANDS = {
     "init": "mrpo_tools.cli.project",
@@ -121,6 +122,8 @@ def explain(error: Exception) -> int:
     """Print an error as what, why and the next command; returns its exit code."""
     if isinstance(error, OSError) and error.errno in NO_SPACE:
         error = ResourceError(f"no space left: {error}", "free some space")
+    if isinstance(error, Preempted) and not is_first_process():
+        return error.exit_code  # every process was told; one says so
     if isinstance(error, MrpoError):
         print(f"error: {error}", file=sys.stderr)
         if error.hint:

@@ -67,12 +67,15 @@ def train(
     """
     from mrpo_tools.cache import Cache
     from mrpo_tools.config import load_project, pinned
+    from mrpo_tools.errors import UsageError
     from mrpo_tools.run import RECIPE, is_run, project_of
 
     project = load_project()
     if resume and is_run(output):
         project = project_of(output)
         config = config or output / RECIPE
+    elif resume and config is None and options["loss"] is None and options["refs"] is None:
+        raise UsageError(f"{output} holds no run to go on with", "mrpo train --output RUN")
     recipe = _recipe(config, options, settings)
     references = {**project.references, **references_named(options["definitions"], project, {})}
     dataset = dataset_of(project, options)
@@ -121,7 +124,7 @@ def _print(metrics: dict[str, Any], recipe: Recipe) -> None:
                 last.get("loss"),
                 last.get("rewards/accuracies"),
                 last.get("rewards/margins"),
-                round(metrics["total_seconds"], 1),
+                round(metrics["train_seconds"], 1),
                 round(metrics["peak_memory_bytes"] / 1e6),
             )
         ],

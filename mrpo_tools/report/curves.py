@@ -66,13 +66,18 @@ def curves(methods: Sequence[MethodRuns], key: str) -> list[Curve]:
 
 
 def measured(methods: Sequence[MethodRuns], key: str) -> tuple[list[Curve], str]:
-    """Curves of a figure, and the groups they are of: held-out ones where runs measured them while
-    training (`eval_steps`), else the training batches."""
-    held_out = curves(methods, f"eval_{key}")
-    if not held_out:
+    """Curves of a figure, and the groups they are of: those of one split where runs measured it
+    while training (`eval_steps`; the split that most methods did), else the training batches."""
+    key_of_split = f"eval_{key}"
+    by_split: dict[str, list[MethodRuns]] = defaultdict(list)
+    for method in methods:
+        splits = {str(run.recipe.get("eval_split")) for run in method.runs}
+        if len(splits) == 1 and curve(method, key_of_split) is not None:
+            by_split[splits.pop()].append(method)
+    if not by_split:
         return curves(methods, key), "the training batches"
-    splits = sorted({str(run.recipe.get("eval_split")) for one in methods for run in one.runs})
-    return held_out, f"split {' or '.join(splits)}"
+    split = max(sorted(by_split), key=lambda name: len(by_split[name]))
+    return curves(by_split[split], key_of_split), f"split {split}"
 
 
 def accuracy_picture(methods: Sequence[MethodRuns]) -> Picture | None:

@@ -53,8 +53,8 @@ class MethodRuns:
 def by_method(results: Sequence[Result]) -> list[MethodRuns]:
     """Group runs by all of their settings but the seed: baselines first, then by loss and settings.
 
-    Of two runs with the same settings and seed the first counts, and a warning names the other:
-    counting both would make the spread over seeds smaller than it is.
+    Of two runs with the same settings and seed the first that was evaluated counts, and a warning
+    names the other: counting both would make the spread over seeds smaller than it is.
     """
     groups: dict[str, list[Result]] = {}
     for result in results:
@@ -63,7 +63,7 @@ def by_method(results: Sequence[Result]) -> list[MethodRuns]:
     found = []
     for mine, runs in zip(settings, groups.values(), strict=True):
         by_seed: dict[int, Result] = {}
-        for run in runs:
+        for run in sorted(runs, key=lambda one: one.evaluation is None):
             if by_seed.setdefault(run.seed, run) is not run:
                 say(f"warning: {run.path} is left out: {by_seed[run.seed].path} has its seed and "
                     "settings")  # fmt: skip

@@ -121,13 +121,18 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
         if self.received:
             control.should_save = True
             control.should_training_stop = True
+            if state.global_step < state.max_steps:  # the checkpoint comes first
+                control.should_evaluate = False
+        if control.should_save:
+            control.should_log = True  # a resumed run logs on from here, as if it had not stopped
         return control
 
 
 class ProgressLog(TrainerCallback):  # type: ignore[misc]
     """A bar on a terminal; elsewhere one line on stderr for each log entry."""
 
-    def __init__(self) -> None:
+    def __init__(self, eval_split: str) -> None:
+        self.eval_split = eval_split
         self._stack = contextlib.ExitStack()
         self._advance: Advance | None = None
         self._last = 0
@@ -163,7 +168,7 @@ class ProgressLog(TrainerCallback):  # type: ignore[misc]
             self._tell(
                 state,
                 {
-                    "held out: loss": metrics.get("eval_loss"),
+                    f"split {self.eval_split}: loss": metrics.get("eval_loss"),
                     "accuracy": metrics.get("eval_rewards/accuracies"),
                     "margin": metrics.get("eval_rewards/margins"),
                 },
@@ -173,7 +178,7 @@ class ProgressLog(TrainerCallback):  # type: ignore[misc]
         note = "  ".join(f"{name} {one:.3f}" for name, one in shown.items() if one is not None)
         if self._advance:
             self._advance(0, note=note)
-        if not sys.stderr.isatty():
+        if note and not sys.stderr.isatty():
             say(f"step {state.global_step}/{state.max_steps}  {note}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -17,10 +17,10 @@ from mrpo_tools.cache import Cache, ReferenceStore
 from mrpo_tools.config import Recipe, Reference
 from mrpo_tools.current import stores_of
 from mrpo_tools.errors import CacheStale, UsageError
-from mrpo_tools.groups import Group, in_split
+from mrpo_tools.groups import Group, in_split, kinds_of_judgement
 from mrpo_tools.maths import contrasts, objectives
 from mrpo_tools.methods import Method, resolve_method
-from mrpo_tools.progress import bar
+from mrpo_tools.progress import bar, say_once
 from mrpo_tools.reference_logps import (
     Combined,
     GroupTensors,
@@ -79,16 +79,14 @@ def prepare(
         return prepared
     measured = in_split(groups, recipe.eval_split)
     method = replace(_method(recipe, measured), combination=method.combination)
-    return replace(prepared, held_out=_numbers(method, policy, stores, measured))
+    held_out = _numbers(method, policy, stores, measured)
+    if not _usable(method, held_out.tensors, held_out.combined).any():
+        say_once(f"warning: {method.name} can measure no group of split {recipe.eval_split}")
+    return replace(prepared, held_out=held_out)
 
 
 def _method(recipe: Recipe, groups: Sequence[Group]) -> Method:
-    return resolve_method(
-        recipe,
-        len(recipe.refs),
-        all(group.has_scores for group in groups),
-        all(group.has_labels for group in groups),
-    )
+    return resolve_method(recipe, len(recipe.refs), *kinds_of_judgement(groups))
 
 
 def _held_out_accuracies(

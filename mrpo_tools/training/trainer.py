@@ -19,7 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from mrpo_tools.maths import objectives
 from mrpo_tools.scorer import ResponseScorer, score
-from mrpo_tools.training.callbacks import Clock, FiniteGuard
+from mrpo_tools.training.callbacks import Clock, FiniteGuard, StopOnSignal
 from mrpo_tools.training.figures import Averages, figures
 from mrpo_tools.training.groups import GroupCollator, TrainingGroups, group_rows, group_seeds
 
@@ -35,6 +35,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         args: the Trainer's own.
         held_out: groups that are measured while training, and the hyper-parameters for them.
         batch_tokens: tokens of one pass through the model; a micro-batch may take several.
+        stop: on a signal it ends training, and what is being measured.
     """
 
     loss_is_scaled_for_ga = True
@@ -48,13 +49,14 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         args: TrainingArguments,
         held_out: tuple[TrainingGroups, dict[str, Any]] | None = None,
         batch_tokens: int | None = None,
+        stop: StopOnSignal | None = None,
         **trainer: Any,
     ) -> None:
         self.groups = groups
         self.objective: str = objective
         self.hyper = hyper
         self.held_out, self.held_out_hyper = held_out or (groups, hyper)
-        self.batch_tokens = batch_tokens
+        self.batch_tokens, self.stop = batch_tokens, stop
         zeros = torch.zeros(groups.mask.shape, dtype=torch.float64)
         everything = groups.objective_batch(
             zeros, torch.arange(len(groups)), seeds=torch.zeros(len(groups), dtype=torch.int64)
@@ -73,6 +75,8 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = True
         self.finite_loss = True
         self.add_callback(self.clock)
+        if stop is not None:
+            self.add_callback(stop)
         self.add_callback(FiniteGuard(self))
 
     def _get_num_items_in_batch(
@@ -125,18 +129,35 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         with self.clock.paused():
             mine = range(self.args.process_index, len(self.held_out), self.args.world_size)
             averages.add(self._measure(self.held_out, torch.tensor(mine, dtype=torch.long)))
+        if self._is_stopped():
+            return {}
         found = {f"{metric_key_prefix}_{name}": one for name, one in averages.take(self).items()}
         self.log(found)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
+
+    def _is_stopped(self) -> bool:
+        """Whether a signal ends what is measured. The last measurement, and those that several
+        processes make together, go on to their end."""
+        told = self.stop is not None and self.stop.received and self.args.world_size == 1
+        return told and self.state.global_step < self.state.max_steps
+
+    def forget_closing_entry(self) -> None:
+        """Drop the Trainer's last log entry: its means are of this process alone, with what was
+        measured in its seconds; `metrics.json` has those of the run."""
+        kept = [entry for entry in self.state.log_history if "train_runtime" not in entry]
+        self.state.log_history = kept
 
     def _measure(self, groups: TrainingGroups, index: Tensor) -> dict[str, Tensor]:
         """Figures of some groups, and the losses of those that are usable."""
         scorer = self.accelerator.unwrap_model(self.model)
         training = scorer.training
         scorer.eval()
-        logps = torch.zeros(len(index) * groups.mask.shape[1], dtype=torch.float64)
+        width = groups.mask.shape[1]
+        logps = torch.zeros(len(index) * width, dtype=torch.float64)
         for rows in scorer.batches(group_rows(groups, index.tolist()), self.batch_tokens):
+            if self._is_stopped():
+                break
             keys = [key for row in rows for key in row.keys]
             logps[keys] = torch.tensor(score(scorer, rows, self.args.device), dtype=logps.dtype)
             self.control = self.callback_handler.on_prediction_step(
@@ -144,7 +165,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
             )
         scorer.train(training)
         seeds = group_seeds([groups.group_ids[i] for i in index.tolist()], self.args.seed, 0)
-        batch = groups.objective_batch(logps.view(len(index), -1), index, seeds=seeds)
+        batch = groups.objective_batch(logps.view(len(index), width), index, seeds=seeds)
         usable = objectives.usable(self.objective, batch, **self.held_out_hyper)
         losses = objectives.compute(self.objective, batch, **self.held_out_hyper)
         found = figures(self.objective, self.held_out_hyper, groups, batch, index)

@@ -23,7 +23,7 @@ from mrpo_tools.config import Dataset, Recipe, Reference, parse, pinned, read_ya
 from mrpo_tools.errors import MrpoError, Preempted, UsageError
 from mrpo_tools.evaluate import evaluate, held_out
 from mrpo_tools.groups import hash_groups, in_split
-from mrpo_tools.progress import say
+from mrpo_tools.progress import name_lines, say
 from mrpo_tools.results import FORMATS, Comparison, compare, read_results, render
 from mrpo_tools.run import EVALUATION, METRICS, RECIPE, RUN, load_run, read_json
 from mrpo_tools.sources import Source, load_groups
@@ -257,6 +257,7 @@ def _attempt(one: Planned, work: Work) -> MrpoError | None:
 
     A signal ends the process, once training has saved: the pool must not give it another run.
     """
+    name_lines(one.name)
     try:
         make(one, work)
     except Preempted as error:
