@@ -138,7 +138,7 @@ def test_a_checkpoint_between_log_entries_loses_none_of_the_log(
 def test_a_signal_ends_measuring_and_the_checkpoint_comes_first(
     references, halves, cached, tmp_path, monkeypatch
 ):
-    """Told to stop in the first measurement: it ends, nothing half is logged, then one step and a
+    """Told to stop in the second measurement: it ends, nothing half is logged, then one step and a
     checkpoint without another measurement; the resumed run ends as ever."""
     import os
     import signal
@@ -157,7 +157,7 @@ def test_a_signal_ends_measuring_and_the_checkpoint_comes_first(
     with pytest.raises(Preempted):
         train(words, halves, cached, references, tmp_path / "run")
     assert len(calls) == 3
-    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-1"]
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-3"]
     monkeypatch.setattr(trainer, "score", score)
     train(words, halves, cached, references, tmp_path / "run", resume=True)
     train(words, halves, cached, references, tmp_path / "whole")
