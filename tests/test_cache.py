@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from mrpo_tools.cache import (
 )
 from mrpo_tools.errors import CacheDamaged, CacheMissing, CacheStale, ResourceError
 from mrpo_tools.groups import Group, Response, user_prompt
-from mrpo_tools.identity import Identity
+from mrpo_tools.identity import Identity, imported_identity
 from mrpo_tools.precompute import precompute
 
 IDENTITY = Identity({"model": None, "weights": "abc", "max_length": 512})
@@ -288,3 +289,29 @@ def test_a_nan_is_caught_rescored_and_never_used(references, some_groups, tmp_pa
     assert all(value is None or value <= 0 for value in numbers(cache).values())
     tensors = look_up([cache.find("llama")], some_groups)
     assert tensors.dropped == {"nonfinite": 1}
+
+
+def test_what_is_not_the_caches_is_left_alone(tmp_path):
+    """A copied directory, a link to nothing and a folder in a part's place: nothing reads them, and
+    repair removes none of them."""
+    cache = Cache(tmp_path / "cache")
+    store = cache.store("mistral", IDENTITY)
+    part = store.append([row(0)], {})
+    copy = store.directory.with_name(f"{store.directory.name}.bak")
+    shutil.copytree(store.directory, copy)
+    (store.directory / f"part-{'0' * 16}.parquet").symlink_to(tmp_path / "nowhere")
+    (store.directory / f"part-{'1' * 16}.parquet").mkdir()
+    assert [str(one) for one in cache.references()] == [str(store)]
+    assert store.part_paths() == [part]
+    assert upkeep.repair(cache) == []
+    assert (copy / part.name).exists()
+    assert (copy / part.name) in upkeep.foreign(cache)
+
+
+def test_numbers_of_another_program_are_not_hinted_to_precompute(tmp_path):
+    cache = Cache(tmp_path / "cache")
+    store = cache.store("big", imported_identity("vLLM 0.11, bf16", None))
+    with pytest.raises(CacheMissing, match="log-probs for 0 of 1") as error:
+        store.require({"x"}, set())
+    assert "mrpo cache import FILE --ref big --origin 'vLLM 0.11, bf16'" in str(error.value.hint)
+    assert str(error.value.hint).endswith(f"--cache {cache.path}")

@@ -345,3 +345,17 @@ def test_dry_run_loads_no_weights_and_writes_nothing(project, tiny_models, capsy
     parts = sum(path.stat().st_size for path in Path("cache").rglob("part-*.parquet"))
     assert 0 < estimate["disk_bytes"] < parts  # a small part is mostly footer
     assert 0 < estimate["seconds"] < 60
+
+
+@pytest.mark.parametrize("words", ["", ",", "mistral,llama=,"])
+def test_an_empty_reference_is_refused_before_anything_is_written(words, project, capsys):
+    assert run(["precompute", "--ref", words, "--dataset", "data.jsonl"]) == 2
+    assert "unexpected" not in capsys.readouterr().err
+    assert not Path("cache").exists()
+
+
+@pytest.mark.parametrize("shard", ["²/3", "1/³", "0/2", "3/2", "x"])
+def test_a_shard_that_is_none(shard, project, tiny_models, capsys):
+    llama = f"llama={tiny_models['llama']}"
+    assert run(["precompute", "--ref", llama, "--dataset", "data.jsonl", "--shard", shard]) == 2
+    assert f"--shard {shard}: I/N" in capsys.readouterr().err

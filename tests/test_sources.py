@@ -626,3 +626,39 @@ def test_real_conversations_are_read_word_for_word() -> None:
 def test_options_are_checked_before_anything_is_read() -> None:
     with pytest.raises(UsageError, match="--limit -1: expected 1 or more"):
         GroupStream("nowhere.jsonl", Options(limit=-1))
+
+
+def test_rows_that_say_train_are_drawn_from_when_asked(tmp_path):
+    """What `convert` wrote says `train` in every row: --test-size holds some out all the same, and
+    rows of another split stay there."""
+    rows = [
+        {"prompt": f"q{n}", "chosen": "a", "rejected": "b", "split": "test" if n < 3 else "train"}
+        for n in range(60)
+    ]
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert Counter(g.split for g in load_groups(path).groups) == {"train": 57, "test": 3}
+    drawn = load_groups(path, test_size=0.3).groups
+    assert {g.split for g in drawn if g.prompt[0].content in ("q0", "q1", "q2")} == {"test"}
+    assert 8 < sum(g.split == "test" for g in drawn) < 35
+
+
+def test_a_map_repeats_and_takes_commas(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.JSONL").write_text('{"q": "x", "best": "a", "worst": "b"}\n')
+    assert run(["data", "validate", "data.JSONL"]) == 2
+    assert "--map prompt=YOUR_COLUMN," in capsys.readouterr().err
+    for words in (["--map", "prompt=q", "--map", "chosen=best", "--map", "rejected=worst"],
+                  ["--map", "prompt=q,chosen=best", "--map", "rejected=worst"]):  # fmt: skip
+        assert run(["data", "validate", "data.JSONL", *words]) == 0
+
+
+def test_long_rows_are_written_a_few_at_a_time(tmp_path, monkeypatch):
+    """A table is flushed by its text too: four rows of a third of the limit are two tables."""
+    from mrpo_tools.sources import write
+
+    monkeypatch.setattr(write, "BATCH_CHARACTERS", 300)
+    with write.writing(tmp_path / "x.parquet", {"text": "string"}) as put:
+        for _ in range(4):
+            put({"text": "x" * 150})
+    assert pq.ParquetFile(tmp_path / "x.parquet").num_row_groups == 2

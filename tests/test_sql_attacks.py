@@ -515,3 +515,26 @@ def test_a_long_but_honest_statement_is_read(database):
     assert database.query(query).column(0).to_pylist() == [4]
     query = "SELECT " + " + ".join("1" for _ in range(400)) + " AS n"
     assert database.query(query).column(0).to_pylist() == [400]
+
+
+def test_writing_a_long_result_is_on_the_clock(tmp_path):
+    """Rows that take minutes to write are ended like a query that takes minutes to find them."""
+    from mrpo_tools.sql import write
+
+    (tmp_path / "cache").mkdir()
+    database = open_sql(tmp_path / "cache")
+    started = time.monotonic()
+    with pytest.raises(MrpoError, match="stopped after 1 seconds"):
+        write(database.stream("SELECT * FROM range(100000000000)", {}, 1.0), "csv",
+              tmp_path / "out.csv")  # fmt: skip
+    database.close()
+    assert time.monotonic() - started < 20
+    assert [one.name for one in tmp_path.iterdir()] == ["cache"]
+
+
+def test_settings_do_not_tell_where_the_user_lives(tmp_path):
+    (tmp_path / "cache").mkdir()
+    database = open_sql(tmp_path / "cache")
+    found = database.query("SELECT current_setting('secret_directory')").to_pylist()
+    database.close()
+    assert list(found[0].values()) == [""]
