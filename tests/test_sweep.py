@@ -130,12 +130,13 @@ def test_every_run_reads_the_commit_that_the_sweep_read_first(project, monkeypat
     """A data set of the hub may change while a sweep runs for days."""
     asked = []
 
-    def from_hub(source, **words):
-        asked.append(source)
-        return replace(load_groups("data.jsonl", **words), revision="c0ffee")
+    def from_hub(dataset):
+        asked.append(dataset.source)
+        here = dataset.model_copy(update={"source": "data.jsonl"})
+        return replace(load_dataset(here), revision="c0ffee")
 
-    load_groups = module.load_groups
-    monkeypatch.setattr(module, "load_groups", from_hub)
+    load_dataset = module.load_dataset
+    monkeypatch.setattr(module, "load_dataset", from_hub)
     arguments = ["--seeds", "0", "--no-baselines", "--dataset", "owner/pairs"]
     assert run([*ARGUMENTS, *arguments]) == 0
     assert asked == ["owner/pairs", "owner/pairs@c0ffee"]
@@ -272,10 +273,11 @@ def test_sigterm_reaches_every_process_and_the_sweep_goes_on(project):
     process = subprocess.Popen([*command, "--jobs", "2"], stderr=subprocess.PIPE, text=True,
                                env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
     runs = [Path("runs/sweep/dpo-llama/seed-0"), Path("runs/sweep/mrpo/seed-0")]
-    steps = 0
+    named = {"[dpo-llama/seed-0]", "[mrpo/seed-0]"}  # each line says whose it is
     for line in process.stderr:
-        steps += line.startswith("step 3/")
-        if steps == 2:
+        if " step 3/" in line:
+            named.remove(line.split()[0])
+        if not named:
             process.send_signal(signal.SIGTERM)
             break
     errors = process.stderr.read()

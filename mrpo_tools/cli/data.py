@@ -173,16 +173,7 @@ def _stream(source: str | None, options: dict[str, Any], doing: str) -> Iterator
     with bar_to(doing, "bytes") as report:
         stream = GroupStream(
             dataset.source,
-            Options(
-                adapter=dataset.adapter,
-                mapping=dataset.map or {},
-                split=options["split"],
-                limit=dataset.limit,
-                test_size=dataset.test_size,
-                seed=dataset.split_seed,
-                score=dataset.score,
-                on_progress=report,
-            ),
+            Options.of(dataset, split=options["split"], on_progress=report),
         )
         yield stream
     warn_of(stream.counts)

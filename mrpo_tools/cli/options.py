@@ -146,19 +146,10 @@ def _mapping(values: Sequence[str]) -> dict[str, str] | None:
 def read_groups(dataset: Dataset) -> Source:
     """Read and check the data; its adapter and what was counted go to stderr."""
     from mrpo_tools.progress import bar_to, say_once
-    from mrpo_tools.sources import load_groups
+    from mrpo_tools.sources import load_dataset
 
     with bar_to("reading") as report:
-        source = load_groups(
-            dataset.source,
-            adapter=dataset.adapter,
-            mapping=dataset.map,
-            score=dataset.score,
-            limit=dataset.limit,
-            test_size=dataset.test_size,
-            seed=dataset.split_seed,
-            on_progress=report,
-        )
+        source = load_dataset(dataset, report)
     at = f" at {source.revision}" if source.revision else ""
     adapter = f"(adapter {source.adapter}: {source.reason})"
     say_once(f"{source.name}{at}: {counted(source.counts)} {adapter}")

@@ -14,7 +14,16 @@
 
 from mrpo_tools.sources.catalogue import ADAPTERS
 from mrpo_tools.sources.known import KNOWN
-from mrpo_tools.sources.load import Source, load_groups
+from mrpo_tools.sources.load import Source, load_dataset, load_groups
 from mrpo_tools.sources.stream import COUNTS, GroupStream, Options
 
-__all__ = ["ADAPTERS", "COUNTS", "KNOWN", "GroupStream", "Options", "Source", "load_groups"]
+__all__ = [
+    "ADAPTERS",
+    "COUNTS",
+    "KNOWN",
+    "GroupStream",
+    "Options",
+    "Source",
+    "load_dataset",
+    "load_groups",
+]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mrpo_tools.config import Dataset
 from mrpo_tools.groups import Group
 from mrpo_tools.sources.rows import ignore_progress
 from mrpo_tools.sources.stream import GroupStream, Options
@@ -70,7 +71,7 @@ def load_groups(
         UsageError: the source does not exist, no adapter understands its columns, or no group is
             in the split.
     """
-    stream = GroupStream(
+    return _whole(
         source,
         Options(
             adapter=adapter,
@@ -84,6 +85,21 @@ def load_groups(
             on_progress=on_progress or ignore_progress,
         ),
     )
+
+
+def load_dataset(
+    dataset: Dataset, on_progress: Callable[[int, int], None] = ignore_progress
+) -> Source:
+    """Read and check the data that a project or a run names.
+
+    Raises:
+        As `load_groups`.
+    """
+    return _whole(dataset.source, Options.of(dataset, on_progress=on_progress))
+
+
+def _whole(source: str | Path, options: Options) -> Source:
+    stream = GroupStream(source, options)
     groups = list(stream)
     return Source(
         name=stream.name,

@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from mrpo_tools.config import Dataset
 from mrpo_tools.errors import DataError, UsageError, did_you_mean
 from mrpo_tools.groups import Group
 from mrpo_tools.sources.adapters import Adapter
@@ -52,6 +54,19 @@ class Options:
     score: str | None = None
     skip_bad: bool = False
     on_progress: Callable[[int, int], None] = ignore_progress
+
+    @classmethod
+    def of(cls, dataset: Dataset, **more: Any) -> Options:
+        """A data set's own words, and what else is wished."""
+        return cls(
+            adapter=dataset.adapter,
+            mapping=dataset.map or {},
+            limit=dataset.limit,
+            test_size=dataset.test_size,
+            seed=dataset.split_seed,
+            score=dataset.score,
+            **more,
+        )
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:

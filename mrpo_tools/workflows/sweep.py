@@ -26,7 +26,7 @@ from mrpo_tools.groups import hash_groups, in_split
 from mrpo_tools.progress import name_lines, say
 from mrpo_tools.results import FORMATS, Comparison, compare, read_results, render
 from mrpo_tools.run import EVALUATION, METRICS, RECIPE, RUN, load_run, read_json
-from mrpo_tools.sources import Source, load_groups
+from mrpo_tools.sources import Source, load_dataset
 from mrpo_tools.train import train
 from mrpo_tools.training.prepare import policy_subject
 from mrpo_tools.workflows.grid import Planned
@@ -273,16 +273,7 @@ def _attempt(one: Planned, work: Work) -> MrpoError | None:
 @lru_cache(maxsize=1)
 def _read(dataset: str) -> Source:
     """The data, read once in each process."""
-    words = Dataset.model_validate_json(dataset)
-    return load_groups(
-        words.source,
-        adapter=words.adapter,
-        mapping=words.map,
-        score=words.score,
-        limit=words.limit,
-        test_size=words.test_size,
-        seed=words.split_seed,
-    )
+    return load_dataset(Dataset.model_validate_json(dataset))
 
 
 def _failed(failures: Sequence[tuple[Planned, MrpoError]], runs: int) -> MrpoError:
