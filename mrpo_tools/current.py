@@ -35,7 +35,7 @@ def stores_of(
     """
     stores = [_meant(cache, name, references) for name in names]
     if len({str(store) for store in stores}) < len(stores):
-        raise UsageError("a reference is named twice", "--refs takes each name once")
+        raise UsageError("a reference is named twice", "--refs takes each one once")
     for store in stores:
         if store.name in references:
             _refuse(store.name, _differences(store, references[store.name]))

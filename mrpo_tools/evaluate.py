@@ -113,7 +113,7 @@ def evaluate_model(
         As `evaluate`; CacheStale where a reference's files or settings have changed.
     """
     chosen = held_out(groups, split)
-    stores, tensors = _references(cache, refs, chosen, project or {})
+    stores, tensors = _references(cache, refs, chosen, project)
     subject = resolve(name, reference)
     known = [store for store in stores if store.identity.hash == subject.identity.hash]
     home = cache if known and known[0].name == name else Cache(cache.path / EVALUATION)

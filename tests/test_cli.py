@@ -182,6 +182,19 @@ def test_two_identities_of_one_name(project, tiny_models, capsys):
     assert "they differ in max_length" in error
     name = error.rsplit("name the one you mean; ", 1)[1].split()[0]
     assert run(["train", "--refs", name, *words, "--output", "run"]) == 0
+    both = ",".join(f"llama@{path.name[-12:]}" for path in Path("cache/references").iterdir())
+    assert run(["train", "--refs", both, *words, "--output", "both"]) == 2
+    assert "a reference is named twice" in capsys.readouterr().err
+    assert run(["rank", "--refs", both, "--split", "all"]) == 0  # rank compares them
+
+
+def test_one_model_under_two_names_is_two_references_in_sql(project, tiny_models, capsys):
+    llama = tiny_models["llama"]
+    assert run(["precompute", "--ref", f"one={llama},two={llama}", "--dataset", "data.jsonl"]) == 0
+    for refs, count in (("one,two", 2), ("one,one", 1), ("two", 1)):
+        capsys.readouterr()
+        assert run(["sql", "SELECT reference FROM refs", "--refs", refs, "--format", "csv"]) == 0
+        assert len(capsys.readouterr().out.split()) == 1 + count
 
 
 def test_the_project_tells_which_identity_is_meant(project, tiny_models, capsys):

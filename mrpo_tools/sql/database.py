@@ -167,7 +167,7 @@ def open_sql(
     memory_bytes = sandbox.parse_bytes(memory_limit)
     stores = cache.references()
     if references is not None:
-        stores = list({one.short: one for one in map(cache.find, references)}.values())
+        stores = list({str(one): one for one in map(cache.find, references)}.values())
     groups, parts = stored.files(cache, stores)
     connection = sandbox.connect(memory_bytes)
     tables = stored.datasets(groups, stores, parts) | run_datasets(runs)

@@ -70,6 +70,8 @@ def prepare(
     chosen = in_split(groups, recipe.split)
     method = _method(recipe, chosen)
     stores = stores_of(cache, recipe.refs, references)
+    if len({store.name for store in stores}) < len(stores):
+        raise UsageError("a reference is named twice", "--refs takes each name once")
     if method.combination.weights == "accuracy":
         others = [group for group in groups if group.split not in (recipe.split, None)]
         method = method.weighted_by(_held_out_accuracies(stores, others, recipe.split))
