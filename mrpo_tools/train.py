@@ -167,10 +167,8 @@ def _fit(recipe: Recipe, prepared: Prepared, output: Path) -> dict[str, Any]:
         trainer = GroupTrainer(
             scorer,
             groups,
-            prepared.method.objective,
-            prepared.method.hyper,
             _arguments(recipe, output),
-            _held_out(prepared),
+            training_groups(prepared.held_out) if prepared.held_out else None,
             batch_tokens=recipe.batch_tokens,
             stop=stop,
             processing_class=renderer_of(prepared.policy).tokenizer,
@@ -229,13 +227,6 @@ def _run(trainer: GroupTrainer, output: Path) -> None:
             return
         trainer.args.eval_on_start = False
     trainer.train(resume_from_checkpoint=checkpoint)
-
-
-def _held_out(prepared: Prepared) -> tuple[TrainingGroups, dict[str, Any]] | None:
-    """The groups that are measured while training, and the objective's hyper-parameters there."""
-    if prepared.held_out is None:
-        return None
-    return training_groups(prepared.held_out), prepared.held_out.method.hyper
 
 
 def _arguments(recipe: Recipe, output: Path) -> Any:

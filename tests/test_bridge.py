@@ -105,8 +105,6 @@ def test_first_step_equals_live_references(
     trainer = GroupTrainer(
         ResponseScorer(model),
         training_groups(prepared),
-        prepared.method.objective,
-        prepared.method.hyper,
         _arguments(recipe, tmp_path),
     )
     batch = trainer.data_collator(list(range(8)))

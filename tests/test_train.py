@@ -49,8 +49,6 @@ def trainer_on(prepared, model, words: Recipe, output: Path, groups=None) -> Gro
     return GroupTrainer(
         ResponseScorer(model),
         groups or training_groups(prepared),
-        prepared.method.objective,
-        prepared.method.hyper,
         _arguments(words, output),
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,24 +14,16 @@ from mrpo_tools.maths.shapes import masked_mean
 from mrpo_tools.training.groups import TrainingGroups
 
 
-def figures(
-    objective: str,
-    hyper: Mapping[str, Any],
-    groups: TrainingGroups,
-    batch: objectives.Batch,
-    index: Tensor,
-) -> dict[str, Tensor]:
+def figures(groups: TrainingGroups, batch: objectives.Batch, index: Tensor) -> dict[str, Tensor]:
     """Values of each figure, a number a group or a response; NaN where one cannot say.
 
     Args:
-        objective: name of the table's row, whose reward is shown.
-        hyper: its hyper-parameters.
-        groups: where the batch is from.
+        groups: where the batch is from; the reward is that of their objective.
         batch: the objective's tensors of B groups.
         index: [B] their places.
     """
-    rewards = objectives.rewards(objective, batch, **hyper)
-    sides = objectives.sides(objective, batch, **hyper)
+    rewards = objectives.rewards(groups.objective, batch, **groups.hyper)
+    sides = objectives.sides(groups.objective, batch, **groups.hyper)
     judged = (batch.mask, batch.scores, batch.chosen)
     both = sides.positive.any(-1) & sides.negative.any(-1)
     logps = batch.policy_logps.detach()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +30,8 @@ class TrainingGroups(TorchDataset[int]):  # type: ignore[misc]
         weights: [G, K].
         scores, chosen: [G, N] or None.
         mask: [G, N] responses that take part.
+        objective: name of the table's row that these groups are for.
+        hyper: its hyper-parameters.
         reference_names: reference 1 first.
         clipped: [G, N, K − 1] which cached numbers the trust region moved; None without references.
     """
@@ -41,8 +43,10 @@ class TrainingGroups(TorchDataset[int]):  # type: ignore[misc]
     scores: Tensor | None
     chosen: Tensor | None
     mask: Tensor
-    reference_names: Sequence[str] = ()
-    clipped: Tensor | None = None
+    objective: str
+    hyper: Mapping[str, Any]
+    reference_names: Sequence[str]
+    clipped: Tensor | None
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -92,6 +96,8 @@ def training_groups(prepared: Prepared) -> TrainingGroups:
         prepared.tensors.scores,
         prepared.tensors.chosen,
         prepared.tensors.mask,
+        prepared.method.objective,
+        prepared.method.hyper,
         [store.name for store in prepared.stores],
         _clipped(prepared),
     )

@@ -30,10 +30,8 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
     Args:
         scorer: the policy.
         groups: what to train on; unusable groups weigh nothing.
-        objective: name of the table's row.
-        hyper: its hyper-parameters.
         args: the Trainer's own.
-        held_out: groups that are measured while training, and the hyper-parameters for them.
+        held_out: groups that are measured while training, if any are.
         batch_tokens: tokens of one pass through the model; a micro-batch may take several.
         stop: on a signal it ends training, and what is being measured.
     """
@@ -44,31 +42,26 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         self,
         scorer: ResponseScorer,
         groups: TrainingGroups,
-        objective: str,
-        hyper: dict[str, Any],
         args: TrainingArguments,
-        held_out: tuple[TrainingGroups, dict[str, Any]] | None = None,
+        held_out: TrainingGroups | None = None,
         batch_tokens: int | None = None,
         stop: StopOnSignal | None = None,
         **trainer: Any,
     ) -> None:
-        self.groups = groups
-        self.objective: str = objective
-        self.hyper = hyper
-        self.held_out, self.held_out_hyper = held_out or (groups, hyper)
+        self.groups, self.held_out = groups, held_out
         self.batch_tokens, self.stop = batch_tokens, stop
         zeros = torch.zeros(groups.mask.shape, dtype=torch.float64)
         everything = groups.objective_batch(
             zeros, torch.arange(len(groups)), seeds=torch.zeros(len(groups), dtype=torch.int64)
         )
-        usable = objectives.usable(objective, everything, **hyper)
+        usable = objectives.usable(groups.objective, everything, **groups.hyper)
         self._averages = Averages()
         self.clock = Clock()
         super().__init__(
             model=scorer,
             args=args,
             train_dataset=groups,
-            eval_dataset=held_out and held_out[0],
+            eval_dataset=held_out,
             data_collator=GroupCollator(groups, usable, scorer, batch_tokens),
             **trainer,
         )
@@ -103,7 +96,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         epoch = math.floor(self.state.epoch or 0)
         seeds = group_seeds([self.groups.group_ids[int(i)] for i in index], self.args.seed, epoch)
         batch = self.groups.objective_batch(logps, index, seeds=seeds.to(logps.device))
-        losses = objectives.compute(self.objective, batch, **self.hyper)
+        losses = objectives.compute(self.groups.objective, batch, **self.groups.hyper)
         count = torch.as_tensor(
             inputs["usable"].sum() if num_items_in_batch is None else num_items_in_batch
         )
@@ -112,7 +105,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
             loss = loss * self.args.world_size  # DDP averages what is a sum here
         if model.training:
             with torch.no_grad():
-                self._averages.add(figures(self.objective, self.hyper, self.groups, batch, index))
+                self._averages.add(figures(self.groups, batch, index))
         loss = loss.float()
         if model.training:
             self.finite_loss &= bool(loss.isfinite())
@@ -125,10 +118,12 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Loss and figures of the held-out groups under the policy as it is, logged as `eval_…`."""
-        averages = Averages()
+        groups, averages = self.held_out, Averages()
+        if groups is None:
+            raise ValueError("no groups are held out")
         with self.clock.paused():
-            mine = range(self.args.process_index, len(self.held_out), self.args.world_size)
-            averages.add(self._measure(self.held_out, torch.tensor(mine, dtype=torch.long)))
+            mine = range(self.args.process_index, len(groups), self.args.world_size)
+            averages.add(self._measure(groups, torch.tensor(mine, dtype=torch.long)))
         if self._is_stopped():
             return {}
         found = {f"{metric_key_prefix}_{name}": one for name, one in averages.take(self).items()}
@@ -166,10 +161,9 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         scorer.train(training)
         seeds = group_seeds([groups.group_ids[i] for i in index.tolist()], self.args.seed, 0)
         batch = groups.objective_batch(logps.view(len(index), width), index, seeds=seeds)
-        usable = objectives.usable(self.objective, batch, **self.held_out_hyper)
-        losses = objectives.compute(self.objective, batch, **self.held_out_hyper)
-        found = figures(self.objective, self.held_out_hyper, groups, batch, index)
-        return {"loss": losses[usable], **found}
+        usable = objectives.usable(groups.objective, batch, **groups.hyper)
+        losses = objectives.compute(groups.objective, batch, **groups.hyper)
+        return {"loss": losses[usable], **figures(groups, batch, index)}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The Trainer's log entry with the averages since the last one, over all processes."""
