@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from mrpo_tools.cache import Cache, ReferenceStore
 from mrpo_tools.config import Reference
 from mrpo_tools.errors import CacheStale, UsageError
-from mrpo_tools.identity import fields_of_words, is_here, shown
+from mrpo_tools.identity import changes, fields_of_words, is_here
 from mrpo_tools.scoring import Subject, resolve
 
 Difference = tuple[str, object, object]
@@ -93,12 +93,8 @@ def _from_words(store: ReferenceStore, reference: Reference) -> list[Difference]
 def _refuse(name: str, differing: Sequence[Difference]) -> None:
     if not differing:
         return
-    lines = "; ".join(
-        f"{field} was {was}, is now {now}"
-        for field, (was, now) in ((field, shown(cached, now)) for field, now, cached in differing)
-    )
     raise CacheStale(
-        f"the cached log-probs of reference {name!r} are of another identity: {lines}",
+        f"the cached log-probs of reference {name!r} are of another identity: {changes(differing)}",
         f"score it again with: mrpo precompute --ref {name}; then {name!r}, without digits, means "
         "the new numbers",
     )

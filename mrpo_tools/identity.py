@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -201,6 +202,14 @@ def shown(one: object, other: object) -> tuple[str, str]:
     )
     first = max(0, start - 20)
     return (_window(texts[0], first), _window(texts[1], first))
+
+
+def changes(differing: Iterable[tuple[str, object, object]]) -> str:
+    """`max_length was 100, is now 200; …` of (field, value now, cached value) each."""
+    return "; ".join(
+        f"{field} was {was}, is now {now}"
+        for field, (was, now) in ((field, shown(cached, now)) for field, now, cached in differing)
+    )
 
 
 def fields_of_words(reference: Reference) -> dict[str, Any]:

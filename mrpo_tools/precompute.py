@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from mrpo_tools.cache import Cache, ReferenceStore
 from mrpo_tools.config import Reference
 from mrpo_tools.groups import Group, in_split
-from mrpo_tools.identity import shown
+from mrpo_tools.identity import changes
 from mrpo_tools.progress import say
 from mrpo_tools.scoring import Summary, ensure, resolve
 
@@ -55,13 +55,7 @@ def _tell_namesakes(cache: Cache, store: ReferenceStore) -> None:
     """What else is cached under this name, and how it differs."""
     for other in cache.named(store.name):
         if other.short != store.short:
-            differing = "; ".join(
-                f"{field} {was}, now {now}"
-                for field, (was, now) in (
-                    (field, shown(cached, mine))
-                    for field, mine, cached in store.identity.differences(other.identity)
-                )
-            )
+            differing = changes(store.identity.differences(other.identity))
             say(f"note: {other} stays beside {store}, of another identity: {differing}")
 
 

@@ -216,7 +216,7 @@ def test_the_project_tells_which_identity_is_meant(project, tiny_models, capsys)
         assert "max_length was 100, is now 200" in error
         assert "mrpo precompute --ref llama" in error
     assert run(["precompute", "--ref", "llama"]) == 0
-    assert "of another identity: max_length 100, now 200" in capsys.readouterr().err
+    assert "of another identity: max_length was 100, is now 200" in capsys.readouterr().err
     assert run([*train, "--output", "run"]) == 0
     assert json.loads(Path("run/run.json").read_text())["policy"]["max_length"] == 200
     capsys.readouterr()
