@@ -1,3 +1,0 @@
-import logging
-
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # before anything imports it
