@@ -16,15 +16,15 @@ from pathlib import Path
 
 from mrpo_tools.cache import Cache, library_versions
 from mrpo_tools.config import Recipe, load_project
-from mrpo_tools.evaluate import evaluate
+from mrpo_tools.demo.demo import right_share
+from mrpo_tools.evaluation.evaluate import evaluate
 from mrpo_tools.generate import generate
 from mrpo_tools.groups import in_split
 from mrpo_tools.maths import objectives
-from mrpo_tools.methods import LOSSES, PRESETS
-from mrpo_tools.run import load_run
+from mrpo_tools.methods.method import LOSSES, PRESETS
+from mrpo_tools.runs.run import load_run
 from mrpo_tools.sources import load_groups
-from mrpo_tools.train import train
-from mrpo_tools.workflows.demo import right_share
+from mrpo_tools.training.train import train
 
 EPOCHS = 3
 OUTPUT = Path(__file__).parent.parent / "docs" / "objectives_on_demo.json"

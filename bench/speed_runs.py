@@ -13,13 +13,15 @@ import torch
 from models import VOCABULARY, make_model
 from speed import CHAT, FOUR, MAX_LENGTH
 
-from mrpo_tools import forward
-from mrpo_tools.batching import Row, batches, plan_rows
 from mrpo_tools.cache import Cache
 from mrpo_tools.config import Recipe, Reference
-from mrpo_tools.models import load_model, peak_memory_bytes, reset_peak_memory
-from mrpo_tools.scorer import BATCH_TOKENS, ROUTES, ResponseScorer, score
-from mrpo_tools.scoring import ensure, resolve
+from mrpo_tools.precomputing import run as forward
+from mrpo_tools.precomputing.ensure import ensure
+from mrpo_tools.references.devices import peak_memory_bytes, reset_peak_memory
+from mrpo_tools.references.loading import load_model
+from mrpo_tools.references.resolved import resolve
+from mrpo_tools.scorer.scorer import BATCH_TOKENS, ROUTES, ResponseScorer, score
+from mrpo_tools.scorer.trees import Row, batches, plan_rows
 from mrpo_tools.sources import load_groups
 
 CPU = torch.device("cpu")
@@ -162,8 +164,8 @@ def ours_training(data: Path, work: Path, references: int) -> dict:
     """Seconds of training alone, with the cached numbers of one to three references."""
     import tempfile
 
-    from mrpo_tools.precompute import precompute
-    from mrpo_tools.train import train
+    from mrpo_tools.precomputing.precompute import precompute
+    from mrpo_tools.training.train import train
 
     groups = groups_of(data, CHAT)[:TRAINED_PAIRS]
     reference = reference_of(data, work)

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from mrpo_tools.cache import GROUPS_SCHEMA, LOGPS_SCHEMA, PART_ROWS, Cache, datasets
-from mrpo_tools.identity import Identity
+from mrpo_tools.references.identity import Identity
 
 REFERENCES = ("llama", "mistral")
 GROUP_SIZE = 4

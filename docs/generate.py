@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mrpo_tools.methods import LOSSES, describe
+from mrpo_tools.methods.method import LOSSES, describe
 from mrpo_tools.sources import ADAPTERS, COUNTS, KNOWN
 from mrpo_tools.sources.export import FORMS
 

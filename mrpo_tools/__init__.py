@@ -21,21 +21,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mrpo_tools.cache import Cache as open_cache
-    from mrpo_tools.evaluate import evaluate
-    from mrpo_tools.precompute import precompute as score
-    from mrpo_tools.reference_logps import look_up as reference_logps
+    from mrpo_tools.evaluation.evaluate import evaluate
+    from mrpo_tools.methods.tensors import look_up as reference_logps
+    from mrpo_tools.precomputing.precompute import precompute as score
     from mrpo_tools.sources import load_groups
-    from mrpo_tools.train import train
+    from mrpo_tools.training.train import train
 
 __all__ = ["evaluate", "load_groups", "open_cache", "reference_logps", "score", "train"]
 
 _HOMES = {
     "load_groups": ("mrpo_tools.sources", "load_groups"),
-    "score": ("mrpo_tools.precompute", "precompute"),
+    "score": ("mrpo_tools.precomputing.precompute", "precompute"),
     "open_cache": ("mrpo_tools.cache", "Cache"),
-    "reference_logps": ("mrpo_tools.reference_logps", "look_up"),
-    "train": ("mrpo_tools.train", "train"),
-    "evaluate": ("mrpo_tools.evaluate", "evaluate"),
+    "reference_logps": ("mrpo_tools.methods.tensors", "look_up"),
+    "train": ("mrpo_tools.training.train", "train"),
+    "evaluate": ("mrpo_tools.evaluation.evaluate", "evaluate"),
 }
 
 

@@ -9,9 +9,10 @@ import torch
 
 from mrpo_tools.config import Reference
 from mrpo_tools.groups import Message
-from mrpo_tools.models import load_model, memory_errors, pick_device
 from mrpo_tools.progress import bar
-from mrpo_tools.scoring import renderer_of, resolve
+from mrpo_tools.references.devices import memory_errors, pick_device
+from mrpo_tools.references.loading import load_model
+from mrpo_tools.references.resolved import renderer_of, resolve
 
 BATCH = 64
 

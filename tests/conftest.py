@@ -27,7 +27,7 @@ SIZE = {
 @pytest.fixture(scope="session", autouse=True)
 def private_memo(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep the memory of file hashes out of the user's own cache directory."""
-    from mrpo_tools.models import quiet_libraries
+    from mrpo_tools.references.loading import quiet_libraries
 
     quiet_libraries()
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("xdg"))
@@ -71,7 +71,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory, demo_groups) -> dict[s
     import torch
     from transformers import AutoModelForCausalLM
 
-    from mrpo_tools.workflows.tiny_tokenizers import TOKENIZERS
+    from mrpo_tools.demo.tiny_tokenizers import TOKENIZERS
 
     texts = [one.content for group in demo_groups[:300] for one in group.responses]
     texts += [turn.content for group in demo_groups[:300] for turn in group.prompt]
@@ -109,7 +109,7 @@ def some_groups(demo_groups):
 def cached(tmp_path_factory: pytest.TempPathFactory, references, some_groups):
     """A cache in which the three references have scored `some_groups`; treat it as read-only."""
     from mrpo_tools.cache import Cache
-    from mrpo_tools.precompute import precompute
+    from mrpo_tools.precomputing.precompute import precompute
 
     cache = Cache(tmp_path_factory.mktemp("cached") / "cache")
     precompute(references, some_groups, cache, "some")

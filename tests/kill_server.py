@@ -25,11 +25,11 @@ import pyarrow as pa
 import torch
 from simulated import Simulation, log_scored
 
-from mrpo_tools import forward
 from mrpo_tools.cache import Cache, PartWriter, upkeep
 from mrpo_tools.config import Reference
-from mrpo_tools.precompute import precompute
-from mrpo_tools.scoring import renderer_of, resolve
+from mrpo_tools.precomputing import run as forward
+from mrpo_tools.precomputing.precompute import precompute
+from mrpo_tools.references.resolved import renderer_of, resolve
 from mrpo_tools.sources import load_groups
 
 ROWS_OF_A_PART = 16

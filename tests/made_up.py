@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mrpo_tools.cache import Cache, LogpRow
 from mrpo_tools.groups import Group, Response, user_prompt
-from mrpo_tools.identity import Identity
+from mrpo_tools.references.identity import Identity
 
 Speaker = Callable[[random.Random, int, Response], float]
 """(random numbers, index of the group, response) -> log-prob in nats."""
@@ -70,8 +70,8 @@ def made_up_run(path: Path, loss: str, refs: list[str], seed: int, **changes) ->
     from dataclasses import asdict
 
     from mrpo_tools.config import Recipe
-    from mrpo_tools.methods import resolve_method
-    from mrpo_tools.run import save_json, save_recipe
+    from mrpo_tools.methods.method import resolve_method
+    from mrpo_tools.runs.run import save_json, save_recipe
 
     recipe = Recipe(loss=loss, refs=refs, seed=seed, **changes)
     method = resolve_method(recipe, len(refs), True, False)

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from mrpo_tools import forward
-from mrpo_tools.batching import Row, batches, plan_rows
-from mrpo_tools.scorer import ROUTES
+from mrpo_tools.precomputing import run as forward
+from mrpo_tools.scorer.scorer import ROUTES
+from mrpo_tools.scorer.trees import Row, batches, plan_rows
 
 
 class SimulatedScorer(torch.nn.Module):

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from mrpo_tools.errors import DataError, UsageError
 from mrpo_tools.sources import ADAPTERS, load_groups
-from mrpo_tools.sources.rows import MAX_TEXT_CHARS
+from mrpo_tools.sources.readers.rows import MAX_TEXT_CHARS
 
 GOOD = b'{"prompt": "Q", "chosen": "a", "rejected": "b"}\n'
 SCORED = (
@@ -514,8 +514,10 @@ def test_bad_data_ends_every_command_before_a_model_loads(
     kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exit 2, the same one line, nothing written; the reference's folder is never opened."""
-    from mrpo_tools import identity, models, scoring
     from mrpo_tools.cli import run
+    from mrpo_tools.precomputing import ensure as scoring
+    from mrpo_tools.references import identity
+    from mrpo_tools.references import loading as models
 
     name, content = BAD_CONTENTS[kind]
     Path(name).write_bytes(content)

@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM
 from mrpo_tools.config import Recipe
 from mrpo_tools.maths import objectives
 from mrpo_tools.maths import references as maths_references
-from mrpo_tools.models import add_lora
-from mrpo_tools.scorer import ResponseScorer
-from mrpo_tools.scoring import renderer_of, resolve
-from mrpo_tools.train import _arguments
+from mrpo_tools.references.loading import add_lora
+from mrpo_tools.references.resolved import renderer_of, resolve
+from mrpo_tools.scorer.scorer import ResponseScorer
 from mrpo_tools.training.groups import training_groups
 from mrpo_tools.training.prepare import prepare
+from mrpo_tools.training.train import _arguments
 from mrpo_tools.training.trainer import GroupTrainer
 
 NAMES = ("llama", "mistral", "qwen")

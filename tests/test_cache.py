@@ -23,8 +23,8 @@ from mrpo_tools.cache import (
 )
 from mrpo_tools.errors import CacheDamaged, CacheMissing, CacheStale, ResourceError
 from mrpo_tools.groups import Group, Response, user_prompt
-from mrpo_tools.identity import Identity, imported_identity
-from mrpo_tools.precompute import precompute
+from mrpo_tools.precomputing.precompute import precompute
+from mrpo_tools.references.identity import Identity, imported_identity
 
 IDENTITY = Identity({"model": None, "weights": "abc", "max_length": 512})
 
@@ -268,8 +268,8 @@ def test_shards_make_the_whole(references, some_groups, tmp_path, shards):
 
 def test_a_nan_is_caught_rescored_and_never_used(references, some_groups, tmp_path, monkeypatch):
     """Numbers that cannot be log-probs: scored again alone; what stays bad is `nonfinite`."""
-    from mrpo_tools import forward
-    from mrpo_tools.reference_logps import look_up
+    from mrpo_tools.methods.tensors import look_up
+    from mrpo_tools.precomputing import run as forward
 
     real, alone = forward.score, forward.plain_logps
     monkeypatch.setattr(

@@ -16,7 +16,6 @@ import pytest
 import torch
 from simulated import Simulation
 
-from mrpo_tools import forward, rescore
 from mrpo_tools.cache import Cache, LogpRow, ReferenceStore, datasets, files, upkeep
 from mrpo_tools.cache.coverage import coverage
 from mrpo_tools.cache.imported import import_logps
@@ -25,17 +24,19 @@ from mrpo_tools.cli import run
 from mrpo_tools.cli.precompute import _shard
 from mrpo_tools.config import Recipe, Reference, absolute_paths
 from mrpo_tools.errors import CacheStale, DataError, ResourceError, UsageError
-from mrpo_tools.estimate import estimate
+from mrpo_tools.evaluation.rank import cached_groups
 from mrpo_tools.groups import Group, Response, user_prompt
-from mrpo_tools.identity import Identity
 from mrpo_tools.maths import contrasts
-from mrpo_tools.models import out_of_memory
-from mrpo_tools.precompute import precompute
-from mrpo_tools.rank import cached_groups
-from mrpo_tools.reference_logps import look_up
-from mrpo_tools.scoring import resolve
+from mrpo_tools.methods.tensors import look_up
+from mrpo_tools.precomputing import rescore
+from mrpo_tools.precomputing import run as forward
+from mrpo_tools.precomputing.estimate import estimate
+from mrpo_tools.precomputing.precompute import precompute
+from mrpo_tools.references.devices import out_of_memory
+from mrpo_tools.references.identity import Identity
+from mrpo_tools.references.resolved import resolve
 from mrpo_tools.sql import open_sql
-from mrpo_tools.train import prepare
+from mrpo_tools.training.train import prepare
 
 IDENTITY = Identity({"model": None, "weights": "abc", "max_length": 512})
 
@@ -687,7 +688,7 @@ def poisoned(tiny_models: dict[str, Path], folder: Path, token: int) -> Path:
 def test_a_nan_in_the_weights_is_never_used(tiny_models, references, some_groups, tmp_path):
     """Responses with the token are caught, scored again in float32, stored as nonfinite, told, and
     left out of training; all others have the numbers of the sound model."""
-    from mrpo_tools.scoring import renderer_of
+    from mrpo_tools.references.resolved import renderer_of
 
     groups = some_groups[:12]
     renderer = renderer_of(resolve("llama", references["llama"]))
@@ -775,7 +776,7 @@ def test_a_full_cpu_memory_is_exit_4(references, some_groups, tmp_path, monkeypa
 
 def test_what_does_not_fit_is_stored_as_such(references, some_groups, tmp_path):
     """`overlong` without a number, told and left out of training; or cut, flagged and used."""
-    from mrpo_tools.scoring import renderer_of
+    from mrpo_tools.references.resolved import renderer_of
 
     groups = some_groups[:8]
     renderer = renderer_of(resolve("llama", references["llama"]))

@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 from simulated import Simulation
 
-from mrpo_tools import identity
 from mrpo_tools.cache import Cache
 from mrpo_tools.cli import run
 from mrpo_tools.config import Recipe, Reference
 from mrpo_tools.errors import CacheStale
 from mrpo_tools.groups import Response
-from mrpo_tools.precompute import precompute
-from mrpo_tools.train import prepare
+from mrpo_tools.precomputing.precompute import precompute
+from mrpo_tools.references import identity
+from mrpo_tools.training.train import prepare
 
 ROOT = Path(__file__).parent.parent
 DATED = "{{- strftime_now('%d %b %Y') -}}"

@@ -293,7 +293,7 @@ def test_every_command_has_help_with_an_example(path, capsys):
 
 
 def test_losses_lists_and_explains(capsys):
-    from mrpo_tools.methods import LOSSES
+    from mrpo_tools.methods.method import LOSSES
 
     assert run(["losses"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -340,7 +340,7 @@ def test_debug_shows_the_traceback(capsys):
 
 def test_dry_run_loads_no_weights_and_writes_nothing(project, tiny_models, capsys, monkeypatch):
     """Tokens of the dry run are those that scoring then computes."""
-    from mrpo_tools import forward
+    from mrpo_tools.precomputing import run as forward
 
     words = ["precompute", "--ref", f"llama={tiny_models['llama']}", "--dataset", "data.jsonl"]
     with monkeypatch.context() as patch:

@@ -21,7 +21,10 @@ from made_up import made_up_run
 from mrpo_tools.cli import run
 from mrpo_tools.errors import UsageError
 from mrpo_tools.report.references import _ranking
-from mrpo_tools.results import FORMATS, by_method, compare, read_results, render
+from mrpo_tools.runs.compare import compare
+from mrpo_tools.runs.formats import FORMATS, render
+from mrpo_tools.runs.methods import by_method
+from mrpo_tools.runs.read import read_results
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"

@@ -80,7 +80,7 @@ def test_show_cuts_long_texts_and_escapes_what_moves_the_cursor(capsys):
 def test_show_counts_tokens_under_each_reference(tiny_models, source, capsys):
     """The numbers of the renderer that scoring uses; no weights are read."""
     from mrpo_tools.config import Reference
-    from mrpo_tools.scoring import renderer_of, resolve
+    from mrpo_tools.references.resolved import renderer_of, resolve
 
     refs = [word for name in ("llama", "qwen") for word in ("--ref", f"{name}={tiny_models[name]}")]
     assert run(["data", "show", source, *refs, "--json"]) == 0

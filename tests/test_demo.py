@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from mrpo_tools.cli import run
+from mrpo_tools.demo import demo, tasks, tiny_models
 from mrpo_tools.groups import in_split
 from mrpo_tools.sources import load_groups
-from mrpo_tools.workflows import demo, tasks, tiny_models
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_right_answers_are_counted_by_the_rule(made):
     from transformers import AutoModelForCausalLM
 
     from mrpo_tools.config import Reference
-    from mrpo_tools.scoring import renderer_of, resolve
+    from mrpo_tools.references.resolved import renderer_of, resolve
 
     path = made / "models" / "llama"
     renderer = renderer_of(resolve("llama", Reference(model=str(path), dtype="float32")))

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mrpo_tools.workflows import tasks, tiny_models
-from mrpo_tools.workflows.skills import FORMS, SKILLS
+from mrpo_tools.demo import tasks, tiny_models
+from mrpo_tools.demo.skills import FORMS, SKILLS
 
 DATA = Path(__file__).parents[1] / "data" / "demo.jsonl"
 GROUPS = [json.loads(line) for line in DATA.read_text(encoding="utf-8").splitlines()]

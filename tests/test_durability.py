@@ -19,13 +19,13 @@ from typing import Any
 import pytest
 from simulated import Simulation
 
-from mrpo_tools import forward
 from mrpo_tools.cache import Cache, PartWriter, files, upkeep
 from mrpo_tools.cli import run
 from mrpo_tools.errors import CacheDamaged, CacheMissing
-from mrpo_tools.precompute import precompute
-from mrpo_tools.reference_logps import look_up
-from mrpo_tools.scoring import Subject, renderer_of
+from mrpo_tools.methods.tensors import look_up
+from mrpo_tools.precomputing import run as forward
+from mrpo_tools.precomputing.precompute import precompute
+from mrpo_tools.references.resolved import Subject, renderer_of
 from mrpo_tools.sql import open_sql
 
 HERE = Path(__file__).parent

@@ -18,10 +18,10 @@ from mrpo_tools.cache import Cache
 from mrpo_tools.cli import run
 from mrpo_tools.config import Dataset, Recipe
 from mrpo_tools.errors import CacheDamaged, CacheMissing, UsageError
-from mrpo_tools.evaluate import evaluate, evaluate_model, references_to_score
-from mrpo_tools.precompute import precompute
-from mrpo_tools.run import finite, load_run, save_json
-from mrpo_tools.train import train
+from mrpo_tools.evaluation.evaluate import evaluate, evaluate_model, references_to_score
+from mrpo_tools.precomputing.precompute import precompute
+from mrpo_tools.runs.run import finite, load_run, save_json
+from mrpo_tools.training.train import train
 
 NAMES = ["llama", "mistral", "qwen"]
 

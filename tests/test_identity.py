@@ -13,14 +13,17 @@ import pytest
 import torch
 from tokenizer_families import CHATML, family
 
-from mrpo_tools import hashes, identity, models
 from mrpo_tools.cache import Cache
+from mrpo_tools.cache.current import check_current
 from mrpo_tools.config import Reference
-from mrpo_tools.current import check_current
 from mrpo_tools.errors import CacheStale, UsageError
-from mrpo_tools.hashes import HashMemo
-from mrpo_tools.identity import Identity, ModelFiles, identify, locate
-from mrpo_tools.scoring import resolve
+from mrpo_tools.references import hashes, identity
+from mrpo_tools.references import loading as models
+from mrpo_tools.references.hashes import HashMemo
+from mrpo_tools.references.identity import Identity, identify
+from mrpo_tools.references.locate import locate
+from mrpo_tools.references.model_files import ModelFiles
+from mrpo_tools.references.resolved import resolve
 
 DATED = "{{- strftime_now('%d %b %Y') -}}" + CHATML
 TOKENIZER_FILES = (

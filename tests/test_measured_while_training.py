@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from mrpo_tools.cache import Cache
 from mrpo_tools.config import Recipe
 from mrpo_tools.errors import CacheMissing, Preempted, UsageError
-from mrpo_tools.evaluate import evaluate
-from mrpo_tools.precompute import precompute
-from mrpo_tools.run import load_run
-from mrpo_tools.train import _mean_loss, train
+from mrpo_tools.evaluation.evaluate import evaluate
+from mrpo_tools.precomputing.precompute import precompute
+from mrpo_tools.runs.run import load_run
+from mrpo_tools.training.train import _mean_loss, train
 
 NAMES = ["llama", "mistral", "qwen"]
 

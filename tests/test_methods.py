@@ -11,13 +11,13 @@ import torch
 
 from mrpo_tools.config import Recipe, load_recipe
 from mrpo_tools.errors import UsageError
-from mrpo_tools.evaluate import evaluate
+from mrpo_tools.evaluation.evaluate import evaluate
 from mrpo_tools.maths import objectives, references
-from mrpo_tools.methods import LOSSES, describe, resolve_method
-from mrpo_tools.reference_logps import Combination, combine, look_up
-from mrpo_tools.run import load_run
-from mrpo_tools.train import train
+from mrpo_tools.methods.method import LOSSES, describe, resolve_method
+from mrpo_tools.methods.tensors import Combination, combine, look_up
+from mrpo_tools.runs.run import load_run
 from mrpo_tools.training.prepare import prepare
+from mrpo_tools.training.train import train
 
 ROOT = Path(__file__).parent.parent
 NAMES = ["llama", "mistral", "qwen"]

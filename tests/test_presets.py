@@ -10,8 +10,8 @@ import yaml
 from mrpo_tools.cli import run
 from mrpo_tools.config import Recipe, load_project, load_recipe
 from mrpo_tools.errors import UsageError
-from mrpo_tools.methods import resolve_method
-from mrpo_tools.presets import load_preset, load_table
+from mrpo_tools.methods.method import resolve_method
+from mrpo_tools.paper_tables import load_preset, load_table
 from mrpo_tools.sources import KNOWN
 
 ROOT = Path(__file__).parents[1]

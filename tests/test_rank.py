@@ -12,8 +12,8 @@ from made_up import knowing, knowing_half, made_up_cache, made_up_groups
 from mrpo_tools.cache import Cache
 from mrpo_tools.cli import run
 from mrpo_tools.errors import CacheMissing, UsageError
+from mrpo_tools.evaluation.rank import rank
 from mrpo_tools.groups import Group, Response, in_split, user_prompt
-from mrpo_tools.rank import rank
 from mrpo_tools.sql import open_sql
 
 SPEAKERS = {"fair": knowing(4.0), "good": knowing(1.0), "blind": knowing(3.0, spread=0.0)}

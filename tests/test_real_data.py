@@ -12,12 +12,12 @@ import pytest
 
 from mrpo_tools.cache import Cache
 from mrpo_tools.config import Recipe
-from mrpo_tools.evaluate import evaluate
+from mrpo_tools.evaluation.evaluate import evaluate
 from mrpo_tools.groups import split_of
-from mrpo_tools.precompute import precompute
-from mrpo_tools.run import load_run
+from mrpo_tools.precomputing.precompute import precompute
+from mrpo_tools.runs.run import load_run
 from mrpo_tools.sources import load_groups
-from mrpo_tools.train import train
+from mrpo_tools.training.train import train
 
 FOLDER = os.environ.get("MRPO_TEST_DATA")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="MRPO_TEST_DATA names no directory")

@@ -32,7 +32,8 @@ from mrpo_tools.report.curves import (
 )
 from mrpo_tools.report.facts import cost_table, duration
 from mrpo_tools.report.palette import BOTH, contrast
-from mrpo_tools.results import by_method, read_results
+from mrpo_tools.runs.methods import by_method
+from mrpo_tools.runs.read import read_results
 
 ROOT = Path(__file__).parent.parent
 THREE = ["llama", "mistral", "qwen"]

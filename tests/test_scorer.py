@@ -7,11 +7,19 @@ import torch
 from independent import response_logp
 from transformers import AutoModelForCausalLM
 
-from mrpo_tools.batching import Row, attention_mask, batches, collate, cost, plan_rows, split_tree
 from mrpo_tools.errors import UsageError
 from mrpo_tools.maths.logprobs import sequence_logps, token_logps
-from mrpo_tools.scorer import ROUTES, ResponseScorer, score
-from mrpo_tools.self_check import self_check
+from mrpo_tools.scorer.scorer import ROUTES, ResponseScorer, score
+from mrpo_tools.scorer.self_check import self_check
+from mrpo_tools.scorer.trees import (
+    Row,
+    attention_mask,
+    batches,
+    collate,
+    cost,
+    plan_rows,
+    split_tree,
+)
 
 CPU = torch.device("cpu")
 NAMES = ("llama", "mistral", "qwen")
@@ -139,8 +147,8 @@ def test_bounded_products_and_logits(route):
 def test_useful_work_is_the_decoder_and_the_scored_head(references, name, quantization):
     """Twice the parameters of layers and norms a token, twice those of the head a scored token;
     tied and untied heads, 4-bit weights counted as the numbers they stand for."""
-    from mrpo_tools.models import load_model
-    from mrpo_tools.scoring import resolve
+    from mrpo_tools.references.loading import load_model
+    from mrpo_tools.references.resolved import resolve
 
     subject = resolve(name, references[name])
     whole = load_model(subject.files, references[name], "float32", CPU)
@@ -154,8 +162,8 @@ def test_useful_work_is_the_decoder_and_the_scored_head(references, name, quanti
 
 def test_the_bar_says_what_is_computed(tiny_models, monkeypatch):
     """Tokens are unique ones: a shared prompt counts once; padding is of masked rows only."""
-    from mrpo_tools import forward
-    from mrpo_tools.scoring import Summary
+    from mrpo_tools.precomputing import run as forward
+    from mrpo_tools.precomputing.summary import Summary
 
     monkeypatch.setattr(forward.sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(forward, "peak_flops", lambda *_: 1e12)
@@ -175,8 +183,8 @@ def test_the_bar_says_what_is_computed(tiny_models, monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_adapters_and_4_bit_weights(references, name, route, quantization):
     """Values and the adapter's gradients, shared prompts against one row at a time."""
-    from mrpo_tools.identity import locate
-    from mrpo_tools.models import add_lora, load_model
+    from mrpo_tools.references.loading import add_lora, load_model
+    from mrpo_tools.references.locate import locate
 
     reference = references[name].model_copy(update={"quantization": quantization})
     model = add_lora(
@@ -225,7 +233,7 @@ def test_a_forced_attention_is_kept_or_refused(tiny_models):
 def test_variable_lengths_describe_the_same_attention(tiny_models):
     """What the fused CUDA kernel is told, read as its definition says (the last query of a piece
     sees its last key; at most window − 1 keys before its own), gives the same pairs as the mask."""
-    from mrpo_tools.attention import _variable_lengths
+    from mrpo_tools.scorer.attention import _variable_lengths
 
     rows = random_rows(50)[:4]
     packed, padded = collate(rows, packed=True), collate(rows)

@@ -27,9 +27,9 @@ from mrpo_tools.config import Dataset, pinned
 from mrpo_tools.errors import UsageError
 from mrpo_tools.groups import group_from_dict
 from mrpo_tools.sources import KNOWN, GroupStream, Options, load_groups
-from mrpo_tools.sources.hub import recorded_revisions, revisions_file
+from mrpo_tools.sources.readers.hub import recorded_revisions, revisions_file
+from mrpo_tools.sources.readers.text import CHUNK_BYTES
 from mrpo_tools.sources.seen import Seen
-from mrpo_tools.sources.text import CHUNK_BYTES
 
 ROOT = Path(__file__).parents[1]
 

@@ -30,7 +30,7 @@ from mrpo_tools.errors import (
     UsageError,
 )
 from mrpo_tools.groups import Group, Message, Response, user_prompt
-from mrpo_tools.identity import Identity
+from mrpo_tools.references.identity import Identity
 from mrpo_tools.sql import FORMATS, MACROS, SAVED, VIEWS, open_sql, write
 from mrpo_tools.sql import database as database_module
 
@@ -562,7 +562,7 @@ def test_extreme_numbers_stay_exact(tmp_path):
 def test_macros_agree_with_the_tensors_that_training_uses(world, database):
     torch = pytest.importorskip("torch")
     from mrpo_tools.maths import metrics, references
-    from mrpo_tools.reference_logps import Combination, combine, look_up, reference_accuracies
+    from mrpo_tools.methods.tensors import Combination, combine, look_up, reference_accuracies
 
     tensors = look_up([world.cache.find(name) for name in NAMES], world.groups)
     expected = combine(tensors, Combination())
@@ -624,7 +624,7 @@ def test_macros_agree_with_the_tensors_that_training_uses(world, database):
 
 def test_macros_agree_on_numbers_of_real_models(cached, some_groups):
     """What three models scored, combined by the tensors of training and by SQL."""
-    from mrpo_tools.reference_logps import Combination, combine, look_up
+    from mrpo_tools.methods.tensors import Combination, combine, look_up
 
     order = ["qwen", "llama", "mistral"]
     tensors = look_up([cached.find(name) for name in order], some_groups)

@@ -17,7 +17,7 @@ import pytest
 from mrpo_tools.cache import Cache, LogpRow
 from mrpo_tools.errors import MrpoError, ResourceError, UsageError
 from mrpo_tools.groups import Group, Response, user_prompt
-from mrpo_tools.identity import Identity
+from mrpo_tools.references.identity import Identity
 from mrpo_tools.sql import MACROS, open_sql
 from mrpo_tools.sql.sandbox import SETTINGS, check_statement
 

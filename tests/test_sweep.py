@@ -17,9 +17,9 @@ from mrpo_tools.cache import Cache, LogpRow
 from mrpo_tools.cli import run
 from mrpo_tools.config import Recipe
 from mrpo_tools.errors import UsageError
-from mrpo_tools.identity import imported_identity
-from mrpo_tools.workflows import sweep as module
-from mrpo_tools.workflows.grid import parse_grid, parse_seeds, plan
+from mrpo_tools.references.identity import imported_identity
+from mrpo_tools.sweep import sweep as module
+from mrpo_tools.sweep.grid import parse_grid, parse_seeds, plan
 
 REFS = ["a", "b", "c"]
 

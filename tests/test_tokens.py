@@ -19,8 +19,8 @@ from transformers.utils import chat_template_utils
 
 from mrpo_tools.errors import UsageError
 from mrpo_tools.groups import Group, Message, Response
-from mrpo_tools.identity import PINNED_DATE
-from mrpo_tools.tokens import EncodedGroup, Renderer, token_hash
+from mrpo_tools.references.identity import PINNED_DATE
+from mrpo_tools.references.rendering import EncodedGroup, Renderer, token_hash
 
 ALL = tuple(MAKERS)
 PLACES = ("system", "user", "assistant", "response")

@@ -17,15 +17,15 @@ from safetensors.torch import load_file
 
 from mrpo_tools.config import Recipe, Reference
 from mrpo_tools.errors import CacheStale, NonFiniteError, ResourceError, UsageError
-from mrpo_tools.evaluate import evaluate
+from mrpo_tools.evaluation.evaluate import evaluate
 from mrpo_tools.maths import objectives
-from mrpo_tools.precompute import precompute
-from mrpo_tools.run import load_run
-from mrpo_tools.scorer import ResponseScorer
-from mrpo_tools.train import _arguments, train
+from mrpo_tools.precomputing.precompute import precompute
+from mrpo_tools.runs.run import load_run
+from mrpo_tools.scorer.scorer import ResponseScorer
 from mrpo_tools.training.callbacks import FiniteGuard
 from mrpo_tools.training.groups import group_seeds, training_groups
 from mrpo_tools.training.prepare import prepare
+from mrpo_tools.training.train import _arguments, train
 from mrpo_tools.training.trainer import GroupTrainer
 
 NAMES = ["llama", "mistral", "qwen"]
@@ -56,7 +56,7 @@ def trainer_on(prepared, model, words: Recipe, output: Path, groups=None) -> Gro
 def load(path):
     from transformers import AutoModelForCausalLM
 
-    from mrpo_tools.models import add_lora
+    from mrpo_tools.references.loading import add_lora
 
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     return add_lora(model, 4, 8, "all-linear", 0)
@@ -417,7 +417,7 @@ def test_a_policy_with_an_adapter_is_merged_first(references, some_groups, cache
     """Training on top of an adapter would begin without it: refused; the merged model has the
     adapter's log-probs and can be trained."""
     from mrpo_tools.cache import Cache
-    from mrpo_tools.merge import merge
+    from mrpo_tools.references.merge import merge
 
     words = recipe(loss="dpo", refs=["llama"], max_steps=2)
     train(words, some_groups, cached, references, tmp_path / "first")
@@ -443,7 +443,7 @@ def test_a_merge_that_finds_no_space_leaves_nothing(
 ):
     from transformers import PreTrainedTokenizerBase
 
-    from mrpo_tools.merge import merge
+    from mrpo_tools.references.merge import merge
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
@@ -566,9 +566,9 @@ def test_a_4_bit_policy_has_the_gradient_of_its_dequantised_weights(references):
     import bitsandbytes
     from independent import response_logp
 
-    from mrpo_tools.batching import Row
-    from mrpo_tools.identity import locate
-    from mrpo_tools.models import add_lora, load_model
+    from mrpo_tools.references.loading import add_lora, load_model
+    from mrpo_tools.references.locate import locate
+    from mrpo_tools.scorer.trees import Row
 
     reference = references["llama"].model_copy(update={"quantization": "nf4"})
     files, cpu = locate(reference), torch.device("cpu")

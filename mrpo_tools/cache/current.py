@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from mrpo_tools.cache import Cache, ReferenceStore
 from mrpo_tools.config import Reference
 from mrpo_tools.errors import CacheStale, UsageError
-from mrpo_tools.identity import changes, fields_of_words, is_here
-from mrpo_tools.scoring import Subject, resolve
+from mrpo_tools.references.identity import changes, fields_of_words
+from mrpo_tools.references.locate import is_here
+from mrpo_tools.references.resolved import Subject, resolve
 
 Difference = tuple[str, object, object]
 """A field of the identity, its value now, its value in the cache."""

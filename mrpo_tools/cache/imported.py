@@ -18,8 +18,8 @@ from mrpo_tools.cache.reference import ReferenceStore
 from mrpo_tools.cache.store import Cache
 from mrpo_tools.errors import DataError, UsageError
 from mrpo_tools.groups import Group, Message, Response, user_prompt
-from mrpo_tools.identity import imported_identity
-from mrpo_tools.sources.strict_json import JsonError, parse_line
+from mrpo_tools.references.identity import imported_identity
+from mrpo_tools.sources.readers.strict_json import JsonError, parse_line
 
 NO_OBJECT = ""
 """The key under which a line that is no object has its reason."""

@@ -28,7 +28,7 @@ from mrpo_tools.cache.parts import (
 )
 from mrpo_tools.config import Reference
 from mrpo_tools.errors import CacheDamaged, CacheMissing, CacheStale, UsageError
-from mrpo_tools.identity import Identity
+from mrpo_tools.references.identity import Identity
 
 
 class ReferenceStore:

@@ -12,7 +12,7 @@ from mrpo_tools.cache.parts import first_of_each
 from mrpo_tools.cache.reference import ReferenceStore, is_store
 from mrpo_tools.errors import CacheMissing, CacheStale
 from mrpo_tools.groups import Group
-from mrpo_tools.identity import Identity, shown
+from mrpo_tools.references.identity import Identity, shown
 
 
 class Cache:

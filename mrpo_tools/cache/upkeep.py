@@ -23,7 +23,7 @@ from mrpo_tools.cache.parts import LOGPS_SCHEMA, Part, first_of_each
 from mrpo_tools.cache.reference import ReferenceStore
 from mrpo_tools.cache.store import Cache
 from mrpo_tools.errors import CacheDamaged
-from mrpo_tools.run import EVALUATION
+from mrpo_tools.runs.run import EVALUATION
 
 MERGED_ROWS = 1_000_000
 """Rows of a part that compaction writes."""

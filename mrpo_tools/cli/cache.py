@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from mrpo_tools.cache import Cache, ReferenceStore
     from mrpo_tools.cache.coverage import Holding
     from mrpo_tools.config import Reference
-    from mrpo_tools.rescore import Rescored
-    from mrpo_tools.scoring import Subject
+    from mrpo_tools.precomputing.rescore import Rescored
+    from mrpo_tools.references.resolved import Subject
 
 
 @click.group()
@@ -182,7 +182,7 @@ def diff(one: str, other: str, cache: str | None, as_json: bool) -> None:
     Example:
         mrpo cache diff mistral@ab12 mistral@cd34
     """
-    from mrpo_tools.identity import shown
+    from mrpo_tools.references.identity import shown
 
     opened = open_cache(cache)
     first, second = opened.find(one), opened.find(other)
@@ -250,7 +250,7 @@ def _disagreements(store: ReferenceStore) -> list[str]:
 
 def _rescore(opened: Cache, store: ReferenceStore, count: int | None) -> Rescored | None:
     """None for imported numbers: there is no model to ask."""
-    from mrpo_tools.rescore import rescore
+    from mrpo_tools.precomputing.rescore import rescore
 
     if "origin" in store.identity.fields:
         return None
@@ -261,7 +261,7 @@ def _subject(store: ReferenceStore) -> Subject:
     """The model as the project has it, if it is the one of this identity; else as it was scored."""
     from mrpo_tools.config import load_project
     from mrpo_tools.errors import UsageError
-    from mrpo_tools.scoring import resolve
+    from mrpo_tools.references.resolved import resolve
 
     def found(words: Reference) -> Subject:
         dtype = words.dtype or store.identity.fields["dtype"]

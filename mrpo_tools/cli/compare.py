@@ -29,8 +29,9 @@ def compare(
         mrpo compare runs/sweep --format latex -o table.tex
     """
     from mrpo_tools.errors import UsageError
-    from mrpo_tools.results import compare as compared
-    from mrpo_tools.results import read_results, render
+    from mrpo_tools.runs.compare import compare as compared
+    from mrpo_tools.runs.formats import render
+    from mrpo_tools.runs.read import read_results
 
     text = render(compared(read_results(runs, split), split, baselines), form)
     if output is None:

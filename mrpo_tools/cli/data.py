@@ -206,10 +206,11 @@ def _facts(stream: GroupStream, summary: Summary) -> dict[str, Any]:
 
 def _tokens(name: str, reference: Any, groups: list[Group]) -> dict[str, Any]:
     """Lengths of some groups under a reference's own tokenizer and chat template."""
-    from mrpo_tools.identity import context_length, locate, template_text
-    from mrpo_tools.models import load_tokenizer
+    from mrpo_tools.references.loading import load_tokenizer
+    from mrpo_tools.references.locate import locate
+    from mrpo_tools.references.model_files import context_length, template_text
+    from mrpo_tools.references.rendering import Renderer
     from mrpo_tools.sources.summary import quantiles
-    from mrpo_tools.tokens import Renderer
 
     files = locate(reference)
     limit = reference.max_length or context_length(files.model)

@@ -28,8 +28,8 @@ def demo(directory: Path, as_json: bool) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: a second thread mostly waits
 
     from mrpo_tools.cli import run
-    from mrpo_tools.results import NOT_COMPARABLE
-    from mrpo_tools.workflows.demo import demo as workflow
+    from mrpo_tools.demo.demo import demo as workflow
+    from mrpo_tools.runs.compare import NOT_COMPARABLE
 
     result = workflow(directory, run)
     if as_json:

@@ -20,7 +20,7 @@ from mrpo_tools.cli.options import (
 
 if TYPE_CHECKING:
     from mrpo_tools.config import Project, Reference
-    from mrpo_tools.run import Run
+    from mrpo_tools.runs.run import Run
 
 LONGER = "always the longer (a tie counts 0)"
 
@@ -49,7 +49,7 @@ def evaluate(run_or_model: str, refs: str | None, split: str, **options: Any) ->
         mrpo evaluate Qwen/Qwen2.5-0.5B-Instruct --refs llama,qwen --precompute
     """
     from mrpo_tools.config import load_project
-    from mrpo_tools.run import is_run, load_run
+    from mrpo_tools.runs.run import is_run, load_run
 
     project = load_project()
     path = Path(run_or_model)
@@ -90,7 +90,7 @@ def _of_run(
     recorded = Project(dataset=run.record["dataset"])
     dataset = dataset_of(recorded if recorded.dataset else project, options)
     source = read_groups(dataset)
-    from mrpo_tools.evaluate import evaluate as verb
+    from mrpo_tools.evaluation.evaluate import evaluate as verb
     from mrpo_tools.progress import say
 
     cache = Cache(options["cache"] or run.record["cache"])
@@ -113,7 +113,7 @@ def _of_model(
 
     names = list(project.references) if refs is None else [one for one in refs.split(",") if one]
     source = read_groups(dataset_of(project, options))
-    from mrpo_tools.evaluate import evaluate_model
+    from mrpo_tools.evaluation.evaluate import evaluate_model
 
     cache = Cache(options["cache"] or project.cache)
     _precompute(names, source, cache, project, split, options)
@@ -135,15 +135,15 @@ def _precompute(
     """With --precompute: the references' missing numbers."""
     if not options["precompute"] or not names:
         return
-    from mrpo_tools.evaluate import references_to_score
-    from mrpo_tools.precompute import precompute
+    from mrpo_tools.evaluation.evaluate import references_to_score
+    from mrpo_tools.precomputing.precompute import precompute
 
     references = references_to_score(names, cache, project.references)
     precompute(references, source.groups, cache, source.name, split)
 
 
 def _print(found: dict[str, Any]) -> None:
-    from mrpo_tools.results import NOT_COMPARABLE
+    from mrpo_tools.runs.compare import NOT_COMPARABLE
 
     def shown(value: float | None, ends: list[float | None] | None) -> str:
         low, high = ends or (None, None)

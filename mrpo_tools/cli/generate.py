@@ -29,7 +29,7 @@ def generate(
     from mrpo_tools.config import Project, Reference, load_project
     from mrpo_tools.errors import UsageError
     from mrpo_tools.groups import in_split
-    from mrpo_tools.run import is_run, load_run
+    from mrpo_tools.runs.run import is_run, load_run
 
     if output is not None and not output.parent.is_dir():
         raise UsageError(f"no directory {output.parent}", f"mkdir -p {output.parent}")

@@ -18,7 +18,7 @@ def losses(name: str | None, as_json: bool) -> None:
         mrpo losses
         mrpo losses mrpo
     """
-    from mrpo_tools.methods import describe, find_loss
+    from mrpo_tools.methods.method import describe, find_loss
 
     if name is not None:
         row = describe(find_loss(name))
@@ -32,7 +32,7 @@ def losses(name: str | None, as_json: bool) -> None:
         print(f"defaults: {defaults or 'none'}")
         print(f"recipe:   {row['recipe']}")
         return
-    from mrpo_tools.methods import LOSSES
+    from mrpo_tools.methods.method import LOSSES
 
     rows = [describe(one) for one in LOSSES]
     if as_json:

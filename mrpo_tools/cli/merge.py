@@ -19,12 +19,12 @@ def merge(model: str, output: Path, dtype: str | None) -> None:
         mrpo merge runs/mrpo --output models/aligned
     """
     from mrpo_tools.config import Reference
-    from mrpo_tools.run import is_run, load_run
+    from mrpo_tools.runs.run import is_run, load_run
 
     path = Path(model)
     reference = load_run(path).trained_policy if is_run(path) else Reference(model=model)
     if dtype is not None:
         reference = Reference.model_validate({**reference.model_dump(), "dtype": dtype})
-    from mrpo_tools.merge import merge as verb
+    from mrpo_tools.references.merge import merge as verb
 
     print(f"wrote {verb(reference, output)}")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mrpo_tools.cache import Cache
     from mrpo_tools.config import Reference
     from mrpo_tools.groups import Group
-    from mrpo_tools.scoring import Summary
+    from mrpo_tools.precomputing.summary import Summary
 
 
 @click.command()
@@ -66,7 +66,7 @@ def precompute(refs: tuple[str, ...], split: str | None, shard: str | None, **op
     if options["dry_run"]:
         _dry_run(references, source.groups, cache, split, part, options["as_json"])
         return
-    from mrpo_tools.precompute import precompute as phase1
+    from mrpo_tools.precomputing.precompute import precompute as phase1
 
     summaries = phase1(references, source.groups, cache, source.name, split, part)
     _print(summaries, options["as_json"])
@@ -101,8 +101,8 @@ def _dry_run(
     shard: tuple[int, int],
     as_json: bool,
 ) -> None:
-    from mrpo_tools.estimate import estimate
-    from mrpo_tools.scoring import resolve
+    from mrpo_tools.precomputing.estimate import estimate
+    from mrpo_tools.references.resolved import resolve
 
     subjects = [resolve(name, one) for name, one in references.items()]
     found = [estimate(subject, groups, cache, split, shard) for subject in subjects]

@@ -76,7 +76,7 @@ def init(
     dataset = dataset or "data.jsonl"
     named = references_named(refs or ALIASES, Project(), {})
     if dtype is None:
-        from mrpo_tools.models import default_dtype
+        from mrpo_tools.references.devices import default_dtype
 
         dtype = default_dtype()
     references = "".join(
@@ -95,7 +95,7 @@ def _init_preset(word: str, dataset: str | None, project: Path, force: bool) -> 
     import yaml
 
     from mrpo_tools.errors import UsageError
-    from mrpo_tools.presets import load_preset
+    from mrpo_tools.paper_tables import load_preset
 
     preset = load_preset(word, dataset)
     recipe = Path("recipe.yaml")
@@ -129,7 +129,7 @@ def doctor() -> None:
     rows.append(("cores", str(os.cpu_count())))
     rows.append(("disk free here", f"{shutil.disk_usage('.').free / 2**30:.1f} GiB"))
     try:
-        from mrpo_tools.models import default_dtype, pick_device
+        from mrpo_tools.references.devices import default_dtype, pick_device
 
         rows += [("device", str(pick_device())), ("dtype by default", default_dtype())]
     except ImportError as error:

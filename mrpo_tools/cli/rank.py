@@ -33,7 +33,7 @@ def rank(refs: str | None, split: str, dataset: str | None, epsilons: str, **opt
     """
     from mrpo_tools.cache import Cache
     from mrpo_tools.config import load_project
-    from mrpo_tools.rank import rank as verb
+    from mrpo_tools.evaluation.rank import rank as verb
 
     names = [name for name in (refs or "").split(",") if name]
     project = load_project()

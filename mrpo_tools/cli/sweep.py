@@ -67,7 +67,7 @@ def sweep(
         words["refs"] = [name for name in refs.split(",") if name]
     elif not words.get("refs"):
         words["refs"] = list(project.references)
-    from mrpo_tools.workflows.grid import parse_grid, parse_seeds, plan
+    from mrpo_tools.sweep.grid import parse_grid, parse_seeds, plan
 
     planned = plan(words, parse_grid(grid), parse_seeds(seeds), not no_baselines)
     if dry_run:
@@ -76,9 +76,9 @@ def sweep(
             [(one.name, one.recipe.loss, ", ".join(one.recipe.refs) or "–") for one in planned],
         )
         return
-    from mrpo_tools.results import render
-    from mrpo_tools.workflows.sweep import Work
-    from mrpo_tools.workflows.sweep import sweep as workflow
+    from mrpo_tools.runs.formats import render
+    from mrpo_tools.sweep.sweep import Work
+    from mrpo_tools.sweep.sweep import sweep as workflow
 
     cache = Path(options["cache"] or project.cache)
     dataset = pinned(dataset_of(project, options), None)

@@ -68,7 +68,7 @@ def train(
     from mrpo_tools.cache import Cache
     from mrpo_tools.config import load_project, pinned
     from mrpo_tools.errors import UsageError
-    from mrpo_tools.run import RECIPE, is_run, project_of
+    from mrpo_tools.runs.run import RECIPE, is_run, project_of
 
     project = load_project()
     if resume and is_run(output):
@@ -83,11 +83,11 @@ def train(
     if recipe.refs:
         cache.references()  # refuses a cache that is not there before anything is read
     source = read_groups(dataset)
-    from mrpo_tools.models import quiet_libraries
     from mrpo_tools.progress import is_first_process
+    from mrpo_tools.references.loading import quiet_libraries
 
     quiet_libraries()  # before they are imported
-    from mrpo_tools.train import train as phase2
+    from mrpo_tools.training.train import train as phase2
 
     recorded = pinned(dataset, source.revision)
     result = phase2(recipe, source.groups, cache, references, output, recorded, resume)

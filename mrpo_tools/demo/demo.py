@@ -19,13 +19,13 @@ from typing import Any
 
 import mrpo_tools
 from mrpo_tools.config import load_project
+from mrpo_tools.demo.tasks import is_right
 from mrpo_tools.errors import MrpoError, UsageError
 from mrpo_tools.generate import generate
 from mrpo_tools.groups import Group, in_split
 from mrpo_tools.progress import bar_to
-from mrpo_tools.run import METRICS, load_run
+from mrpo_tools.runs.run import METRICS, load_run
 from mrpo_tools.sources import load_groups
-from mrpo_tools.workflows.tasks import is_right
 
 Execute = Callable[[list[str]], int]
 
@@ -140,8 +140,8 @@ def _models(show: Callable[[str], None]) -> None:
     """Three tiny models of three families; made once."""
     if all(Path("models", name, "model.safetensors").exists() for name in REFERENCES):
         return
-    from mrpo_tools.models import quiet_libraries
-    from mrpo_tools.workflows.tiny_models import make_models
+    from mrpo_tools.demo.tiny_models import make_models
+    from mrpo_tools.references.loading import quiet_libraries
 
     quiet_libraries()
 

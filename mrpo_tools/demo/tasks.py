@@ -27,7 +27,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mrpo_tools.workflows.skills import FORMS, LETTERS, RELATED, SKILLS, WORDS
+from mrpo_tools.demo.skills import FORMS, LETTERS, RELATED, SKILLS, WORDS
 
 Message = dict[str, str]
 Prompt = str | list[Message]

@@ -26,11 +26,11 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from mrpo_tools.demo.skills import SKILLS
+from mrpo_tools.demo.tasks import as_messages, draw_answer, draw_prompt, read
+from mrpo_tools.demo.tiny_tokenizers import TOKENIZERS
 from mrpo_tools.groups import Group, group_from_dict
-from mrpo_tools.tokens import Renderer
-from mrpo_tools.workflows.skills import SKILLS
-from mrpo_tools.workflows.tasks import as_messages, draw_answer, draw_prompt, read
-from mrpo_tools.workflows.tiny_tokenizers import TOKENIZERS
+from mrpo_tools.references.rendering import Renderer
 
 # Shares of the answers that a model learns from, at its strong and at its other skills.
 QUALITIES = ("right", "habit", "off_form", "near", "wrong")

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from mrpo_tools.cache import Cache, ReferenceStore
+from mrpo_tools.cache.current import stores_of
 from mrpo_tools.config import Dataset, Recipe, Reference
-from mrpo_tools.current import stores_of
 from mrpo_tools.errors import CacheMissing, CacheStale
+from mrpo_tools.evaluation.policy_metrics import PolicyLogps, policy_metrics
 from mrpo_tools.groups import Group, hash_groups, in_split, kinds_of_judgement
-from mrpo_tools.methods import Method, resolve_method
-from mrpo_tools.policy_metrics import PolicyLogps, policy_metrics
-from mrpo_tools.reference_logps import GroupTensors, look_up
-from mrpo_tools.run import EVALUATION, Run, save_json
-from mrpo_tools.scoring import ensure, precompute_seconds, resolve
+from mrpo_tools.methods.method import Method, resolve_method
+from mrpo_tools.methods.tensors import GroupTensors, look_up
+from mrpo_tools.precomputing.ensure import ensure, precompute_seconds
+from mrpo_tools.references.resolved import resolve
+from mrpo_tools.runs.run import EVALUATION, Run, save_json
 
 
 @dataclass(frozen=True)

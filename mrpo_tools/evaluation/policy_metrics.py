@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mrpo_tools.maths import contrasts, metrics, objectives
 from mrpo_tools.maths.resampling import bootstrap_means, percentile_interval
-from mrpo_tools.methods import Method
-from mrpo_tools.reference_logps import (
+from mrpo_tools.methods.method import Method
+from mrpo_tools.methods.tensors import (
     Combined,
     GroupTensors,
     combination_histograms,

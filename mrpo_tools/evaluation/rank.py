@@ -13,17 +13,10 @@ from typing import Any
 import torch
 
 from mrpo_tools.cache import Cache, ReferenceStore, group_from_row
+from mrpo_tools.cache.current import stores_of
 from mrpo_tools.config import Reference
-from mrpo_tools.current import stores_of
 from mrpo_tools.errors import CacheMissing, UsageError
-from mrpo_tools.groups import Group, in_split
-from mrpo_tools.maths import references
-from mrpo_tools.maths.resampling import (
-    bootstrap_means,
-    percentile_interval,
-    simultaneous_intervals,
-)
-from mrpo_tools.ranking import (
+from mrpo_tools.evaluation.ranking import (
     accuracy_columns,
     agreement,
     candidates,
@@ -34,8 +27,15 @@ from mrpo_tools.ranking import (
     parts_of,
     virtual_logps,
 )
-from mrpo_tools.recommendation import Evidence, recommend
-from mrpo_tools.reference_logps import GroupTensors, look_up, reference_rewards
+from mrpo_tools.evaluation.recommendation import Evidence, recommend
+from mrpo_tools.groups import Group, in_split
+from mrpo_tools.maths import references
+from mrpo_tools.maths.resampling import (
+    bootstrap_means,
+    percentile_interval,
+    simultaneous_intervals,
+)
+from mrpo_tools.methods.tensors import GroupTensors, look_up, reference_rewards
 
 EPSILONS = (0.01, 0.1, 1.0)
 

@@ -16,7 +16,7 @@ from mrpo_tools.maths import contrasts, metrics, references
 from mrpo_tools.maths.resampling import bootstrap_means, percentile_interval
 from mrpo_tools.maths.shapes import fill, pair_differences
 from mrpo_tools.maths.statistics import cohens_kappa
-from mrpo_tools.reference_logps import Combination, GroupTensors, combine
+from mrpo_tools.methods.tensors import Combination, GroupTensors, combine
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SHOWN_DISAGREEMENTS = 3

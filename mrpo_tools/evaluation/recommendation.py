@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mrpo_tools.ranking import Candidate
+from mrpo_tools.evaluation.ranking import Candidate
 
 CLEAR_GAP = 0.01
 """Accuracy between reference 1 and the next that counts as something even if it is not certain."""

@@ -13,7 +13,7 @@ from typing import Any
 from mrpo_tools.config import Recipe
 from mrpo_tools.errors import UsageError, did_you_mean
 from mrpo_tools.maths import objectives
-from mrpo_tools.reference_logps import Combination
+from mrpo_tools.methods.tensors import Combination
 
 PRESETS: dict[str, tuple[str, str, dict[str, str], str]] = {
     "mrpo": (

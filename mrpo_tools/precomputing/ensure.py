@@ -6,78 +6,16 @@ torch is imported only when something is missing: a start with nothing to do is 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mrpo_tools.cache import Cache, ReferenceStore
-from mrpo_tools.config import Reference
 from mrpo_tools.groups import Group, Response
-from mrpo_tools.identity import Identity, ModelFiles, identify, locate
+from mrpo_tools.precomputing.summary import Summary
+from mrpo_tools.references.resolved import Subject
 
 if TYPE_CHECKING:
-    from mrpo_tools.tokens import Renderer
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A reference with its files found and its identity known; no weights loaded."""
-
-    name: str
-    reference: Reference
-    files: ModelFiles
-    dtype: str
-    identity: Identity
-
-
-@dataclass
-class Summary:
-    """What `ensure` did for one reference.
-
-    Attributes:
-        store: where the numbers are.
-        reused: responses whose numbers were there already.
-        scored: responses scored now, by status.
-        tokens: tokens computed now, each prompt once per row.
-        padding: positions computed now that hold no token.
-        seconds: wall time, loading included.
-        peak_bytes: the most memory held.
-        warnings: what the user should know.
-    """
-
-    store: ReferenceStore
-    reused: int = 0
-    scored: Counter[str] = field(default_factory=Counter)
-    tokens: int = 0
-    padding: int = 0
-    seconds: float = 0.0
-    peak_bytes: int = 0
-    warnings: list[str] = field(default_factory=list)
-
-
-def resolve(name: str, reference: Reference) -> Subject:
-    """Find a reference's files and compute its identity (weights are hashed, not loaded)."""
-    files = locate(reference)
-    dtype = reference.dtype or _device_dtype()
-    return Subject(name, reference, files, dtype, identify(reference, files, dtype))
-
-
-def renderer_of(subject: Subject) -> Renderer:
-    """The renderer that this reference's identity describes."""
-    from mrpo_tools.models import load_tokenizer
-    from mrpo_tools.tokens import Renderer
-
-    fields = subject.identity.fields
-    return Renderer(
-        load_tokenizer(subject.files, subject.reference),
-        name=subject.name,
-        chat_template=fields["chat_template"],
-        system=fields["system"],
-        added_tokens=fields["added_tokens"],
-        max_length=fields["max_length"],
-        overlong=fields["overlong"],
-    )
+    pass
 
 
 def ensure(
@@ -102,7 +40,7 @@ def ensure(
     todo, reused = missing(cache, subject, groups, shard)
     summary = Summary(cache.store(subject.name, subject.identity), reused=reused)
     if todo:
-        from mrpo_tools.forward import score_missing
+        from mrpo_tools.precomputing.run import score_missing
 
         score_missing(subject, todo, summary)
     summary.seconds = time.monotonic() - started
@@ -135,12 +73,6 @@ def precompute_seconds(store: ReferenceStore) -> float | None:
             return None
         ends[started] = max(float(created), ends.get(started, 0.0))
     return sum(end - started for started, end in ends.items()) if ends else None
-
-
-def _device_dtype() -> str:
-    from mrpo_tools.models import default_dtype
-
-    return default_dtype()
 
 
 def _by_prompt(groups: Iterable[Group], shard: tuple[int, int]) -> list[Group]:

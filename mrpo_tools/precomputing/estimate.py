@@ -9,15 +9,16 @@ from pathlib import Path
 
 import torch
 
-from mrpo_tools.batching import batches, plan_rows, split_tree
 from mrpo_tools.cache import Cache
-from mrpo_tools.forward import encode, trees_of
 from mrpo_tools.groups import Group, in_split
-from mrpo_tools.identity import read_json, weight_files
 from mrpo_tools.maths.logprobs import TILES
-from mrpo_tools.models import peak_flops, pick_device
-from mrpo_tools.scorer import BATCH_TOKENS
-from mrpo_tools.scoring import Subject, missing, renderer_of
+from mrpo_tools.precomputing.ensure import missing
+from mrpo_tools.precomputing.run import encode, trees_of
+from mrpo_tools.references.devices import peak_flops, pick_device
+from mrpo_tools.references.model_files import read_json, weight_files
+from mrpo_tools.references.resolved import Subject, renderer_of
+from mrpo_tools.scorer.scorer import BATCH_TOKENS
+from mrpo_tools.scorer.trees import batches, plan_rows, split_tree
 
 EFFICIENCY = 0.6
 """Useful operations as a share of the matrix-product peak."""

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from mrpo_tools.cache import Cache, ReferenceStore
 from mrpo_tools.config import Reference
 from mrpo_tools.groups import Group, in_split
-from mrpo_tools.identity import changes
+from mrpo_tools.precomputing.ensure import ensure
+from mrpo_tools.precomputing.summary import Summary
 from mrpo_tools.progress import say
-from mrpo_tools.scoring import Summary, ensure, resolve
+from mrpo_tools.references.identity import changes
+from mrpo_tools.references.resolved import resolve
 
 
 def precompute(
@@ -60,6 +62,6 @@ def _tell_namesakes(cache: Cache, store: ReferenceStore) -> None:
 
 
 def _free() -> None:
-    from mrpo_tools.forward import free_memory
+    from mrpo_tools.precomputing.run import free_memory
 
     free_memory()

@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from mrpo_tools.batching import Row
 from mrpo_tools.cache import Cache, ReferenceStore, group_from_row
-from mrpo_tools.current import check_current
+from mrpo_tools.cache.current import check_current
 from mrpo_tools.errors import UsageError
-from mrpo_tools.forward import is_log_prob, load_scorer
-from mrpo_tools.models import pick_device
-from mrpo_tools.scorer import ResponseScorer
-from mrpo_tools.scoring import Subject, renderer_of
-from mrpo_tools.self_check import plain_logps
-from mrpo_tools.tokens import EncodedGroup
+from mrpo_tools.precomputing.run import is_log_prob, load_scorer
+from mrpo_tools.references.devices import pick_device
+from mrpo_tools.references.rendering import EncodedGroup
+from mrpo_tools.references.resolved import Subject, renderer_of
+from mrpo_tools.scorer.scorer import ResponseScorer
+from mrpo_tools.scorer.self_check import plain_logps
+from mrpo_tools.scorer.trees import Row
 
 
 @dataclass(frozen=True)

@@ -18,24 +18,25 @@ from typing import Any
 
 import torch
 
-from mrpo_tools.batching import Row
 from mrpo_tools.cache import LogpRow, PartWriter
 from mrpo_tools.config import absolute_paths
 from mrpo_tools.groups import Group
-from mrpo_tools.models import (
-    load_model,
+from mrpo_tools.precomputing.prefetch import ahead
+from mrpo_tools.precomputing.summary import Summary
+from mrpo_tools.progress import bar
+from mrpo_tools.references.devices import (
     memory_errors,
     peak_flops,
     peak_memory_bytes,
     pick_device,
     reset_peak_memory,
 )
-from mrpo_tools.overlap import ahead
-from mrpo_tools.progress import bar
-from mrpo_tools.scorer import ResponseScorer, score
-from mrpo_tools.scoring import Subject, Summary, renderer_of
-from mrpo_tools.self_check import plain_logps, self_check
-from mrpo_tools.tokens import EncodedResponse, Renderer
+from mrpo_tools.references.loading import load_model
+from mrpo_tools.references.rendering import EncodedResponse, Renderer
+from mrpo_tools.references.resolved import Subject, renderer_of
+from mrpo_tools.scorer.scorer import ResponseScorer, score
+from mrpo_tools.scorer.self_check import plain_logps, self_check
+from mrpo_tools.scorer.trees import Row
 
 WINDOW = 512
 """Prompts that are tokenised and ordered by length together."""

@@ -4,78 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import time
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from mrpo_tools.config import Reference
 from mrpo_tools.errors import MrpoError, ResourceError, UsageError
-from mrpo_tools.identity import ModelFiles
+from mrpo_tools.references.devices import out_of_memory, pick_device
+from mrpo_tools.references.model_files import ModelFiles
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-def pick_device() -> torch.device:
-    """The accelerator of this process, or the CPU."""
-    if not torch.accelerator.is_available():
-        return torch.device("cpu")
-    kind = torch.accelerator.current_accelerator() or torch.device("cpu")
-    if "LOCAL_RANK" not in os.environ:
-        return kind
-    index = int(os.environ["LOCAL_RANK"]) % torch.accelerator.device_count()
-    torch.accelerator.set_device_index(index)
-    return torch.device(kind.type, index)
-
-
-def wait_for_everyone() -> None:
-    """Under torchrun or accelerate: until every process has come here."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from accelerate import PartialState
-
-        state = PartialState(cpu=pick_device().type == "cpu", backend=process_backend())
-        state.wait_for_everyone()
-
-
-def process_backend() -> str | None:
-    """How processes talk to each other where torch does not know it by itself: gloo on CPUs."""
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return "gloo" if several and pick_device().type == "cpu" else None
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out; on a CPU torch has no class of its own for it."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(
-        words in str(error)
-        for words in ("can't allocate memory", "not enough memory", "out of memory")
-    )
-
-
-def default_dtype(device: torch.device | None = None) -> str:
-    """bfloat16 on an accelerator; float32 on a CPU, where bf16 products are far slower."""
-    return "float32" if (device or pick_device()).type == "cpu" else "bfloat16"
-
-
-@contextlib.contextmanager
-def memory_errors(doing: str, hint: str) -> Iterator[None]:
-    """Turn running out of memory into the promised error.
-
-    Raises:
-        ResourceError: in place of any error that means it.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not out_of_memory(error):
-            raise
-        raise ResourceError(f"out of memory while {doing}", hint) from None
 
 
 def load_tokenizer(files: ModelFiles, reference: Reference) -> PreTrainedTokenizerBase:
@@ -191,44 +132,6 @@ def merge_adapter(model: PreTrainedModel) -> PreTrainedModel:
     """The model with its adapter's weights added into its own."""
     merge: Any = getattr(model, "merge_and_unload", None)
     return cast("PreTrainedModel", merge()) if merge else model
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Start measuring `peak_memory_bytes` anew, where the system can."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory held since the last reset: on the accelerator, or resident on a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak) * (1 if sys.platform == "darwin" else 1024)
-
-
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a matrix product here, measured in a fraction of a second."""
-    if not dtype.is_floating_point or (device.type == "cpu" and dtype != torch.float32):
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    size = 1024 if device.type == "cpu" else 8192
-    square = torch.randn(size, size, device=device).to(dtype)
-    best = float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
-        product = square @ square
-        product[0, 0].item()  # waits for an accelerator
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
 
 
 def quiet_libraries() -> None:

@@ -11,8 +11,9 @@ from safetensors import SafetensorError
 
 from mrpo_tools.config import Reference
 from mrpo_tools.errors import ResourceError, UsageError
-from mrpo_tools.models import load_model, load_tokenizer, memory_errors, merge_adapter
-from mrpo_tools.scoring import resolve
+from mrpo_tools.references.devices import memory_errors
+from mrpo_tools.references.loading import load_model, load_tokenizer, merge_adapter
+from mrpo_tools.references.resolved import resolve
 
 
 def merge(reference: Reference, output: Path) -> Path:

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
-from mrpo_tools.control_tokens import ControlSafeEncoder
 from mrpo_tools.errors import UsageError
 from mrpo_tools.groups import Group, Message
-from mrpo_tools.identity import PINNED_DATE, uses_date
+from mrpo_tools.references.control_tokens import ControlSafeEncoder
+from mrpo_tools.references.identity import PINNED_DATE, uses_date
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,7 +10,7 @@ from typing import Any
 from mrpo_tools.maths.statistics import mean_and_std
 from mrpo_tools.report.canvas import Picture, legend, legend_height, look, picture
 from mrpo_tools.report.palette import Palette
-from mrpo_tools.results import MethodRuns
+from mrpo_tools.runs.methods import MethodRuns
 
 MOST_LINES = 10
 SIDES = ("chosen", "rejected")

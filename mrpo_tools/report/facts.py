@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mrpo_tools.results import MethodRuns
-from mrpo_tools.results.methods import differing, shown
+from mrpo_tools.runs.methods import MethodRuns, differing, shown
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from mrpo_tools.maths.statistics import mean_and_std
 from mrpo_tools.report.canvas import FONT, MARKERS, Picture, legend, legend_height, picture, short
 from mrpo_tools.report.curves import plus_minus
 from mrpo_tools.report.palette import Palette
-from mrpo_tools.results import MethodRuns, plain_names
-from mrpo_tools.results.methods import COMBINATION, differing
+from mrpo_tools.runs.methods import COMBINATION, MethodRuns, differing
+from mrpo_tools.runs.read import plain_names
 
 MOST_PANELS = 3
 

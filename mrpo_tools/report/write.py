@@ -18,8 +18,10 @@ from mrpo_tools.report.references import (
     ranking_picture,
     weights_picture,
 )
-from mrpo_tools.results import NOT_COMPARABLE, Comparison, by_method, compare, read_results, render
-from mrpo_tools.results.formats import caption, cell_text, effect_text, header
+from mrpo_tools.runs.compare import NOT_COMPARABLE, Comparison, compare
+from mrpo_tools.runs.formats import caption, cell_text, effect_text, header, render
+from mrpo_tools.runs.methods import by_method
+from mrpo_tools.runs.read import read_results
 
 PAGE = "report.html"
 MARKDOWN = "report.md"

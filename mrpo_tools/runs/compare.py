@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from mrpo_tools.errors import UsageError, did_you_mean
 from mrpo_tools.maths.statistics import LARGE_ENOUGH, cohens_d, mean_and_std
 from mrpo_tools.progress import say
-from mrpo_tools.results.methods import MethodRuns, by_method
-from mrpo_tools.results.read import Result, plain_names
+from mrpo_tools.runs.methods import MethodRuns, by_method
+from mrpo_tools.runs.read import Result, plain_names
 
 NOT_COMPARABLE = (
     "The first accuracy is not comparable between methods: a reference that ranks well lowers it, "

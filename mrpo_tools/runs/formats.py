@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 
-from mrpo_tools.results.compare import BEST, NOT_COMPARABLE, SECOND, Cell, Column, Comparison, Row
+from mrpo_tools.runs.compare import BEST, NOT_COMPARABLE, SECOND, Cell, Column, Comparison, Row
 
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mrpo_tools.progress import say
-from mrpo_tools.results.read import Result
+from mrpo_tools.runs.read import Result
 
 COMBINATION = (
     "combine", "weights", "trust_region", "epsilon_max", "fixed_weights", "weights_layout",

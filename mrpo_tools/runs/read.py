@@ -11,7 +11,7 @@ from typing import Any
 from mrpo_tools.config import read_yaml
 from mrpo_tools.errors import UsageError
 from mrpo_tools.progress import say
-from mrpo_tools.run import EVALUATION, METRICS, RECIPE, RUN, STATE, is_run
+from mrpo_tools.runs.run import EVALUATION, METRICS, RECIPE, RUN, STATE, is_run
 
 
 @dataclass(frozen=True)

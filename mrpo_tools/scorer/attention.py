@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from mrpo_tools.batching import Forest, Piece
+from mrpo_tools.scorer.trees import Forest, Piece
 
 TREE = "tree"
 UNTOLD = -1

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mrpo_tools.attention import TREE
-from mrpo_tools.batching import (
+from mrpo_tools.maths.logprobs import sequence_logps, token_logps
+from mrpo_tools.scorer.attention import TREE
+from mrpo_tools.scorer.trees import (
     PADDING,
     PROMPT,
     Row,
@@ -24,7 +25,6 @@ from mrpo_tools.batching import (
     plan_rows,
     split_tree,
 )
-from mrpo_tools.maths.logprobs import sequence_logps, token_logps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from mrpo_tools.batching import Row
 from mrpo_tools.errors import UsageError
-from mrpo_tools.models import out_of_memory
-from mrpo_tools.scorer import ROUTES, ResponseScorer, score
+from mrpo_tools.references.devices import out_of_memory
+from mrpo_tools.scorer.scorer import ROUTES, ResponseScorer, score
+from mrpo_tools.scorer.trees import Row
 
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-8}
 """nats per token between two exact routes; of 16-bit formats it is measured."""

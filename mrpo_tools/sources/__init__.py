@@ -12,7 +12,7 @@
     stream   all of it in order, with splits and counts; `load` into memory
 """
 
-from mrpo_tools.sources.catalogue import ADAPTERS
+from mrpo_tools.sources.adapters.catalogue import ADAPTERS
 from mrpo_tools.sources.known import KNOWN
 from mrpo_tools.sources.load import Source, load_dataset, load_groups
 from mrpo_tools.sources.stream import COUNTS, GroupStream, Options

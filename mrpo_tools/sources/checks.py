@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from mrpo_tools.groups import Group, Response, content_id, merge_duplicates
-from mrpo_tools.sources.fields import Field
+from mrpo_tools.sources.adapters.fields import Field
 from mrpo_tools.sources.seen import Seen
 
 

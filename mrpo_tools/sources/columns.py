@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from mrpo_tools.errors import UsageError, did_you_mean
-from mrpo_tools.sources.rows import Problem, Row
+from mrpo_tools.sources.readers.rows import Problem, Row
 
 
 class Columns:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mrpo_tools.config import Dataset
 from mrpo_tools.groups import Group
-from mrpo_tools.sources.rows import ignore_progress
+from mrpo_tools.sources.readers.rows import ignore_progress
 from mrpo_tools.sources.stream import GroupStream, Options
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mrpo_tools.errors import UsageError, did_you_mean
-from mrpo_tools.sources import hub
 from mrpo_tools.sources.known import KNOWN
-from mrpo_tools.sources.rows import Problem, Reading, Row, Unreadable
-from mrpo_tools.sources.tables import read_parquet
-from mrpo_tools.sources.text import read_json, read_lines
+from mrpo_tools.sources.readers import hub
+from mrpo_tools.sources.readers.rows import Problem, Reading, Row, Unreadable
+from mrpo_tools.sources.readers.tables import read_parquet
+from mrpo_tools.sources.readers.text import read_json, read_lines
 
 Reader = Callable[[Path, Reading], Iterator[Row | Problem]]
 

@@ -12,15 +12,15 @@ from typing import Any
 from mrpo_tools.config import Dataset
 from mrpo_tools.errors import DataError, UsageError, did_you_mean
 from mrpo_tools.groups import Group
-from mrpo_tools.sources.adapters import Adapter
+from mrpo_tools.sources.adapters.adapter import Adapter
+from mrpo_tools.sources.adapters.detect import SAMPLE_ROWS, choose
+from mrpo_tools.sources.adapters.fields import Field
 from mrpo_tools.sources.checks import Noticing, checked_responses
 from mrpo_tools.sources.columns import Columns
-from mrpo_tools.sources.detect import SAMPLE_ROWS, choose
-from mrpo_tools.sources.fields import Field
 from mrpo_tools.sources.locate import locate, split_name
-from mrpo_tools.sources.rows import Problem, Reading, Row, ignore_progress
+from mrpo_tools.sources.readers.rows import Problem, Reading, Row, ignore_progress
+from mrpo_tools.sources.readers.strict_json import shorten
 from mrpo_tools.sources.splits import Draw
-from mrpo_tools.sources.strict_json import shorten
 
 MAX_PROBLEMS = 100_000
 COUNTS = {

@@ -13,7 +13,7 @@ import pyarrow.dataset as ds
 from mrpo_tools.config import read_yaml
 from mrpo_tools.errors import UsageError
 from mrpo_tools.progress import say
-from mrpo_tools.run import EVALUATION, METRICS, RECIPE, RUN, STATE
+from mrpo_tools.runs.run import EVALUATION, METRICS, RECIPE, RUN, STATE
 
 NOT_MEASURED = ("histograms", "dataset")
 DEFAULT_RUNS = Path("runs")

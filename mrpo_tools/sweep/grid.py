@@ -12,7 +12,7 @@ from typing import Any
 from mrpo_tools.config import Recipe, parse, yaml_value
 from mrpo_tools.errors import UsageError, did_you_mean
 from mrpo_tools.maths import objectives
-from mrpo_tools.methods import PRESETS, find_loss, resolve_method
+from mrpo_tools.methods.method import PRESETS, find_loss, resolve_method
 
 COMBINATION = ("combine", "weights", "trust_region", "epsilon_max", "fixed_weights",
                "weights_layout")  # fmt: skip

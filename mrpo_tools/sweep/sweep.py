@@ -21,15 +21,17 @@ from pathlib import Path
 from mrpo_tools.cache import Cache
 from mrpo_tools.config import Dataset, Recipe, Reference, parse, pinned, read_yaml
 from mrpo_tools.errors import MrpoError, Preempted, UsageError
-from mrpo_tools.evaluate import evaluate, held_out
+from mrpo_tools.evaluation.evaluate import evaluate, held_out
 from mrpo_tools.groups import hash_groups, in_split
 from mrpo_tools.progress import name_lines, say
-from mrpo_tools.results import FORMATS, Comparison, compare, read_results, render
-from mrpo_tools.run import EVALUATION, METRICS, RECIPE, RUN, load_run, read_json
+from mrpo_tools.runs.compare import Comparison, compare
+from mrpo_tools.runs.formats import FORMATS, render
+from mrpo_tools.runs.read import read_results
+from mrpo_tools.runs.run import EVALUATION, METRICS, RECIPE, RUN, load_run, read_json
 from mrpo_tools.sources import Source, load_dataset
-from mrpo_tools.train import train
+from mrpo_tools.sweep.grid import Planned
 from mrpo_tools.training.prepare import policy_subject
-from mrpo_tools.workflows.grid import Planned
+from mrpo_tools.training.train import train
 
 TABLE = "table"
 
@@ -246,7 +248,7 @@ def _forwarded_sigterm() -> Iterator[list[int]]:
 def _start_worker(threads: int) -> None:
     import torch
 
-    from mrpo_tools.models import quiet_libraries
+    from mrpo_tools.references.loading import quiet_libraries
 
     torch.set_num_threads(threads)
     quiet_libraries()

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mrpo_tools.batching import Row
-from mrpo_tools.scorer import ResponseScorer, to_device
+from mrpo_tools.scorer.scorer import ResponseScorer, to_device
+from mrpo_tools.scorer.trees import Row
 
 SHARE_OF_FREE_MEMORY = 0.7
 """What activations may take; the rest is for gradients, optimizer states and the head's tiles."""

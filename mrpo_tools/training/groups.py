@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from mrpo_tools.batching import Row
 from mrpo_tools.maths import objectives
-from mrpo_tools.reference_logps import Combination, combine
-from mrpo_tools.scorer import ResponseScorer
-from mrpo_tools.tokens import EncodedGroup
+from mrpo_tools.methods.tensors import Combination, combine
+from mrpo_tools.references.rendering import EncodedGroup
+from mrpo_tools.scorer.scorer import ResponseScorer
+from mrpo_tools.scorer.trees import Row
 from mrpo_tools.training.prepare import Prepared
 
 

@@ -14,22 +14,22 @@ import torch
 from torch import Tensor
 
 from mrpo_tools.cache import Cache, ReferenceStore
+from mrpo_tools.cache.current import stores_of
 from mrpo_tools.config import Recipe, Reference
-from mrpo_tools.current import stores_of
 from mrpo_tools.errors import CacheStale, UsageError
 from mrpo_tools.groups import Group, in_split, kinds_of_judgement
 from mrpo_tools.maths import contrasts, objectives
-from mrpo_tools.methods import Method, resolve_method
-from mrpo_tools.progress import bar, say_once
-from mrpo_tools.reference_logps import (
+from mrpo_tools.methods.method import Method, resolve_method
+from mrpo_tools.methods.tensors import (
     Combined,
     GroupTensors,
     combine,
     look_up,
     reference_accuracies,
 )
-from mrpo_tools.scoring import Subject, renderer_of, resolve
-from mrpo_tools.tokens import EncodedGroup
+from mrpo_tools.progress import bar, say_once
+from mrpo_tools.references.rendering import EncodedGroup
+from mrpo_tools.references.resolved import Subject, renderer_of, resolve
 
 
 @dataclass(frozen=True)

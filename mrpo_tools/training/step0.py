@@ -10,11 +10,11 @@ import math
 
 import torch
 
-from mrpo_tools.batching import Row
 from mrpo_tools.errors import CacheStale, NonFiniteError
 from mrpo_tools.progress import say_once
-from mrpo_tools.scorer import ResponseScorer, score
-from mrpo_tools.self_check import self_check
+from mrpo_tools.scorer.scorer import ResponseScorer, score
+from mrpo_tools.scorer.self_check import self_check
+from mrpo_tools.scorer.trees import Row
 from mrpo_tools.training.groups import TrainingGroups, group_rows
 from mrpo_tools.training.prepare import Prepared
 

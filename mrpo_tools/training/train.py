@@ -14,9 +14,8 @@ from mrpo_tools.cache import Cache
 from mrpo_tools.config import Dataset, Recipe, Reference, parse, read_yaml
 from mrpo_tools.errors import Preempted, UsageError
 from mrpo_tools.groups import Group, hash_groups, in_split
-from mrpo_tools.models import (
-    add_lora,
-    load_model,
+from mrpo_tools.progress import is_first_process, say_once
+from mrpo_tools.references.devices import (
     memory_errors,
     peak_memory_bytes,
     pick_device,
@@ -24,8 +23,9 @@ from mrpo_tools.models import (
     reset_peak_memory,
     wait_for_everyone,
 )
-from mrpo_tools.progress import is_first_process, say_once
-from mrpo_tools.run import (
+from mrpo_tools.references.loading import add_lora, load_model
+from mrpo_tools.references.resolved import renderer_of
+from mrpo_tools.runs.run import (
     METRICS,
     RECIPE,
     Stage,
@@ -35,8 +35,7 @@ from mrpo_tools.run import (
     save_json,
     stage_of,
 )
-from mrpo_tools.scorer import ResponseScorer
-from mrpo_tools.scoring import renderer_of
+from mrpo_tools.scorer.scorer import ResponseScorer
 from mrpo_tools.training.activations import activations_fit
 from mrpo_tools.training.groups import TrainingGroups, group_rows, training_groups
 from mrpo_tools.training.prepare import Prepared, prepare

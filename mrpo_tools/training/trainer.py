@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from mrpo_tools.maths import objectives
-from mrpo_tools.scorer import ResponseScorer, score
+from mrpo_tools.scorer.scorer import ResponseScorer, score
 from mrpo_tools.training.callbacks import Clock, FiniteGuard, StopOnSignal
 from mrpo_tools.training.figures import Averages, figures
 from mrpo_tools.training.groups import GroupCollator, TrainingGroups, group_rows, group_seeds

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mrpo_tools.groups import Response
-from mrpo_tools.sources.conversation import Prompt
-from mrpo_tools.sources.fields import Field
+from mrpo_tools.sources.adapters.conversation import Prompt
+from mrpo_tools.sources.adapters.fields import Field
 
 Parsed = tuple[Prompt, list[Response]]
 

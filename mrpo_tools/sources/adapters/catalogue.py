@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mrpo_tools.sources import pairs, scored
-from mrpo_tools.sources.adapters import (
+from mrpo_tools.sources.adapters import pairs, scored
+from mrpo_tools.sources.adapters.adapter import (
     ANSWER,
     CHOSEN_REJECTED,
     CONVERSATIONS,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mrpo_tools.groups import ROLES, Message, user_prompt
-from mrpo_tools.sources.fields import Field
+from mrpo_tools.sources.adapters.fields import Field
 
 Prompt = tuple[Message, ...]
 

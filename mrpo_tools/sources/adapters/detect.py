@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mrpo_tools.errors import UsageError, did_you_mean
-from mrpo_tools.sources.adapters import Adapter
-from mrpo_tools.sources.catalogue import ADAPTERS
-from mrpo_tools.sources.strict_json import shorten
+from mrpo_tools.sources.adapters.adapter import Adapter
+from mrpo_tools.sources.adapters.catalogue import ADAPTERS
+from mrpo_tools.sources.readers.strict_json import shorten
 
 SAMPLE_ROWS = 50
 _ENOUGH = 0.9

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mrpo_tools.groups import Message, Response, user_prompt
-from mrpo_tools.sources.adapters import Parsed
-from mrpo_tools.sources.conversation import (
+from mrpo_tools.sources.adapters.adapter import Parsed
+from mrpo_tools.sources.adapters.conversation import (
     Prompt,
     common_prompt,
     common_text,
@@ -14,8 +14,8 @@ from mrpo_tools.sources.conversation import (
     messages,
     prompt_of,
 )
-from mrpo_tools.sources.fields import Field
-from mrpo_tools.sources.transcripts import transcript, transcript_prompt
+from mrpo_tools.sources.adapters.fields import Field
+from mrpo_tools.sources.adapters.transcripts import transcript, transcript_prompt
 
 _SCORES = (
     ("score_chosen", "score_rejected"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mrpo_tools.groups import Response, user_prompt
-from mrpo_tools.sources.adapters import Parsed
-from mrpo_tools.sources.conversation import completion_of, prompt_of
-from mrpo_tools.sources.fields import Field
-from mrpo_tools.sources.transcripts import transcript_prompt
+from mrpo_tools.sources.adapters.adapter import Parsed
+from mrpo_tools.sources.adapters.conversation import completion_of, prompt_of
+from mrpo_tools.sources.adapters.fields import Field
+from mrpo_tools.sources.adapters.transcripts import transcript_prompt
 
 ULTRAFEEDBACK_SCORES = ("overall", "fine-grained", "mean")
 _ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")

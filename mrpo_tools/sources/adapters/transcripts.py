@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from mrpo_tools.groups import Message, user_prompt
-from mrpo_tools.sources.conversation import Prompt, ending_with_user
-from mrpo_tools.sources.fields import Field
+from mrpo_tools.sources.adapters.conversation import Prompt, ending_with_user
+from mrpo_tools.sources.adapters.fields import Field
 
 _ROLES = {"Human": "user", "User": "user", "Assistant": "assistant"}
 _SPOKEN = re.compile(r"(?:^\s*|\n\n)(Human|Assistant):")

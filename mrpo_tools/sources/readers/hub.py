@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mrpo_tools.errors import UsageError
-from mrpo_tools.sources.rows import Problem, Reading, Row
-from mrpo_tools.sources.tables import BATCH_ROWS, batch_rows
+from mrpo_tools.sources.readers.rows import Problem, Reading, Row
+from mrpo_tools.sources.readers.tables import BATCH_ROWS, batch_rows
 
 
 def is_saved(folder: Path) -> bool:

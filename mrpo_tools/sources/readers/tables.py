@@ -12,7 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mrpo_tools.sources.rows import MAX_ROW_BYTES, Problem, Reading, Row, Unreadable, refuse_bomb
+from mrpo_tools.sources.readers.rows import (
+    MAX_ROW_BYTES,
+    Problem,
+    Reading,
+    Row,
+    Unreadable,
+    refuse_bomb,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa

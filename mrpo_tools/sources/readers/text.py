@@ -10,8 +10,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, cast
 
-from mrpo_tools.sources.rows import MAX_ROW_BYTES, Problem, Reading, Row, Unreadable, refuse_bomb
-from mrpo_tools.sources.strict_json import DuplicateKey, JsonError, decode, parse_line, skip_space
+from mrpo_tools.sources.readers.rows import (
+    MAX_ROW_BYTES,
+    Problem,
+    Reading,
+    Row,
+    Unreadable,
+    refuse_bomb,
+)
+from mrpo_tools.sources.readers.strict_json import (
+    DuplicateKey,
+    JsonError,
+    decode,
+    parse_line,
+    skip_space,
+)
 
 CHUNK_BYTES = 2**20
 _TOO_LONG = f"longer than {MAX_ROW_BYTES // 2**20} MiB; a row of preference data is far shorter"

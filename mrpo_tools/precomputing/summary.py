@@ -1,0 +1,33 @@
+"""What was done for one reference."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from mrpo_tools.cache import ReferenceStore
+
+
+@dataclass
+class Summary:
+    """What `ensure` did for one reference.
+
+    Attributes:
+        store: where the numbers are.
+        reused: responses whose numbers were there already.
+        scored: responses scored now, by status.
+        tokens: tokens computed now, each prompt once per row.
+        padding: positions computed now that hold no token.
+        seconds: wall time, loading included.
+        peak_bytes: the most memory held.
+        warnings: what the user should know.
+    """
+
+    store: ReferenceStore
+    reused: int = 0
+    scored: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
+    padding: int = 0
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    warnings: list[str] = field(default_factory=list)

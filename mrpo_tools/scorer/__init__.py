@@ -1,0 +1,7 @@
+"""Ids -> log-probs of responses, for both phases.
+
+trees        prompts with their responses as trees: a shared prompt is computed once
+attention    attention over trees in one line, without padding
+scorer       a causal LM as a function from token batches to log-probs
+self_check   the fastest route that is exact for a model
+"""
