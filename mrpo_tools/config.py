@@ -24,6 +24,22 @@ from pydantic import (
 )
 
 from mrpo_tools.errors import UsageError, did_you_mean
+from mrpo_tools.words import (
+    AddedTokens,
+    Attention,
+    Chosen,
+    Combine,
+    Dtype,
+    Finetuning,
+    Overlong,
+    Pairing,
+    Quantization,
+    Scheduler,
+    System,
+    TrustRegion,
+    Weights,
+    WeightsLayout,
+)
 
 DEFAULT_CACHE = "cache"
 PROJECT_FILE = "mrpo.yaml"
@@ -34,8 +50,6 @@ ALIASES = {
     "qwen": "Qwen/Qwen1.5-7B-Chat",
 }
 
-Dtype = Literal["float32", "bfloat16", "float16"]
-Quantization = Literal["nf4"]
 Split = str
 
 
@@ -72,12 +86,12 @@ class Reference(Words):
     dtype: Dtype | None = None
     quantization: Quantization | None = None
     max_length: int | None = Field(default=None, ge=8)
-    overlong: Literal["skip", "truncate"] = "skip"
-    system: Literal["fold", "drop", "error"] = "fold"
-    added_tokens: Literal["plain", "keep"] = "plain"
+    overlong: Overlong = "skip"
+    system: System = "fold"
+    added_tokens: AddedTokens = "plain"
     chat_template: str | None = None
     trust_remote_code: bool = False
-    attention: Literal["auto", "tree", "sdpa", "eager"] = "auto"
+    attention: Attention = "auto"
     batch_tokens: int | None = Field(default=None, ge=16)
 
 
@@ -129,15 +143,15 @@ class Recipe(Words):
     loss: str = "mrpo"
     refs: list[str] = Field(default_factory=list)
     policy: str | None = None
-    combine: Literal["harmonic", "geometric", "arithmetic", "separate"] | None = None
-    weights: Literal["confidence", "uniform", "fixed", "accuracy"] | None = None
+    combine: Combine | None = None
+    weights: Weights | None = None
     fixed_weights: list[Number] | None = None
-    weights_layout: Literal["paper", "swapped"] = "paper"
-    trust_region: Literal["adaptive", "fixed", "none"] | None = None
+    weights_layout: WeightsLayout = "paper"
+    trust_region: TrustRegion | None = None
     epsilon_max: Number | None = Field(default=None, ge=0)
-    chosen: Literal["auto", "mean", "top1", "top_bottom"] = "auto"
+    chosen: Chosen = "auto"
     top_bottom: int = Field(default=2, ge=1)
-    pairing: Literal["best_worst", "best_random", "best_vs_rest", "all"] | None = None
+    pairing: Pairing | None = None
 
     # The objective's own hyper-parameters (METHODS names)
     beta: Number | None = Field(default=None, gt=0)
@@ -157,7 +171,7 @@ class Recipe(Words):
     length_normalized: bool | None = None
 
     # How the policy is trained
-    finetuning: Literal["lora", "full"] = "lora"
+    finetuning: Finetuning = "lora"
     quantization: Quantization | None = None
     dtype: Dtype | None = None
     lora_r: int = Field(default=8, ge=1)
@@ -168,10 +182,7 @@ class Recipe(Words):
     gradient_accumulation_steps: int = Field(default=4, ge=1)
     num_train_epochs: Number = Field(default=1.0, gt=0)
     max_steps: int = Field(default=-1, ge=-1)
-    lr_scheduler_type: Literal[
-        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant",
-        "constant_with_warmup", "inverse_sqrt",
-    ] = "cosine"  # fmt: skip
+    lr_scheduler_type: Scheduler = "cosine"
     warmup_ratio: Number = Field(default=0.0, ge=0, lt=1)
     weight_decay: Number = Field(default=0.0, ge=0)
     max_grad_norm: Number = Field(default=1.0, ge=0)

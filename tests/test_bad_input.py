@@ -515,9 +515,7 @@ def test_bad_data_ends_every_command_before_a_model_loads(
 ) -> None:
     """Exit 2, the same one line, nothing written; the reference's folder is never opened."""
     from mrpo_tools.cli import run
-    from mrpo_tools.precomputing import ensure as scoring
-    from mrpo_tools.references import identity
-    from mrpo_tools.references import loading as models
+    from mrpo_tools.references import loading, resolved
 
     name, content = BAD_CONTENTS[kind]
     Path(name).write_bytes(content)
@@ -526,10 +524,10 @@ def test_bad_data_ends_every_command_before_a_model_loads(
     line = f"  {error.value.problems[0]}\n"
     Path("cache/references").mkdir(parents=True)
     for module, function in (
-        (identity, "locate"),
-        (models, "load_tokenizer"),
-        (models, "load_model"),
-        (scoring, "resolve"),
+        (resolved, "locate"),
+        (loading, "load_tokenizer"),
+        (loading, "load_model"),
+        (resolved, "resolve"),
     ):
         monkeypatch.setattr(module, function, lambda *_, **__: pytest.fail("a model was touched"))
     for command, words in COMMANDS.items():

@@ -23,7 +23,7 @@ from mrpo_tools.config import Recipe, Reference
 from mrpo_tools.errors import CacheStale
 from mrpo_tools.groups import Response
 from mrpo_tools.precomputing.precompute import precompute
-from mrpo_tools.references import identity
+from mrpo_tools.references import identity, locate
 from mrpo_tools.training.train import prepare
 
 ROOT = Path(__file__).parent.parent
@@ -154,7 +154,7 @@ def test_another_identity_never_reuses_numbers(
 def test_a_revision_is_an_identity(model, simulated, some_groups, tmp_path, monkeypatch):
     """A hub model at another commit, though the files be the same."""
     commit = ["aaa"]
-    monkeypatch.setattr(identity, "_download", lambda *_, **__: (commit[0], model))
+    monkeypatch.setattr(locate, "_download", lambda *_, **__: (commit[0], model))
     cache, groups = Cache(tmp_path / "cache"), some_groups[:3]
     hub = {"one": Reference(model="org/one", dtype="float32")}
     precompute(hub, groups, cache, "some")

@@ -25,7 +25,7 @@ from mrpo_tools.errors import CacheDamaged, CacheMissing
 from mrpo_tools.methods.tensors import look_up
 from mrpo_tools.precomputing import run as forward
 from mrpo_tools.precomputing.precompute import precompute
-from mrpo_tools.references.resolved import Subject, renderer_of
+from mrpo_tools.references.resolved import ResolvedReference, renderer_of
 from mrpo_tools.sql import open_sql
 
 HERE = Path(__file__).parent
@@ -135,7 +135,7 @@ def command(tiny_models, some_groups, tmp_path, monkeypatch) -> list[str]:
     Simulation().install(monkeypatch.setattr)
     kept: list[Any] = []
 
-    def once(subject: Subject) -> Any:
+    def once(subject: ResolvedReference) -> Any:
         kept[:] = kept or [renderer_of(subject)]
         return kept[0]
 

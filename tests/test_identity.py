@@ -17,8 +17,8 @@ from mrpo_tools.cache import Cache
 from mrpo_tools.cache.current import check_current
 from mrpo_tools.config import Reference
 from mrpo_tools.errors import CacheStale, UsageError
-from mrpo_tools.references import hashes, identity
-from mrpo_tools.references import loading as models
+from mrpo_tools.references import devices, hashes, identity
+from mrpo_tools.references import locate as locating
 from mrpo_tools.references.hashes import HashMemo
 from mrpo_tools.references.identity import Identity, identify
 from mrpo_tools.references.locate import locate
@@ -277,7 +277,7 @@ def test_hub_id_and_commit_count(model, monkeypatch):
         asked.append((hub_id, revision))
         return commits[revision], model
 
-    monkeypatch.setattr(identity, "_download", download)
+    monkeypatch.setattr(locating, "_download", download)
     main, v1, v2 = (
         identity_of(Path("org/one"), revision=revision) for revision in ("main", "v1", "v2")
     )
@@ -505,7 +505,7 @@ def test_an_adapter_directory_of_a_hub_model(model, monkeypatch):
     """Its base is downloaded, at the revision that the reference names."""
     adapter = model.parent / "adapter"
     edit_json(adapter / "adapter_config.json", base_model_name_or_path="org/base")
-    monkeypatch.setattr(identity, "_download", lambda _, revision, **__: (f"{revision}!", model))
+    monkeypatch.setattr(locating, "_download", lambda _, revision, **__: (f"{revision}!", model))
     found = locate(Reference(model=str(adapter), revision="v3"))
     assert found == ModelFiles(model, adapter, "org/base", "v3!")
 
@@ -513,7 +513,7 @@ def test_an_adapter_directory_of_a_hub_model(model, monkeypatch):
 def test_an_adapter_repository_of_the_hub_stands_for_base_and_adapter(model, monkeypatch):
     """What holds for a directory holds for a hub repository that has nothing but an adapter."""
     adapter = model.parent / "adapter"
-    monkeypatch.setattr(identity, "_download", lambda hub_id, revision, **_: ("ccc", adapter))
+    monkeypatch.setattr(locating, "_download", lambda hub_id, revision, **_: ("ccc", adapter))
     found = locate(Reference(model="org/adapter"))
     assert (found.model, found.adapter) == (model, adapter)
 
@@ -845,7 +845,7 @@ def test_current_numbers_are_used(store, model):
 def test_an_open_dtype_is_the_devices(model, monkeypatch):
     """`dtype` left open is what the device prefers, and that is written into the identity."""
     for dtype in ("float32", "bfloat16"):
-        monkeypatch.setattr(models, "default_dtype", lambda dtype=dtype: dtype)
+        monkeypatch.setattr(devices, "default_dtype", lambda dtype=dtype: dtype)
         open_one = resolve("judge", Reference(model=str(model)))
         named = resolve("judge", Reference(model=str(model), dtype=dtype))
         assert open_one.identity == named.identity

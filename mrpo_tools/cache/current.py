@@ -9,7 +9,7 @@ from mrpo_tools.config import Reference
 from mrpo_tools.errors import CacheStale, UsageError
 from mrpo_tools.references.identity import changes, fields_of_words
 from mrpo_tools.references.locate import is_here
-from mrpo_tools.references.resolved import Subject, resolve
+from mrpo_tools.references.resolved import ResolvedReference, resolve
 
 Difference = tuple[str, object, object]
 """A field of the identity, its value now, its value in the cache."""
@@ -43,7 +43,7 @@ def stores_of(
     return stores
 
 
-def check_current(store: ReferenceStore, subject: Subject) -> None:
+def check_current(store: ReferenceStore, subject: ResolvedReference) -> None:
     """Refuse numbers that belong to other files or settings than the project's.
 
     Raises:
@@ -72,7 +72,7 @@ def _differences(store: ReferenceStore, reference: Reference) -> list[Difference
     return _from_files(store, resolve(store.name, reference.model_copy(update={"dtype": dtype})))
 
 
-def _from_files(store: ReferenceStore, subject: Subject) -> list[Difference]:
+def _from_files(store: ReferenceStore, subject: ResolvedReference) -> list[Difference]:
     differing = subject.identity.differences(store.identity)
     if subject.reference.dtype is None:  # left open: the cache's own dtype is as good
         return [one for one in differing if one[0] != "dtype"]

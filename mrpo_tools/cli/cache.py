@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mrpo_tools.cache.coverage import Holding
     from mrpo_tools.config import Reference
     from mrpo_tools.precomputing.rescore import Rescored
-    from mrpo_tools.references.resolved import Subject
+    from mrpo_tools.references.resolved import ResolvedReference
 
 
 @click.group()
@@ -257,13 +257,13 @@ def _rescore(opened: Cache, store: ReferenceStore, count: int | None) -> Rescore
     return rescore(opened, store, _subject(store), count or 0)
 
 
-def _subject(store: ReferenceStore) -> Subject:
+def _subject(store: ReferenceStore) -> ResolvedReference:
     """The model as the project has it, if it is the one of this identity; else as it was scored."""
     from mrpo_tools.config import load_project
     from mrpo_tools.errors import UsageError
     from mrpo_tools.references.resolved import resolve
 
-    def found(words: Reference) -> Subject:
+    def found(words: Reference) -> ResolvedReference:
         dtype = words.dtype or store.identity.fields["dtype"]
         return resolve(store.name, words.model_copy(update={"dtype": dtype}))
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from mrpo_tools import words
+
 if TYPE_CHECKING:
     from mrpo_tools.cache import Cache
     from mrpo_tools.config import Dataset, Project, Reference
@@ -25,6 +27,15 @@ def _decorate(*options: Callable[[Command], Command]) -> Callable[[Command], Com
 
     return apply
 
+
+def choice(of: Any) -> click.Choice[str]:
+    """An option's type: one of the names of a choice in `words`."""
+    return click.Choice(words.choices(of))
+
+
+pairing_option = click.option(
+    "--pairing", type=choice(words.Pairing), help="Which pairs a group makes."
+)
 
 dataset_options = _decorate(
     click.option("--dataset", metavar="SOURCE", help="File, directory or hub id of the data."),
@@ -53,16 +64,16 @@ set_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 reference_options = _decorate(
-    click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"])),
-    click.option("--quantization", type=click.Choice(["nf4"]), help="4-bit weights."),
+    click.option("--dtype", type=choice(words.Dtype)),
+    click.option("--quantization", type=choice(words.Quantization), help="4-bit weights."),
     click.option("--max-length", type=int, help="Tokens of prompt and response together."),
-    click.option("--overlong", type=click.Choice(["skip", "truncate"])),
+    click.option("--overlong", type=choice(words.Overlong)),
     click.option("--revision", metavar="REV", help="Commit, tag or branch on the hub."),
     click.option("--adapter", metavar="DIR", help="LoRA adapter of the reference."),
-    click.option("--system", type=click.Choice(["fold", "drop", "error"])),
-    click.option("--added-tokens", type=click.Choice(["plain", "keep"])),
+    click.option("--system", type=choice(words.System)),
+    click.option("--added-tokens", type=choice(words.AddedTokens)),
     click.option("--batch-tokens", type=int, help="Tokens of a batch, padding counted."),
-    click.option("--attention", type=click.Choice(["auto", "tree", "sdpa", "eager"])),
+    click.option("--attention", type=choice(words.Attention)),
     click.option("--trust-remote-code", is_flag=True, default=None, help="Run the model's code."),
 )
 REFERENCE_FIELDS = (

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mrpo_tools import words
 from mrpo_tools.cli.options import (
     cache_option,
+    choice,
     dataset_of,
     dataset_options,
     json_option,
+    pairing_option,
     print_json,
     print_table,
     read_groups,
@@ -40,13 +43,12 @@ RECIPE_OPTIONS = (
 @dataset_options
 @cache_option
 @click.option("--output", required=True, type=click.Path(path_type=Path), metavar="RUN")
-@click.option("--combine", type=click.Choice(["harmonic", "geometric", "arithmetic", "separate"]))
-@click.option("--weights", type=click.Choice(["confidence", "uniform", "fixed", "accuracy"]))
-@click.option("--trust-region", type=click.Choice(["adaptive", "fixed", "none"]))
+@click.option("--combine", type=choice(words.Combine))
+@click.option("--weights", type=choice(words.Weights))
+@click.option("--trust-region", type=choice(words.TrustRegion))
 @click.option("--epsilon-max", type=float)
-@click.option("--chosen", type=click.Choice(["auto", "mean", "top1", "top_bottom"]))
-@click.option("--pairing",
-              type=click.Choice(["best_worst", "best_random", "best_vs_rest", "all"]))  # fmt: skip
+@click.option("--chosen", type=choice(words.Chosen))
+@pairing_option
 @set_option
 @click.option("--resume", is_flag=True,
               help="Go on with the run in --output, its recipe and data.")  # fmt: skip

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from mrpo_tools.cache import Cache, ReferenceStore
 from mrpo_tools.groups import Group, Response
 from mrpo_tools.precomputing.summary import Summary
-from mrpo_tools.references.resolved import Subject
+from mrpo_tools.references.resolved import ResolvedReference
 
 if TYPE_CHECKING:
     pass
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def ensure(
     cache: Cache,
-    subject: Subject,
+    subject: ResolvedReference,
     groups: Iterable[Group],
     shard: tuple[int, int] = (0, 1),
 ) -> Summary:
@@ -48,7 +48,10 @@ def ensure(
 
 
 def missing(
-    cache: Cache, subject: Subject, groups: Iterable[Group], shard: tuple[int, int] = (0, 1)
+    cache: Cache,
+    subject: ResolvedReference,
+    groups: Iterable[Group],
+    shard: tuple[int, int] = (0, 1),
 ) -> tuple[list[Group], int]:
     """Each prompt with its responses that have no number yet, and how many responses have one."""
     prompts = _by_prompt(groups, shard)

@@ -16,7 +16,7 @@ from mrpo_tools.precomputing.ensure import missing
 from mrpo_tools.precomputing.run import encode, trees_of
 from mrpo_tools.references.devices import peak_flops, pick_device
 from mrpo_tools.references.model_files import read_json, weight_files
-from mrpo_tools.references.resolved import Subject, renderer_of
+from mrpo_tools.references.resolved import ResolvedReference, renderer_of
 from mrpo_tools.scorer.scorer import BATCH_TOKENS
 from mrpo_tools.scorer.trees import batches, plan_rows, split_tree
 
@@ -58,7 +58,7 @@ class Estimate:
 
 
 def estimate(
-    subject: Subject,
+    subject: ResolvedReference,
     groups: Sequence[Group],
     cache: Cache,
     split: str | None = None,

@@ -15,7 +15,7 @@ from mrpo_tools.errors import UsageError
 from mrpo_tools.precomputing.run import is_log_prob, load_scorer
 from mrpo_tools.references.devices import pick_device
 from mrpo_tools.references.rendering import EncodedGroup
-from mrpo_tools.references.resolved import Subject, renderer_of
+from mrpo_tools.references.resolved import ResolvedReference, renderer_of
 from mrpo_tools.scorer.scorer import ResponseScorer
 from mrpo_tools.scorer.self_check import plain_logps
 from mrpo_tools.scorer.trees import Row
@@ -43,7 +43,7 @@ class Rescored:
 
 
 def rescore(
-    cache: Cache, store: ReferenceStore, subject: Subject, count: int, seed: int = 0
+    cache: Cache, store: ReferenceStore, subject: ResolvedReference, count: int, seed: int = 0
 ) -> Rescored:
     """Compute some cached numbers again by the shortest way there is.
 

@@ -33,7 +33,7 @@ from mrpo_tools.references.devices import (
 )
 from mrpo_tools.references.loading import load_model
 from mrpo_tools.references.rendering import EncodedResponse, Renderer
-from mrpo_tools.references.resolved import Subject, renderer_of
+from mrpo_tools.references.resolved import ResolvedReference, renderer_of
 from mrpo_tools.scorer.scorer import ResponseScorer, score
 from mrpo_tools.scorer.self_check import plain_logps, self_check
 from mrpo_tools.scorer.trees import Row
@@ -58,7 +58,7 @@ class Encoded:
     responses: list[EncodedResponse]
 
 
-def score_missing(subject: Subject, groups: Sequence[Group], summary: Summary) -> None:
+def score_missing(subject: ResolvedReference, groups: Sequence[Group], summary: Summary) -> None:
     """Score every response of `groups`, store the numbers, and count them in `summary`.
 
     Tokenising, scoring and writing overlap: the next prompts are tokenised in one thread and the
@@ -86,7 +86,7 @@ def free_memory() -> None:
 
 
 def _score(
-    subject: Subject, groups: Sequence[Group], device: torch.device, summary: Summary
+    subject: ResolvedReference, groups: Sequence[Group], device: torch.device, summary: Summary
 ) -> None:
     started = time.time()
     renderer = renderer_of(subject)
@@ -116,7 +116,7 @@ def _score(
         )
 
 
-def load_scorer(subject: Subject, dtype: str, device: torch.device) -> ResponseScorer:
+def load_scorer(subject: ResolvedReference, dtype: str, device: torch.device) -> ResponseScorer:
     """A subject's model, ready to score in a dtype."""
     return ResponseScorer(
         load_model(subject.files, subject.reference, dtype, device), subject.reference.attention
@@ -124,7 +124,7 @@ def load_scorer(subject: Subject, dtype: str, device: torch.device) -> ResponseS
 
 
 def _record(
-    scorer: ResponseScorer, subject: Subject, device: torch.device, noise: float
+    scorer: ResponseScorer, subject: ResolvedReference, device: torch.device, noise: float
 ) -> dict[str, Any]:
     """What a part says of its writer, beside the library versions."""
     return {
@@ -138,7 +138,7 @@ def _record(
 
 def _run(
     scorer: ResponseScorer,
-    subject: Subject,
+    subject: ResolvedReference,
     windows: Iterable[list[Encoded]],
     total: int,
     writer: PartWriter,
@@ -169,7 +169,7 @@ def _run(
 
 def _rescore(
     alone: ResponseScorer,
-    subject: Subject,
+    subject: ResolvedReference,
     bad: Sequence[Wanted],
     writer: PartWriter,
     summary: Summary,

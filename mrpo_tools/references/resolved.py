@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Subject:
+class ResolvedReference:
     """A reference with its files found and its identity known; no weights loaded."""
 
     name: str
@@ -25,14 +25,14 @@ class Subject:
     identity: Identity
 
 
-def resolve(name: str, reference: Reference) -> Subject:
+def resolve(name: str, reference: Reference) -> ResolvedReference:
     """Find a reference's files and compute its identity (weights are hashed, not loaded)."""
     files = locate(reference)
     dtype = reference.dtype or _device_dtype()
-    return Subject(name, reference, files, dtype, identify(reference, files, dtype))
+    return ResolvedReference(name, reference, files, dtype, identify(reference, files, dtype))
 
 
-def renderer_of(subject: Subject) -> Renderer:
+def renderer_of(subject: ResolvedReference) -> Renderer:
     """The renderer that this reference's identity describes."""
     from mrpo_tools.references.loading import load_tokenizer
     from mrpo_tools.references.rendering import Renderer

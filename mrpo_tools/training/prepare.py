@@ -29,7 +29,7 @@ from mrpo_tools.methods.tensors import (
 )
 from mrpo_tools.progress import bar, say_once
 from mrpo_tools.references.rendering import EncodedGroup
-from mrpo_tools.references.resolved import Subject, renderer_of, resolve
+from mrpo_tools.references.resolved import ResolvedReference, renderer_of, resolve
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Prepared:
     """
 
     method: Method
-    policy: Subject
+    policy: ResolvedReference
     stores: list[ReferenceStore]
     groups: list[Group]
     encoded: list[EncodedGroup]
@@ -105,7 +105,7 @@ def _held_out_accuracies(
 
 def policy_subject(
     recipe: Recipe, stores: Sequence[ReferenceStore], references: Mapping[str, Reference]
-) -> Subject:
+) -> ResolvedReference:
     """The policy before training: reference 1 unless the recipe names another model."""
     words = recipe.policy
     if words is not None:
@@ -135,7 +135,7 @@ def policy_subject(
     return subject
 
 
-def _encode(policy: Subject, groups: Sequence[Group]) -> list[EncodedGroup]:
+def _encode(policy: ResolvedReference, groups: Sequence[Group]) -> list[EncodedGroup]:
     renderer = renderer_of(policy)
     encoded = []
     with bar("tokenising for the policy", len(groups), "groups") as advance:
@@ -151,7 +151,10 @@ TEXT_FIELDS = ("rendering_version", "tokenizer", "chat_template", "pinned_date",
 
 
 def _check_token_hashes(
-    policy: Subject, store: ReferenceStore, encoded: Sequence[EncodedGroup], tensors: GroupTensors
+    policy: ResolvedReference,
+    store: ReferenceStore,
+    encoded: Sequence[EncodedGroup],
+    tensors: GroupTensors,
 ) -> None:
     """A policy with reference 1's tokenizer scores the very ids that reference 1 was scored on."""
     mine, theirs = policy.identity.fields, store.identity.fields
@@ -182,7 +185,7 @@ def _check_token_hashes(
 
 def _numbers(
     method: Method,
-    policy: Subject,
+    policy: ResolvedReference,
     stores: list[ReferenceStore],
     groups: list[Group],
 ) -> Prepared:
