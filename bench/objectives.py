@@ -20,8 +20,7 @@ from mrpo_tools.demo.demo import right_share
 from mrpo_tools.evaluation.evaluate import evaluate
 from mrpo_tools.generate import generate
 from mrpo_tools.groups import in_split
-from mrpo_tools.maths import objectives
-from mrpo_tools.methods.method import LOSSES, PRESETS
+from mrpo_tools.methods.method import LOSSES, PRESETS, objective_of
 from mrpo_tools.runs.run import load_run
 from mrpo_tools.sources import load_groups
 from mrpo_tools.training.train import train
@@ -32,9 +31,10 @@ OUTPUT = Path(__file__).parent.parent / "docs" / "objectives_on_demo.json"
 
 def references_of(loss: str) -> list[str]:
     """Three for the methods made for several, one for the others, none where none enters."""
-    if loss in PRESETS or loss == "multi_dpo":
+    if loss in PRESETS:
         return ["llama", "mistral", "qwen"]
-    return ["llama"] if objectives.TABLE[loss].reference else []
+    counts = {"none": 0, "one": 1, "several": 3}
+    return ["llama", "mistral", "qwen"][: counts[objective_of(loss).references]]
 
 
 def main(directory: str) -> None:

@@ -70,8 +70,8 @@ def _counts() -> str:
 def _objectives() -> str:
     table = ["| name | loss of a group | source | needs | defaults |", "|---|---|---|---|---|"]
     for row in (describe(name) for name in LOSSES):
-        defaults = ", ".join(f"{key} {value}" for key, value in row["defaults"].items())
-        cells = (f"`{row['name']}`", row["formula"], row["source"], row["needs"], defaults)
+        defaults = ", ".join(f"{key} {value}" for key, value in row.defaults.items())
+        cells = (f"`{row.name}`", row.formula, row.source, row.needs, defaults)
         table.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(table)
 

@@ -74,7 +74,7 @@ def made_up_run(path: Path, loss: str, refs: list[str], seed: int, **changes) ->
     from mrpo_tools.runs.run import save_json, save_recipe
 
     recipe = Recipe(loss=loss, refs=refs, seed=seed, **changes)
-    method = resolve_method(recipe, len(refs), True, False)
+    method = resolve_method(recipe, scores=True)
     rng = random.Random(f"{loss} {refs} {changes}")
     level, slope = 0.55 + rng.random() / 5, 0.1 + rng.random() / 10
     noise = random.Random(f"{loss} {refs} {changes} {seed}")
@@ -96,8 +96,8 @@ def made_up_run(path: Path, loss: str, refs: list[str], seed: int, **changes) ->
     save_json(path / "run.json", {
         "policy": {"model": "models/llama"}, "policy_identity": "0" * 64,
         "references": [f"{name}@0123456789ab" for name in refs], "cache": "cache",
-        "dataset": {"source": "data/toy.jsonl"}, "objective": method.objective,
-        "hyper": method.complete_hyper, "combination": asdict(method.combination),
+        "dataset": {"source": "data/toy.jsonl"}, "objective": method.row.name,
+        "hyper": dict(method.hyper), "combination": asdict(method.combination),
         "report": {}, "versions": {},
     })  # fmt: skip
     save_json(path / "metrics.json", {

@@ -220,7 +220,7 @@ def best_first(scores: Sequence[float]) -> list[int]:
 
 def visible(group: Group, h: SimpleNamespace) -> Group:
     """The group as the objective sees it: `top_bottom` leaves the m best and the m worst."""
-    if h.partition != "top_bottom":
+    if h.chosen != "top_bottom":
         return group
     order, m = best_first(scores_of(group)), min(h.top_bottom, group.size // 2)
     return group.take(sorted(order[:m] + order[group.size - m :]))
@@ -229,9 +229,9 @@ def visible(group: Group, h: SimpleNamespace) -> Group:
 def sides(group: Group, h: SimpleNamespace) -> tuple[list[int], list[int]]:
     """Y+ and Y−, as indices into the visible group."""
     everyone, scores = range(group.size), scores_of(group)
-    if h.partition == "top_bottom":
+    if h.chosen == "top_bottom":
         positive = best_first(scores)[: group.size // 2]
-    elif h.partition == "top1":
+    elif h.chosen == "top1":
         candidates = [i for i in everyone if group.chosen is None or group.chosen[i]]
         positive = [max(candidates, key=lambda i: (scores[i], -i))] if candidates else []
     elif group.chosen is not None:
@@ -279,12 +279,12 @@ DEFAULTS = {
     "score_scale": 10.0,
     "length_normalized": False,
     "pairing": "best_worst",
-    "partition": "auto",
+    "chosen": "auto",
     "top_bottom": 2,
 }
 OWN_DEFAULTS = {
     **{name: {"beta": 0.01} for name in ("mpo", "w_mpo", "swepo", "infonca", "nca")},
-    "mpo_1vsk": {"beta": 0.01, "partition": "top1"},
+    "mpo_1vsk": {"beta": 0.01, "chosen": "top1"},
     "simpo": {"beta": 2.0},
     "mpo_reference_free": {"beta": 2.0},
     "orpo": {"sft_weight": 0.1},
@@ -545,7 +545,7 @@ def scored_pairs(group: Group) -> list[tuple[int, int]]:
 
 def top_against_others(group: Group) -> list[tuple[int, int]]:
     """The best response against each of the others."""
-    best = sides(group, SimpleNamespace(partition="top1"))[0][0]
+    best = sides(group, SimpleNamespace(chosen="top1"))[0][0]
     return [(best, i) for i in range(group.size) if i != best]
 
 
@@ -702,7 +702,7 @@ def accuracies(values: Sequence[float], group: Group) -> float:
 
 def margins(values: Sequence[float], group: Group) -> float:
     """Mean reward over Y+ minus mean reward over Y−; NaN where a side is empty."""
-    positive, negative = sides(group, SimpleNamespace(partition="auto"))
+    positive, negative = sides(group, SimpleNamespace(chosen="auto"))
     if not positive or not negative:
         return math.nan
     return mean([values[i] for i in positive]) - mean([values[i] for i in negative])

@@ -17,7 +17,6 @@ from mrpo_tools.maths import references as maths_references
 from mrpo_tools.references.loading import add_lora
 from mrpo_tools.references.resolved import renderer_of, resolve
 from mrpo_tools.scorer.scorer import ResponseScorer
-from mrpo_tools.training.groups import training_groups
 from mrpo_tools.training.prepare import prepare
 from mrpo_tools.training.train import _arguments
 from mrpo_tools.training.trainer import GroupTrainer
@@ -29,11 +28,7 @@ WITH_MRPO = ("mrpo", "mean_ref", *objectives.NAMES)
 def references_of(loss: str) -> list[str]:
     if loss in ("mrpo", "mean_ref", "multi_dpo", "mpo"):
         return list(NAMES)
-    return ["llama"] if loss in ("mrpo", "mean_ref") or needs_reference(loss) else []
-
-
-def needs_reference(loss: str) -> bool:
-    return loss in ("mrpo", "mean_ref") or objectives.TABLE[loss].reference
+    return [] if objectives.TABLE[loss].references == "none" else ["llama"]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +99,7 @@ def test_first_step_equals_live_references(
     model = policy(tiny_models["llama"])
     trainer = GroupTrainer(
         ResponseScorer(model),
-        training_groups(prepared),
+        prepared.training,
         _arguments(recipe, tmp_path),
     )
     batch = trainer.data_collator(list(range(8)))

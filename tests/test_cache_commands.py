@@ -512,8 +512,7 @@ def test_export_takes_the_pairs_that_training_uses(tmp_path, judged, overlong, e
     found = export_pairs(cache, store).table.to_pylist()
     assert [(one["chosen"], one["rejected"]) for one in found] == expected
     tensors = look_up([store], [group])
-    sides = contrasts.choose_sides(tensors.scores, tensors.chosen, tensors.mask)
-    pairs = contrasts.pairs(sides, tensors.chosen, "best_worst", None)[0].nonzero().tolist()
+    pairs = contrasts.pairs(tensors.judged.sides, "best_worst")[0].nonzero().tolist()
     assert [(f"y{one}", f"y{other}") for one, other in pairs] == expected
 
 
@@ -590,7 +589,7 @@ def test_training_takes_imported_numbers(cached, references, some_groups, tmp_pa
     expected = {one["response_id"]: one["logp"] for one in numbers(some_groups)}
     for g, group in enumerate(found.groups):
         for n, key in enumerate(group.response_ids):
-            assert found.tensors.logps[g, n, 1] == expected[key]
+            assert found.training.tensors.logps[g, n, 1] == expected[key]
     alone = recipe.model_copy(update={"refs": ["big", "llama"]})
     with pytest.raises(UsageError, match="does not say where the model of reference 'big' is"):
         prepare(alone, some_groups, cache, {})

@@ -135,8 +135,8 @@ def test_multi_dpo_is_at_least_dpo_on_the_geometric_combination(seed):
     ("name", "hyper"),
     [
         ("mpo", {}),
-        ("mpo", {"partition": "top1"}),
-        ("mpo", {"partition": "top_bottom"}),
+        ("mpo", {"chosen": "top1"}),
+        ("mpo", {"chosen": "top_bottom"}),
         ("w_mpo", {}),
         ("w_mpo", {"deviation_scale": 3.0}),
         ("swepo", {"power": 2, "deviation_scale": 0.5}),
@@ -215,7 +215,7 @@ def test_mpo_1vsk_is_mpo_on_the_top_response():
     """With scores, with ties, and inside the labelled set."""
     for kind in ("scores", "labels", "labels_and_scores"):
         tensors = tensors_of(sample("mpo", kind))
-        assert_close(loss("mpo_1vsk", tensors), loss("mpo", tensors, partition="top1"))
+        assert_close(loss("mpo_1vsk", tensors), loss("mpo", tensors, chosen="top1"))
 
 
 @pytest.mark.parametrize("how", ["harmonic", "geometric", "arithmetic"])

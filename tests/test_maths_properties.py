@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Group
 from test_objectives import (
-    CASES,
+    EVERY,
     RANDOM_PAIR,
+    TOGETHER,
     assert_close,
     compute,
     describe,
@@ -54,7 +55,7 @@ def rescored(group: Group, slope: float, intercept: float) -> Group:
     return replace(group, scores=[slope * score + intercept for score in group.scores])
 
 
-@pytest.mark.parametrize(("name", "hyper"), CASES, ids=describe)
+@pytest.mark.parametrize(("name", "hyper"), EVERY + TOGETHER, ids=describe)
 @bounded
 @given(data=st.data())
 def test_permuting_responses_permutes(name, hyper, data):
@@ -72,7 +73,7 @@ def test_permuting_responses_permutes(name, hyper, data):
     assert_close(moved, rewards[:, order])
 
 
-@pytest.mark.parametrize(("name", "hyper"), CASES + RANDOM_PAIR, ids=describe)
+@pytest.mark.parametrize(("name", "hyper"), EVERY + TOGETHER + RANDOM_PAIR, ids=describe)
 @bounded
 @given(data=st.data())
 def test_padding_with_masked_responses_changes_nothing(name, hyper, data):
@@ -98,7 +99,7 @@ def test_padding_with_masked_responses_changes_nothing(name, hyper, data):
 
 
 @pytest.mark.parametrize(
-    ("name", "hyper"), [case for case in CASES if case[0] != "kto_pair"] + RANDOM_PAIR, ids=describe
+    ("name", "hyper"), [case for case in EVERY if case[0] != "kto_pair"] + RANDOM_PAIR, ids=describe
 )
 @bounded
 @given(data=st.data())
@@ -183,7 +184,7 @@ def test_a_shift_of_the_prompt_cancels(name, hyper, group, shift):
     [
         ("dpo", {"pairing": "all"}),
         ("mpo", {}),
-        ("mpo", {"partition": "top_bottom"}),
+        ("mpo", {"chosen": "top_bottom"}),
         ("mpo_1vsk", {}),
         ("swepo", {"weight": "power", "power": 2}),
         ("plackett_luce", {}),

@@ -1,5 +1,6 @@
 """Every objective against hand-derived numbers and against the independent float64 oracle."""
 
+import inspect
 import math
 from dataclasses import replace
 
@@ -10,73 +11,62 @@ import torch
 from oracle import Group
 
 from mrpo_tools.maths import metrics, objectives
+from mrpo_tools.maths.judgements import Judgements
 
-CASES = [
-    ("dpo", {}),
-    ("dpo", {"beta": 0.7, "label_smoothing": 0.2}),
-    ("dpo", {"pairing": "best_vs_rest"}),
-    ("dpo", {"pairing": "all"}),
-    ("dpo", {"pairing": "all", "partition": "top_bottom", "top_bottom": 2}),
-    ("multi_dpo", {}),
-    ("multi_dpo", {"pairing": "all", "beta": 0.5}),
-    ("mpo", {}),
-    ("mpo", {"beta": 0.5, "partition": "top1"}),
-    ("mpo", {"beta": 0.5, "partition": "top_bottom"}),
-    ("mpo", {"beta": 0.5, "partition": "top_bottom", "top_bottom": 1}),
-    ("w_mpo", {}),
-    ("w_mpo", {"beta": 0.3, "deviation_scale": 2.0}),
-    ("w_mpo", {"beta": 0.3, "deviation_scale": 2.0, "signed": True}),
-    ("w_mpo", {"beta": 0.3, "deviation_scale": 2.0, "partition": "top_bottom"}),
-    ("swepo", {}),
-    ("swepo", {"beta": 0.3, "deviation_scale": 1.5, "power": 0}),
-    ("swepo", {"beta": 0.3, "deviation_scale": 1.5, "power": 2}),
+VARIATIONS = {
+    "beta": [0.5],
+    "chosen": ["top1", "top_bottom"],
+    "clip": [0.1],
+    "delta": [20.0],
+    "deviation_scale": [2.0],
+    "gamma": [0.3],
+    "kl_weight": [0.5],
+    "label_smoothing": [0.2],
+    "length_normalized": [True],
+    "length_penalty": [0.1],
+    "pairing": ["best_worst", "best_vs_rest", "all"],
+    "power": [0, 2],
+    "score_scale": [20.0],
+    "sft_weight": [0.3],
+    "signed": [True],
+    "tau": [3.0],
+    "top_bottom": [],  # with the rule `top_bottom`, below
+    "weight": ["power"],
+}
+"""Other values than the default, for every hyper-parameter that an objective may have."""
+TOGETHER = [
+    ("dpo", {"pairing": "all", "chosen": "top_bottom", "top_bottom": 2}),
+    ("mpo", {"beta": 0.5, "chosen": "top_bottom", "top_bottom": 1}),
+    ("w_mpo", {"beta": 0.3, "deviation_scale": 2.0, "chosen": "top_bottom"}),
     ("swepo", {"beta": 0.3, "deviation_scale": 1.5, "power": 2, "signed": True}),
     ("swepo", {"beta": 0.3, "weight": "power", "power": 0}),
-    ("swepo", {"beta": 0.3, "weight": "power"}),
     ("swepo", {"beta": 0.3, "weight": "power", "power": 2}),
-    ("mpo_1vsk", {}),
-    ("mpo_reference_free", {}),
-    ("mpo_reference_free", {"beta": 1.0, "gamma": 0.3}),
-    ("infonca", {}),
-    ("infonca", {"beta": 0.5, "tau": 3.0}),
-    ("infonca", {"beta": 0.5, "partition": "top_bottom"}),
-    ("nca", {}),
-    ("nca", {"beta": 0.5, "tau": 3.0}),
-    ("plackett_luce", {}),
-    ("plackett_luce", {"beta": 0.5}),
-    ("grpo_offline", {}),
-    ("grpo_offline", {"kl_weight": 0.5, "clip": 0.1}),
-    ("ipo", {}),
-    ("ipo", {"length_normalized": True, "beta": 0.5}),
-    ("ipo", {"pairing": "all"}),
-    ("slic", {}),
-    ("slic", {"delta": 20.0, "sft_weight": 0.3, "pairing": "all"}),
-    ("rrhf", {}),
-    ("rrhf", {"sft_weight": 0.2, "pairing": "best_vs_rest"}),
-    ("cpo", {}),
-    ("cpo", {"sft_weight": 0.1, "pairing": "all"}),
-    ("kto_pair", {}),
-    ("orpo", {}),
-    ("orpo", {"sft_weight": 1.0, "pairing": "best_vs_rest"}),
-    ("r_dpo", {}),
-    ("r_dpo", {"length_penalty": 0.1, "pairing": "all"}),
-    ("simpo", {}),
-    ("simpo", {"beta": 1.0, "gamma": 0.3, "pairing": "all"}),
-    ("sppo", {}),
-    ("sppo", {"beta": 0.5, "pairing": "best_vs_rest"}),
-    ("sft", {}),
-    ("sft", {"partition": "top1"}),
-    ("mppo_point_ce", {}),
-    ("mppo_point_ce", {"score_scale": 20.0}),
-    ("mppo_point_mse", {}),
-    ("mppo_point_mse", {"score_scale": 20.0}),
-    ("mppo_pair_single", {"pairing": "best_worst"}),
-    ("mppo_pair_mns", {}),
-    ("mppo_pair_mnm", {}),
-    ("mppo_pair_mcs", {}),
-    ("mppo_pair_mcm", {}),
-    ("mppo_list_mle", {}),
 ]
+"""Hyper-parameters that act on each other."""
+FIXED_PAIRS = [name for name in objectives.NAMES if name.startswith("mppo_pair_m")]
+"""The oracle has these with their own pairing only: the paper defines no other."""
+
+
+def defaults(name: str) -> dict:
+    """The objective's own hyper-parameters, with pairs that need no draw."""
+    drawn = objectives.TABLE[name].defaults.get("pairing") == "best_random"
+    return {"pairing": "best_worst"} if drawn else {}
+
+
+def cases() -> list[tuple[str, dict]]:
+    """Every objective of the table with its defaults, and each of its hyper-parameters varied."""
+    found = []
+    for name in objectives.NAMES:
+        found.append((name, defaults(name)))
+        for key in sorted({*objectives.TABLE[name].defaults, "chosen"}):
+            if not (key == "pairing" and name in FIXED_PAIRS):
+                found += [(name, {**defaults(name), key: value}) for value in VARIATIONS[key]]
+    return [*found, *TOGETHER]
+
+
+CASES = cases()
+EVERY = [(name, defaults(name)) for name in objectives.NAMES]
+"""Every objective once."""
 SHAPE_ERROR = r"shape|\[B"
 KINDS = ("scores", "ties", "labels", "labels_and_scores")
 RANDOM_PAIR = [("mppo_pair_single", {}), ("dpo", {"pairing": "best_random", "beta": 0.5})]
@@ -97,7 +87,7 @@ def is_defined(name: str, hyper: dict, kind: str) -> bool:
     It leaves open who is cut by `top_bottom` on a tie or under labels, whether a tied top response
     counts among the others of MNS and MNM, and whether labels outrank scores in MCS and MCM.
     """
-    if hyper.get("partition") == "top_bottom" or name in ("mppo_pair_mns", "mppo_pair_mnm"):
+    if hyper.get("chosen") == "top_bottom" or name in ("mppo_pair_mns", "mppo_pair_mnm"):
         return kind == "scores"
     return kind != "labels_and_scores" or name not in ("mppo_pair_mcs", "mppo_pair_mcm")
 
@@ -161,8 +151,12 @@ LOG_6_3_1 = [math.log(6), math.log(3), 0.0]
 
 def test_names_are_those_of_the_methods_page():
     """Every row of the table but mrpo and mean_ref, which are dpo after `references.combine`."""
-    assert len(objectives.NAMES) == len(set(objectives.NAMES))
     assert set(objectives.NAMES) == set(oracle.LOSSES)
+
+
+def test_every_hyper_parameter_is_varied():
+    """One that is not in `VARIATIONS` would be tried at its default alone."""
+    assert set(VARIATIONS) | {"seed"} == set(objectives.HYPER_PARAMETERS)
 
 
 def test_dpo_by_hand():
@@ -215,7 +209,7 @@ def test_mpo_by_hand():
     """
     group = group_with(LOG_6_3_1, scores=[5.0, 4.0, 0.0])
     assert_by_hand("mpo", group, 0.105360516, beta=1.0)
-    assert_by_hand("mpo", group, 0.510825624, beta=1.0, partition="top1")
+    assert_by_hand("mpo", group, 0.510825624, beta=1.0, chosen="top1")
     assert_by_hand("mpo_1vsk", group, 0.510825624, beta=1.0)
 
 
@@ -256,7 +250,7 @@ def test_top_bottom_by_hand():
     Y+ = {10, 7}, e^u = 1: −log(36/(36 + 1/32 + 1/4)) = log(1 + 0.28125/36) = 0.007782
     N = 3 with m = 2 keeps ⌊3/2⌋ = 1 on each side: e^u = (6, 3, 1), scores (2, 1, 0): −log(6/7)
     """
-    hyper = {"beta": 1.0, "partition": "top_bottom", "top_bottom": 2}
+    hyper = {"beta": 1.0, "chosen": "top_bottom", "top_bottom": 2}
     five = group_with([0.0] * 5, scores=[6.0, 10.0, 0.0, 7.0, 3.0])
     assert_by_hand("w_mpo", five, 0.007782141, **hyper, deviation_scale=math.log(2), signed=True)
     three = group_with(LOG_6_3_1, scores=[2.0, 1.0, 0.0])
@@ -439,23 +433,56 @@ def test_mppo_point_ce_refuses_a_score_outside_its_scale(score):
         compute("mppo_point_ce", [group])
 
 
+def check_against_the_oracle(name: str, hyper: dict, kind: str) -> None:
+    """Ragged groups of 2 to 8, NaN in every masked entry: loss, usability and rewards, to 1e-9."""
+    for seed in range(3):
+        groups = sample(name, kind, seed=seed)
+        expected = oracle.losses(name, groups, **hyper)
+        applied = objectives.apply(name, objectives.Batch(**tensors_of(groups)), **hyper)
+        assert_close(applied.losses, [loss or 0.0 for loss in expected])
+        assert applied.usable.tolist() == [loss is not None for loss in expected]
+        for row, group in zip(applied.rewards, groups, strict=True):
+            assert_close(row[: group.size], oracle.rewards(name, group, **hyper))
+
+
 @pytest.mark.parametrize(
     ("name", "hyper", "kind"),
     [(*case, kind) for case in CASES for kind in KINDS if is_defined(*case, kind)],
     ids=describe,
 )
 def test_agrees_with_the_oracle(name, hyper, kind):
-    """Ragged groups of 2 to 8, NaN in every masked entry: loss, usability and rewards, to 1e-9."""
-    for seed in range(3):
-        groups = sample(name, kind, seed=seed)
-        expected = oracle.losses(name, groups, **hyper)
-        batch = objectives.Batch(**tensors_of(groups))
-        assert_close(objectives.compute(name, batch, **hyper), [loss or 0.0 for loss in expected])
-        usable = objectives.usable(name, batch, **hyper)
-        assert usable.tolist() == [loss is not None for loss in expected]
-        rewards = objectives.rewards(name, batch, **hyper)
-        for row, group in zip(rewards, groups, strict=True):
-            assert_close(row[: group.size], oracle.rewards(name, group, **hyper))
+    check_against_the_oracle(name, hyper, kind)
+
+
+@pytest.mark.parametrize("part", ["loss", "reward", "usable"])
+@pytest.mark.parametrize("name", objectives.NAMES)
+def test_a_wrong_formula_is_noticed(name, part, monkeypatch):
+    """The same check fails for any objective whose loss is off by a thousandth, whose reward is,
+    or that skips a group which it can use."""
+    right = objectives.TABLE[name]
+    wrong = {
+        "loss": lambda t, **hyper: right.loss(t, **hyper) * 1.001,
+        "reward": lambda t, **hyper: right.reward(t, **hyper) * 1.001,
+        "usable": lambda t, **hyper: right.usable.holds(t, **hyper) & (t.mask.sum(-1) < 8),
+    }[part]
+    owner = right.usable.holds if part == "usable" else getattr(right, part)
+    wrong.__signature__ = inspect.signature(owner)
+    changed = replace(right.usable, holds=wrong) if part == "usable" else wrong
+    monkeypatch.setitem(objectives.TABLE, name, replace(right, **{part: changed}))
+    with pytest.raises(AssertionError):
+        check_against_the_oracle(name, defaults(name), "scores")
+
+
+@pytest.mark.parametrize("name", objectives.NAMES)
+def test_an_objective_is_a_documented_function(name):
+    """Callable under its name with its hyper-parameters; its docstring has formula and source."""
+    function, row = getattr(objectives, name), objectives.TABLE[name]
+    batch = objectives.Batch(**tensors_of(sample(name)))
+    assert_close(function(batch, **defaults(name)), compute(name, sample(name), defaults(name)))
+    assert list(inspect.signature(function).parameters) == ["batch", *row.complete({})]
+    text = inspect.getdoc(function)
+    assert " ".join(text.split("\n\n")[0].split()) == row.formula
+    assert text.endswith(f"Source: {row.source}")
 
 
 @pytest.mark.parametrize(("name", "hyper"), CASES, ids=describe)
@@ -481,7 +508,7 @@ def test_gradcheck(name, hyper):
 
 
 @pytest.mark.parametrize("fill", [math.nan, math.inf, -math.inf, 0.0])
-@pytest.mark.parametrize(("name", "hyper"), CASES + RANDOM_PAIR, ids=describe)
+@pytest.mark.parametrize(("name", "hyper"), EVERY + TOGETHER + RANDOM_PAIR, ids=describe)
 def test_masked_entries_reach_nothing(name, hyper, fill):
     """Whatever masked entries hold, values are the same and their gradient is exactly 0."""
     groups = sample(name, sizes=(2, 4, 5))
@@ -533,7 +560,7 @@ UNUSABLE = [
         {"weight": "power"},
         group_with([1.0, 2.0, 3.0], scores=[2.0, 1.0, 0.0], chosen=[False, True, False]),
     ),
-    ("mpo", {"partition": "top_bottom"}, SINGLE),
+    ("mpo", {"chosen": "top_bottom"}, SINGLE),
 ]
 
 
@@ -755,17 +782,17 @@ def test_metrics_agree_with_the_oracle(kind):
     tensors = tensors_of(groups)
     rewards = (tensors["policy_logps"] / 10).round()
     rows = [row[: group.size].tolist() for row, group in zip(rewards, groups, strict=True)]
-    arguments = (rewards, tensors["mask"], tensors["scores"], tensors["chosen"])
+    judged = Judgements(tensors["mask"], tensors["scores"], tensors["chosen"])
     for metric in ("accuracies", "margins", "top1"):
         expected = [
             getattr(oracle, metric)(row, group) for row, group in zip(rows, groups, strict=True)
         ]
-        assert_close(getattr(metrics, metric)(*arguments), expected)
+        assert_close(getattr(metrics, metric)(rewards, judged), expected)
     if kind != "labels":
         taus = [
             oracle.kendall_tau(row, group.scores) for row, group in zip(rows, groups, strict=True)
         ]
-        assert_close(metrics.kendall_tau(*arguments[:3]), taus)
+        assert_close(metrics.kendall_tau(rewards, judged), taus)
 
 
 def test_metrics_by_hand():
@@ -778,11 +805,11 @@ def test_metrics_by_hand():
     """
     rewards = torch.tensor([[3.0, 1.0, 1.0, 2.0]], dtype=torch.float64)
     scores = torch.tensor([[4.0, 3.0, 2.0, 2.0]], dtype=torch.float64)
-    mask = torch.ones(1, 4, dtype=torch.bool)
-    assert_close(metrics.accuracies(rewards, mask, scores, None), [0.6])
-    assert_close(metrics.margins(rewards, mask, scores, None), [0.5])
-    assert_close(metrics.top1(rewards, mask, scores, None), [1.0])
-    assert_close(metrics.kendall_tau(rewards, mask, scores), [0.4])
+    judged = Judgements(torch.ones(1, 4, dtype=torch.bool), scores, None)
+    assert_close(metrics.accuracies(rewards, judged), [0.6])
+    assert_close(metrics.margins(rewards, judged), [0.5])
+    assert_close(metrics.top1(rewards, judged), [1.0])
+    assert_close(metrics.kendall_tau(rewards, judged), [0.4])
 
 
 def test_top1_of_tied_responses_says_nothing():
@@ -790,21 +817,21 @@ def test_top1_of_tied_responses_says_nothing():
     rewards = torch.tensor([[3.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
     mask = torch.tensor([[True, True], [True, False]])
     tied = torch.full_like(rewards, 2.0)
-    assert bool(metrics.top1(rewards, mask, tied, None).isnan().all())
+    assert bool(metrics.top1(rewards, Judgements(mask, tied, None)).isnan().all())
     labels = torch.tensor([[True, True], [False, False]])
-    assert bool(metrics.top1(rewards, mask, None, labels).isnan().all())
+    assert bool(metrics.top1(rewards, Judgements(mask, None, labels)).isnan().all())
     three = torch.tensor([[2.0, 2.0, 1.0]], dtype=torch.float64)
     whole = torch.ones(1, 3, dtype=torch.bool)
-    assert_close(metrics.top1(three.flip(-1), whole, three, None), [1.0])
+    assert_close(metrics.top1(three.flip(-1), Judgements(whole, three, None)), [1.0])
 
 
 @pytest.mark.parametrize("metric", ["accuracies", "margins", "top1", "kendall_tau"])
-@pytest.mark.parametrize("wrong", [0, 1, 2])
-def test_metrics_refuse_to_broadcast(metric, wrong):
+def test_metrics_refuse_to_broadcast(metric):
     """A [B, 1] against a [B, N] is an error in every argument."""
     tensors = tensors_of(sample("dpo", sizes=(4, 4)))
-    arguments = [tensors["policy_logps"], tensors["mask"], tensors["scores"]]
-    arguments[wrong] = arguments[wrong][:, :1]
-    labels = [] if metric == "kendall_tau" else [None]
+    rewards, mask, scores = (tensors[key] for key in ("policy_logps", "mask", "scores"))
     with pytest.raises(ValueError, match=SHAPE_ERROR):
-        getattr(metrics, metric)(*arguments, *labels)
+        getattr(metrics, metric)(rewards[:, :1], Judgements(mask, scores, None))
+    for wrong in ((mask[:, :1], scores, None), (mask, scores[:, :1], None)):
+        with pytest.raises(ValueError, match=SHAPE_ERROR):
+            Judgements(*wrong)

@@ -32,7 +32,7 @@ def test_every_cell_loads_and_means_something(word):
     recipe = Recipe(**preset.recipe)
     source = preset.project.dataset.source
     scores = source in SCORED or "table-4.yaml:mpo" in word or "w-mpo" in word
-    method = resolve_method(recipe, len(recipe.refs), scores, labels=source not in SCORED)
+    method = resolve_method(recipe, scores=scores)
     assert method.name == recipe.loss
     assert list(preset.project.references) == recipe.refs
     assert preset.title.startswith(load_table(Path(word.partition(".yaml:")[0] + ".yaml")).paper)

@@ -562,10 +562,12 @@ def test_extreme_numbers_stay_exact(tmp_path):
 def test_macros_agree_with_the_tensors_that_training_uses(world, database):
     torch = pytest.importorskip("torch")
     from mrpo_tools.maths import metrics, references
-    from mrpo_tools.methods.tensors import Combination, combine, look_up, reference_accuracies
+    from mrpo_tools.maths.judgements import Judgements
+    from mrpo_tools.methods.combination import Combination, combine
+    from mrpo_tools.methods.tensors import look_up, reference_accuracies
 
     tensors = look_up([world.cache.find(name) for name in NAMES], world.groups)
-    expected = combine(tensors, Combination())
+    expected = combine(tensors.logps, tensors.mask, Combination())
     weights = references.confidence_weights(tensors.logps, tensors.mask)
     radius = references.trust_region_radius(tensors.logps, tensors.mask, 0.1)
     rank = {group.group_id: g for g, group in enumerate(world.groups)}
@@ -593,9 +595,8 @@ def test_macros_agree_with_the_tensors_that_training_uses(world, database):
     # One reference at a time, because a reference's own margin needs no other's number.
     for name in NAMES:
         alone = look_up([world.cache.find(name)], world.groups)
-        judged = (alone.mask, alone.scores, alone.chosen)
-        margins = metrics.margins(alone.logps[..., 0], *judged)
-        accuracy = metrics.accuracies(alone.logps[..., 0], *judged)
+        margins = metrics.margins(alone.logps[..., 0], alone.judged)
+        accuracy = metrics.accuracies(alone.logps[..., 0], alone.judged)
         for group_id, margin, share in rows_of(
             database.query("SELECT group_id, margin, accuracy FROM margins($name)", {"name": name})
         ):
@@ -615,7 +616,9 @@ def test_macros_agree_with_the_tensors_that_training_uses(world, database):
 
     both = look_up([world.cache.find(name) for name in ("llama", "qwen")],
                    world.groups)  # fmt: skip
-    tau = metrics.kendall_tau(both.logps[..., 0], both.mask, torch.nan_to_num(both.logps[..., 1]))
+    tau = metrics.kendall_tau(
+        both.logps[..., 0], Judgements(both.mask, torch.nan_to_num(both.logps[..., 1]), None)
+    )
     for group_id, value in rows_of(
         database.query("SELECT group_id, tau FROM agreement('llama', 'qwen')")
     ):
@@ -624,11 +627,12 @@ def test_macros_agree_with_the_tensors_that_training_uses(world, database):
 
 def test_macros_agree_on_numbers_of_real_models(cached, some_groups):
     """What three models scored, combined by the tensors of training and by SQL."""
-    from mrpo_tools.methods.tensors import Combination, combine, look_up
+    from mrpo_tools.methods.combination import Combination, combine
+    from mrpo_tools.methods.tensors import look_up
 
     order = ["qwen", "llama", "mistral"]
     tensors = look_up([cached.find(name) for name in order], some_groups)
-    expected = combine(tensors, Combination(epsilon_max=0.05))
+    expected = combine(tensors.logps, tensors.mask, Combination(epsilon_max=0.05))
     wanted = {
         (group.group_id, place): float(expected.logps[g, place])
         for g, group in enumerate(some_groups)

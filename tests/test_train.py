@@ -18,12 +18,11 @@ from safetensors.torch import load_file
 from mrpo_tools.config import Recipe, Reference
 from mrpo_tools.errors import CacheStale, NonFiniteError, ResourceError, UsageError
 from mrpo_tools.evaluation.evaluate import evaluate
-from mrpo_tools.maths import objectives
 from mrpo_tools.precomputing.precompute import precompute
 from mrpo_tools.runs.run import load_run
 from mrpo_tools.scorer.scorer import ResponseScorer
 from mrpo_tools.training.callbacks import FiniteGuard
-from mrpo_tools.training.groups import group_seeds, training_groups
+from mrpo_tools.training.groups import group_seeds
 from mrpo_tools.training.prepare import prepare
 from mrpo_tools.training.train import _arguments, train
 from mrpo_tools.training.trainer import GroupTrainer
@@ -48,7 +47,7 @@ def recipe(**words) -> Recipe:
 def trainer_on(prepared, model, words: Recipe, output: Path, groups=None) -> GroupTrainer:
     return GroupTrainer(
         ResponseScorer(model),
-        groups or training_groups(prepared),
+        groups or prepared.training,
         _arguments(words, output),
     )
 
@@ -70,13 +69,16 @@ def test_the_loss_is_a_mean_over_usable_groups(
     number is Σ losses / 7 over one row at a time."""
     words = recipe(per_device_train_batch_size=8)
     prepared = prepare(words, some_groups, cached, references)
-    groups = training_groups(prepared)
-    tied = groups.scores.clone()
-    tied[2] = 5.0
-    groups = replace(groups, scores=tied)
+    groups = prepared.training
+    tensors, scores = groups.tensors, groups.tensors.judged.scores.clone()
+    scores[2] = 5.0
+    usable = groups.usable.clone()
+    usable[2] = False
+    tied = replace(tensors, judged=replace(tensors.judged, scores=scores))
+    groups = replace(groups, tensors=tied, usable=usable)
     model = load(tiny_models["llama"])
     trainer = trainer_on(prepared, model, words, tmp_path, groups)
-    expected = one_at_a_time(groups, model, prepared, range(8)) / 7
+    expected = one_at_a_time(groups, model, range(8)) / 7
 
     found, start = 0.0, 0
     samples = []
@@ -99,20 +101,18 @@ def test_the_loss_is_a_mean_over_usable_groups(
 test_the_loss_is_a_mean_over_usable_groups.norms = []
 
 
-def one_at_a_time(groups, model, prepared, places) -> float:
+def one_at_a_time(groups, model, places) -> float:
     """Σ of the groups' losses, each group computed alone."""
     total = 0.0
     from independent import response_logp
 
     for g in places:
-        width = groups.mask.shape[1]
-        logps = torch.zeros(1, width, dtype=torch.float64)
+        logps = torch.zeros(1, groups.width, dtype=torch.float64)
         with torch.no_grad():
             for n, one in enumerate(groups.encoded[g].responses):
                 logps[0, n] = response_logp(model, groups.encoded[g].prompt_ids, one.ids)
-        index = torch.tensor([g])
-        batch = groups.objective_batch(logps, index, seeds=torch.zeros(1, dtype=torch.int64))
-        total += float(objectives.compute(prepared.method.objective, batch).sum())
+        seeds = torch.zeros(1, dtype=torch.int64)
+        total += float(groups.objective([g], logps, seeds).losses.sum())
     return total
 
 
@@ -365,7 +365,7 @@ def test_a_nonfinite_gradient_moves_nothing_and_three_stop_the_run(
     words = recipe()
     prepared = prepare(words, some_groups, cached, references)
     trainer = trainer_on(prepared, load(tiny_models["llama"]), words, tmp_path)
-    guard = FiniteGuard(trainer)
+    guard = FiniteGuard()
     optimizer = torch.optim.AdamW(
         [p for p in trainer.model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1
     )
@@ -376,9 +376,13 @@ def test_a_nonfinite_gradient_moves_nothing_and_three_stop_the_run(
                 parameter.grad = torch.full_like(parameter, float("nan"))
         if attempt == 2:
             with pytest.raises(NonFiniteError, match="3 steps in a row"):
-                guard.on_pre_optimizer_step(trainer.args, trainer.state, trainer.control)
+                guard.on_pre_optimizer_step(
+                    trainer.args, trainer.state, trainer.control, model=trainer.model
+                )
             break
-        guard.on_pre_optimizer_step(trainer.args, trainer.state, trainer.control)
+        guard.on_pre_optimizer_step(
+            trainer.args, trainer.state, trainer.control, model=trainer.model
+        )
         optimizer.step()
     for name, parameter in trainer.model.named_parameters():
         assert torch.equal(parameter, before[name]), name

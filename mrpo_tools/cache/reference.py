@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mrpo_tools.cache import files
 from mrpo_tools.cache.parts import (
@@ -119,6 +120,18 @@ class ReferenceStore:
 
     def response_ids(self) -> set[str]:
         return set(self.table()["response_id"].to_pylist())
+
+    def rows_of(self, response_ids: pa.Array) -> pa.Table:
+        """The rows of some responses, in their order.
+
+        Raises:
+            CacheMissing: some have none; names the count and the command.
+        """
+        table = self.table()
+        places = pc.index_in(response_ids, value_set=table["response_id"])
+        if places.null_count:
+            self.require(set(response_ids.to_pylist()), table["response_id"].to_pylist())
+        return table.take(places)
 
     def require(self, wanted: set[str], known: Collection[str]) -> None:
         """Refuse numbers that lack some responses.

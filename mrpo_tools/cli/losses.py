@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import click
 
 from mrpo_tools.cli.options import json_option, print_json, print_table
@@ -23,29 +25,29 @@ def losses(name: str | None, as_json: bool) -> None:
     if name is not None:
         row = describe(find_loss(name))
         if as_json:
-            print_json(row)
+            print_json(asdict(row))
             return
-        defaults = ", ".join(f"{key} {value}" for key, value in row["defaults"].items())
-        print(f"{row['name']}: {row['formula']}")
-        print(f"source:   {row['source']}")
-        print(f"needs:    {row['needs']}")
+        defaults = ", ".join(f"{key} {value}" for key, value in row.defaults.items())
+        print(f"{row.name}: {row.formula}")
+        print(f"source:   {row.source}")
+        print(f"needs:    {row.needs}")
         print(f"defaults: {defaults or 'none'}")
-        print(f"recipe:   {row['recipe']}")
+        print(f"recipe:   {row.recipe}")
         return
     from mrpo_tools.methods.method import LOSSES
 
-    rows = [describe(one) for one in LOSSES]
+    rows = [describe(name) for name in LOSSES]
     if as_json:
-        print_json(rows)
+        print_json([asdict(row) for row in rows])
         return
     print_table(
         ("name", "needs", "source", "defaults"),
         [
             (
-                row["name"],
-                row["needs"],
-                row["source"],
-                ", ".join(f"{key} {value}" for key, value in row["defaults"].items()),
+                row.name,
+                row.needs,
+                row.source,
+                ", ".join(f"{key} {value}" for key, value in row.defaults.items()),
             )
             for row in rows
         ],

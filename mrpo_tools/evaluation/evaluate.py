@@ -61,7 +61,7 @@ def evaluate(
         CacheMissing: references have no numbers for it; names all of them and the command.
     """
     chosen = held_out(groups, split)
-    method = _method(run.recipe, len(run.reference_stores), chosen)
+    method = _method(run.recipe, chosen)
     accuracies = run.record["combination"]["accuracies"]
     if accuracies is not None:
         method = method.weighted_by(accuracies)
@@ -120,11 +120,11 @@ def evaluate_model(
     home = cache if known and known[0].name == name else Cache(cache.path / EVALUATION)
     policy = _first(look_up([ensure(home, subject, chosen).store], chosen))
     if refs:
-        method = _method(Recipe(loss="mrpo", refs=list(refs)), len(refs), chosen)
+        method = _method(Recipe(loss="mrpo", refs=list(refs)), chosen)
         found = policy_metrics(method, tensors, policy, _first(tensors))
     else:
         alone = look_up([], chosen)
-        method = _method(Recipe(loss="slic"), 0, chosen)  # its reward is the log-prob
+        method = _method(Recipe(loss="slic"), chosen)  # its reward is the log-prob
         found = policy_metrics(method, alone, policy, None)
     return Evaluation(None, {**found, "split": split, "model": name, **_about(stores, refs)})
 
@@ -167,8 +167,9 @@ def held_out(groups: Sequence[Group], split: str) -> list[Group]:
     return in_split(groups, split)
 
 
-def _method(recipe: Recipe, references: int, groups: Sequence[Group]) -> Method:
-    return resolve_method(recipe, references, *kinds_of_judgement(groups))
+def _method(recipe: Recipe, groups: Sequence[Group]) -> Method:
+    has_scores, _ = kinds_of_judgement(groups)
+    return resolve_method(recipe, scores=has_scores)
 
 
 def _references(

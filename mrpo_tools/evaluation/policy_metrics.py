@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mrpo_tools.maths import contrasts, metrics, objectives
+from mrpo_tools.maths import metrics
 from mrpo_tools.maths.resampling import bootstrap_means, percentile_interval
+from mrpo_tools.methods.combination import Combined, combine
 from mrpo_tools.methods.method import Method
-from mrpo_tools.methods.tensors import (
-    Combined,
-    GroupTensors,
-    combination_histograms,
-    combine,
-    reference_rewards,
-)
+from mrpo_tools.methods.tensors import GroupTensors, reference_rewards
 
 
 @dataclass(frozen=True)
@@ -48,19 +43,15 @@ def policy_metrics(
     mask = tensors.mask & trained.mask
     if untrained is not None:
         mask = mask & untrained.mask
-    tensors = replace(tensors, mask=mask)
-    hyper = method.complete_hyper
-    sides = contrasts.choose_sides(
-        tensors.scores, tensors.chosen, mask, hyper["partition"], hyper["top_bottom"]
-    )
-    combined = combine(tensors, method.combination, sides.mask)
-    columns = _columns(method, tensors, sides.mask, combined, trained, untrained)
+    tensors = tensors.within(mask)
+    seen = method.sides(tensors.judged).mask
+    combined = combine(tensors.logps, seen, method.combination)
+    columns = _columns(method, tensors, seen, combined, trained, untrained)
     found, intervals = _means(columns, tensors.prompts)
     references = {
-        kind: [metrics.accuracies(one, mask, tensors.scores, tensors.chosen)
-               for one in rewards.unbind(-1)]
+        kind: [metrics.accuracies(reward, tensors.judged) for reward in rewards.unbind(-1)]
         for kind, rewards in reference_rewards(tensors).items()
-    }  # fmt: skip
+    }
     alone = {
         kind: _means(dict(enumerate(one)), tensors.prompts) for kind, one in references.items()
     }
@@ -75,8 +66,8 @@ def policy_metrics(
         "groups": int(own.isfinite().sum()),
         "groups_without_pairs": int(own.isnan().sum()),
         "dropped_responses": dict(Counter({k: n for k, n in tensors.dropped.items() if n})),
-        "combination": combined.report,
-        "histograms": combination_histograms(tensors, method.combination, sides.mask),
+        "combination": asdict(report) if (report := combined.report()) else {},
+        "histograms": asdict(histograms) if (histograms := combined.histograms()) else None,
     }
 
 
@@ -93,44 +84,36 @@ def _columns(
     The method's own reward is that of training, so it is asked where the objective sees a response
     (`seen`, [G, N], without those that `top_bottom` leaves out); everything else of all of them.
     """
-    judged = (tensors.mask, tensors.scores, tensors.chosen)
-    mine = (seen, tensors.scores, tensors.chosen)
+    judged = tensors.judged
+    mine = judged.within(seen)
     own = _rewards(method, tensors, combined, trained)
     rewards = {
         "accuracies_logp": trained.logps,
         "accuracies_longer": tensors.num_bytes.to(torch.float64),
     }
     found = {
-        "accuracies": metrics.accuracies(own, *mine),
-        "margins": metrics.margins(own, *mine),
-        "top1": metrics.top1(own, *mine),
+        "accuracies": metrics.accuracies(own, mine),
+        "margins": metrics.margins(own, mine),
+        "top1": metrics.top1(own, mine),
     }
     if untrained is not None:
         before = _rewards(method, tensors, combined, untrained)
         rewards["accuracies_logp_step0"] = untrained.logps
-        found["accuracies_step0"] = metrics.accuracies(before, *mine)
-        found["margins_step0"] = metrics.margins(before, *mine)
+        found["accuracies_step0"] = metrics.accuracies(before, mine)
+        found["margins_step0"] = metrics.margins(before, mine)
     if tensors.logps.shape[-1]:
         rewards["accuracies_reference_1"] = trained.logps - tensors.logps[..., 0]
-    if tensors.scores is not None:
-        found["kendall_tau"] = metrics.kendall_tau(own, seen, tensors.scores)
-    return found | {name: metrics.accuracies(one, *judged) for name, one in rewards.items()}
+    if judged.scores is not None:
+        found["kendall_tau"] = metrics.kendall_tau(own, mine)
+    return found | {name: metrics.accuracies(one, judged) for name, one in rewards.items()}
 
 
 def _rewards(
     method: Method, tensors: GroupTensors, combined: Combined, policy: PolicyLogps
 ) -> Tensor:
     """[G, N] the method's own reward of a policy's log-probs."""
-    batch = objectives.Batch(
-        policy.logps,
-        combined.logps if method.row.reference else None,
-        policy.lengths,
-        tensors.scores,
-        tensors.chosen,
-        tensors.mask,
-        weights=combined.weights if combined.logps.dim() == 3 else None,
-    )
-    return objectives.rewards(method.objective, batch, **method.hyper)
+    applied = method.on(tensors.judged, combined, policy_logps=policy.logps, lengths=policy.lengths)
+    return applied.rewards
 
 
 def _means(columns: Mapping[Any, Tensor], prompts: Tensor) -> tuple[dict[Any, Any], dict[Any, Any]]:

@@ -7,7 +7,6 @@ asked first. The recommendation follows stated rules (`recommendation`) and says
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -75,7 +74,7 @@ def rank(
     if not bool(accuracies.isfinite().any()):
         raise UsageError("no group has a pair with different scores or labels; nothing to rank")
     order = sorted(range(len(labels)), key=lambda k: (-float(accuracies[:, k].nanmean()), k))
-    labels, tensors = [labels[k] for k in order], _reordered(tensors, order)
+    labels, tensors = [labels[k] for k in order], tensors.of_references(order)
     virtual, decision = _virtual(tensors, labels, epsilons)
     return {
         "split": split if any(group.split for group in groups) else "all",
@@ -133,13 +132,6 @@ def _labels(stores: Sequence[ReferenceStore]) -> list[str]:
         f"{store.name}@{store.short[:4]}" if names.count(store.name) > 1 else store.name
         for store in stores
     ]
-
-
-def _reordered(tensors: GroupTensors, order: Sequence[int]) -> GroupTensors:
-    places = list(order)
-    return replace(
-        tensors, logps=tensors.logps[..., places], num_tokens=tensors.num_tokens[..., places]
-    )
 
 
 def _references(

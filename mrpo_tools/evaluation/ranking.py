@@ -5,18 +5,20 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mrpo_tools.groups import Group
-from mrpo_tools.maths import contrasts, metrics, references
+from mrpo_tools.maths import metrics, references
 from mrpo_tools.maths.resampling import bootstrap_means, percentile_interval
 from mrpo_tools.maths.shapes import fill, pair_differences
 from mrpo_tools.maths.statistics import cohens_kappa
-from mrpo_tools.methods.tensors import Combination, GroupTensors, combine
+from mrpo_tools.methods.combination import Combination, combine
+from mrpo_tools.methods.tensors import GroupTensors
+from mrpo_tools.words import Combine
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SHOWN_DISAGREEMENTS = 3
@@ -35,7 +37,7 @@ class Candidate:
     """
 
     references: tuple[str, ...]
-    combination: str
+    combination: Combine
     epsilon_max: float | None
 
     def __str__(self) -> str:
@@ -45,8 +47,8 @@ class Candidate:
 
 def accuracy_columns(tensors: GroupTensors, rewards: Tensor) -> Tensor:
     """[G, N, M] rewards -> [G, M] preference accuracies of each group, NaN without a pair."""
-    judged = (tensors.mask, tensors.scores, tensors.chosen)
-    return torch.stack([metrics.accuracies(one, *judged) for one in rewards.unbind(-1)], dim=-1)
+    accuracies = [metrics.accuracies(reward, tensors.judged) for reward in rewards.unbind(-1)]
+    return torch.stack(accuracies, dim=-1)
 
 
 def measured(values: Tensor, prompts: Tensor) -> list[dict[str, float | None]]:
@@ -68,7 +70,7 @@ def margin_distribution(tensors: GroupTensors) -> list[dict[str, Any]]:
     """For each reference: mean, standard deviation (nats) and quantiles of its groups' margins."""
     found = []
     for logps in tensors.logps.unbind(-1):
-        margins = metrics.margins(logps, tensors.mask, tensors.scores, tensors.chosen)
+        margins = metrics.margins(logps, tensors.judged)
         known = margins[~margins.isnan()]
         points = torch.tensor(QUANTILES, dtype=torch.float64)
         quantiles = known.quantile(points).tolist() if len(known) else [None] * len(QUANTILES)
@@ -86,7 +88,7 @@ def agreement(
     tensors: GroupTensors, names: Sequence[str], groups: Sequence[Group]
 ) -> list[dict[str, Any]]:
     """For every two references: on how many pairs both, one or none of them is right, and kappa."""
-    pairs = contrasts.preference_pairs(tensors.mask, tensors.scores, tensors.chosen)
+    pairs = tensors.judged.pairs
     right = [pair_differences(fill(one, tensors.mask)) > 0 for one in tensors.logps.unbind(-1)]
     accuracies = accuracy_columns(tensors, tensors.logps)
     found = []
@@ -158,17 +160,13 @@ def candidates(names: Sequence[str], epsilons: Sequence[float]) -> list[Candidat
 def virtual_logps(tensors: GroupTensors, names: Sequence[str], one: Candidate) -> Tensor:
     """[G, N] log-probs (nats) of a candidate, with confidence weights."""
     places = [names.index(name) for name in one.references]
-    chosen = replace(
-        tensors,
-        logps=tensors.logps[..., places],
-        num_tokens=tensors.num_tokens[..., places],
-    )
+    logps = tensors.of_references(places).logps
     how = Combination(
         one.combination,
         trust_region="none" if one.epsilon_max is None else "adaptive",
         epsilon_max=one.epsilon_max or 0.0,
     )
-    return combine(chosen, how).logps
+    return combine(logps, tensors.mask, how).virtual
 
 
 def parts_of(groups: Sequence[Group]) -> dict[str, list[int]]:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from mrpo_tools.maths.shapes import fill, masked_mean, pair_differences
+from mrpo_tools.words import Chosen, Pairing, choices
 
-PARTITIONS = ("auto", "mean", "top1", "top_bottom")
-PAIRINGS = ("best_worst", "best_random", "best_vs_rest", "all")
 TOLERANCE = 1e-9
+"""Of a deviation that counts as 0, relative to the largest score but at least to 1."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Sides:
         deviations: [B, N] float64, δ_i = s_i − mean, exactly 0 within the tolerance.
         positive: [B, N] the chosen set Y+.
         negative: [B, N] the rejected set Y−.
-        labelled: whether the data's own labels say who is chosen.
+        labels: [B, N] bool the data's own labels; None where the data have none.
     """
 
     mask: Tensor
@@ -35,50 +35,54 @@ class Sides:
     deviations: Tensor
     positive: Tensor
     negative: Tensor
-    labelled: bool
+    labels: Tensor | None
 
 
 def choose_sides(
-    scores: Tensor | None,
-    chosen: Tensor | None,
     mask: Tensor,
-    partition: str = "auto",
+    scores: Tensor | None,
+    labels: Tensor | None,
+    *,
+    chosen: Chosen = "auto",
     top_bottom: int = 2,
 ) -> Sides:
     """Split each group into a chosen and a rejected set.
 
     Args:
-        scores: [B, N], or None: then chosen counts as 1 and the rest as 0.
-        chosen: [B, N] explicit labels, or None.
-        mask: [B, N].
-        partition: `auto`: the labels if there are any, else `mean`. `mean`: Y+ = {δ_i > 0}
+        mask: [B, N] responses that take part.
+        scores: [B, N], or None: then a labelled response counts as 1 and the rest as 0.
+        labels: [B, N] the data's own labels, or None.
+        chosen: `auto`: the labels if there are any, else `mean`. `mean`: Y+ = {δ_i > 0}
             (MPO Eq. 11-12). `top1`: Y+ is the best response (with labels, the best of the chosen).
             `top_bottom`: the m best against the m worst, m at most ⌊N/2⌋; the rest is masked.
         top_bottom: m.
 
     A group whose scores are all equal has no chosen set unless labels give one.
+
+    Raises:
+        ValueError: no such rule, or neither scores nor labels.
     """
-    if partition not in PARTITIONS:
-        raise ValueError(f"partition must be one of {', '.join(PARTITIONS)}, got {partition!r}")
+    if chosen not in choices(Chosen):
+        raise ValueError(f"chosen must be one of {', '.join(choices(Chosen))}, got {chosen!r}")
     if scores is None:
-        if chosen is None:
+        if labels is None:
             raise ValueError("a batch needs scores or chosen")
-        scores = chosen
-    labels = chosen & mask if chosen is not None else None
+        scores = labels
     clean = fill(scores.to(torch.float64), mask)
-    if partition == "top_bottom":
+    if chosen == "top_bottom":
         best, worst = _ends(clean, mask, top_bottom)
         mask = best | worst
         clean = fill(clean, mask)
-        labels = labels & mask if labels is not None else None
+    labels = labels & mask if labels is not None else None
     deviations = _deviations(clean, mask)
-    positive = _positive(partition, clean, deviations, labels, mask)
-    if partition == "top_bottom":
+    if chosen == "top_bottom":
         positive = best & (deviations != 0).any(-1, keepdim=True)
-    return Sides(mask, clean, deviations, positive, mask & ~positive, labels is not None)
+    else:
+        positive = _positive(chosen, clean, deviations, labels, mask)
+    return Sides(mask, clean, deviations, positive, mask & ~positive, labels)
 
 
-def pairs(sides: Sides, labels: Tensor | None, pairing: str, seeds: Tensor | None) -> Tensor:
+def pairs(sides: Sides, pairing: Pairing, seeds: Tensor | None = None) -> Tensor:
     """[B, N, N] bool: entry (w, l) is True where response w is compared with response l.
 
     With labels w is the best of the chosen and l ranges over the rejected; without, over all
@@ -86,18 +90,19 @@ def pairs(sides: Sides, labels: Tensor | None, pairing: str, seeds: Tensor | Non
 
     Args:
         sides: from `choose_sides`.
-        labels: [B, N] explicit labels, or None.
         pairing: `best_worst` one pair; `best_vs_rest` DPO×(N−1); `all` every ordered pair;
             `best_random` the best against one drawn by the group's own seed (MPPO Pair-Single).
         seeds: [B] int64, needed by `best_random` only; a group's draw depends on nothing else.
+
+    Raises:
+        ValueError: no such pairing, or `best_random` without seeds.
     """
-    if pairing not in PAIRINGS:
-        raise ValueError(f"pairing must be one of {', '.join(PAIRINGS)}, got {pairing!r}")
-    every = ordered_pairs(sides) if labels is None else _labelled_pairs(sides, labels)
+    if pairing not in choices(Pairing):
+        raise ValueError(f"pairing must be one of {', '.join(choices(Pairing))}, got {pairing!r}")
+    every = ordered_pairs(sides) if sides.labels is None else _labelled_pairs(sides, sides.labels)
     if pairing == "all":
         return every
-    candidates = sides.mask if labels is None else labels & sides.mask
-    winner = one_hot_argmax(sides.scores, candidates)
+    winner = one_hot_argmax(sides.scores, sides.mask if sides.labels is None else sides.labels)
     against = every & winner.unsqueeze(-1)
     if pairing == "best_vs_rest":
         return against
@@ -109,14 +114,6 @@ def pairs(sides: Sides, labels: Tensor | None, pairing: str, seeds: Tensor | Non
             raise ValueError("pairing best_random needs a seed for each group: Batch(seeds=…)")
         loser = _drawn(losers, seeds)
     return against & loser.unsqueeze(1)
-
-
-def preference_pairs(mask: Tensor, scores: Tensor | None, chosen: Tensor | None) -> Tensor:
-    """[B, N, N] bool: the pairs that accuracies count, Y+ × Y− with labels, else s_a > s_b."""
-    sides = choose_sides(scores, chosen, mask)
-    if chosen is None:
-        return ordered_pairs(sides)
-    return sides.positive.unsqueeze(-1) & sides.negative.unsqueeze(-2)
 
 
 def ordered_pairs(sides: Sides) -> Tensor:
@@ -139,9 +136,8 @@ def score_deviation(sides: Sides) -> Tensor:
 
 def _labelled_pairs(sides: Sides, labels: Tensor) -> Tensor:
     """[B, N, N]: chosen against rejected, without the pairs whose scores are equal."""
-    chosen, rejected = labels & sides.mask, ~labels & sides.mask
     untied = pair_differences(sides.scores) != 0
-    return chosen.unsqueeze(-1) & rejected.unsqueeze(-2) & untied
+    return labels.unsqueeze(-1) & (sides.mask & ~labels).unsqueeze(-2) & untied
 
 
 def _deviations(scores: Tensor, mask: Tensor) -> Tensor:
@@ -152,13 +148,13 @@ def _deviations(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 def _positive(
-    partition: str, scores: Tensor, deviations: Tensor, labels: Tensor | None, mask: Tensor
+    chosen: Chosen, scores: Tensor, deviations: Tensor, labels: Tensor | None, mask: Tensor
 ) -> Tensor:
-    if partition == "top1":
+    if chosen == "top1":
         differ = (deviations != 0).any(-1, keepdim=True)
         candidates = mask & differ if labels is None else labels
         return one_hot_argmax(scores, candidates)
-    if partition == "auto" and labels is not None:
+    if chosen == "auto" and labels is not None:
         return labels
     return mask & (deviations > 0)
 

@@ -1,77 +1,74 @@
-"""How well rewards rank the responses of a group (METHODS §5). NaN where a group cannot say."""
+"""How well rewards rank the responses of a group (METHODS §5). NaN where a group cannot say.
+
+Shapes: [B, N] rewards of B groups of up to N responses, [B] of each result; masked rewards may be
+NaN.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from mrpo_tools.maths.contrasts import Sides, choose_sides, one_hot_argmax, preference_pairs
+from mrpo_tools.maths.contrasts import Sides, one_hot_argmax
+from mrpo_tools.maths.judgements import Judgements
 from mrpo_tools.maths.shapes import fill, masked_mean, pair_differences, require_shape
 
 
-def accuracies(
-    rewards: Tensor, mask: Tensor, scores: Tensor | None, chosen: Tensor | None
-) -> Tensor:
+def accuracies(rewards: Tensor, judged: Judgements) -> Tensor:
     """[B]: share of the group's pairs whose winner has the larger reward; a tie counts 0.
 
-    Args:
-        rewards: [B, N]; masked entries may be NaN.
-        mask: [B, N].
-        scores: [B, N] or None.
-        chosen: [B, N] labels or None. With labels the pairs are Y+ × Y−, else those with s_a > s_b.
+    With labels the pairs are Y+ × Y−, else those with s_a > s_b.
     """
-    _require_shapes(rewards, mask, scores, chosen)
-    pairs = preference_pairs(mask, scores, chosen)
-    right = pair_differences(fill(rewards, mask)) > 0
-    share = masked_mean(right.to(torch.float64), pairs, (-1, -2))
-    return _or_nan(share, pairs.any(-1).any(-1))
+    _require_rewards(rewards, judged)
+    right = pair_differences(fill(rewards, judged.mask)) > 0
+    share = masked_mean(right.to(torch.float64), judged.pairs, (-1, -2))
+    return _or_nan(share, judged.pairs.any(-1).any(-1))
 
 
-def margins(rewards: Tensor, mask: Tensor, scores: Tensor | None, chosen: Tensor | None) -> Tensor:
+def margins(rewards: Tensor, judged: Judgements) -> Tensor:
     """[B]: mean reward over Y+ minus mean reward over Y−."""
-    sides = _sides(rewards, mask, scores, chosen)
-    clean = fill(rewards.to(torch.float64), mask)
+    _require_rewards(rewards, judged)
+    sides = judged.sides
+    clean = fill(rewards.to(torch.float64), judged.mask)
     margin = masked_mean(clean, sides.positive) - masked_mean(clean, sides.negative)
     return _or_nan(margin, _both(sides))
 
 
-def top1(rewards: Tensor, mask: Tensor, scores: Tensor | None, chosen: Tensor | None) -> Tensor:
+def top1(rewards: Tensor, judged: Judgements) -> Tensor:
     """[B]: 1 where the argmax reward (lowest index on a tie) has the largest score, else 0.
 
     A group whose responses are all tied cannot say.
     """
-    sides = _sides(rewards, mask, scores, chosen)
+    _require_rewards(rewards, judged)
+    mask, scores = judged.mask, judged.sides.scores
     picked = one_hot_argmax(fill(rewards, mask), mask)
-    best = fill(sides.scores, mask, float("-inf")).amax(-1)
-    hit = fill(sides.scores, picked).sum(-1) == best
-    worse = fill(sides.scores, mask, float("inf")) < best.unsqueeze(-1)
+    best = fill(scores, mask, float("-inf")).amax(-1)
+    hit = fill(scores, picked).sum(-1) == best
+    worse = fill(scores, mask, float("inf")) < best.unsqueeze(-1)
     return _or_nan(hit.to(torch.float64), worse.any(-1))
 
 
-def kendall_tau(rewards: Tensor, mask: Tensor, scores: Tensor) -> Tensor:
-    """[B]: Kendall's tau-b of rewards and scores; NaN where either is constant."""
-    _sides(rewards, mask, scores, None)
+def kendall_tau(rewards: Tensor, judged: Judgements) -> Tensor:
+    """[B]: Kendall's tau-b of rewards and scores; NaN where either is constant.
+
+    Raises:
+        ValueError: the data have no scores.
+    """
+    _require_rewards(rewards, judged)
+    if judged.scores is None:
+        raise ValueError("kendall_tau needs scores")
+    mask = judged.mask
     both = mask.unsqueeze(-1) & mask.unsqueeze(-2)
+    scores = judged.scores.to(torch.float64)
     by_reward = fill(pair_differences(fill(rewards.to(torch.float64), mask)).sign(), both)
-    by_score = fill(pair_differences(fill(scores.to(torch.float64), mask)).sign(), both)
+    by_score = fill(pair_differences(fill(scores, mask)).sign(), both)
     agreement = (by_reward * by_score).sum((-1, -2))
     size = (by_reward.square().sum((-1, -2)) * by_score.square().sum((-1, -2))).sqrt()
     return _or_nan(agreement / torch.where(size > 0, size, 1.0), size > 0)
 
 
-def _sides(rewards: Tensor, mask: Tensor, scores: Tensor | None, chosen: Tensor | None) -> Sides:
-    """The groups' sides, once every shape is [B, N]."""
-    _require_shapes(rewards, mask, scores, chosen)
-    return choose_sides(scores, chosen, mask)
-
-
-def _require_shapes(
-    rewards: Tensor, mask: Tensor, scores: Tensor | None, chosen: Tensor | None
-) -> None:
-    shape = tuple(rewards.shape)
-    for name, tensor in (("mask", mask), ("scores", scores), ("chosen", chosen)):
-        if tensor is not None:
-            require_shape(name, tensor, shape)
+def _require_rewards(rewards: Tensor, judged: Judgements) -> None:
+    require_shape("rewards", rewards, tuple(judged.mask.shape))
 
 
 def _both(sides: Sides) -> Tensor:

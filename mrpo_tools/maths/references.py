@@ -7,12 +7,15 @@ for Large Language Models" (Le et al. 2025), Eq. 7-10 and Proposition 1.
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from torch import Tensor
 
 from mrpo_tools.maths.shapes import fill, pair_differences, require_shape
+from mrpo_tools.words import Combine
 
-COMBINATIONS = ("harmonic", "geometric", "arithmetic")
+COMBINATIONS: tuple[Combine, ...] = tuple(how for how in get_args(Combine) if how != "separate")
 
 
 def confidence_weights(logps: Tensor, mask: Tensor) -> Tensor:
@@ -130,7 +133,7 @@ def clip_to_trust_region(logps: Tensor, radius: Tensor) -> Tensor:
     return torch.cat([first, others], dim=-1)
 
 
-def combine(logps: Tensor, weights: Tensor, how: str = "harmonic") -> Tensor:
+def combine(logps: Tensor, weights: Tensor, how: Combine = "harmonic") -> Tensor:
     """One log-prob per response from K references.
 
     * harmonic, the virtual reference (MRPO Prop. 1): r_i = −logsumexp_k(log α_k − r_ik)

@@ -1,23 +1,22 @@
-"""The symbols of the table: the numbers of a batch, and what each objective makes of them.
+"""The numbers of a batch, and the symbols that objectives are written in.
 
 ℓ policy log-prob, r reference log-prob (nats, summed over the response's tokens), L response tokens
-under the policy's tokenizer, Δ = ℓ − r, s score, u = βΔ, v = βℓ/L, q = ℓ/L, p = e^q.
+under the policy's tokenizer, Δ = ℓ − r, s score, δ its deviation from the group's mean, q = ℓ/L,
+p = e^q. Shapes: B groups of up to N responses, K references.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mrpo_tools.maths import contrasts
-from mrpo_tools.maths.shapes import fill, require_shape
-
-Hyper = Mapping[str, Any]
+from mrpo_tools.maths.judgements import Judgements
+from mrpo_tools.maths.shapes import fill, masked_mean, require_shape
+from mrpo_tools.words import Chosen, Pairing
 
 
 @dataclass(frozen=True)
@@ -47,16 +46,37 @@ class Batch:
     weights: Tensor | None = None
     seeds: Tensor | None = None
 
+    @classmethod
+    def of(
+        cls,
+        judged: Judgements,
+        *,
+        policy_logps: Tensor,
+        lengths: Tensor,
+        reference_logps: Tensor | None = None,
+        weights: Tensor | None = None,
+        seeds: Tensor | None = None,
+    ) -> Batch:
+        """The batch of groups that are judged already; shapes as of the attributes."""
+        return cls(
+            policy_logps=policy_logps,
+            reference_logps=reference_logps,
+            lengths=lengths,
+            scores=judged.scores,
+            chosen=judged.chosen,
+            mask=judged.mask,
+            weights=weights,
+            seeds=seeds,
+        )
+
     def __post_init__(self) -> None:
         if self.policy_logps.dim() != 2:
             raise ValueError(
                 f"policy_logps must have shape [B, N], got {list(self.policy_logps.shape)}"
             )
         shape = tuple(self.policy_logps.shape)
-        for name in ("lengths", "scores", "chosen", "mask"):
-            tensor = getattr(self, name)
-            if tensor is not None:
-                require_shape(name, tensor, shape)
+        for name in ("lengths", "mask"):
+            require_shape(name, getattr(self, name), shape)
         if self.reference_logps is not None:
             references = tuple(self.reference_logps.shape[2:3])
             require_shape("reference_logps", self.reference_logps, shape + references)
@@ -64,61 +84,90 @@ class Batch:
                 require_shape("weights", self.weights, shape[:1] + (references or (1,)))
         if self.seeds is not None:
             require_shape("seeds", self.seeds, (shape[0],))
-        if self.scores is None and self.chosen is None:
-            raise ValueError("a batch needs scores or chosen")
+        _ = self.judged
+
+    @cached_property
+    def judged(self) -> Judgements:
+        """Mask, scores and labels as one."""
+        return Judgements(self.mask, self.scores, self.chosen)
 
 
 class Terms:
-    """The symbols of the table for one batch, each computed when it is first asked for.
+    """The symbols of one batch, each computed when it is first asked for.
 
     Masked entries are filled with harmless numbers first, so whatever they held reaches nothing.
+
+    Args:
+        name: of the objective, for messages.
+        batch: the numbers.
+        chosen: the rule that says who is chosen.
+        top_bottom: m of the rule `top_bottom`.
+        seed: one for all groups, where the batch has none of their own.
     """
 
-    def __init__(self, name: str, batch: Batch, hyper: Hyper) -> None:
-        self.name, self.batch, self.hyper = name, batch, hyper
-
-    def __getitem__(self, name: str) -> float:
-        """A hyper-parameter that is a number."""
-        return float(self.hyper[name])
+    def __init__(
+        self, name: str, batch: Batch, *, chosen: Chosen, top_bottom: int, seed: int | None
+    ) -> None:
+        self.name, self.batch = name, batch
+        self._chosen, self._top_bottom, self._seed = chosen, top_bottom, seed
+        self._pairs: dict[Pairing, Tensor] = {}
 
     @cached_property
     def sides(self) -> contrasts.Sides:
-        batch, hyper = self.batch, self.hyper
+        """Who is chosen and who is rejected."""
+        if self._chosen == "auto":
+            return self.batch.judged.sides
+        judged = self.batch.judged
         return contrasts.choose_sides(
-            batch.scores, batch.chosen, batch.mask, hyper["partition"], hyper["top_bottom"]
+            judged.mask,
+            judged.scores,
+            judged.chosen,
+            chosen=self._chosen,
+            top_bottom=self._top_bottom,
         )
 
-    @cached_property
-    def pairs(self) -> Tensor:
-        return contrasts.pairs(self.sides, self.batch.chosen, self.hyper["pairing"], self._seeds)
+    def pairs(self, pairing: Pairing) -> Tensor:
+        """[B, N, N] bool: the pairs (w, l) of a pairing rule."""
+        if pairing not in self._pairs:
+            self._pairs[pairing] = contrasts.pairs(self.sides, pairing, self._seeds)
+        return self._pairs[pairing]
+
+    def mean_over_pairs(self, losses: Tensor, pairing: Pairing) -> Tensor:
+        """[B, N, N] losses of pairs -> [B]: their mean over the group's pairs."""
+        return masked_mean(losses, self.pairs(pairing), (-1, -2))
 
     @property
     def _seeds(self) -> Tensor | None:
         """The groups' own seeds, or one for all of them."""
-        seed = self.hyper["seed"]
-        if self.batch.seeds is not None or seed is None:
+        if self.batch.seeds is not None or self._seed is None:
             return self.batch.seeds
-        groups = len(self.batch.mask)
-        return torch.full((groups,), seed, dtype=torch.int64, device=self.batch.mask.device)
+        groups, device = len(self.batch.mask), self.batch.mask.device
+        return torch.full((groups,), self._seed, dtype=torch.int64, device=device)
 
     @property
     def mask(self) -> Tensor:
+        """[B, N] the responses that take part."""
         return self.sides.mask
 
     @cached_property
     def logp(self) -> Tensor:
-        """ℓ in float32 or better."""
+        """[B, N] ℓ in float32 or better."""
         logps = self.batch.policy_logps
         exact = torch.promote_types(logps.dtype, torch.float32)
         return fill(logps.to(exact), self.batch.mask)
 
     @cached_property
     def length(self) -> Tensor:
+        """[B, N] L, at least 1."""
         return fill(self.batch.lengths.to(self.logp.dtype), self.batch.mask, 1.0).clamp(min=1)
 
     @cached_property
     def ratio(self) -> Tensor:
-        """Δ = ℓ − r."""
+        """[B, N] Δ = ℓ − r.
+
+        Raises:
+            ValueError: the batch has no reference, or several.
+        """
         reference = self.batch.reference_logps
         if reference is None:
             raise ValueError(f"{self.name} needs reference_logps")
@@ -130,27 +179,44 @@ class Terms:
         return self.logp - fill(reference, self.batch.mask)
 
     @cached_property
-    def u(self) -> Tensor:
-        """The implicit reward βΔ."""
-        return self["beta"] * self.ratio
+    def ratios(self) -> list[Tensor]:
+        """K times [B, N]: Δ against each reference.
+
+        Raises:
+            ValueError: the batch does not have [B, N, K] reference log-probs.
+        """
+        references = self.batch.reference_logps
+        if references is None or references.dim() != 3:
+            raise ValueError(f"{self.name} needs reference_logps [B, N, K] and weights [B, K]")
+        return [self.logp - fill(logps, self.batch.mask) for logps in references.unbind(-1)]
+
+    @property
+    def weights(self) -> Tensor:
+        """[B, K] of the references.
+
+        Raises:
+            ValueError: the batch has none.
+        """
+        if self.batch.weights is None:
+            raise ValueError(f"{self.name} needs reference_logps [B, N, K] and weights [B, K]")
+        return self.batch.weights
 
     @cached_property
     def q(self) -> Tensor:
-        """ℓ/L, nats per token."""
+        """[B, N] ℓ/L, nats per token."""
         return self.logp / self.length
 
     @cached_property
-    def v(self) -> Tensor:
-        """βℓ/L."""
-        return self["beta"] * self.q
-
-    @cached_property
     def p(self) -> Tensor:
-        """The geometric-mean token probability exp(ℓ/L)."""
+        """[B, N] the geometric-mean token probability exp(ℓ/L)."""
         return self.q.exp()
 
     @cached_property
-    def target(self) -> Tensor:
-        """softmax(s/τ) over the group, 0 where masked."""
-        scores = fill(self.sides.scores / self["tau"], self.mask, float("-inf"))
+    def deviation(self) -> Tensor:
+        """[B, N] δ, in the precision of ℓ."""
+        return self.sides.deviations.to(self.logp.dtype)
+
+    def target(self, tau: float) -> Tensor:
+        """[B, N] softmax(s/τ) over the group, 0 where masked."""
+        scores = fill(self.sides.scores / tau, self.mask, float("-inf"))
         return fill(scores.softmax(-1), self.mask)

@@ -1,39 +1,65 @@
 """What `--loss NAME` means: an objective, its hyper-parameters, and a combination of references.
 
-`mrpo` and `mean_ref` are `dpo` after a combination of references; every other name is a row of
-`maths.objectives.TABLE`. Any objective with a reference in it takes any combination.
+`mrpo` and `mean_ref` are `dpo` after a combination of references; every other name is an objective
+of `maths.objectives`. Any objective with a reference in it takes any combination.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
+
+from torch import Tensor
 
 from mrpo_tools.config import Recipe
 from mrpo_tools.errors import UsageError, did_you_mean
 from mrpo_tools.maths import objectives
-from mrpo_tools.methods.tensors import Combination
+from mrpo_tools.maths.contrasts import Sides, choose_sides
+from mrpo_tools.maths.judgements import Judgements
+from mrpo_tools.methods.combination import Combination, Combined
 
-PRESETS: dict[str, tuple[str, str, dict[str, str], str]] = {
-    "mrpo": (
-        "dpo",
-        "dpo against the virtual reference: harmonic, confidence weights, adaptive trust region",
-        {"combine": "harmonic", "weights": "confidence", "trust_region": "adaptive"},
-        "MRPO Eq. 7-10",
-    ),
-    "mean_ref": (
-        "dpo",
-        "dpo against the geometric mean of the references, adaptive trust region",
-        {"combine": "geometric", "weights": "uniform", "trust_region": "adaptive"},
-        "MRPO Table 1",
-    ),
-}
-"""Name: (objective, formula, combination, source)."""
-
+COMBINATION_WORDS = ("combine", "weights", "trust_region", "epsilon_max", "fixed_weights")
+"""Keys of a recipe that say how references are combined, beside the layout of the weights."""
 SCORE_PARAMETERS = frozenset({"deviation_scale", "power", "weight", "signed", "tau"})
 """Hyper-parameters that act on scores themselves."""
 
+
+@dataclass(frozen=True)
+class Preset:
+    """A `--loss` that is an objective after a combination of references.
+
+    Attributes:
+        objective: its name.
+        combination: of the references.
+        formula: in words.
+        source: paper and equation.
+    """
+
+    objective: str
+    combination: Combination
+    formula: str
+    source: str
+
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "mrpo": Preset(
+            "dpo",
+            Combination(combine="harmonic", weights="confidence", trust_region="adaptive"),
+            "dpo against the virtual reference: harmonic, confidence weights, adaptive trust "
+            "region",
+            "MRPO Eq. 7-10",
+        ),
+        "mean_ref": Preset(
+            "dpo",
+            Combination(combine="geometric", weights="uniform", trust_region="adaptive"),
+            "dpo against the geometric mean of the references, adaptive trust region",
+            "MRPO Table 1",
+        ),
+    }
+)
 LOSSES = (*PRESETS, *objectives.NAMES)
 
 
@@ -43,103 +69,142 @@ class Method:
 
     Attributes:
         name: as the user wrote it.
-        objective: the row's name.
-        hyper: the hyper-parameters that differ from the row's defaults, and those the user set.
+        row: the objective.
+        hyper: every hyper-parameter with its value.
         combination: how K references become one.
     """
 
     name: str
-    objective: str
-    hyper: dict[str, Any]
+    row: objectives.Objective
+    hyper: Mapping[str, Any]
     combination: Combination
-
-    @property
-    def row(self) -> objectives.Objective:
-        return objectives.TABLE[self.objective]
 
     def weighted_by(self, accuracies: Sequence[float]) -> Method:
         """The method with its references' held-out accuracies, for weights `accuracy`."""
         return replace(self, combination=replace(self.combination, accuracies=list(accuracies)))
 
-    @property
-    def complete_hyper(self) -> dict[str, Any]:
-        """Every hyper-parameter with its value."""
-        return self.row.complete(self.hyper)
+    def sides(self, judged: Judgements) -> Sides:
+        """Who is chosen and who is rejected; its mask is what the objective sees."""
+        return choose_sides(
+            judged.mask,
+            judged.scores,
+            judged.chosen,
+            chosen=self.hyper["chosen"],
+            top_bottom=self.hyper["top_bottom"],
+        )
+
+    def on(
+        self,
+        judged: Judgements,
+        combined: Combined,
+        *,
+        policy_logps: Tensor,
+        lengths: Tensor,
+        seeds: Tensor | None = None,
+    ) -> objectives.Applied:
+        """The objective on G groups, on the policy's device.
+
+        Args:
+            judged: of the groups.
+            combined: their references.
+            policy_logps: [G, N] nats.
+            lengths: [G, N] tokens under the policy's tokenizer.
+            seeds: [G] int64, for pairing `best_random`.
+
+        Raises:
+            ValueError: a hyper-parameter that the objective refuses.
+        """
+        device = policy_logps.device
+        several = combined.logps.dim() == 3
+        batch = objectives.Batch.of(
+            judged.to(device),
+            policy_logps=policy_logps,
+            reference_logps=None if self.row.references == "none" else combined.logps.to(device),
+            lengths=lengths.to(device),
+            weights=combined.weights.to(device) if several else None,
+            seeds=None if seeds is None else seeds.to(device),
+        )
+        return objectives.Applied(self.row, batch, self.hyper)
 
 
-def resolve_method(recipe: Recipe, references: int, scores: bool, labels: bool) -> Method:
-    """The method of a recipe on data with or without scores and labels.
+def resolve_method(recipe: Recipe, *, scores: bool) -> Method:
+    """The method of a recipe.
 
     Args:
         recipe: the words.
-        references: K, how many references the recipe names.
-        scores: whether every response of the data has a score.
-        labels: whether every response of the data has a label.
+        scores: whether every response of the data has a score, not only a label.
 
     Raises:
         UsageError: a combination that means nothing, with what to use instead.
     """
     name = find_loss(recipe.loss)
-    preset = PRESETS.get(name)
-    row = objectives.TABLE[preset[0] if preset else name]
-    _refuse_references(name, row, references, recipe)
+    row = objective_of(name)
+    _refuse_references(name, row, recipe)
     if row.scores and not scores:
         raise UsageError(
             f"{name} needs scores; this data has only chosen and rejected",
             "use a pairwise or set objective: dpo, mrpo, mpo",
         )
-    return Method(
-        name, row.name, _hyper(name, recipe, row), _combination(recipe, preset, references)
-    )
+    return Method(name, row, row.complete(_hyper(name, recipe, row)), _combination(name, recipe))
 
 
-def _refuse_references(
-    name: str, row: objectives.Objective, references: int, recipe: Recipe
-) -> None:
-    if row.reference and references == 0:
+def find_loss(name: str) -> str:
+    """The name itself, or a `UsageError` with the nearest ones."""
+    if name not in LOSSES:
+        raise UsageError(f"no loss is named {name!r}", did_you_mean(name, LOSSES))
+    return name
+
+
+def objective_of(name: str) -> objectives.Objective:
+    """The objective of a loss, of a preset too."""
+    return objectives.TABLE[PRESETS[name].objective if name in PRESETS else name]
+
+
+def _refuse_references(name: str, row: objectives.Objective, recipe: Recipe) -> None:
+    count = len(recipe.refs)
+    if row.references != "none" and count == 0:
         raise UsageError(f"{name} needs a reference", f"--loss {name} --refs NAME")
-    if name == "multi_dpo" and references < 2:
+    if row.references == "several" and count < 2:
         raise UsageError(
-            f"multi_dpo needs two references or more, found {references}",
+            f"{name} needs two references or more, found {count}",
             "use --loss dpo for one reference",
         )
-    if name == "multi_dpo" and recipe.combine not in (None, "separate"):
+    if row.references == "several" and recipe.combine not in (None, "separate"):
         raise UsageError(
-            f"multi_dpo keeps its references separate; combine {recipe.combine} has no meaning",
+            f"{name} keeps its references separate; combine {recipe.combine} has no meaning",
             f"use --loss dpo --combine {recipe.combine}",
         )
-    if name != "multi_dpo" and recipe.combine == "separate":
+    if row.references != "several" and recipe.combine == "separate":
         raise UsageError(
             f"{name} takes one reference log-prob per response; combine separate gives several",
             "use --loss multi_dpo, or --combine harmonic, geometric or arithmetic",
         )
-    words = ("combine", "weights", "trust_region", "epsilon_max", "fixed_weights")
-    given = [word for word in words if getattr(recipe, word) is not None]
-    if not row.reference and given:
+    words = [word for word in COMBINATION_WORDS if getattr(recipe, word) is not None]
+    if row.references == "none" and words:
         raise UsageError(
-            f"{name} has no reference in it; {', '.join(given)} would change nothing",
-            f"leave out {', '.join(given)}, or use an objective with a reference: dpo, mpo",
+            f"{name} has no reference in it; {', '.join(words)} would change nothing",
+            f"leave out {', '.join(words)}, or use an objective with a reference: dpo, mpo",
         )
 
 
 def _hyper(name: str, recipe: Recipe, row: objectives.Objective) -> dict[str, Any]:
-    words = {**row.defaults, **objectives.COMMON}
-    given = {
+    """The hyper-parameters that the recipe sets."""
+    own = {*row.defaults} - {*objectives.COMMON}
+    words: dict[str, Any] = {
         key: value
-        for key in (*objectives.HYPER_PARAMETERS, "pairing")
+        for key in objectives.HYPER_PARAMETERS
         if key not in objectives.COMMON and (value := getattr(recipe, key)) is not None
     }
-    for key in sorted(given.keys() - words.keys()):
+    for key in sorted(words.keys() - own):
         raise _foreign(name, row, key)
     if recipe.chosen != "auto":
-        given["partition"] = recipe.chosen
-        given["top_bottom"] = recipe.top_bottom
-    return given
+        words |= {"chosen": recipe.chosen, "top_bottom": recipe.top_bottom}
+    return words
 
 
 def _foreign(name: str, row: objectives.Objective, key: str) -> UsageError:
     """The refusal of a hyper-parameter that belongs to other objectives."""
-    owners = [one.name for one in objectives.TABLE.values() if key in one.defaults]
+    owners = [other.name for other in objectives.TABLE.values() if key in other.defaults]
     hint = f"{key} belongs to {', '.join(owners)}; {name} has {', '.join(sorted(row.defaults))}"
     if key == "pairing":
         return UsageError(f"{name} compares sets, not pairs; pairing has no meaning", hint)
@@ -150,51 +215,65 @@ def _foreign(name: str, row: objectives.Objective, key: str) -> UsageError:
     return UsageError(f"{name} has no hyper-parameter {key}", hint)
 
 
-def _combination(
-    recipe: Recipe, preset: tuple[str, str, dict[str, str], str] | None, references: int
-) -> Combination:
+def _combination(name: str, recipe: Recipe) -> Combination:
     """The preset's combination, MRPO's for any other name, with the recipe's words over it."""
-    base = dict((preset or PRESETS["mrpo"])[2])
-    if recipe.loss == "multi_dpo":
-        base["combine"] = "separate"
-    if references < 2:
-        base["trust_region"] = "none"
-    given = {
-        word: value
-        for word in ("combine", "weights", "trust_region", "epsilon_max", "fixed_weights")
-        if (value := getattr(recipe, word)) is not None
-    }
-    if recipe.fixed_weights is not None and recipe.weights is None:
-        given["weights"] = "fixed"
-    return Combination(**{**base, **given}, weights_layout=recipe.weights_layout)  # type: ignore[arg-type]
+    base = PRESETS.get(name, PRESETS["mrpo"]).combination
+    words: dict[str, Any] = {"weights_layout": recipe.weights_layout}
+    if objective_of(name).references == "several":
+        words["combine"] = "separate"
+    if len(recipe.refs) < 2:
+        words["trust_region"] = "none"
+    if recipe.fixed_weights is not None:
+        words["weights"] = "fixed"
+    set_words = {word: getattr(recipe, word) for word in COMBINATION_WORDS}
+    words |= {word: value for word, value in set_words.items() if value is not None}
+    return replace(base, **words)
 
 
-def find_loss(name: str) -> str:
-    """The name itself, or a `UsageError` with the nearest ones."""
-    if name not in LOSSES:
-        raise UsageError(f"no loss is named {name!r}", did_you_mean(name, LOSSES))
-    return name
+@dataclass(frozen=True)
+class Description:
+    """A loss in words.
+
+    Attributes:
+        name: of `--loss`.
+        formula: the loss of one group.
+        source: paper and equation.
+        needs: of references and judgements.
+        defaults: of its hyper-parameters.
+        recipe: a command that trains with it.
+    """
+
+    name: str
+    formula: str
+    source: str
+    needs: str
+    defaults: dict[str, Any]
+    recipe: str
 
 
-def describe(name: str) -> dict[str, Any]:
-    """A loss in words: name, formula, source, needs, defaults, and a recipe line."""
-    preset = PRESETS.get(name)
-    row = objectives.TABLE[preset[0] if preset else name]
-    defaults = {**row.defaults}
+def describe(name: str) -> Description:
+    """A loss in words."""
+    row, preset = objective_of(name), PRESETS.get(name)
+    defaults = dict(row.defaults)
     if preset:
-        defaults |= {**preset[2], "epsilon_max": Combination().epsilon_max}
-    references = "a reference, made for several" if preset else "a reference"
-    references = "two references or more" if name == "multi_dpo" else references
-    needs = [references] if row.reference else ["no reference"]
-    needs += ["scores"] if row.scores else ["scores or labels"]
-    settings = " ".join(f"--set {key}={value}" for key, value in list(row.defaults.items())[:1])
-    refs = "--refs A,B " if name in (*PRESETS, "multi_dpo") else "--refs A "
-    policy = refs if row.reference else "--policy MODEL "
-    return {
-        "name": name,
-        "formula": preset[1] if preset else row.formula,
-        "source": preset[3] if preset else row.source,
-        "needs": ", ".join(needs),
-        "defaults": defaults,
-        "recipe": f"mrpo train --loss {name} {policy}{settings} --output RUN".replace("  ", " "),
-    }
+        words = ("combine", "weights", "trust_region", "epsilon_max")
+        defaults |= {word: getattr(preset.combination, word) for word in words}
+    needs = {
+        "none": "no reference",
+        "one": "a reference, made for several" if preset else "a reference",
+        "several": "two references or more",
+    }[row.references]
+    several = preset is not None or row.references == "several"
+    refs = "--refs A,B" if several else "--refs A"
+    settings = [f"--set {key}={value}" for key, value in list(row.defaults.items())[:1]]
+    command = ["mrpo train", "--loss", name,
+               "--policy MODEL" if row.references == "none" else refs, *settings,
+               "--output RUN"]  # fmt: skip
+    return Description(
+        name=name,
+        formula=preset.formula if preset else row.formula,
+        source=preset.source if preset else row.source,
+        needs=f"{needs}, {'scores' if row.scores else 'scores or labels'}",
+        defaults=defaults,
+        recipe=" ".join(command),
+    )

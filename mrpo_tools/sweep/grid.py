@@ -12,7 +12,7 @@ from typing import Any
 from mrpo_tools.config import Recipe, parse, yaml_value
 from mrpo_tools.errors import UsageError, did_you_mean
 from mrpo_tools.maths import objectives
-from mrpo_tools.methods.method import PRESETS, find_loss, resolve_method
+from mrpo_tools.methods.method import find_loss, objective_of, resolve_method
 
 COMBINATION = ("combine", "weights", "trust_region", "epsilon_max", "fixed_weights",
                "weights_layout")  # fmt: skip
@@ -115,7 +115,7 @@ def plan(
             recipe = parse(Recipe, mine, "sweep")
             key = recipe.model_dump_json()
             if key not in found:
-                resolve_method(recipe, len(recipe.refs), True, True)
+                resolve_method(recipe, scores=True)
                 found[key] = Planned(_name(recipe, grid), recipe)
     if len(found) * len(seeds) > MOST_RUNS:
         raise UsageError(f"{len(found) * len(seeds):,} runs; at most {MOST_RUNS:,} are taken on")
@@ -130,9 +130,9 @@ def plan(
 def _meant(words: dict[str, Any], refs: list[str], refs_given: bool) -> dict[str, Any]:
     """A combination's words without those that mean nothing for its loss."""
     loss = find_loss(str(words.get("loss") or "mrpo"))
-    row = objectives.TABLE[PRESETS[loss][0] if loss in PRESETS else loss]
+    row = objective_of(loss)
     first = words.get("policy") or refs[0]
-    if not row.reference:
+    if row.references == "none":
         words["refs"], words["policy"] = [], first
     elif loss == "dpo" and not refs_given:
         words["refs"] = refs[:1]
@@ -140,12 +140,12 @@ def _meant(words: dict[str, Any], refs: list[str], refs_given: bool) -> dict[str
         words["policy"] = first
     dropped = {
         key
-        for key in (*objectives.HYPER_PARAMETERS, "pairing")
+        for key in objectives.HYPER_PARAMETERS
         if key not in row.defaults and key not in objectives.COMMON
     }
     if len(words["refs"]) < 2:
         dropped |= set(COMBINATION)
-    if loss == "multi_dpo":
+    if row.references == "several":
         dropped.add("combine")
     return {key: value for key, value in words.items() if key not in dropped}
 

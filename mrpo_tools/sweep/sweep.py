@@ -30,7 +30,7 @@ from mrpo_tools.runs.read import read_results
 from mrpo_tools.runs.run import EVALUATION, METRICS, RECIPE, RUN, load_run, read_json
 from mrpo_tools.sources import Source, load_dataset
 from mrpo_tools.sweep.grid import Planned
-from mrpo_tools.training.prepare import policy_subject
+from mrpo_tools.training.policy import resolve_policy
 from mrpo_tools.training.train import train
 
 TABLE = "table"
@@ -157,7 +157,7 @@ def _check_same(path: Path, recipe: Recipe, work: Work) -> None:
         "split_hash": hash_groups(groups),
     }
     with contextlib.suppress(MrpoError):  # a model that is no longer here cannot be another one
-        now["policy_identity"] = policy_subject(recipe, stores, work.references).identity.hash
+        now["policy_identity"] = resolve_policy(recipe, stores, work.references).identity.hash
     differing = [
         f"{key.replace('_', ' ')} was {record[key]}, is now {value}"
         for key, value in now.items()

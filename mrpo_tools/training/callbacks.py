@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import TrainerCallback
@@ -15,9 +15,6 @@ from transformers.trainer_callback import ExportableState
 
 from mrpo_tools.errors import NonFiniteError
 from mrpo_tools.progress import Advance, bar, say, say_once
-
-if TYPE_CHECKING:
-    from mrpo_tools.training.trainer import GroupTrainer
 
 BAD_STEPS = 3
 
@@ -28,30 +25,43 @@ class FiniteGuard(TrainerCallback):  # type: ignore[misc]
     Three such steps in a row stop the run.
     """
 
-    def __init__(self, trainer: GroupTrainer) -> None:
-        self.trainer, self.bad = trainer, 0
+    def __init__(self) -> None:
+        self._finite_losses, self._bad_steps = True, 0
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        model: Any = self.trainer.model
+    def note(self, loss: torch.Tensor) -> None:
+        """Remember whether a micro-batch's loss is finite."""
+        self._finite_losses &= bool(loss.isfinite())
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
+    ) -> None:
+        """Drop the gradients where they, or a loss, are not finite in some process."""
         parameters = [p for p in model.parameters() if p.grad is not None]
-        finite = torch.stack([p.grad.isfinite().all() for p in parameters]).all().float()
-        finite = finite * self.trainer.finite_loss
-        self.trainer.finite_loss = True
-        if args.world_size > 1:
-            finite = self.trainer.accelerator.gather(finite.reshape(1)).min()
-        if bool(finite):
-            self.bad = 0
+        finite = torch.stack([p.grad.isfinite().all() for p in parameters]).all()
+        finite = finite & self._finite_losses
+        self._finite_losses = True
+        if not _any_process(~finite):
+            self._bad_steps = 0
             return
-        self.bad += 1
+        self._bad_steps += 1
         say_once(f"warning: step {state.global_step + 1} is not applied: its loss is not finite")
         for parameter in parameters:
             parameter.grad = None  # zeroed gradients would still move AdamW
-        if self.bad >= BAD_STEPS:
+        if self._bad_steps >= BAD_STEPS:
             raise NonFiniteError(
                 f"the loss or its gradient was not finite in {BAD_STEPS} steps in a row, the last "
                 f"at step {state.global_step + 1}",
                 "lower learning_rate or raise beta, and look at the run's log for where it began",
             )
+
+
+def _any_process(flag: torch.Tensor) -> bool:
+    """Whether a flag is raised in this process or, where there are several, in any of them."""
+    if not torch.distributed.is_initialized():
+        return bool(flag)
+    raised = flag.float()
+    torch.distributed.all_reduce(raised, torch.distributed.ReduceOp.MAX)
+    return bool(raised)
 
 
 class Clock(TrainerCallback, ExportableState):  # type: ignore[misc]
@@ -112,10 +122,7 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
         self.received = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        if torch.distributed.is_initialized():  # one process may have been told alone
-            flag = torch.tensor(float(self.received), device=args.device)
-            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-            self.received = bool(flag)
+        self.received = _any_process(torch.tensor(self.received, device=args.device))
         if state.global_step >= state.max_steps:
             control.should_log = True  # the last figures, whatever logging_steps
         if self.received:

@@ -9,39 +9,38 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
-from mrpo_tools.maths import metrics, objectives
+from mrpo_tools.maths import metrics
+from mrpo_tools.maths.objectives import Applied
 from mrpo_tools.maths.shapes import masked_mean
 from mrpo_tools.training.groups import TrainingGroups
 
 
-def figures(groups: TrainingGroups, batch: objectives.Batch, index: Tensor) -> dict[str, Tensor]:
+def figures(groups: TrainingGroups, applied: Applied, index: list[int]) -> dict[str, Tensor]:
     """Values of each figure, a number a group or a response; NaN where one cannot say.
 
     Args:
-        groups: where the batch is from; the reward is that of their objective.
-        batch: the objective's tensors of B groups.
-        index: [B] their places.
+        groups: where the batch is from.
+        applied: their objective on B of them.
+        index: the places of those B.
     """
-    rewards = objectives.rewards(groups.objective, batch, **groups.hyper)
-    sides = objectives.sides(groups.objective, batch, **groups.hyper)
-    judged = (batch.mask, batch.scores, batch.chosen)
+    rewards, sides, judged = applied.rewards, applied.sides, applied.batch.judged
     both = sides.positive.any(-1) & sides.negative.any(-1)
-    logps = batch.policy_logps.detach()
-    found = {
+    logps = applied.batch.policy_logps.detach()
+    values = {
         "rewards/chosen": masked_mean(rewards, sides.positive)[both],
         "rewards/rejected": masked_mean(rewards, sides.negative)[both],
-        "rewards/accuracies": metrics.accuracies(rewards, *judged),
-        "rewards/margins": metrics.margins(rewards, *judged),
+        "rewards/accuracies": metrics.accuracies(rewards, judged),
+        "rewards/margins": metrics.margins(rewards, judged),
         "logps/chosen": masked_mean(logps, sides.positive)[both],
         "logps/rejected": masked_mean(logps, sides.negative)[both],
     }
-    place = index.cpu()
+    combined, mask = groups.combined, groups.tensors.mask
     for k, name in enumerate(groups.reference_names):
-        found[f"references/{name}/weight"] = groups.weights[place, k]
-    if groups.clipped is not None and groups.clipped.shape[-1]:
-        clipped = groups.clipped[place].double()
-        found["references/clipped_fraction"] = clipped[groups.mask[place]]
-    return found
+        values[f"references/{name}/weight"] = combined.weights[index, k]
+    if len(groups.reference_names) > 1:
+        clipped = combined.clipped[index][..., 1:].double()
+        values["references/clipped_fraction"] = clipped[mask[index]]
+    return values
 
 
 class Averages:
@@ -53,10 +52,10 @@ class Averages:
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Count the values that are numbers."""
-        for name, one in values.items():
-            known = one[~one.isnan()]
-            self._sums[name] += float(known.sum())
-            self._counts[name] += known.numel()
+        for name, figure in values.items():
+            numbers = figure[~figure.isnan()]
+            self._sums[name] += float(numbers.sum())
+            self._counts[name] += numbers.numel()
 
     def take(self, trainer: Trainer) -> dict[str, float]:
         """The means of what was added since the last time; every process calls it together."""

@@ -3,50 +3,45 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from mrpo_tools.maths import objectives
-from mrpo_tools.methods.tensors import Combination, combine
+from mrpo_tools.maths.objectives import Applied
+from mrpo_tools.methods.combination import Combined
+from mrpo_tools.methods.method import Method
+from mrpo_tools.methods.tensors import GroupTensors
 from mrpo_tools.references.rendering import EncodedGroup
 from mrpo_tools.scorer.scorer import ResponseScorer
 from mrpo_tools.scorer.trees import Row
-from mrpo_tools.training.prepare import Prepared
 
 
 @dataclass(frozen=True)
-class TrainingGroups(TorchDataset[int]):  # type: ignore[misc]
-    """G groups ready for training: ids under the policy's tokenizer, and cached numbers.
+class TrainingGroups(TorchDataset[int]):
+    """G groups of up to N responses, ready for training under K references.
 
     Attributes:
+        method: the objective and its hyper-parameters.
         group_ids: of each group, for seeds.
-        encoded: prompt and responses as ids.
-        reference_logps: [G, N], [G, N, K] for `multi_dpo`, or None.
-        weights: [G, K].
-        scores, chosen: [G, N] or None.
-        mask: [G, N] responses that take part.
-        objective: name of the table's row that these groups are for.
-        hyper: its hyper-parameters.
+        encoded: prompt and responses as ids of the policy's tokenizer.
+        tensors: cached numbers; the mask has the responses that the objective sees.
+        combined: what the objective sees of the references.
+        usable: [G] bool: the groups that the objective can use.
         reference_names: reference 1 first.
-        clipped: [G, N, K − 1] which cached numbers the trust region moved; None without references.
     """
 
+    method: Method
     group_ids: Sequence[str]
     encoded: Sequence[EncodedGroup]
-    reference_logps: Tensor | None
-    weights: Tensor
-    scores: Tensor | None
-    chosen: Tensor | None
-    mask: Tensor
-    objective: str
-    hyper: Mapping[str, Any]
+    tensors: GroupTensors
+    combined: Combined
+    usable: Tensor
     reference_names: Sequence[str]
-    clipped: Tensor | None
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -54,98 +49,78 @@ class TrainingGroups(TorchDataset[int]):  # type: ignore[misc]
     def __getitem__(self, index: int) -> int:
         return index
 
-    def objective_batch(
-        self, policy_logps: Tensor, index: Tensor, **extra: Any
-    ) -> objectives.Batch:
-        """The tensors of some groups as an objective takes them, on the policy's device."""
-        device = policy_logps.device
+    @property
+    def width(self) -> int:
+        """N."""
+        return self.tensors.mask.shape[1]
 
-        def rows(values: Tensor | None) -> Tensor | None:
-            return None if values is None else values[index.cpu()].to(device)
-
-        several = self.reference_logps is not None and self.reference_logps.dim() == 3
-        mask = self.mask[index.cpu()].to(device)
-        return objectives.Batch(
-            policy_logps=policy_logps,
-            reference_logps=rows(self.reference_logps),
-            lengths=self.lengths_of(index).to(device),
-            scores=rows(self.scores),
-            chosen=rows(self.chosen),
-            mask=mask,
-            weights=rows(self.weights) if several else None,
-            **extra,
-        )
-
-    def lengths_of(self, index: Tensor) -> Tensor:
-        """[B, N] response tokens under the policy's tokenizer; 0 beyond a group's responses."""
-        groups = [self.encoded[int(i)] for i in index]
-        lengths = torch.zeros(len(groups), self.mask.shape[1], dtype=torch.long)
-        for row, group in enumerate(groups):
+    @cached_property
+    def lengths(self) -> Tensor:
+        """[G, N] response tokens under the policy's tokenizer; 0 beyond a group's responses."""
+        lengths = torch.zeros(self.tensors.mask.shape, dtype=torch.long)
+        for g, group in enumerate(self.encoded):
             for n, response in enumerate(group.responses):
-                lengths[row, n] = len(response.ids)
+                lengths[g, n] = len(response.ids)
         return lengths
 
+    def usable_only(self) -> TrainingGroups:
+        """Without the groups that the objective cannot use."""
+        index = self.usable.nonzero().flatten().tolist()
+        return replace(
+            self,
+            group_ids=[self.group_ids[g] for g in index],
+            encoded=[self.encoded[g] for g in index],
+            tensors=self.tensors.of_groups(index),
+            combined=self.combined.of_groups(index),
+            usable=self.usable[index],
+        )
 
-def training_groups(prepared: Prepared) -> TrainingGroups:
-    """The groups as the trainer takes them."""
-    return TrainingGroups(
-        [group.group_id for group in prepared.groups],
-        prepared.encoded,
-        prepared.combined.logps if prepared.method.row.reference else None,
-        prepared.combined.weights,
-        prepared.tensors.scores,
-        prepared.tensors.chosen,
-        prepared.tensors.mask,
-        prepared.method.objective,
-        prepared.method.hyper,
-        [store.name for store in prepared.stores],
-        _clipped(prepared),
-    )
+    def objective(
+        self, index: list[int], policy_logps: Tensor, seeds: Tensor | None = None
+    ) -> Applied:
+        """The objective on some groups: losses, rewards and sides, on the policy's device.
 
+        Args:
+            index: B places.
+            policy_logps: [B, N] nats, with or without gradient.
+            seeds: [B] int64, for pairing `best_random`.
+        """
+        return self.method.on(
+            self.tensors.judged.of_groups(index),
+            self.combined.of_groups(index),
+            policy_logps=policy_logps,
+            lengths=self.lengths[index],
+            seeds=seeds,
+        )
 
-def _clipped(prepared: Prepared) -> Tensor | None:
-    if not prepared.stores:
-        return None
-    how: Combination = replace(prepared.method.combination, combine="separate", weights="uniform")
-    moved = combine(prepared.tensors, how).logps
-    return moved[..., 1:] != prepared.tensors.logps[..., 1:]
-
-
-def group_rows(groups: TrainingGroups, index: Sequence[int]) -> list[Row]:
-    """Each group as a tree; response n of the batch's group b has the key b·N + n."""
-    width = groups.mask.shape[1]
-    rows = []
-    for b, g in enumerate(index):
-        encoded = groups.encoded[g]
-        taking_part = [n for n in range(len(encoded.responses)) if groups.mask[g, n]]
-        ids = [encoded.responses[n].ids for n in taking_part]
-        rows.append(Row(encoded.prompt_ids, ids, [b * width + n for n in taking_part]))
-    return [row for row in rows if row.keys]
+    def trees(self, index: Sequence[int]) -> list[Row]:
+        """Each group as a tree; response n of the b-th of them has the key b·N + n."""
+        trees = []
+        for b, g in enumerate(index):
+            group = self.encoded[g]
+            places = [n for n in range(len(group.responses)) if self.tensors.mask[g, n]]
+            ids = [group.responses[n].ids for n in places]
+            trees.append(Row(group.prompt_ids, ids, [b * self.width + n for n in places]))
+        return [tree for tree in trees if tree.keys]
 
 
 class GroupCollator:
     """Indices of groups -> token batches, and which groups are usable."""
 
     def __init__(
-        self,
-        groups: TrainingGroups,
-        usable: Tensor,
-        scorer: ResponseScorer,
-        batch_tokens: int | None = None,
+        self, groups: TrainingGroups, scorer: ResponseScorer, batch_tokens: int | None = None
     ) -> None:
-        self.groups, self.usable, self.scorer = groups, usable, scorer
-        self.batch_tokens = batch_tokens
+        self.groups, self.scorer, self.batch_tokens = groups, scorer, batch_tokens
 
     def __call__(self, index: list[int]) -> dict[str, Any]:
-        packed = self.scorer.batches(group_rows(self.groups, index), self.batch_tokens)
-        places = torch.tensor(index)
+        packed = self.scorer.batches(self.groups.trees(index), self.batch_tokens)
         return {
             "tokens": {
                 "batches": [dict(self.scorer.collate(rows)) for rows in packed],
-                "sequences": len(index) * self.groups.mask.shape[1],
+                "sequences": len(index) * self.groups.width,
             },
-            "index": places,
-            "usable": self.usable[places],
+            "index": torch.tensor(index),
+            "usable": self.groups.usable[index],
         }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,18 +18,40 @@ from mrpo_tools.cache.current import stores_of
 from mrpo_tools.config import Recipe, Reference
 from mrpo_tools.errors import CacheStale, UsageError
 from mrpo_tools.groups import Group, in_split, kinds_of_judgement
-from mrpo_tools.maths import contrasts, objectives
+from mrpo_tools.maths.judgements import Judgements
+from mrpo_tools.methods.combination import CombinationReport, Combined, combine
 from mrpo_tools.methods.method import Method, resolve_method
-from mrpo_tools.methods.tensors import (
-    Combined,
-    GroupTensors,
-    combine,
-    look_up,
-    reference_accuracies,
-)
+from mrpo_tools.methods.tensors import look_up, reference_accuracies
 from mrpo_tools.progress import bar, say_once
 from mrpo_tools.references.rendering import EncodedGroup
-from mrpo_tools.references.resolved import ResolvedReference, renderer_of, resolve
+from mrpo_tools.references.resolved import ResolvedReference, renderer_of
+from mrpo_tools.training.groups import TrainingGroups
+from mrpo_tools.training.policy import resolve_policy
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What the run trains on, and what the combination did.
+
+    Attributes:
+        groups: that train.
+        dropped_responses: left out, by reason.
+        reference_accuracies: of each reference alone, `summed`, `per_token` and `per_byte`.
+        combination: over all groups; None without references.
+        skipped_groups: that the objective cannot use, by reason.
+    """
+
+    groups: int
+    dropped_responses: dict[str, int]
+    reference_accuracies: dict[str, list[float]]
+    combination: CombinationReport | None
+    skipped_groups: dict[str, int] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """One flat object, as `run.json` and `metrics.json` hold it."""
+        flat = asdict(self)
+        combination = flat.pop("combination") or {}
+        return {**flat, **combination}
 
 
 @dataclass(frozen=True)
@@ -37,27 +59,26 @@ class Prepared:
     """Everything the trainer needs, before any weights are loaded.
 
     Attributes:
-        method: the resolved `--loss`.
-        policy: the policy's files and identity.
+        policy: its files and identity.
         stores: of the references, reference 1 first.
-        groups: the usable groups.
-        encoded: their ids under the policy's tokenizer.
-        tensors: their cached numbers; the mask leaves out what does not take part.
-        combined: reference log-probs and weights.
-        report: what the combination did, and what was skipped.
-        held_out: the same of the split that is measured while training, with all of its groups;
-            None where the recipe does not ask.
+        groups: the usable groups of the training split.
+        training: the same as ids and numbers.
+        held_out: all groups of the split that is measured while training; None where the recipe
+            does not ask.
+        report: what trains, what was skipped, what the combination did.
     """
 
-    method: Method
     policy: ResolvedReference
     stores: list[ReferenceStore]
     groups: list[Group]
-    encoded: list[EncodedGroup]
-    tensors: GroupTensors
-    combined: Combined
-    report: dict[str, Any]
-    held_out: Prepared | None = None
+    training: TrainingGroups
+    held_out: TrainingGroups | None
+    report: DataReport
+
+    @property
+    def method(self) -> Method:
+        """The resolved `--loss`."""
+        return self.training.method
 
 
 def prepare(
@@ -66,73 +87,91 @@ def prepare(
     cache: Cache,
     references: Mapping[str, Reference],
 ) -> Prepared:
-    """Look up, check, encode and combine; nothing is written and no weights are loaded."""
+    """Look up, check, encode and combine; nothing is written and no weights are loaded.
+
+    Raises:
+        UsageError: words that mean nothing together, or no group that the objective can use.
+        CacheError: numbers that are missing, of other files, or of other tokens.
+    """
     chosen = in_split(groups, recipe.split)
     method = _method(recipe, chosen)
     stores = stores_of(cache, recipe.refs, references)
     if len({store.name for store in stores}) < len(stores):
         raise UsageError("a reference is named twice", "--refs takes each name once")
     if method.combination.weights == "accuracy":
-        others = [group for group in groups if group.split not in (recipe.split, None)]
-        method = method.weighted_by(_held_out_accuracies(stores, others, recipe.split))
-    policy = policy_subject(recipe, stores, references)
-    prepared = _usable_only(_numbers(method, policy, stores, chosen))
-    if recipe.eval_steps is None:
-        return prepared
-    measured = in_split(groups, recipe.eval_split)
-    method = replace(_method(recipe, measured), combination=method.combination)
-    held_out = _numbers(method, policy, stores, measured)
-    if not _usable(method, held_out.tensors, held_out.combined).any():
-        say_once(f"warning: {method.name} can measure no group of split {recipe.eval_split}")
-    return replace(prepared, held_out=held_out)
+        method = method.weighted_by(_held_out_accuracies(stores, groups, recipe.split))
+    policy = resolve_policy(recipe, stores, references)
+    training, report = _gather(method, policy, stores, chosen)
+    usable, report = _usable_only(training, report)
+    held_out = None
+    if recipe.eval_steps is not None:
+        measured = in_split(groups, recipe.eval_split)
+        held_out_method = replace(_method(recipe, measured), combination=method.combination)
+        held_out, _ = _gather(held_out_method, policy, stores, measured)
+        if not held_out.usable.any():
+            say_once(f"warning: {method.name} can measure no group of split {recipe.eval_split}")
+    kept_groups = [group for group, keep in zip(chosen, training.usable, strict=True) if keep]
+    return Prepared(
+        policy=policy,
+        stores=stores,
+        groups=kept_groups,
+        training=usable,
+        held_out=held_out,
+        report=report,
+    )
 
 
 def _method(recipe: Recipe, groups: Sequence[Group]) -> Method:
-    return resolve_method(recipe, len(recipe.refs), *kinds_of_judgement(groups))
+    has_scores, _ = kinds_of_judgement(groups)
+    return resolve_method(recipe, scores=has_scores)
 
 
 def _held_out_accuracies(
     stores: Sequence[ReferenceStore], groups: Sequence[Group], split: str
 ) -> list[float]:
     """Each reference's own preference accuracy on groups that training does not see."""
-    if split == "all" or not groups:
+    others = [group for group in groups if group.split not in (split, None)]
+    if split == "all" or not others:
         raise UsageError(
             "weights accuracy needs groups outside the training split",
             "hold some out with --test-size 0.1, or use --weights confidence",
         )
-    return reference_accuracies(look_up(stores, groups))["summed"]
+    return reference_accuracies(look_up(stores, others))["summed"]
 
 
-def policy_subject(
-    recipe: Recipe, stores: Sequence[ReferenceStore], references: Mapping[str, Reference]
-) -> ResolvedReference:
-    """The policy before training: reference 1 unless the recipe names another model."""
-    words = recipe.policy
-    if words is not None:
-        reference = references.get(words) or Reference(model=words)
-        name = words if words in references else "policy"
-    elif stores:
-        name = stores[0].name
-        reference = references.get(name) or stores[0].recorded_reference()
-        if reference.dtype is None:
-            cached_dtype = stores[0].identity.fields["dtype"]
-            reference = reference.model_copy(update={"dtype": cached_dtype})
-    else:
-        raise UsageError(f"{recipe.loss} has no reference 1 to start from", "--policy MODEL")
-    changes: dict[str, Any] = {}
-    for word in ("quantization", "dtype", "max_length"):
-        if getattr(recipe, word) is not None:
-            changes[word] = getattr(recipe, word)
-    if recipe.finetuning == "full" and recipe.dtype is None:
-        changes["dtype"] = "float32"  # small steps are lost in 16-bit weights
-    subject = resolve(name, reference.model_copy(update=changes))
-    if subject.files.adapter is not None:
-        raise UsageError(
-            f"the policy {name!r} is a model with a LoRA adapter, and training would begin without "
-            "it",
-            f"merge them first: mrpo merge {subject.files.adapter} --output DIR, then --policy DIR",
-        )
-    return subject
+def _gather(
+    method: Method,
+    policy: ResolvedReference,
+    stores: Sequence[ReferenceStore],
+    groups: Sequence[Group],
+) -> tuple[TrainingGroups, DataReport]:
+    """All groups with their ids and combined numbers, whether or not they are usable."""
+    tensors = look_up(stores, groups)
+    encoded = _encode(policy, groups)
+    overlong = _overlong(encoded, tensors.mask)
+    dropped = tensors.dropped + Counter(overlong_for_policy=int((tensors.mask & overlong).sum()))
+    tensors = tensors.within(tensors.mask & ~overlong)
+    if stores:
+        _check_tokens(policy, stores[0], encoded, tensors.token_hashes, tensors.mask)
+    sides = method.sides(tensors.judged)
+    combined = combine(tensors.logps, sides.mask, method.combination)
+    report = DataReport(
+        groups=len(groups),
+        dropped_responses={reason: count for reason, count in dropped.items() if count},
+        reference_accuracies=reference_accuracies(tensors),
+        combination=combined.report(),
+    )
+    tensors = tensors.within(sides.mask)
+    training = TrainingGroups(
+        method=method,
+        group_ids=[group.group_id for group in groups],
+        encoded=encoded,
+        tensors=tensors,
+        combined=combined,
+        usable=_usable(method, tensors.judged, combined),
+        reference_names=[store.name for store in stores],
+    )
+    return training, report
 
 
 def _encode(policy: ResolvedReference, groups: Sequence[Group]) -> list[EncodedGroup]:
@@ -145,26 +184,47 @@ def _encode(policy: ResolvedReference, groups: Sequence[Group]) -> list[EncodedG
     return encoded
 
 
+def _overlong(encoded: Sequence[EncodedGroup], mask: Tensor) -> Tensor:
+    """[G, N] responses that do not fit the policy."""
+    overlong = torch.zeros_like(mask)
+    for g, group in enumerate(encoded):
+        for n, response in enumerate(group.responses):
+            overlong[g, n] = response.overlong
+    return overlong
+
+
 TEXT_FIELDS = ("rendering_version", "tokenizer", "chat_template", "pinned_date", "bos_token",
                "eos_token", "system", "added_tokens")  # fmt: skip
 """Fields of an identity that decide how text becomes ids."""
 
 
-def _check_token_hashes(
+def _check_tokens(
     policy: ResolvedReference,
     store: ReferenceStore,
     encoded: Sequence[EncodedGroup],
-    tensors: GroupTensors,
+    cached_hashes: Any,
+    mask: Tensor,
 ) -> None:
-    """A policy with reference 1's tokenizer scores the very ids that reference 1 was scored on."""
+    """A policy with reference 1's tokenizer scores the very ids that reference 1 was scored on.
+
+    Args:
+        policy: before training.
+        store: of reference 1.
+        encoded: G groups under the policy's tokenizer.
+        cached_hashes: [G, N] of the tokens that reference 1 was scored on.
+        mask: [G, N] the responses that have a number and fit the policy.
+
+    Raises:
+        CacheStale: the same text gives other tokens.
+    """
     mine, theirs = policy.identity.fields, store.identity.fields
-    if any(mine[field] != theirs[field] for field in TEXT_FIELDS):
+    if any(mine[name] != theirs[name] for name in TEXT_FIELDS):
         return
     differing = sum(
-        response.token_hash != tensors.token_hashes[g][n][0]
+        response.token_hash != cached_hashes[g, n]
         for g, group in enumerate(encoded)
         for n, response in enumerate(group.responses)
-        if tensors.mask[g, n] and not response.overlong
+        if mask[g, n]
     )
     if not differing:
         return
@@ -183,104 +243,31 @@ def _check_token_hashes(
     )
 
 
-def _numbers(
-    method: Method,
-    policy: ResolvedReference,
-    stores: list[ReferenceStore],
-    groups: list[Group],
-) -> Prepared:
-    """Groups with their cached numbers combined, all of them, whether or not they are usable."""
-    tensors = look_up(stores, groups)
-    encoded = _encode(policy, groups)
-    if stores:
-        _check_token_hashes(policy, stores[0], encoded, tensors)
-    overlong = _overlong(encoded, tensors.mask.shape[1])
-    dropped = tensors.dropped + Counter(overlong_for_policy=int((tensors.mask & overlong).sum()))
-    tensors = replace(tensors, mask=tensors.mask & ~overlong, dropped=dropped)
-    hyper = method.complete_hyper
-    sides = contrasts.choose_sides(
-        tensors.scores, tensors.chosen, tensors.mask, hyper["partition"], hyper["top_bottom"]
-    )
-    combined = combine(tensors, method.combination, sides.mask)
-    report = {
-        "groups": len(groups),
-        "dropped_responses": {key: n for key, n in dropped.items() if n},
-        "reference_accuracies": reference_accuracies(tensors),
-        **combined.report,
-    }
-    tensors = replace(tensors, mask=sides.mask)
-    return Prepared(method, policy, stores, groups, encoded, tensors, combined, report)
+def _usable(method: Method, judged: Judgements, combined: Combined) -> Tensor:
+    """[G] groups that the objective can use; also its first refusal of hyper-parameters."""
+    zeros = torch.zeros(judged.mask.shape, dtype=torch.float64)
+    seeds = torch.zeros(len(zeros), dtype=torch.int64)
+    applied = method.on(judged, combined, policy_logps=zeros, lengths=zeros, seeds=seeds)
+    try:
+        _ = applied.losses
+    except ValueError as error:
+        raise UsageError(str(error), f"mrpo losses {method.name} explains it") from None
+    return applied.usable
 
 
-def _usable_only(prepared: Prepared) -> Prepared:
+def _usable_only(training: TrainingGroups, report: DataReport) -> tuple[TrainingGroups, DataReport]:
     """Without the groups that the objective cannot use.
 
     Raises:
-        UsageError: it can use none, or refuses its hyper-parameters.
+        UsageError: it can use none.
     """
-    method, combined = prepared.method, prepared.combined
-    usable = _usable(method, prepared.tensors, combined)
-    keep = usable.nonzero().flatten().tolist()
-    if not keep:
-        reason = objectives.REASONS[method.row.usable]
+    method, usable = training.method, training.usable_only()
+    reason = method.row.usable.reason
+    if not len(usable):
         raise UsageError(
-            f"no group can be used by {method.name}: {reason}, in all "
-            f"{len(prepared.groups):,} groups",
+            f"no group can be used by {method.name}: {reason}, in all {len(training):,} groups",
             "mrpo losses lists what each objective needs",
         )
-    return replace(
-        prepared,
-        groups=[prepared.groups[g] for g in keep],
-        encoded=[prepared.encoded[g] for g in keep],
-        tensors=_take(prepared.tensors, keep),
-        combined=replace(combined, logps=combined.logps[keep], weights=combined.weights[keep]),
-        report=prepared.report | {"groups": len(keep), "skipped_groups": _skipped(method, usable)},
-    )
-
-
-def _overlong(encoded: Sequence[EncodedGroup], width: int) -> Tensor:
-    """[G, N] responses that do not fit the policy."""
-    overlong = torch.zeros(len(encoded), width, dtype=torch.bool)
-    for g, group in enumerate(encoded):
-        for n, response in enumerate(group.responses):
-            overlong[g, n] = response.overlong
-    return overlong
-
-
-def _usable(method: Method, tensors: GroupTensors, combined: Combined) -> Tensor:
-    """[G] groups that the objective can use; also its first refusal of hyper-parameters."""
-    zeros = torch.zeros(tensors.mask.shape, dtype=torch.float64)
-    batch = objectives.Batch(
-        zeros,
-        combined.logps if method.row.reference else None,
-        zeros,
-        tensors.scores,
-        tensors.chosen,
-        tensors.mask,
-        weights=combined.weights if combined.logps.dim() == 3 else None,
-        seeds=torch.zeros(len(zeros), dtype=torch.int64),
-    )
-    try:
-        objectives.compute(method.objective, batch, **method.hyper)
-    except ValueError as error:
-        raise UsageError(str(error), f"mrpo losses {method.name} explains it") from None
-    return objectives.usable(method.objective, batch, **method.hyper)
-
-
-def _skipped(method: Method, usable: Tensor) -> dict[str, int]:
-    count = int((~usable).sum())
-    return {objectives.REASONS[method.row.usable]: count} if count else {}
-
-
-def _take(tensors: GroupTensors, keep: list[int]) -> GroupTensors:
-    return replace(
-        tensors,
-        logps=tensors.logps[keep],
-        mask=tensors.mask[keep],
-        scores=None if tensors.scores is None else tensors.scores[keep],
-        chosen=None if tensors.chosen is None else tensors.chosen[keep],
-        num_tokens=tensors.num_tokens[keep],
-        num_bytes=tensors.num_bytes[keep],
-        token_hashes=[tensors.token_hashes[g] for g in keep],
-        prompts=tensors.prompts[keep],
-    )
+    skipped = len(training) - len(usable)
+    skipped_groups = {reason: skipped} if skipped else {}
+    return usable, replace(report, groups=len(usable), skipped_groups=skipped_groups)

@@ -38,10 +38,10 @@ def run_record(
         "cache": str(cache.path.resolve()),
         "dataset": dataset.model_dump(mode="json") if dataset else None,
         "groups_hash": hash_groups(prepared.groups),
-        "objective": prepared.method.objective,
-        "hyper": prepared.method.complete_hyper,
+        "objective": prepared.method.row.name,
+        "hyper": dict(prepared.method.hyper),
         "combination": vars(prepared.method.combination),
-        "report": prepared.report,
+        "report": prepared.report.as_json(),
         "versions": library_versions(),
     }
 
@@ -76,7 +76,7 @@ def begin_run(output: Path, recipe: Recipe, record: Mapping[str, Any]) -> None:
 def model_card(recipe: Recipe, prepared: Prepared) -> str:
     """The README of a trained model, with the metadata that the hub reads."""
     references = ", ".join(store.name for store in prepared.stores) or "none"
-    hyper = json.dumps(prepared.method.complete_hyper)
+    hyper = json.dumps(dict(prepared.method.hyper))
     return (
         f"---\nlibrary_name: {'peft' if recipe.finetuning == 'lora' else 'transformers'}\n"
         f"base_model: {prepared.policy.files.hub_id or prepared.policy.name}\n"

@@ -15,7 +15,7 @@ from mrpo_tools.progress import say_once
 from mrpo_tools.scorer.scorer import ResponseScorer, score
 from mrpo_tools.scorer.self_check import self_check
 from mrpo_tools.scorer.trees import Row
-from mrpo_tools.training.groups import TrainingGroups, group_rows
+from mrpo_tools.training.groups import TrainingGroups
 from mrpo_tools.training.prepare import Prepared
 
 ROWS = 32
@@ -28,9 +28,7 @@ HARMLESS = frozenset({"model", "revision", "max_length", "overlong"})
 """Fields that leave the number of a given sequence as it is; `prepare` has compared the ids."""
 
 
-def check_step0(
-    scorer: ResponseScorer, prepared: Prepared, groups: TrainingGroups, device: torch.device
-) -> float | None:
+def check_step0(scorer: ResponseScorer, prepared: Prepared, device: torch.device) -> float | None:
     """Compare up to `ROWS` responses, after choosing the scorer's fastest exact route.
 
     Returns:
@@ -40,8 +38,9 @@ def check_step0(
         CacheStale: equal identities, and yet other numbers.
         NonFiniteError: the policy's numbers are NaN or infinite.
     """
-    shortest = sorted(range(len(groups)), key=lambda g: len(prepared.encoded[g].prompt_ids))
-    self_check(scorer, group_rows(groups, shortest[:CHECKED_GROUPS]), device)
+    groups = prepared.training
+    shortest = sorted(range(len(groups)), key=lambda g: len(groups.encoded[g].prompt_ids))
+    self_check(scorer, groups.trees(shortest[:CHECKED_GROUPS]), device)
     if not scorer.route.share:
         say_once("warning: shared prompts disagree with plain rows here; using plain rows")
     if not prepared.stores:
@@ -55,23 +54,24 @@ def check_step0(
         )
         return None
     apart = [
-        abs(score(scorer, [row], device)[0] - float(prepared.tensors.logps[g, n, 0]))
+        abs(score(scorer, [row], device)[0] - float(groups.tensors.logps[g, n, 0]))
         / max(len(row.responses[0]), 1)
-        for g, n, row in _sample(prepared)
+        for g, n, row in _sample(groups)
     ]
     difference = max(apart) if all(map(math.isfinite, apart)) else math.inf
     _judge(difference, fields & ARITHMETIC, prepared)
     return difference
 
 
-def _sample(prepared: Prepared) -> list[tuple[int, int, Row]]:
+def _sample(groups: TrainingGroups) -> list[tuple[int, int, Row]]:
+    """(group, response, the two as one row) of the first responses that take part."""
+    encoded = groups.encoded
     places = [
         (g, n)
-        for g in range(min(len(prepared.groups), ROWS))
-        for n in range(len(prepared.encoded[g].responses))
-        if prepared.tensors.mask[g, n]
+        for g in range(min(len(groups), ROWS))
+        for n in range(len(encoded[g].responses))
+        if groups.tensors.mask[g, n]
     ]
-    encoded = prepared.encoded
     return [
         (g, n, Row(encoded[g].prompt_ids, [encoded[g].responses[n].ids], [0]))
         for g, n in places[:ROWS]

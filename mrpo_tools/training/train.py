@@ -23,7 +23,6 @@ from mrpo_tools.references.devices import (
     reset_peak_memory,
     wait_for_everyone,
 )
-from mrpo_tools.references.loading import add_lora, load_model
 from mrpo_tools.references.resolved import renderer_of
 from mrpo_tools.runs.run import (
     METRICS,
@@ -37,7 +36,8 @@ from mrpo_tools.runs.run import (
 )
 from mrpo_tools.scorer.scorer import ResponseScorer
 from mrpo_tools.training.activations import activations_fit
-from mrpo_tools.training.groups import TrainingGroups, group_rows, training_groups
+from mrpo_tools.training.groups import TrainingGroups
+from mrpo_tools.training.policy import load_policy
 from mrpo_tools.training.prepare import Prepared, prepare
 from mrpo_tools.training.record import begin_run, check_record, model_card, run_record
 from mrpo_tools.training.step0 import check_step0
@@ -102,7 +102,7 @@ def train(
         "quantization: nf4",
     ):
         metrics = _fit(recipe, prepared, output)
-    metrics |= {"total_seconds": time.monotonic() - started, **prepared.report}
+    metrics |= {"total_seconds": time.monotonic() - started, **prepared.report.as_json()}
     if is_first_process():
         (output / "README.md").write_text(model_card(recipe, prepared), encoding="utf-8")
         save_json(output / METRICS, metrics)
@@ -111,20 +111,20 @@ def train(
 
 def _tell(prepared: Prepared) -> None:
     """What the combination did and what is left out, on stderr."""
-    report = prepared.report
-    if len(prepared.stores) > 1:
+    report, combination = prepared.report, prepared.report.combination
+    if combination is not None and len(prepared.stores) > 1:
         weights = ", ".join(
             f"{store.name} {weight:.2f}"
-            for store, weight in zip(prepared.stores, report["mean_weights"], strict=True)
+            for store, weight in zip(prepared.stores, combination.mean_weights, strict=True)
         )
         say_once(
-            f"references: mean weights {weights}; {report['clipped_fraction']:.0%} of the others' "
-            f"numbers clipped; {report['mean_distance_from_reference_1_nats']:.3g} nats from "
-            "reference 1 on average"
+            f"references: mean weights {weights}; {combination.clipped_fraction:.0%} of the "
+            f"others' numbers clipped; {combination.mean_distance_from_reference_1_nats:.3g} nats "
+            "from reference 1 on average"
         )
-    for reason, count in report["skipped_groups"].items():
+    for reason, count in report.skipped_groups.items():
         say_once(f"skipped {count:,} groups: {reason}")
-    for reason, count in report["dropped_responses"].items():
+    for reason, count in report.dropped_responses.items():
         say_once(f"left out {count:,} responses: {reason.replace('_', ' ')}")
 
 
@@ -158,16 +158,17 @@ def _fit(recipe: Recipe, prepared: Prepared, output: Path) -> dict[str, Any]:
 
     device = pick_device()
     reset_peak_memory(device)
-    scorer = ResponseScorer(_policy(recipe, prepared), prepared.policy.reference.attention)
-    groups = training_groups(prepared)
-    difference = check_step0(scorer, prepared, groups, device)
-    recomputed = _recompute_activations(recipe, scorer, groups, device)
+    scorer = ResponseScorer(
+        load_policy(prepared.policy, recipe, device), prepared.policy.reference.attention
+    )
+    difference = check_step0(scorer, prepared, device)
+    recomputed = _recompute_activations(recipe, scorer, prepared.training, device)
     with StopOnSignal() as stop:
         trainer = GroupTrainer(
             scorer,
-            groups,
+            prepared.training,
             _arguments(recipe, output),
-            training_groups(prepared.held_out) if prepared.held_out else None,
+            prepared.held_out,
             batch_tokens=recipe.batch_tokens,
             stop=stop,
             processing_class=renderer_of(prepared.policy).tokenizer,
@@ -194,23 +195,13 @@ def _fit(recipe: Recipe, prepared: Prepared, output: Path) -> dict[str, Any]:
     }
 
 
-def _policy(recipe: Recipe, prepared: Prepared) -> Any:
-    """The model to train, with its adapter."""
-    policy = prepared.policy
-    model: Any = load_model(policy.files, policy.reference, policy.dtype, pick_device())
-    if recipe.finetuning == "lora":
-        targets = recipe.lora_target_modules
-        model = add_lora(model, recipe.lora_r, recipe.lora_alpha, targets, recipe.seed)
-    return model
-
-
 def _recompute_activations(
     recipe: Recipe, scorer: ResponseScorer, groups: TrainingGroups, device: torch.device
 ) -> bool:
     """Activation checkpointing: as the recipe says, or where activations would not fit."""
     wanted = recipe.gradient_checkpointing
     if wanted == "auto":
-        rows = group_rows(groups, range(len(groups)))
+        rows = groups.trees(range(len(groups)))
         wanted = not activations_fit(scorer, rows, recipe.per_device_train_batch_size, device)
     if wanted:
         scorer.model.gradient_checkpointing_enable({"use_reentrant": False})

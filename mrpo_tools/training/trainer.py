@@ -17,11 +17,10 @@ from torch import Tensor
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from mrpo_tools.maths import objectives
 from mrpo_tools.scorer.scorer import ResponseScorer, score
 from mrpo_tools.training.callbacks import Clock, FiniteGuard, StopOnSignal
 from mrpo_tools.training.figures import Averages, figures
-from mrpo_tools.training.groups import GroupCollator, TrainingGroups, group_rows, group_seeds
+from mrpo_tools.training.groups import GroupCollator, TrainingGroups, group_seeds
 
 
 class GroupTrainer(Trainer):  # type: ignore[misc]
@@ -50,27 +49,21 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         self.groups, self.held_out = groups, held_out
         self.batch_tokens, self.stop = batch_tokens, stop
-        zeros = torch.zeros(groups.mask.shape, dtype=torch.float64)
-        everything = groups.objective_batch(
-            zeros, torch.arange(len(groups)), seeds=torch.zeros(len(groups), dtype=torch.int64)
-        )
-        usable = objectives.usable(groups.objective, everything, **groups.hyper)
         self._averages = Averages()
-        self.clock = Clock()
+        self.clock, self._guard = Clock(), FiniteGuard()
         super().__init__(
             model=scorer,
             args=args,
             train_dataset=groups,
             eval_dataset=held_out,
-            data_collator=GroupCollator(groups, usable, scorer, batch_tokens),
+            data_collator=GroupCollator(groups, scorer, batch_tokens),
             **trainer,
         )
         self.model_accepts_loss_kwargs = True
-        self.finite_loss = True
         self.add_callback(self.clock)
         if stop is not None:
             self.add_callback(stop)
-        self.add_callback(FiniteGuard(self))
+        self.add_callback(self._guard)
 
     def _get_num_items_in_batch(
         self, batch_samples: list[Any], device: torch.device
@@ -91,24 +84,22 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Sum of the groups' losses over the usable groups of the optimizer step."""
-        index = inputs["index"]
+        index = inputs["index"].tolist()
         logps = model(**inputs["tokens"]).view(len(index), -1)
         epoch = math.floor(self.state.epoch or 0)
-        seeds = group_seeds([self.groups.group_ids[int(i)] for i in index], self.args.seed, epoch)
-        batch = self.groups.objective_batch(logps, index, seeds=seeds.to(logps.device))
-        losses = objectives.compute(self.groups.objective, batch, **self.groups.hyper)
+        seeds = group_seeds([self.groups.group_ids[g] for g in index], self.args.seed, epoch)
+        applied = self.groups.objective(index, logps, seeds)
         count = torch.as_tensor(
             inputs["usable"].sum() if num_items_in_batch is None else num_items_in_batch
         )
-        loss = losses.sum() / count.clamp(min=1)
+        loss = applied.losses.sum() / count.clamp(min=1)
         if num_items_in_batch is not None and self.args.world_size > 1:
             loss = loss * self.args.world_size  # DDP averages what is a sum here
-        if model.training:
-            with torch.no_grad():
-                self._averages.add(figures(self.groups, batch, index))
         loss = loss.float()
         if model.training:
-            self.finite_loss &= bool(loss.isfinite())
+            with torch.no_grad():
+                self._averages.add(figures(self.groups, applied, index))
+            self._guard.note(loss)
         return (loss, {"logps": logps}) if return_outputs else loss
 
     def evaluate(
@@ -123,34 +114,34 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
             raise ValueError("no groups are held out")
         with self.clock.paused():
             mine = range(self.args.process_index, len(groups), self.args.world_size)
-            averages.add(self._measure(groups, torch.tensor(mine, dtype=torch.long)))
+            averages.add(self._measure(groups, list(mine)))
         if self._is_stopped():
             return {}
-        found = {f"{metric_key_prefix}_{name}": one for name, one in averages.take(self).items()}
-        self.log(found)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
-        return found
+        means = averages.take(self)
+        logs = {f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}
+        self.log(logs)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
+        return logs
 
     def _is_stopped(self) -> bool:
         """Whether a signal ends what is measured. The last measurement, and those that several
         processes make together, go on to their end."""
-        told = self.stop is not None and self.stop.received and self.args.world_size == 1
-        return told and self.state.global_step < self.state.max_steps
+        signalled = self.stop is not None and self.stop.received and self.args.world_size == 1
+        return signalled and self.state.global_step < self.state.max_steps
 
     def forget_closing_entry(self) -> None:
         """Drop the Trainer's last log entry: its means are of this process alone, with what was
         measured in its seconds; `metrics.json` has those of the run."""
-        kept = [entry for entry in self.state.log_history if "train_runtime" not in entry]
-        self.state.log_history = kept
+        entries = [entry for entry in self.state.log_history if "train_runtime" not in entry]
+        self.state.log_history = entries
 
-    def _measure(self, groups: TrainingGroups, index: Tensor) -> dict[str, Tensor]:
+    def _measure(self, groups: TrainingGroups, index: list[int]) -> dict[str, Tensor]:
         """Figures of some groups, and the losses of those that are usable."""
         scorer = self.accelerator.unwrap_model(self.model)
         training = scorer.training
         scorer.eval()
-        width = groups.mask.shape[1]
-        logps = torch.zeros(len(index) * width, dtype=torch.float64)
-        for rows in scorer.batches(group_rows(groups, index.tolist()), self.batch_tokens):
+        logps = torch.zeros(len(index) * groups.width, dtype=torch.float64)
+        for rows in scorer.batches(groups.trees(index), self.batch_tokens):
             if self._is_stopped():
                 break
             keys = [key for row in rows for key in row.keys]
@@ -159,11 +150,9 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
                 self.args, self.state, self.control
             )
         scorer.train(training)
-        seeds = group_seeds([groups.group_ids[i] for i in index.tolist()], self.args.seed, 0)
-        batch = groups.objective_batch(logps.view(len(index), width), index, seeds=seeds)
-        usable = objectives.usable(groups.objective, batch, **groups.hyper)
-        losses = objectives.compute(groups.objective, batch, **groups.hyper)
-        return {"loss": losses[usable], **figures(groups, batch, index)}
+        seeds = group_seeds([groups.group_ids[g] for g in index], self.args.seed, 0)
+        applied = groups.objective(index, logps.view(len(index), groups.width), seeds)
+        return {"loss": applied.losses[applied.usable], **figures(groups, applied, index)}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The Trainer's log entry with the averages since the last one, over all processes."""
@@ -176,7 +165,9 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         if state_dict is not None:
-            state_dict = {name.removeprefix("model."): one for name, one in state_dict.items()}
+            state_dict = {
+                name.removeprefix("model."): tensor for name, tensor in state_dict.items()
+            }
         inner = self.accelerator.unwrap_model(self.model).model
         inner.save_pretrained(folder, state_dict=state_dict)
         if self.processing_class is not None:

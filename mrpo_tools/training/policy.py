@@ -1,0 +1,76 @@
+"""The policy: which model it is before training, and that model loaded, with its adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from mrpo_tools.cache import ReferenceStore
+from mrpo_tools.config import Recipe, Reference
+from mrpo_tools.errors import UsageError
+from mrpo_tools.references.loading import add_lora, load_model
+from mrpo_tools.references.resolved import ResolvedReference, resolve
+
+
+def resolve_policy(
+    recipe: Recipe, stores: Sequence[ReferenceStore], references: Mapping[str, Reference]
+) -> ResolvedReference:
+    """The policy before training: reference 1 unless the recipe names another model.
+
+    Args:
+        recipe: the words.
+        stores: the references' numbers, reference 1 first.
+        references: by name, where the project knows them.
+
+    Raises:
+        UsageError: there is no model to start from, or it has an adapter of its own.
+    """
+    name, reference = _named(recipe, stores, references)
+    changes: dict[str, Any] = {
+        word: value
+        for word in ("quantization", "dtype", "max_length")
+        if (value := getattr(recipe, word)) is not None
+    }
+    if recipe.finetuning == "full" and recipe.dtype is None:
+        changes["dtype"] = "float32"  # small steps are lost in 16-bit weights
+    policy = resolve(name, reference.model_copy(update=changes))
+    if policy.files.adapter is not None:
+        raise UsageError(
+            f"the policy {name!r} is a model with a LoRA adapter, and training would begin without "
+            "it",
+            f"merge them first: mrpo merge {policy.files.adapter} --output DIR, then --policy DIR",
+        )
+    return policy
+
+
+def _named(
+    recipe: Recipe, stores: Sequence[ReferenceStore], references: Mapping[str, Reference]
+) -> tuple[str, Reference]:
+    """The name and the words of the policy, before the recipe's own are put over them."""
+    if recipe.policy is not None:
+        known = references.get(recipe.policy)
+        return (recipe.policy, known) if known else ("policy", Reference(model=recipe.policy))
+    if not stores:
+        raise UsageError(f"{recipe.loss} has no reference 1 to start from", "--policy MODEL")
+    first = stores[0]
+    reference = references.get(first.name) or first.recorded_reference()
+    if reference.dtype is None:
+        cached_dtype = first.identity.fields["dtype"]
+        reference = reference.model_copy(update={"dtype": cached_dtype})
+    return first.name, reference
+
+
+def load_policy(policy: ResolvedReference, recipe: Recipe, device: torch.device) -> Any:
+    """The model to train, with a fresh adapter where the recipe trains one.
+
+    Raises:
+        ResourceError: it does not fit into memory.
+        UsageError: its files cannot be loaded, or `lora_target_modules` names none of its layers.
+    """
+    model: Any = load_model(policy.files, policy.reference, policy.dtype, device)
+    if recipe.finetuning == "lora":
+        targets = recipe.lora_target_modules
+        model = add_lora(model, recipe.lora_r, recipe.lora_alpha, targets, recipe.seed)
+    return model
