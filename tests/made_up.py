@@ -70,8 +70,9 @@ def made_up_run(path: Path, loss: str, refs: list[str], seed: int, **changes) ->
     from dataclasses import asdict
 
     from mrpo_tools.config import Recipe
+    from mrpo_tools.files import save_json
     from mrpo_tools.methods.method import resolve_method
-    from mrpo_tools.runs.run import save_json, save_recipe
+    from mrpo_tools.runs.run import save_recipe
 
     recipe = Recipe(loss=loss, refs=refs, seed=seed, **changes)
     method = resolve_method(recipe, len(refs), True, False)

@@ -22,6 +22,7 @@ from mrpo_tools.cache import (
     upkeep,
 )
 from mrpo_tools.errors import CacheDamaged, CacheMissing, CacheStale, ResourceError
+from mrpo_tools.files import host
 from mrpo_tools.groups import Group, Response, user_prompt
 from mrpo_tools.precomputing.precompute import precompute
 from mrpo_tools.references.identity import Identity, imported_identity
@@ -185,10 +186,9 @@ def test_a_full_disk_leaves_nothing_behind(store, monkeypatch):
 def test_temporaries_of_dead_writers_are_swept(store):
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
                           capture_output=True, text=True, check=True).stdout.strip()  # fmt: skip
-    host = files.host()
     store.append([row(0)], {})
-    ours = store.directory / f".tmp-part-~{host}~{os.getpid()}~x"
-    abandoned = store.directory / f".tmp-part-~{host}~{dead}~x"
+    ours = store.directory / f".tmp-part-~{host()}~{os.getpid()}~x"
+    abandoned = store.directory / f".tmp-part-~{host()}~{dead}~x"
     elsewhere = store.directory / ".tmp-part-~otherhost~1~x"
     ancient = store.directory / ".tmp-part-~otherhost~2~x"
     for path in (ours, abandoned, elsewhere, ancient):

@@ -25,6 +25,7 @@ from mrpo_tools.cli.precompute import _shard
 from mrpo_tools.config import Recipe, Reference, absolute_paths
 from mrpo_tools.errors import CacheStale, DataError, ResourceError, UsageError
 from mrpo_tools.evaluation.rank import cached_groups
+from mrpo_tools.files import make_directory, write_whole
 from mrpo_tools.groups import Group, Response, user_prompt
 from mrpo_tools.maths import contrasts
 from mrpo_tools.methods.tensors import look_up
@@ -146,8 +147,8 @@ def test_an_interrupted_start_leaves_no_second_identity(cache, store, references
         precompute({"llama": references["llama"]}, some_groups[:2], cache, "some")
     assert [one.short for one in cache.references()] == [store.short]
     empty = cache.store("llama", Identity({"model": "other"}))
-    files.make_directory(empty.directory)
-    files.write_whole(empty.identity_path, empty.identity.content)
+    make_directory(empty.directory)
+    write_whole(empty.identity_path, empty.identity.content)
     assert cache.find("llama").short == store.short
     assert cache.find(f"llama@{empty.short}").short == empty.short
 

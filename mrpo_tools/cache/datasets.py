@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from mrpo_tools.cache import files
 from mrpo_tools.errors import CacheDamaged
+from mrpo_tools.files import make_directory, sweep_temporaries
 from mrpo_tools.groups import Group, Message, Response, canonical_json
 from mrpo_tools.progress import say
 
@@ -109,8 +110,8 @@ def save(directory: Path, dataset: str, groups: Sequence[Group]) -> Path:
         if latest.content == digest:
             return latest.path
         now = max(now, latest.created + CLOCK_STEP)
-    files.make_directory(directory)
-    files.sweep_temporaries(directory)
+    make_directory(directory)
+    sweep_temporaries(directory)
     written = write(directory, pa.Table.from_pylist(rows, schema=GROUPS_SCHEMA), now, digest)
     if latest is not None and len(rows) < latest.rows:
         say(

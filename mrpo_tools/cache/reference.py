@@ -28,6 +28,7 @@ from mrpo_tools.cache.parts import (
 )
 from mrpo_tools.config import Reference
 from mrpo_tools.errors import CacheDamaged, CacheMissing, CacheStale, UsageError
+from mrpo_tools.files import make_directory, write_whole
 from mrpo_tools.references.identity import Identity
 
 
@@ -185,8 +186,8 @@ class ReferenceStore:
         """
         identity = self.identity
         if not self.identity_path.exists():
-            files.make_directory(self.directory)
-            files.write_whole(self.identity_path, identity.content)
+            make_directory(self.directory)
+            write_whole(self.identity_path, identity.content, durable=True)
         metadata = {
             "mrpo.identity": identity.hash,
             "mrpo.identity_fields": identity.content.decode(),

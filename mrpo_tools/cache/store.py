@@ -11,6 +11,7 @@ from mrpo_tools.cache import datasets, files
 from mrpo_tools.cache.parts import first_of_each
 from mrpo_tools.cache.reference import ReferenceStore, is_store
 from mrpo_tools.errors import CacheMissing, CacheStale
+from mrpo_tools.files import sweep_temporaries
 from mrpo_tools.groups import Group
 from mrpo_tools.references.identity import Identity, shown
 
@@ -90,7 +91,7 @@ class Cache:
             CacheDamaged: there is one, and its `identity.json` is not what its name says.
         """
         directory = self.references_path / f"{name}-{identity.short}"
-        files.sweep_temporaries(directory)
+        sweep_temporaries(directory)
         store = ReferenceStore(directory, identity)
         _ = store.identity
         return store

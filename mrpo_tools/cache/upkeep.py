@@ -23,6 +23,7 @@ from mrpo_tools.cache.parts import LOGPS_SCHEMA, Part, first_of_each
 from mrpo_tools.cache.reference import ReferenceStore
 from mrpo_tools.cache.store import Cache
 from mrpo_tools.errors import CacheDamaged
+from mrpo_tools.files import TEMPORARY, remove, sweep_temporaries, write_whole
 from mrpo_tools.runs.run import EVALUATION
 
 MERGED_ROWS = 1_000_000
@@ -114,7 +115,7 @@ def repair(cache: Cache) -> list[tuple[Damaged, str]]:
     identities = [one for one in found if one.path.name == "identity.json"]
     done = []
     for one in whole:
-        files.remove(one.path)
+        remove(one.path)
         done.append((one, "removed"))
     for one in identities:
         done.append((one, _restore_identity(ReferenceStore(one.path.parent))))
@@ -124,11 +125,11 @@ def repair(cache: Cache) -> list[tuple[Damaged, str]]:
 def _restore_identity(store: ReferenceStore) -> str:
     identity = store.identity_in_parts()
     if identity is not None:
-        files.write_whole(store.identity_path, identity.content)
+        write_whole(store.identity_path, identity.content, durable=True)
         return "restored from a part"
     paths = store.part_paths()
     for path in (*paths, store.identity_path):
-        files.remove(path)
+        remove(path)
     with contextlib.suppress(OSError):  # a writer may be at work in it
         store.directory.rmdir()
     return f"removed, with the {len(paths)} parts that only it could name"
@@ -150,7 +151,7 @@ def compact(cache: Cache) -> list[Merged]:
 
 
 def _compact_reference(store: ReferenceStore) -> Merged:
-    files.sweep_temporaries(store.directory)
+    sweep_temporaries(store.directory)
     parts = store.parts()
     if len(parts) < 2:
         return Merged(str(store), len(parts), len(parts), 0)
@@ -165,7 +166,7 @@ def _compact_reference(store: ReferenceStore) -> Merged:
     }
     for part in parts:
         if part.path not in written:
-            files.remove(part.path)
+            remove(part.path)
     return Merged(str(store), len(parts), len(written), rows.num_rows - table.num_rows)
 
 
@@ -180,12 +181,12 @@ def _distinct(parts: list[Part]) -> list[dict[str, Any]]:
 
 def _compact_datasets(cache: Cache) -> Merged:
     """Remove the files of each data set but its latest."""
-    files.sweep_temporaries(cache.groups_path)
+    sweep_temporaries(cache.groups_path)
     saved = datasets.load_all(cache.groups_path)
     kept = {one.path for one in datasets.latest_of_each(saved)}
     replaced = [one for one in saved if one.path not in kept]
     for one in replaced:
-        files.remove(one.path)
+        remove(one.path)
     return Merged("groups", len(saved), len(kept), sum(one.table.num_rows for one in replaced))
 
 
@@ -209,7 +210,7 @@ def upgrade(cache: Cache) -> list[tuple[Path, Path]]:
             done.append((one.path, new))
     for old, new in done:
         if old != new:
-            files.remove(old)
+            remove(old)
     return done
 
 
@@ -276,6 +277,6 @@ def foreign(cache: Cache) -> list[Path]:
         for path in cache.path.rglob("*")
         if path.is_file()
         and path not in known
-        and not path.name.startswith(".tmp-")
+        and not path.name.startswith(TEMPORARY)
         and not path.is_relative_to(cache.path / EVALUATION)
     )

@@ -209,7 +209,7 @@ def open_cache(path: str | None) -> Cache:
 
 def print_json(values: object) -> None:
     """JSON on stdout; a number that is not finite is null."""
-    from mrpo_tools.runs.run import finite
+    from mrpo_tools.files import finite
 
     json.dump(finite(values), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
     print()

@@ -13,14 +13,11 @@ takes it for a missing value.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import errno
 import itertools
 import json
 import math
-import os
-import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
@@ -32,6 +29,7 @@ import pyarrow.parquet as pq
 import pyarrow.types as kinds
 
 from mrpo_tools.errors import ResourceError, UsageError
+from mrpo_tools.files import whole_file
 
 WIDEST_CELL = 60
 CUT = "…"
@@ -61,7 +59,8 @@ def write(result: pa.Table | pa.RecordBatchReader, format: str, target: Path | B
             with target.open("wb") as sink:
                 FORMATS[format](reader, sink)
         else:
-            _write_whole(reader, format, target)
+            with whole_file(target) as sink:
+                FORMATS[format](reader, sink)
     except (pa.ArrowNotImplementedError, OverflowError) as error:  # intervals; the year 0
         raise UsageError(f"{format} cannot hold this result: {error}", "cast the column") from None
     except OSError as error:
@@ -176,20 +175,6 @@ FORMATS: dict[str, Callable[[pa.RecordBatchReader, BinaryIO], None]] = {
     "markdown": _write_markdown,
     "parquet": _write_parquet,
 }
-
-
-def _write_whole(reader: pa.RecordBatchReader, format: str, target: Path) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as sink:
-            FORMATS[format](reader, sink)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, target)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
 
 
 def _columns(schema: pa.Schema) -> tuple[list[str], list[bool]]:
