@@ -46,7 +46,7 @@ def made_up_cache(path: Path, groups: list[Group], speakers: Mapping[str, Speake
             for index, group in enumerate(groups)
             for key, response in zip(group.response_ids, group.responses, strict=True)
         ]  # fmt: skip
-        cache.store(name, Identity({"model": f"hub/{name}", "dtype": "float32"})).append(rows, {})
+        cache.store(name, Identity({"model": f"hub/{name}", "dtype": "float32"})).append(rows)
     return cache
 
 

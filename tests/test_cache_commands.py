@@ -16,7 +16,7 @@ import pytest
 import torch
 from simulated import Simulation
 
-from mrpo_tools.cache import Cache, LogpRow, ReferenceStore, datasets, files, upkeep
+from mrpo_tools.cache import Cache, LogpRow, ReferenceStore, WriterRecord, datasets, files, upkeep
 from mrpo_tools.cache.coverage import coverage
 from mrpo_tools.cache.imported import import_logps
 from mrpo_tools.cache.pairs import PAIRS_SCHEMA, TRL_SCHEMA, export_pairs
@@ -85,8 +85,8 @@ def test_the_earliest_row_counts_everywhere(tmp_path, capsys):
             schema=files_schema(),
         )
 
-    names = [store.write(rows(-3.0), 2000.0, [{}]), store.write(rows(-1.0), 1000.0, [{}])]
-    store.write(rows(-1.0 - 6.9e-5), 3000.0, [{}])  # noise: 7 tokens of 1e-5 each are allowed
+    names = [store.write(rows(-3.0), 2000.0, []), store.write(rows(-1.0), 1000.0, [])]
+    store.write(rows(-1.0 - 6.9e-5), 3000.0, [])  # noise: 7 tokens of 1e-5 each are allowed
     cache.save_groups("some", [group])
     assert len(set(names)) == 2
     assert look_up([store], [group]).logps.flatten().tolist() == [-1.0, -2.0]
@@ -120,8 +120,8 @@ def files_schema() -> pa.Schema:
     ],
 )
 def test_what_differs_beyond_noise_is_told(store, other, field):
-    store.append([row(0), row(1)], {})
-    store.append([row(0, **other), row(1)], {})
+    store.append([row(0), row(1)])
+    store.append([row(0, **other), row(1)])
     assert [(one.response_id, one.field) for one in upkeep.disagreements(store)] == [
         ("r0000", field)
     ]
@@ -129,15 +129,15 @@ def test_what_differs_beyond_noise_is_told(store, other, field):
 
 def test_measured_noise_is_allowed(store):
     """Coarse arithmetic differs more: four times what was measured, for each of 7 tokens."""
-    store.append([row(0), row(1)], {"noise": 0.01})
-    store.append([row(0, -1.5 - 0.27), row(1, -1.5 - 0.29)], {"noise": 0.001})
+    store.append([row(0), row(1)], WriterRecord(noise=0.01))
+    store.append([row(0, -1.5 - 0.27), row(1, -1.5 - 0.29)], WriterRecord(noise=0.001))
     assert [one.response_id for one in upkeep.disagreements(store)] == ["r0001"]
 
 
 def test_an_interrupted_start_leaves_no_second_identity(cache, store, references, some_groups,
                                                         monkeypatch):  # fmt: skip
     """A model that does not load leaves nothing; a store without parts is not in the way."""
-    store.append([row(0)], {})
+    store.append([row(0)])
 
     def broken(*_: object) -> None:
         raise UsageError("cannot be loaded")
@@ -166,7 +166,7 @@ def test_status_counts_each_reference_data_set_and_split(tmp_path, capsys, monke
     rows[4] = row(4, None, "nonfinite")
     named = [LogpRow(key, *list(vars(one).values())[1:]) for key, one in zip(keys, rows[1:])]  # noqa: B905
     store = cache.store("llama", IDENTITY)
-    store.append([*named, row(99)], {"device": "cpu"})
+    store.append([*named, row(99)], WriterRecord(device="cpu"))
     cache.save_groups("first", first)
     cache.save_groups("other", other)
     found = json.loads(said(capsys, "cache", "status", "--json", "--cache", str(cache.path)))[0]
@@ -192,7 +192,7 @@ def test_status_counts_each_reference_data_set_and_split(tmp_path, capsys, monke
 @pytest.mark.parametrize("rows", [0, 2])
 def test_status_without_saved_data(cache, store, capsys, rows):
     """The groups' file is gone, and perhaps every part too: what is left is told."""
-    store.append([row(n) for n in range(2)], {"device": "cpu"})
+    store.append([row(n) for n in range(2)], WriterRecord(device="cpu"))
     if not rows:
         store.part_paths()[0].unlink()
     text = said(capsys, "cache", "status", "--cache", str(cache.path))
@@ -207,30 +207,30 @@ def test_status_without_saved_data(cache, store, capsys, rows):
 
 def test_compact_keeps_every_row_and_is_repeatable(cache, store):
     for start in range(0, 40, 4):
-        store.append([row(n, -float(n + 1)) for n in range(start, start + 6)], {"device": "cpu"})
+        rows = [row(n, -float(n + 1)) for n in range(start, start + 6)]
+        store.append(rows, WriterRecord(device="cpu"))
     before, created = store.table().sort_by("response_id"), store.parts()[0].created
     merged = upkeep.compact(cache)[0]
     assert (merged.before, merged.after, merged.dropped_rows) == (10, 1, 18)
     assert store.table().sort_by("response_id").equals(before)
     assert store.parts()[0].created == created
-    assert [one["device"] for one in store.recorded()] == ["cpu"]
+    assert [one.device for one in store.recorded()] == ["cpu"]
     assert upkeep.compact(cache)[0].before == 1
     assert upkeep.damaged(cache) == []
 
 
-def test_compact_in_slices(cache, store, monkeypatch):
-    monkeypatch.setattr(upkeep, "MERGED_ROWS", 10)
+def test_compact_in_slices(cache, store):
     for start in range(0, 28, 4):
-        store.append([row(n) for n in range(start, start + 4)], {})
+        store.append([row(n) for n in range(start, start + 4)])
     before = store.table().sort_by("response_id")
-    assert upkeep.compact(cache)[0].after == 3
+    assert upkeep.compact(cache, merged_rows=10)[0].after == 3
     assert store.table().sort_by("response_id").equals(before)
-    assert upkeep.compact(cache)[0].after == 3
+    assert upkeep.compact(cache, merged_rows=10)[0].after == 3
 
 
 def test_saved_data_that_was_saved_again_goes(cache, store):
     """Of a data set the latest file stays."""
-    store.append([row(0)], {})
+    store.append([row(0)])
     groups = [Group(user_prompt(f"q{n}"), (Response("a"), Response("b"))) for n in range(4)]
     cache.save_groups("some", groups[:3])
     cache.save_groups("some", [one.with_split("test") for one in groups[:3]])
@@ -260,7 +260,7 @@ def test_a_corrected_label_takes_the_wrong_one_away(cache, store, compacted):
     right = [wrong[0], pair(1, False, True)]
     keys = [key for one in right for key in one.response_ids]
     numbers = [LogpRow(key, "p", -1.0 - n, 3, 2, "ok", False, "") for n, key in enumerate(keys)]
-    store.append(numbers, {})
+    store.append(numbers)
     cache.save_groups("some", wrong)
     cache.save_groups("some", right)
     if compacted:
@@ -279,7 +279,7 @@ def test_overlapping_data_sets_keep_all_their_groups(cache, store):
     groups = [Group(user_prompt(f"q{n}"), (Response("a", 1.0), Response("b", 2.0)), split="train")
               for n in range(4)]  # fmt: skip
     keys = [key for one in groups for key in one.response_ids]
-    store.append([LogpRow(key, "p", -1.0, 3, 2, "ok", False, "") for key in keys], {})
+    store.append([LogpRow(key, "p", -1.0, 3, 2, "ok", False, "") for key in keys])
     cache.save_groups("small", groups[:2])
     cache.save_groups("large", [one.with_split("test") for one in groups])
     assert upkeep.compact(cache)[-1] == upkeep.Merged("groups", 2, 2, 0)
@@ -316,7 +316,7 @@ def test_what_is_saved_is_whole_whatever_is_scored(references, some_groups, tmp_
     llama = {"llama": references["llama"]}
     precompute(llama, groups, cache, "some", "test")
     assert cached_groups(cache, "all") == groups
-    monkeypatch.setattr(time, "time", lambda: 1e9)  # the clock stands, and went back
+    cache = Cache(cache.path, clock=lambda: 1e9)  # it stands, and went back
     changed = [one.with_split("train") for one in groups]
     for shard in ((1, 2), (0, 2), (1, 2)):
         precompute(llama, changed, cache, "some", None, shard)
@@ -354,7 +354,7 @@ def test_the_latest_data_is_told_by_its_footer(cache):
 
 def test_upgrade_writes_old_formats_anew(cache, store, capsys, monkeypatch):
     """Format 1 had no time in saved data, no identity in parts, and one record, not a list."""
-    store.append([row(0), row(1, -2.0)], {"device": "cpu"})
+    store.append([row(0), row(1, -2.0)], WriterRecord(device="cpu"))
     cache.save_groups("some", [Group(user_prompt("q"), (Response("a"), Response("b")))])
     rows, created, groups = store.table(), store.parts()[0].created, cache.groups_table()
     for path in (store.part_paths()[0], next(cache.groups_path.iterdir())):
@@ -369,7 +369,7 @@ def test_upgrade_writes_old_formats_anew(cache, store, capsys, monkeypatch):
         metadata["mrpo.format_version"] = "1"
         prefix = "part-" if path.parent == store.directory else "some-"
         files.write_content_addressed(path.parent, prefix, table, metadata)
-    assert store.recorded()[0]["device"] == "cpu"
+    assert store.recorded()[0].device == "cpu"
     with open_sql(cache.path) as database:
         assert database.query("SELECT rows FROM refs").to_pylist() == [{"rows": 2}]
     text = said(capsys, "cache", "upgrade", "--cache", str(cache.path))
@@ -389,7 +389,7 @@ def test_upgrade_writes_old_formats_anew(cache, store, capsys, monkeypatch):
 def test_diff_names_field_and_values(cache, store, capsys):
     other = cache.store("llama", Identity({**IDENTITY.fields, "max_length": 64}))
     for one in (store, other):
-        one.append([row(0)], {})
+        one.append([row(0)])
     words = ["cache", "diff", str(store), str(other), "--cache", str(cache.path)]
     lines = said(capsys, *words).splitlines()
     assert [line.split() for line in lines] == [
@@ -462,7 +462,7 @@ def filled(tmp_path, scored) -> Cache:
         for n, (key, group) in enumerate(keys)
     ]
     rows[4] = LogpRow(keys[4][0], scored[1].prompt_id, None, 3, 2, "overlong", False, "")
-    cache.store("llama", IDENTITY).append(rows, {})
+    cache.store("llama", IDENTITY).append(rows)
     cache.save_groups("some", scored)
     return cache
 
@@ -509,7 +509,7 @@ def test_export_takes_the_pairs_that_training_uses(tmp_path, judged, overlong, e
         for n, key in enumerate(group.response_ids)
     ]  # fmt: skip
     store = cache.store("llama", IDENTITY)
-    store.append(rows, {})
+    store.append(rows)
     found = export_pairs(cache, store).table.to_pylist()
     assert [(one["chosen"], one["rejected"]) for one in found] == expected
     tensors = look_up([store], [group])

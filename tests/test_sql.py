@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mrpo_tools.cache import Cache, LogpRow
+from mrpo_tools.cache import Cache, LogpRow, WriterRecord
 from mrpo_tools.errors import (
     CacheDamaged,
     CacheMissing,
@@ -109,7 +109,8 @@ def fill(cache: Cache, name: str, groups: list[Group], numbers, parts: int = 3, 
                 rows.append(row(group, place, *numbers[key]))
     size = max(1, -(-len(rows) // parts))
     for start in range(0, len(rows), size):
-        store.append(rows[start : start + size], {"reference": {"model": f"models/{name}"}})
+        record = WriterRecord(reference={"model": f"models/{name}"})
+        store.append(rows[start : start + size], record)
     return store
 
 
@@ -342,10 +343,10 @@ def test_of_rows_present_twice_the_earliest_part_counts(tmp_path):
     cache.save_groups("toy", groups)
     store = cache.store("m", identity("m"))
     every = [(group, place) for group in groups for place in range(len(group.responses))]
-    store.append([row(*one, -1.0) for one in every[:4]], {})
-    store.append([row(*one, -2.0) for one in every[2:6]], {})
-    store.append([row(*one, -3.0) for one in [*every[5:], every[7], every[7]]], {})
-    store.append([row(*one, -4.0) for one in every[:3]], {})
+    store.append([row(*one, -1.0) for one in every[:4]])
+    store.append([row(*one, -2.0) for one in every[2:6]])
+    store.append([row(*one, -3.0) for one in [*every[5:], every[7], every[7]]])
+    store.append([row(*one, -4.0) for one in every[:3]])
     with open_sql(tmp_path) as database:
         table = database.query("SELECT response_id, logp FROM logps")
         assert database.query("SELECT rows FROM refs").column(0).to_pylist() == [len(every)]
@@ -362,7 +363,7 @@ def test_rows_with_other_ids_are_told_apart_too(tmp_path):
     """Ids that are no 32 hexadecimal digits take the slow road to the same end."""
     store = Cache(tmp_path).store("m", identity("m"))
     for logp, keys in ((-1.0, ["a", "bb", "a"]), (-2.0, ["bb", "c"]), (-3.0, [])):
-        store.append([LogpRow(key, "p", logp, 1, 1, "ok", False, "") for key in keys], {})
+        store.append([LogpRow(key, "p", logp, 1, 1, "ok", False, "") for key in keys])
     with open_sql(tmp_path) as database:
         found = database.query("SELECT response_id, logp FROM logps ORDER BY 1")
     assert rows_of(found) == [("a", -1.0), ("bb", -1.0), ("c", -2.0)]
@@ -529,7 +530,7 @@ def test_extreme_numbers_stay_exact(tmp_path):
     for name, logps in values.items():
         rows = [row(group, place, logp) for place, logp in enumerate(logps)]
         rows += [row(equal, place, 0.0) for place in range(2)]
-        cache.store(name, identity(name)).append(rows, {})
+        cache.store(name, identity(name)).append(rows)
     with open_sql(tmp_path) as database:
         weights = dict(
             rows_of(
@@ -1072,7 +1073,7 @@ def test_saved_queries_say_what_they_promise(tmp_path):
     cache.save_groups("toy", groups)
     for name, logps in {"a": [-1, -2, -3, -5], "b": [-1, -2, -30, -5]}.items():
         rows = [row(groups[n // 2], n % 2, float(logp)) for n, logp in enumerate(logps)]
-        cache.store(name, identity(name)).append(rows, {})
+        cache.store(name, identity(name)).append(rows)
     best = saved_rows(tmp_path, "best-reference")
     assert [(one["reference"], one["accuracy"], one["pairs"]) for one in best] == [
         ("a", 1.0, 2),

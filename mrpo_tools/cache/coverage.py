@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mrpo_tools.cache.datasets import GROUPS_SCHEMA
 from mrpo_tools.cache.parts import STATUSES
+from mrpo_tools.cache.records import WriterRecord
 from mrpo_tools.cache.reference import ReferenceStore
 from mrpo_tools.cache.store import Cache
 
@@ -121,7 +122,7 @@ def _cell(
 def _holding(store: ReferenceStore) -> Holding:
     parts = store.parts()
     records = [record for part in parts for record in part.records]
-    times = [float(one["created"]) for one in records if "created" in one]
+    times = [record.created for record in records if record.created is not None]
     times += [part.created for part in parts]
     return Holding(
         store.name,
@@ -132,14 +133,15 @@ def _holding(store: ReferenceStore) -> Holding:
         min(times, default=None),
         max(times, default=None),
         _versions(records),
-        list(dict.fromkeys(str(one["device"]) for one in records if "device" in one)),
+        list(dict.fromkeys(record.device for record in records if record.device is not None)),
         store.identity.fields.get("origin"),
     )
 
 
-def _versions(records: list[dict[str, Any]]) -> dict[str, list[str]]:
-    found: dict[str, dict[str, None]] = {}
-    for record in records:
-        for library, version in record.get("versions", {}).items():
-            found.setdefault(library, {})[version] = None
-    return {library: list(versions) for library, versions in found.items()}
+def _versions(records: Sequence[WriterRecord]) -> dict[str, list[str]]:
+    versions: dict[str, list[str]] = {}
+    for library, version in chain.from_iterable(record.versions.items() for record in records):
+        used = versions.setdefault(library, [])
+        if version not in used:
+            used.append(version)
+    return versions

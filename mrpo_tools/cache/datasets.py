@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,13 +97,19 @@ class Saved:
     table: pa.Table
 
 
-def save(directory: Path, dataset: str, groups: Sequence[Group]) -> Path:
+def save(directory: Path, dataset: str, groups: Sequence[Group], now: float) -> Path:
     """Keep groups in a file, unless the latest file of this data set holds just these.
 
     Where there are fewer groups now than before, that is said: those before no longer count.
+
+    Args:
+        directory: of saved data; it is created if need be.
+        dataset: its name.
+        groups: all of them.
+        now: seconds since 1970; the file is later than the one it replaces in any case.
     """
     rows = [_row(dataset, group) for group in groups]
-    digest, now = content_hash(rows), time.time()
+    digest = content_hash(rows)
     latest = next(iter(latest_of_each(_footers(directory, dataset))), None)
     if latest is not None:
         if latest.content == digest:

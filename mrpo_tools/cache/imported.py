@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mrpo_tools.cache.parts import LogpRow
+from mrpo_tools.cache.records import ImportedFile, WriterRecord
 from mrpo_tools.cache.reference import ReferenceStore
 from mrpo_tools.cache.store import Cache
 from mrpo_tools.errors import DataError, UsageError
@@ -86,7 +87,7 @@ def import_logps(
     fresh = [_logp_row(key, *wanted[key], *found[key]) for key in wanted if key not in known]
     if fresh:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        store.append(fresh, {"imported": {"origin": origin, "file": path.name, "sha256": digest}})
+        store.append(fresh, WriterRecord(imported=ImportedFile(origin, path.name, digest)))
     cache.save_groups(dataset, groups)
     return Imported(store, len(fresh), len(wanted) - len(fresh), ignored)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,10 +18,15 @@ from mrpo_tools.references.identity import Identity, shown
 
 
 class Cache:
-    """A cache directory."""
+    """A cache directory.
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+    Args:
+        path: it need not exist: what is written first creates it.
+        clock: seconds since 1970, for what is written.
+    """
+
+    def __init__(self, path: Path | str, *, clock: Callable[[], float] = time.time) -> None:
+        self.path, self.clock = Path(path), clock
 
     @property
     def references_path(self) -> Path:
@@ -41,7 +47,7 @@ class Cache:
         if not self.references_path.is_dir():
             return []
         directories = sorted(self.references_path.iterdir())
-        stores = [ReferenceStore(one) for one in directories if is_store(one)]
+        stores = [ReferenceStore(one, clock=self.clock) for one in directories if is_store(one)]
         return [one for one in stores if one.identity_path.exists() or one.part_paths()]
 
     def named(self, wanted: str) -> list[ReferenceStore]:
@@ -92,13 +98,13 @@ class Cache:
         """
         directory = self.references_path / f"{name}-{identity.short}"
         sweep_temporaries(directory)
-        store = ReferenceStore(directory, identity)
+        store = ReferenceStore(directory, identity, clock=self.clock)
         _ = store.identity
         return store
 
     def save_groups(self, dataset: str, groups: Sequence[Group]) -> Path:
         """Keep the data that was scored, in place of what was saved under this name before."""
-        return datasets.save(self.groups_path, dataset, groups)
+        return datasets.save(self.groups_path, dataset, groups, self.clock())
 
     def group_tables(self) -> dict[str, pa.Table]:
         """Each saved data set by name, the latest first; in it each group once.

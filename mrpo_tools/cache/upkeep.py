@@ -7,7 +7,6 @@ replaces it is on the disk, and a reader that misses a file lists again.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,8 @@ import pyarrow.compute as pc
 
 from mrpo_tools.cache import datasets, files
 from mrpo_tools.cache.files import FORMAT_VERSION
-from mrpo_tools.cache.parts import LOGPS_SCHEMA, Part, first_of_each
+from mrpo_tools.cache.parts import LOGPS_SCHEMA, first_of_each
+from mrpo_tools.cache.records import distinct
 from mrpo_tools.cache.reference import ReferenceStore
 from mrpo_tools.cache.store import Cache
 from mrpo_tools.errors import CacheDamaged
@@ -135,22 +135,26 @@ def _restore_identity(store: ReferenceStore) -> str:
     return f"removed, with the {len(paths)} parts that only it could name"
 
 
-def compact(cache: Cache) -> list[Merged]:
+def compact(cache: Cache, *, merged_rows: int = MERGED_ROWS) -> list[Merged]:
     """Merge each reference's parts, and drop saved data that later data replaces.
 
     The numbers stay: of rows present twice the earliest part's is kept. Rows are sorted, so two
     compactions of the same rows write the same bytes under the same name.
+
+    Args:
+        cache: others may read and write it meanwhile.
+        merged_rows: of a part that is written, at most.
 
     Raises:
         CacheDamaged: nothing is merged then.
         ResourceError: no space; what was there is still there.
     """
     _refuse_damage(cache)
-    merged = [_compact_reference(store) for store in cache.references()]
+    merged = [_compact_reference(store, merged_rows) for store in cache.references()]
     return [*merged, _compact_datasets(cache)]
 
 
-def _compact_reference(store: ReferenceStore) -> Merged:
+def _compact_reference(store: ReferenceStore, merged_rows: int) -> Merged:
     sweep_temporaries(store.directory)
     parts = store.parts()
     if len(parts) < 2:
@@ -159,24 +163,16 @@ def _compact_reference(store: ReferenceStore) -> Merged:
     table = first_of_each(rows, "response_id").sort_by(
         [("prompt_id", "ascending"), ("response_id", "ascending")]
     )
-    created, records = parts[0].created, _distinct(parts)
+    created = parts[0].created
+    records = distinct(record for part in parts for record in part.records)
     written = {
-        store.write(table.slice(start, MERGED_ROWS), created, records)
-        for start in range(0, table.num_rows, MERGED_ROWS)
+        store.write(table.slice(start, merged_rows), created, records)
+        for start in range(0, table.num_rows, merged_rows)
     }
     for part in parts:
         if part.path not in written:
             remove(part.path)
     return Merged(str(store), len(parts), len(written), rows.num_rows - table.num_rows)
-
-
-def _distinct(parts: list[Part]) -> list[dict[str, Any]]:
-    """What the parts recorded, in order; of records that differ in their time alone, the latest."""
-    found: dict[str, dict[str, Any]] = {}
-    for record in (record for part in parts for record in part.records):
-        told = {key: value for key, value in record.items() if key != "created"}
-        found[json.dumps(told, sort_keys=True)] = record
-    return list(found.values())
 
 
 def _compact_datasets(cache: Cache) -> Merged:
@@ -249,8 +245,7 @@ def disagreements(store: ReferenceStore) -> list[Disagreement]:
 
 def allowed_noise(store: ReferenceStore) -> float:
     """nats per token by which two numbers of one row may differ under this identity."""
-    measured = max((float(one.get("noise", 0.0)) for one in store.recorded()), default=0.0)
-    return max(SMALLEST_NOISE, NOISE_FACTOR * measured)
+    return max(SMALLEST_NOISE, NOISE_FACTOR * store.noise())
 
 
 def _difference(first: dict[str, Any], other: dict[str, Any], allowed: float) -> tuple[float, str]:

@@ -13,7 +13,7 @@ import pyarrow.dataset as ds
 from mrpo_tools.cache import GROUPS_SCHEMA, LOGPS_SCHEMA, Cache, ReferenceStore
 from mrpo_tools.cache.datasets import latest_of_each
 from mrpo_tools.cache.files import listed, repair_command
-from mrpo_tools.cache.reference import records_of
+from mrpo_tools.cache.records import records_of
 from mrpo_tools.errors import CacheDamaged
 from mrpo_tools.sql import names, rows
 
@@ -117,8 +117,8 @@ def _refs_table(stores: Sequence[ReferenceStore], parts: Sequence[rows.Files]) -
 def _ref_row(store: ReferenceStore, files: rows.Files) -> dict[str, Any]:
     fields = store.identity.fields
     times = [int(file.created) for file in files.files]
-    records = [one for file in files.files for one in records_of(file.metadata)]
-    words = [one["reference"] for one in records if "reference" in one]
+    records = [one for file in files.files for one in records_of(file.metadata["mrpo.recorded"])]
+    words = [record.reference for record in records if record.reference is not None]
     return {
         "name": store.name,
         "identity": store.short,
