@@ -10,7 +10,7 @@ import functools
 import hashlib
 import importlib.metadata
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -140,6 +140,23 @@ def repair_command(cache: Path) -> str:
 def listed(directory: Path, pattern: str) -> list[Path]:
     """The files of a directory that fit, by name; what is no file is somebody else's."""
     return sorted(path for path in directory.glob(pattern) if path.is_file())
+
+
+def read_all(paths: Iterable[Path], read: Callable[[Path], ResultT], hint: str) -> list[ResultT]:
+    """What each file holds.
+
+    Raises:
+        CacheDamaged: naming every file that is not what its name says, with the hint.
+    """
+    contents, damaged = [], []
+    for path in paths:
+        try:
+            contents.append(read(path))
+        except CacheDamaged as error:
+            damaged.append(error.what)
+    if damaged:
+        raise CacheDamaged("\n".join(damaged), hint)
+    return contents
 
 
 def listed_again(directory: Path, read: Callable[[], ResultT]) -> ResultT:

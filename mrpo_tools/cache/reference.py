@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -63,6 +64,7 @@ class ReferenceStore:
 
     @property
     def identity_path(self) -> Path:
+        """Of the file that says which numbers these are."""
         return self.directory / "identity.json"
 
     @cached_property
@@ -84,10 +86,10 @@ class ReferenceStore:
                 "directory's name",
                 self._repair,
             )
-        found = Identity(json.loads(content))
-        if self._expected is not None and found.hash != self._expected.hash:
+        identity = Identity(json.loads(content))
+        if self._expected is not None and identity.hash != self._expected.hash:
             raise CacheDamaged(f"{self.directory} holds another identity", self._repair)
-        return found
+        return identity
 
     @property
     def written(self) -> float:
@@ -99,6 +101,7 @@ class ReferenceStore:
         return max(times)
 
     def part_paths(self) -> list[Path]:
+        """Of every part, by name."""
         return files.listed(self.directory, "part-*.parquet")
 
     def parts(self) -> list[Part]:
@@ -112,14 +115,7 @@ class ReferenceStore:
         return files.listed_again(self.directory, self._listed_parts)
 
     def _listed_parts(self) -> list[Part]:
-        parts, damaged = [], []
-        for path in self.part_paths():
-            try:
-                parts.append(self.read_part(path))
-            except CacheDamaged as error:
-                damaged.append(error.what)
-        if damaged:
-            raise CacheDamaged("\n".join(damaged), self._repair)
+        parts = files.read_all(self.part_paths(), self.read_part, self._repair)
         return sorted(parts, key=lambda part: (part.created, part.path.name))
 
     def table(self) -> pa.Table:
@@ -128,15 +124,20 @@ class ReferenceStore:
         return first_of_each(pa.concat_tables([LOGPS_SCHEMA.empty_table(), *tables]), "response_id")
 
     def response_ids(self) -> set[str]:
+        """Of every row."""
         return set(self.table()["response_id"].to_pylist())
 
-    def require(self, wanted: set[str], known: Collection[str]) -> None:
+    def require(self, wanted: set[str], present: Collection[str]) -> None:
         """Refuse numbers that lack some responses.
+
+        Args:
+            wanted: ids of responses.
+            present: ids of those that have a row here.
 
         Raises:
             CacheMissing: names the count and the command.
         """
-        absent = len(wanted.difference(known))
+        absent = len(wanted.difference(present))
         if absent:
             cache = self.directory.parent.parent
             option = files.cache_option(cache)
@@ -152,9 +153,8 @@ class ReferenceStore:
 
     def count_by_status(self) -> dict[str, int]:
         """Rows of each status, duplicates counted once."""
-        counted = self.table()["status"].value_counts().to_pylist()
-        found = {one["values"]: one["counts"] for one in counted}
-        return {status: found.get(status, 0) for status in STATUSES}
+        counts = Counter(self.table()["status"].to_pylist())
+        return {status: counts[status] for status in STATUSES}
 
     def recorded(self) -> list[WriterRecord]:
         """What every writer recorded about itself, the earliest first."""
@@ -169,10 +169,10 @@ class ReferenceStore:
         return wall_seconds(self.recorded())
 
     def recorded_reference(self) -> Reference:
-        """The words under which the latest part was scored: where the model is, among others.
+        """The words under which the latest part was computed: where the model is, among others.
 
         Raises:
-            UsageError: nothing was scored here; the numbers were imported.
+            UsageError: nothing was computed here; the numbers were imported.
         """
         words = [record.reference for record in self.recorded() if record.reference is not None]
         if not words:
@@ -229,12 +229,13 @@ class ReferenceStore:
             raise CacheDamaged(f"{path} belongs to another reference's identity")
         if table.schema.names[: len(LOGPS_SCHEMA)] != LOGPS_SCHEMA.names:
             raise CacheDamaged(f"{path} has other columns than a part of a cache")
+        rows = table.select(LOGPS_SCHEMA.names).cast(LOGPS_SCHEMA)
         return Part(
-            path,
-            files.created(path, metadata),
-            int(metadata["mrpo.format_version"]),
-            records_of(metadata["mrpo.recorded"]),
-            table.select(LOGPS_SCHEMA.names).cast(LOGPS_SCHEMA).replace_schema_metadata(None),
+            path=path,
+            created=files.created(path, metadata),
+            format=int(metadata["mrpo.format_version"]),
+            records=records_of(metadata["mrpo.recorded"]),
+            table=rows.replace_schema_metadata(None),
         )
 
     def identity_in_parts(self) -> Identity | None:
@@ -251,11 +252,11 @@ class ReferenceStore:
 
 
 WORTH_A_THREAD = 500
-"""Rows of a part from which on writing it takes long enough to be done beside scoring."""
+"""Rows of a part from which on writing it takes long enough to be done beside the model."""
 
 
 class PartWriter:
-    """Collects rows and writes parts in a thread of its own, so that scoring does not wait.
+    """Collects rows and writes parts in a thread of its own, so that the model does not wait.
 
     Parts of a few rows, which take milliseconds, are written at once.
 
@@ -299,6 +300,11 @@ class PartWriter:
                 self._thread.shutdown()
 
     def add(self, rows: Iterable[LogpRow]) -> None:
+        """Take rows; they are on the disk soon.
+
+        Raises:
+            ResourceError: these or earlier rows could not be written.
+        """
         self._pending.extend(rows)
         while len(self._pending) >= self.rows:
             self._hand_over()

@@ -30,10 +30,12 @@ class Cache:
 
     @property
     def references_path(self) -> Path:
+        """The directory of the references' stores."""
         return self.path / "references"
 
     @property
     def groups_path(self) -> Path:
+        """The directory of the saved data."""
         return self.path / "groups"
 
     def references(self) -> list[ReferenceStore]:
@@ -47,8 +49,8 @@ class Cache:
         if not self.references_path.is_dir():
             return []
         directories = sorted(self.references_path.iterdir())
-        stores = [ReferenceStore(one, clock=self.clock) for one in directories if is_store(one)]
-        return [one for one in stores if one.identity_path.exists() or one.part_paths()]
+        stores = [ReferenceStore(path, clock=self.clock) for path in directories if is_store(path)]
+        return [store for store in stores if store.identity_path.exists() or store.part_paths()]
 
     def named(self, wanted: str) -> list[ReferenceStore]:
         """The stores of a name, or of `mistral@ab12`, the one that was written last first.
@@ -56,11 +58,10 @@ class Cache:
         Stores without a part, which an interrupted start may leave, count only where no other does.
         """
         name, _, digits = wanted.partition("@")
-        fitting = [
-            one for one in self.references() if one.name == name and one.short.startswith(digits)
-        ]
-        found = [one for one in fitting if one.part_paths()] or fitting[:1]
-        return sorted(found, key=lambda one: one.written, reverse=True)
+        namesakes = [store for store in self.references() if store.name == name]
+        fitting = [store for store in namesakes if store.short.startswith(digits)]
+        filled = [store for store in fitting if store.part_paths()] or fitting[:1]
+        return sorted(filled, key=lambda store: store.written, reverse=True)
 
     def find(self, wanted: str) -> ReferenceStore:
         """The store of a reference, `mistral` or, where there are several, `mistral@ab12`.
@@ -70,23 +71,23 @@ class Cache:
             CacheStale: two identities of this name, and no digits to tell which.
         """
         name = wanted.partition("@")[0]
-        found = self.named(wanted)
-        if len(found) == 1:
-            return found[0]
-        if not found:
-            names = ", ".join(sorted({str(one) for one in self.references()})) or "none yet"
+        stores = self.named(wanted)
+        if len(stores) == 1:
+            return stores[0]
+        if not stores:
+            names = ", ".join(sorted(map(str, self.references()))) or "none yet"
             raise CacheMissing(
                 f"reference {wanted!r} has no log-probs in {self.path} (cached: {names})",
                 f"create them with: mrpo precompute --ref {name}{files.cache_option(self.path)}",
             )
-        latest, other = found[:2]
+        latest, other = stores[:2]
         differing = "; ".join(
-            f"{field} {' and '.join(shown(one, two))}"
-            for field, one, two in latest.identity.differences(other.identity)
+            f"{field} {' and '.join(shown(first, second))}"
+            for field, first, second in latest.identity.differences(other.identity)
         )
         raise CacheStale(
-            f"reference {name!r} has {len(found)} identities in {self.path}: "
-            f"{', '.join(map(str, found))}; they differ in {differing}",
+            f"reference {name!r} has {len(stores)} identities in {self.path}: "
+            f"{', '.join(map(str, stores))}; they differ in {differing}",
             f"name the one you mean; {name}@{latest.short[:4]} was scored last",
         )
 
@@ -114,8 +115,8 @@ class Cache:
         """
         saved = datasets.load_all(self.groups_path)
         return {
-            datasets.dataset_of(one.path): first_of_each(one.table, "group_id")
-            for one in datasets.latest_of_each(saved)
+            datasets.dataset_of(file.path): first_of_each(file.table, "group_id")
+            for file in datasets.latest_of_each(saved)
         }
 
     def groups_table(self, dataset: str | None = None) -> pa.Table:
