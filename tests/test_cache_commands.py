@@ -564,13 +564,13 @@ def test_import_by_id_by_text_and_by_tokens(filled, scored, tmp_path, capsys):
              write_lines(tmp_path / "b.jsonl", by_text)]  # fmt: skip
     expected = {one["response_id"]: one["logp"] for one in by_id}
     for n, path in enumerate(paths):
-        found = import_logps(filled, f"big{n}", scored, path, "vLLM 0.11", "some")
+        found = import_logps(filled, f"big{n}", scored, path, origin="vLLM 0.11", dataset="some")
         assert (found.rows, found.reused, found.ignored) == (8, 0, 0)
         table = found.store.table()
         logps = dict(zip(*(table[c].to_pylist() for c in ("response_id", "logp")), strict=True))
         assert logps == pytest.approx(expected, abs=1e-12)
         assert table["num_tokens"].to_pylist() == list(range(1, 9))
-        again = import_logps(filled, f"big{n}", scored, path, "vLLM 0.11", "some")
+        again = import_logps(filled, f"big{n}", scored, path, origin="vLLM 0.11", dataset="some")
         assert (again.rows, again.reused) == (0, 8)
     assert "vLLM 0.11" in said(capsys, "cache", "status", "--cache", str(filled.path))
     names = ["llama", "big0"]
@@ -585,7 +585,7 @@ def test_training_takes_imported_numbers(cached, references, some_groups, tmp_pa
     path = Path(shutil.copytree(cached.path, tmp_path / "cache"))
     cache = Cache(path)
     given = write_lines(tmp_path / "x.jsonl", numbers(some_groups))
-    import_logps(cache, "big", some_groups, given, "elsewhere", "some")
+    import_logps(cache, "big", some_groups, given, origin="elsewhere", dataset="some")
     recipe = Recipe(loss="mrpo", refs=["llama", "big"])
     found = prepare(recipe, some_groups, cache, {"llama": references["llama"]})
     expected = {one["response_id"]: one["logp"] for one in numbers(some_groups)}
@@ -623,7 +623,7 @@ def test_what_is_no_log_prob_is_refused(filled, scored, tmp_path, kind):
     rows[3] |= change
     path = write_lines(tmp_path / "x.jsonl", rows)
     with pytest.raises(DataError) as raised:
-        import_logps(filled, "big", scored, path, "elsewhere", "some")
+        import_logps(filled, "big", scored, path, origin="elsewhere", dataset="some")
     assert f"{path}:4: {message}" in str(raised.value)
     assert [one.name for one in filled.references()] == ["llama"]
 
@@ -637,14 +637,16 @@ def test_incomplete_contradictory_and_broken_files_are_refused(filled, scored, t
     ):
         path = write_lines(tmp_path / "x.jsonl", lines)
         with pytest.raises(DataError, match=message):
-            import_logps(filled, "big", scored, path, "elsewhere", "some")
+            import_logps(filled, "big", scored, path, origin="elsewhere", dataset="some")
     good = write_lines(tmp_path / "x.jsonl", [*rows, {**rows[0], "response_id": "f" * 32}])
-    assert import_logps(filled, "big", scored, good, "elsewhere", "some").ignored == 1
+    assert (
+        import_logps(filled, "big", scored, good, origin="elsewhere", dataset="some").ignored == 1
+    )
     rows[0]["logp"] = -3.0
     other = write_lines(tmp_path / "y.jsonl", rows)
     with pytest.raises(DataError, match="other numbers were imported into big"):
-        import_logps(filled, "big", scored, other, "elsewhere", "some")
-    import_logps(filled, "big", scored, other, "elsewhere, again", "some")
+        import_logps(filled, "big", scored, other, origin="elsewhere", dataset="some")
+    import_logps(filled, "big", scored, other, origin="elsewhere, again", dataset="some")
     assert "they differ in origin" in said(
         capsys, "cache", "export", "--ref", "big", "--cache", str(filled.path), code=3
     )

@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mrpo_tools import words
 from mrpo_tools.cache import Cache, LogpRow, WriterRecord
 from mrpo_tools.errors import (
     CacheDamaged,
@@ -1180,9 +1182,12 @@ def test_long_wide_and_dangerous_text_is_tamed_on_a_screen():
     assert lines[4].startswith("\\x1b[31mred\\x07\\u202e ")
     assert not any(ord(char) < 32 or char == "\u202e" for line in lines for char in line)
     # The last column starts in one place of the screen on every line.
-    from mrpo_tools.sql.formats import width
-
-    assert len({width(line) for line in lines[:6]}) == 1
+    double = [sum(unicodedata.east_asian_width(char) in "WF" for char in line) for line in lines]
+    combining = [sum(map(bool, map(unicodedata.combining, line))) for line in lines]
+    widths = [
+        len(line) + more - less for line, more, less in zip(lines, double, combining, strict=True)
+    ]
+    assert len(set(widths[:6])) == 1
 
 
 def test_every_type_of_the_engine_has_a_text(database):
@@ -1377,7 +1382,7 @@ def test_the_command_works_without_torch(world, tmp_path):
 def test_the_formats_of_the_command_are_the_formats():
     from mrpo_tools.cli import sql as command
 
-    assert tuple(FORMATS) == command.FORMATS
+    assert tuple(FORMATS) == words.choices(words.ResultFormat)
     assert set(command.SUFFIXES.values()) == set(FORMATS) - {"table"}
 
 

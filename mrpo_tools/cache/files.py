@@ -30,6 +30,7 @@ LISTINGS = 5
 LIBRARIES = ("torch", "transformers", "tokenizers", "pyarrow", "peft", "bitsandbytes")
 
 ResultT = TypeVar("ResultT")
+SourceT = TypeVar("SourceT")
 
 
 @functools.cache
@@ -142,16 +143,18 @@ def listed(directory: Path, pattern: str) -> list[Path]:
     return sorted(path for path in directory.glob(pattern) if path.is_file())
 
 
-def read_all(paths: Iterable[Path], read: Callable[[Path], ResultT], hint: str) -> list[ResultT]:
-    """What each file holds.
+def read_all(
+    sources: Iterable[SourceT], read: Callable[[SourceT], ResultT], hint: str
+) -> list[ResultT]:
+    """What each file, or whatever else is read, holds.
 
     Raises:
         CacheDamaged: naming every file that is not what its name says, with the hint.
     """
     contents, damaged = [], []
-    for path in paths:
+    for source in sources:
         try:
-            contents.append(read(path))
+            contents.append(read(source))
         except CacheDamaged as error:
             damaged.append(error.what)
     if damaged:

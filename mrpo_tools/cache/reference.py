@@ -34,6 +34,8 @@ from mrpo_tools.errors import CacheDamaged, CacheMissing, CacheStale, UsageError
 from mrpo_tools.files import make_directory, write_whole
 from mrpo_tools.references.identity import Identity
 
+IDENTITY = "identity.json"
+
 
 class ReferenceStore:
     """The log-probs of one identity of one reference.
@@ -65,7 +67,7 @@ class ReferenceStore:
     @property
     def identity_path(self) -> Path:
         """Of the file that says which numbers these are."""
-        return self.directory / "identity.json"
+        return self.directory / IDENTITY
 
     @cached_property
     def identity(self) -> Identity:
