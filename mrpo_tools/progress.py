@@ -1,12 +1,11 @@
-"""Progress on stderr: a bar on a terminal, nothing otherwise."""
+"""What a terminal shows: a bar and lines on stderr, and text in columns."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 _name = ""
 
@@ -18,7 +17,7 @@ Advance = Callable[..., None]
 def bar(description: str, total: float, unit: str = "") -> Iterator[Advance]:
     """A progress bar while the block runs; silent where stderr is no terminal."""
     if not sys.stderr.isatty() or total <= 0:
-        yield lambda amount=1, note="": None
+        yield lambda *_, **__: None
         return
     from rich.console import Console
     from rich.progress import (
@@ -55,13 +54,14 @@ def bar(description: str, total: float, unit: str = "") -> Iterator[Advance]:
 def bar_to(description: str, unit: str = "") -> Iterator[Callable[[float, float], None]]:
     """A bar for work that reports `(done, total)`; it appears with the first report."""
     with contextlib.ExitStack() as stack:
-        state: dict[str, Any] = {"done": 0.0, "advance": None}
+        advance: Advance | None = None
+        reported = 0.0
 
         def report(done: float, total: float) -> None:
-            if state["advance"] is None:
-                state["advance"] = stack.enter_context(bar(description, total, unit))
-            state["advance"](done - state["done"])
-            state["done"] = done
+            nonlocal advance, reported
+            advance = advance or stack.enter_context(bar(description, total, unit))
+            advance(done - reported)
+            reported = done
 
         yield report
 
@@ -86,3 +86,32 @@ def say_once(message: str) -> None:
     """One line to stderr from the first process alone, for what all of them find alike."""
     if is_first_process():
         say(message)
+
+
+def aligned(
+    rows: Sequence[Sequence[str]], right: Sequence[bool], *, rule: bool = False
+) -> Iterator[str]:
+    """Lines of columns, two spaces apart, each as wide as its widest text on a terminal.
+
+    Args:
+        rows: as many texts in each; the first is the header.
+        right: which columns stand to the right, as numbers do.
+        rule: draw a line below the header.
+    """
+    from rich.cells import cell_len
+
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    ruled = [rows[0], ["─" * width for width in widths], *rows[1:]] if rule else rows
+    for row in ruled:
+        cells = []
+        for text, width, at_right in zip(row, widths, right, strict=True):
+            space = " " * (width - cell_len(text))
+            cells.append(space + text if at_right else text + space)
+        yield "  ".join(cells).rstrip()
+
+
+def cut(text: str, width: int) -> str:
+    """A text, or as much of its beginning as fits a width on a terminal, and `…`."""
+    from rich.cells import cell_len, set_cell_size
+
+    return text if cell_len(text) <= width else set_cell_size(text, width - 1).rstrip() + "…"

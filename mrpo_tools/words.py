@@ -26,6 +26,11 @@ Chosen = Literal["auto", "mean", "top1", "top_bottom"]
 Pairing = Literal["best_worst", "best_random", "best_vs_rest", "all"]
 """Which pairs a group makes."""
 
+ResultFormat = Literal["table", "csv", "json", "jsonl", "markdown", "parquet"]
+"""How the result of a query is written."""
+PairsFormat = Literal["trl", "jsonl", "parquet"]
+"""How exported pairs are written."""
+
 Finetuning = Literal["lora", "full"]
 Scheduler = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant",

@@ -39,7 +39,7 @@ def main() -> None:
     kind, count, model, data, folder = sys.argv[1:]
     torch.set_num_threads(1)
     pa.set_cpu_count(1)
-    PartWriter.__init__.__defaults__ = (60.0, ROWS_OF_A_PART)
+    PartWriter.__init__.__kwdefaults__["rows"] = ROWS_OF_A_PART
     rounds = Rounds(kind, Path(model), Path(data), Path(folder))
     run = rounds.kill if kind in ("simulated", "real") else rounds.at_once
     rounds.import_everything()

@@ -46,7 +46,7 @@ def made_up_cache(path: Path, groups: list[Group], speakers: Mapping[str, Speake
             for index, group in enumerate(groups)
             for key, response in zip(group.response_ids, group.responses, strict=True)
         ]  # fmt: skip
-        cache.store(name, Identity({"model": f"hub/{name}", "dtype": "float32"})).append(rows, {})
+        cache.store(name, Identity({"model": f"hub/{name}", "dtype": "float32"})).append(rows)
     return cache
 
 
@@ -70,8 +70,9 @@ def made_up_run(path: Path, loss: str, refs: list[str], seed: int, **changes) ->
     from dataclasses import asdict
 
     from mrpo_tools.config import Recipe
+    from mrpo_tools.files import save_json
     from mrpo_tools.methods.method import resolve_method
-    from mrpo_tools.runs.run import save_json, save_recipe
+    from mrpo_tools.runs.run import save_recipe
 
     recipe = Recipe(loss=loss, refs=refs, seed=seed, **changes)
     method = resolve_method(recipe, scores=True)

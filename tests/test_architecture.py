@@ -39,7 +39,7 @@ HOMES = {
     "jinja2": {"report"},
     "yaml": {"cli", "config", "demo", "runs", "sweep"},
     "huggingface_hub": {"references", "sources"},
-    "psutil": {"files", "references", "training"},
+    "psutil": {"files", "references", "sql", "training"},
     "platformdirs": {"references"},
     "safetensors": {"precomputing", "references"},
 }

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pyarrow.parquet as pq
@@ -17,11 +18,14 @@ from mrpo_tools.cache import (
     LogpRow,
     PartWriter,
     ReferenceStore,
+    WriterRecord,
     files,
     group_from_row,
     upkeep,
 )
+from mrpo_tools.cache.parts import table_of
 from mrpo_tools.errors import CacheDamaged, CacheMissing, CacheStale, ResourceError
+from mrpo_tools.files import host
 from mrpo_tools.groups import Group, Response, user_prompt
 from mrpo_tools.precomputing.precompute import precompute
 from mrpo_tools.references.identity import Identity, imported_identity
@@ -40,22 +44,20 @@ def store(tmp_path) -> ReferenceStore:
 
 def test_rows_come_back_as_they_were_written(store):
     rows = [row(0, -1.0 / 3), row(1, None, "overlong"), row(2, -1e-300), row(3, -123456.789)]
-    store.append(rows, {"device": "cpu"})
+    store.append(rows, WriterRecord(device="cpu"))
     assert [LogpRow(**one) for one in store.table().to_pylist()] == rows
     part = store.parts()[0]
-    assert part.records[0]["device"] == "cpu"
-    assert part.records[0]["versions"]["pyarrow"]
+    assert part.records[0].device == "cpu"
+    assert part.records[0].versions["pyarrow"]
     footer = pq.read_metadata(part.path)
     assert footer.metadata[b"mrpo.identity"].decode() == IDENTITY.hash
     assert footer.row_group(0).column(0).compression == "ZSTD"
 
 
-def test_the_first_of_two_writers_wins(store, monkeypatch):
+def test_the_first_of_two_writers_wins(store):
     """The earlier part's number is used, whatever the names' order."""
-    clock = iter([2000.0, 1000.0])
-    monkeypatch.setattr(time, "time", lambda: next(clock))
-    store.append([row(0, -2.0), row(1, -1.0)], {})
-    store.append([row(0, -1.0)], {})
+    store.write(table_of([row(0, -2.0), row(1, -1.0)]), 2000.0, [])
+    store.write(table_of([row(0, -1.0)]), 1000.0, [])
     found = {one["response_id"]: one["logp"] for one in store.table().to_pylist()}
     assert found == {"r0000": -1.0, "r0001": -1.0}
 
@@ -66,17 +68,30 @@ def test_a_writer_makes_a_part_by_rows_and_keeps_the_rest_on_an_error(store):
             raise KeyboardInterrupt
         return row(index)
 
-    with pytest.raises(KeyboardInterrupt), PartWriter(store, {}, rows=6) as writer:
+    with pytest.raises(KeyboardInterrupt), PartWriter(store, rows=6) as writer:
         [writer.add([interrupted(index)]) for index in range(6)]
     assert sorted(part.table.num_rows for part in store.parts()) == [2, 3]
 
 
+class Sink:
+    """Takes a writer's parts in place of a store.
+
+    Args:
+        take: is called with the number of rows of each part.
+    """
+
+    def __init__(self, take: Callable[[int], object]) -> None:
+        self.take = take
+
+    def append(self, rows: Sequence[LogpRow], _: WriterRecord | None) -> None:
+        self.take(len(rows))
+
+
 @pytest.mark.parametrize("batch", [1, 4, 7, 30])
-def test_a_kill_loses_less_than_a_part_and_the_batch_at_hand(store, monkeypatch, batch):
+def test_a_kill_loses_less_than_a_part_and_the_batch_at_hand(batch):
     """However large the batches are: parts are halves, and fewer than `rows` rows wait."""
     written: list[int] = []
-    monkeypatch.setattr(store, "append", lambda rows, recorded: written.append(len(rows)))
-    with PartWriter(store, {}, rows=8) as writer:
+    with PartWriter(Sink(written.append), rows=8) as writer:
         for count in range(batch, 60, batch):
             writer.add([row(index) for index in range(batch)])
             writing = writer._writing
@@ -86,32 +101,29 @@ def test_a_kill_loses_less_than_a_part_and_the_batch_at_hand(store, monkeypatch,
     assert sum(written) == count
 
 
-def test_a_writer_makes_a_part_by_time(store, monkeypatch):
+def test_a_writer_makes_a_part_by_time():
     """Rows are handed over after half of the sixty seconds, so that none waits longer than them."""
     clock, written = iter([0.0, 10.0, 31.0, 31.0, 40.0, 41.0, 42.0]), []
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(store, "append", lambda rows, recorded: written.append(len(rows)))
-    with PartWriter(store, {}) as writer:
+    with PartWriter(Sink(written.append), clock=lambda: next(clock)) as writer:
         for index in range(3):
             writer.add([row(index)])
     assert written == [2, 1]
 
 
 @pytest.mark.parametrize("rows", [1, 600], ids=["at once", "in the thread"])
-def test_a_part_that_cannot_be_written_ends_the_writer(store, monkeypatch, rows):
+def test_a_part_that_cannot_be_written_ends_the_writer(rows):
     """The thread's error is raised in the caller, at the latest when it leaves; nothing hangs."""
 
-    def full(rows: object, recorded: object) -> None:
+    def full(_: int) -> None:
         raise ResourceError("no space left")
 
-    monkeypatch.setattr(store, "append", full)
-    with pytest.raises(ResourceError, match="no space left"), PartWriter(store, {}) as writer:
+    with pytest.raises(ResourceError, match="no space left"), PartWriter(Sink(full)) as writer:
         writer.add([row(index) for index in range(rows)])
 
 
 @pytest.mark.parametrize("where", ["first", "middle", "last"])
 def test_a_flipped_bit_is_named(store, where):
-    path = store.append([row(index) for index in range(50)], {})
+    path = store.append([row(index) for index in range(50)])
     content = bytearray(path.read_bytes())
     place = {"first": 0, "middle": len(content) // 2, "last": len(content) - 1}[where]
     content[place] ^= 1
@@ -126,7 +138,7 @@ def test_a_flipped_bit_is_named(store, where):
 
 
 def test_a_flipped_bit_in_the_identity_is_named(store):
-    store.append([row(0)], {})
+    store.append([row(0)])
     path = store.directory / "identity.json"
     path.write_bytes(path.read_bytes().replace(b"512", b"513"))
     with pytest.raises(CacheDamaged, match=r"identity\.json is damaged"):
@@ -137,17 +149,18 @@ def test_a_flipped_bit_in_the_identity_is_named(store):
     assert cache.find("llama").table().num_rows == 1
 
 
-def test_foreign_and_newer_parts_are_refused(store, monkeypatch):
+def test_foreign_and_newer_parts_are_refused(store):
     foreign = Cache(store.directory.parent.parent).store("other", Identity({"weights": "x"}))
-    path = foreign.append([row(0)], {})
-    store.append([row(1)], {})
+    path = foreign.append([row(0)])
+    store.append([row(1)])
     (store.directory / path.name).write_bytes(path.read_bytes())
     with pytest.raises(CacheDamaged, match="belongs to another reference"):
         store.table()
     (store.directory / path.name).unlink()
-    monkeypatch.setattr(files, "FORMAT_VERSION", 3)
-    store.append([row(0)], {})
-    monkeypatch.setattr(files, "FORMAT_VERSION", 2)
+    table, metadata = files.read_verified(store.part_paths()[0])
+    files.write_content_addressed(
+        store.directory, "part-", table, {**metadata, "mrpo.format_version": "3"}
+    )
     with pytest.raises(CacheStale, match="has format 3; this mrpo reads up to 2"):
         store.table()
 
@@ -157,7 +170,7 @@ def test_two_identities_of_one_name_are_offered(tmp_path):
     one = cache.store("mistral", IDENTITY)
     two = cache.store("mistral", Identity({**IDENTITY.fields, "max_length": 64}))
     for store, when in ((one, 10), (two, 20)):
-        os.utime(store.append([row(0)], {}), (when, when))
+        os.utime(store.append([row(0)]), (when, when))
     with pytest.raises(CacheStale, match="they differ in max_length ") as error:
         cache.find("mistral")
     assert f"mistral@{two.short[:4]} was scored last" in str(error.value.hint)
@@ -178,17 +191,16 @@ def test_a_full_disk_leaves_nothing_behind(store, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ResourceError, match="no space left"):
-        store.append([row(0)], {})
+        store.append([row(0)])
     assert list(store.directory.iterdir()) == []
 
 
 def test_temporaries_of_dead_writers_are_swept(store):
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
                           capture_output=True, text=True, check=True).stdout.strip()  # fmt: skip
-    host = files.host()
-    store.append([row(0)], {})
-    ours = store.directory / f".tmp-part-~{host}~{os.getpid()}~x"
-    abandoned = store.directory / f".tmp-part-~{host}~{dead}~x"
+    store.append([row(0)])
+    ours = store.directory / f".tmp-part-~{host()}~{os.getpid()}~x"
+    abandoned = store.directory / f".tmp-part-~{host()}~{dead}~x"
     elsewhere = store.directory / ".tmp-part-~otherhost~1~x"
     ancient = store.directory / ".tmp-part-~otherhost~2~x"
     for path in (ours, abandoned, elsewhere, ancient):
@@ -296,7 +308,7 @@ def test_what_is_not_the_caches_is_left_alone(tmp_path):
     repair removes none of them."""
     cache = Cache(tmp_path / "cache")
     store = cache.store("mistral", IDENTITY)
-    part = store.append([row(0)], {})
+    part = store.append([row(0)])
     copy = store.directory.with_name(f"{store.directory.name}.bak")
     shutil.copytree(store.directory, copy)
     (store.directory / f"part-{'0' * 16}.parquet").symlink_to(tmp_path / "nowhere")

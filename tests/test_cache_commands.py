@@ -16,7 +16,7 @@ import pytest
 import torch
 from simulated import Simulation
 
-from mrpo_tools.cache import Cache, LogpRow, ReferenceStore, datasets, files, upkeep
+from mrpo_tools.cache import Cache, LogpRow, ReferenceStore, WriterRecord, datasets, files, upkeep
 from mrpo_tools.cache.coverage import coverage
 from mrpo_tools.cache.imported import import_logps
 from mrpo_tools.cache.pairs import PAIRS_SCHEMA, TRL_SCHEMA, export_pairs
@@ -25,6 +25,7 @@ from mrpo_tools.cli.precompute import _shard
 from mrpo_tools.config import Recipe, Reference, absolute_paths
 from mrpo_tools.errors import CacheStale, DataError, ResourceError, UsageError
 from mrpo_tools.evaluation.rank import cached_groups
+from mrpo_tools.files import make_directory, write_whole
 from mrpo_tools.groups import Group, Response, user_prompt
 from mrpo_tools.maths import contrasts
 from mrpo_tools.methods.tensors import look_up
@@ -84,8 +85,8 @@ def test_the_earliest_row_counts_everywhere(tmp_path, capsys):
             schema=files_schema(),
         )
 
-    names = [store.write(rows(-3.0), 2000.0, [{}]), store.write(rows(-1.0), 1000.0, [{}])]
-    store.write(rows(-1.0 - 6.9e-5), 3000.0, [{}])  # noise: 7 tokens of 1e-5 each are allowed
+    names = [store.write(rows(-3.0), 2000.0, []), store.write(rows(-1.0), 1000.0, [])]
+    store.write(rows(-1.0 - 6.9e-5), 3000.0, [])  # noise: 7 tokens of 1e-5 each are allowed
     cache.save_groups("some", [group])
     assert len(set(names)) == 2
     assert look_up([store], [group]).logps.flatten().tolist() == [-1.0, -2.0]
@@ -119,8 +120,8 @@ def files_schema() -> pa.Schema:
     ],
 )
 def test_what_differs_beyond_noise_is_told(store, other, field):
-    store.append([row(0), row(1)], {})
-    store.append([row(0, **other), row(1)], {})
+    store.append([row(0), row(1)])
+    store.append([row(0, **other), row(1)])
     assert [(one.response_id, one.field) for one in upkeep.disagreements(store)] == [
         ("r0000", field)
     ]
@@ -128,15 +129,15 @@ def test_what_differs_beyond_noise_is_told(store, other, field):
 
 def test_measured_noise_is_allowed(store):
     """Coarse arithmetic differs more: four times what was measured, for each of 7 tokens."""
-    store.append([row(0), row(1)], {"noise": 0.01})
-    store.append([row(0, -1.5 - 0.27), row(1, -1.5 - 0.29)], {"noise": 0.001})
+    store.append([row(0), row(1)], WriterRecord(noise=0.01))
+    store.append([row(0, -1.5 - 0.27), row(1, -1.5 - 0.29)], WriterRecord(noise=0.001))
     assert [one.response_id for one in upkeep.disagreements(store)] == ["r0001"]
 
 
 def test_an_interrupted_start_leaves_no_second_identity(cache, store, references, some_groups,
                                                         monkeypatch):  # fmt: skip
     """A model that does not load leaves nothing; a store without parts is not in the way."""
-    store.append([row(0)], {})
+    store.append([row(0)])
 
     def broken(*_: object) -> None:
         raise UsageError("cannot be loaded")
@@ -146,8 +147,8 @@ def test_an_interrupted_start_leaves_no_second_identity(cache, store, references
         precompute({"llama": references["llama"]}, some_groups[:2], cache, "some")
     assert [one.short for one in cache.references()] == [store.short]
     empty = cache.store("llama", Identity({"model": "other"}))
-    files.make_directory(empty.directory)
-    files.write_whole(empty.identity_path, empty.identity.content)
+    make_directory(empty.directory)
+    write_whole(empty.identity_path, empty.identity.content)
     assert cache.find("llama").short == store.short
     assert cache.find(f"llama@{empty.short}").short == empty.short
 
@@ -165,7 +166,7 @@ def test_status_counts_each_reference_data_set_and_split(tmp_path, capsys, monke
     rows[4] = row(4, None, "nonfinite")
     named = [LogpRow(key, *list(vars(one).values())[1:]) for key, one in zip(keys, rows[1:])]  # noqa: B905
     store = cache.store("llama", IDENTITY)
-    store.append([*named, row(99)], {"device": "cpu"})
+    store.append([*named, row(99)], WriterRecord(device="cpu"))
     cache.save_groups("first", first)
     cache.save_groups("other", other)
     found = json.loads(said(capsys, "cache", "status", "--json", "--cache", str(cache.path)))[0]
@@ -191,7 +192,7 @@ def test_status_counts_each_reference_data_set_and_split(tmp_path, capsys, monke
 @pytest.mark.parametrize("rows", [0, 2])
 def test_status_without_saved_data(cache, store, capsys, rows):
     """The groups' file is gone, and perhaps every part too: what is left is told."""
-    store.append([row(n) for n in range(2)], {"device": "cpu"})
+    store.append([row(n) for n in range(2)], WriterRecord(device="cpu"))
     if not rows:
         store.part_paths()[0].unlink()
     text = said(capsys, "cache", "status", "--cache", str(cache.path))
@@ -206,30 +207,30 @@ def test_status_without_saved_data(cache, store, capsys, rows):
 
 def test_compact_keeps_every_row_and_is_repeatable(cache, store):
     for start in range(0, 40, 4):
-        store.append([row(n, -float(n + 1)) for n in range(start, start + 6)], {"device": "cpu"})
+        rows = [row(n, -float(n + 1)) for n in range(start, start + 6)]
+        store.append(rows, WriterRecord(device="cpu"))
     before, created = store.table().sort_by("response_id"), store.parts()[0].created
     merged = upkeep.compact(cache)[0]
     assert (merged.before, merged.after, merged.dropped_rows) == (10, 1, 18)
     assert store.table().sort_by("response_id").equals(before)
     assert store.parts()[0].created == created
-    assert [one["device"] for one in store.recorded()] == ["cpu"]
+    assert [one.device for one in store.recorded()] == ["cpu"]
     assert upkeep.compact(cache)[0].before == 1
     assert upkeep.damaged(cache) == []
 
 
-def test_compact_in_slices(cache, store, monkeypatch):
-    monkeypatch.setattr(upkeep, "MERGED_ROWS", 10)
+def test_compact_in_slices(cache, store):
     for start in range(0, 28, 4):
-        store.append([row(n) for n in range(start, start + 4)], {})
+        store.append([row(n) for n in range(start, start + 4)])
     before = store.table().sort_by("response_id")
-    assert upkeep.compact(cache)[0].after == 3
+    assert upkeep.compact(cache, merged_rows=10)[0].after == 3
     assert store.table().sort_by("response_id").equals(before)
-    assert upkeep.compact(cache)[0].after == 3
+    assert upkeep.compact(cache, merged_rows=10)[0].after == 3
 
 
 def test_saved_data_that_was_saved_again_goes(cache, store):
     """Of a data set the latest file stays."""
-    store.append([row(0)], {})
+    store.append([row(0)])
     groups = [Group(user_prompt(f"q{n}"), (Response("a"), Response("b"))) for n in range(4)]
     cache.save_groups("some", groups[:3])
     cache.save_groups("some", [one.with_split("test") for one in groups[:3]])
@@ -259,7 +260,7 @@ def test_a_corrected_label_takes_the_wrong_one_away(cache, store, compacted):
     right = [wrong[0], pair(1, False, True)]
     keys = [key for one in right for key in one.response_ids]
     numbers = [LogpRow(key, "p", -1.0 - n, 3, 2, "ok", False, "") for n, key in enumerate(keys)]
-    store.append(numbers, {})
+    store.append(numbers)
     cache.save_groups("some", wrong)
     cache.save_groups("some", right)
     if compacted:
@@ -278,7 +279,7 @@ def test_overlapping_data_sets_keep_all_their_groups(cache, store):
     groups = [Group(user_prompt(f"q{n}"), (Response("a", 1.0), Response("b", 2.0)), split="train")
               for n in range(4)]  # fmt: skip
     keys = [key for one in groups for key in one.response_ids]
-    store.append([LogpRow(key, "p", -1.0, 3, 2, "ok", False, "") for key in keys], {})
+    store.append([LogpRow(key, "p", -1.0, 3, 2, "ok", False, "") for key in keys])
     cache.save_groups("small", groups[:2])
     cache.save_groups("large", [one.with_split("test") for one in groups])
     assert upkeep.compact(cache)[-1] == upkeep.Merged("groups", 2, 2, 0)
@@ -315,7 +316,7 @@ def test_what_is_saved_is_whole_whatever_is_scored(references, some_groups, tmp_
     llama = {"llama": references["llama"]}
     precompute(llama, groups, cache, "some", "test")
     assert cached_groups(cache, "all") == groups
-    monkeypatch.setattr(time, "time", lambda: 1e9)  # the clock stands, and went back
+    cache = Cache(cache.path, clock=lambda: 1e9)  # it stands, and went back
     changed = [one.with_split("train") for one in groups]
     for shard in ((1, 2), (0, 2), (1, 2)):
         precompute(llama, changed, cache, "some", None, shard)
@@ -353,7 +354,7 @@ def test_the_latest_data_is_told_by_its_footer(cache):
 
 def test_upgrade_writes_old_formats_anew(cache, store, capsys, monkeypatch):
     """Format 1 had no time in saved data, no identity in parts, and one record, not a list."""
-    store.append([row(0), row(1, -2.0)], {"device": "cpu"})
+    store.append([row(0), row(1, -2.0)], WriterRecord(device="cpu"))
     cache.save_groups("some", [Group(user_prompt("q"), (Response("a"), Response("b")))])
     rows, created, groups = store.table(), store.parts()[0].created, cache.groups_table()
     for path in (store.part_paths()[0], next(cache.groups_path.iterdir())):
@@ -368,7 +369,7 @@ def test_upgrade_writes_old_formats_anew(cache, store, capsys, monkeypatch):
         metadata["mrpo.format_version"] = "1"
         prefix = "part-" if path.parent == store.directory else "some-"
         files.write_content_addressed(path.parent, prefix, table, metadata)
-    assert store.recorded()[0]["device"] == "cpu"
+    assert store.recorded()[0].device == "cpu"
     with open_sql(cache.path) as database:
         assert database.query("SELECT rows FROM refs").to_pylist() == [{"rows": 2}]
     text = said(capsys, "cache", "upgrade", "--cache", str(cache.path))
@@ -388,7 +389,7 @@ def test_upgrade_writes_old_formats_anew(cache, store, capsys, monkeypatch):
 def test_diff_names_field_and_values(cache, store, capsys):
     other = cache.store("llama", Identity({**IDENTITY.fields, "max_length": 64}))
     for one in (store, other):
-        one.append([row(0)], {})
+        one.append([row(0)])
     words = ["cache", "diff", str(store), str(other), "--cache", str(cache.path)]
     lines = said(capsys, *words).splitlines()
     assert [line.split() for line in lines] == [
@@ -461,7 +462,7 @@ def filled(tmp_path, scored) -> Cache:
         for n, (key, group) in enumerate(keys)
     ]
     rows[4] = LogpRow(keys[4][0], scored[1].prompt_id, None, 3, 2, "overlong", False, "")
-    cache.store("llama", IDENTITY).append(rows, {})
+    cache.store("llama", IDENTITY).append(rows)
     cache.save_groups("some", scored)
     return cache
 
@@ -508,7 +509,7 @@ def test_export_takes_the_pairs_that_training_uses(tmp_path, judged, overlong, e
         for n, key in enumerate(group.response_ids)
     ]  # fmt: skip
     store = cache.store("llama", IDENTITY)
-    store.append(rows, {})
+    store.append(rows)
     found = export_pairs(cache, store).table.to_pylist()
     assert [(one["chosen"], one["rejected"]) for one in found] == expected
     tensors = look_up([store], [group])
@@ -562,13 +563,13 @@ def test_import_by_id_by_text_and_by_tokens(filled, scored, tmp_path, capsys):
              write_lines(tmp_path / "b.jsonl", by_text)]  # fmt: skip
     expected = {one["response_id"]: one["logp"] for one in by_id}
     for n, path in enumerate(paths):
-        found = import_logps(filled, f"big{n}", scored, path, "vLLM 0.11", "some")
+        found = import_logps(filled, f"big{n}", scored, path, origin="vLLM 0.11", dataset="some")
         assert (found.rows, found.reused, found.ignored) == (8, 0, 0)
         table = found.store.table()
         logps = dict(zip(*(table[c].to_pylist() for c in ("response_id", "logp")), strict=True))
         assert logps == pytest.approx(expected, abs=1e-12)
         assert table["num_tokens"].to_pylist() == list(range(1, 9))
-        again = import_logps(filled, f"big{n}", scored, path, "vLLM 0.11", "some")
+        again = import_logps(filled, f"big{n}", scored, path, origin="vLLM 0.11", dataset="some")
         assert (again.rows, again.reused) == (0, 8)
     assert "vLLM 0.11" in said(capsys, "cache", "status", "--cache", str(filled.path))
     names = ["llama", "big0"]
@@ -583,7 +584,7 @@ def test_training_takes_imported_numbers(cached, references, some_groups, tmp_pa
     path = Path(shutil.copytree(cached.path, tmp_path / "cache"))
     cache = Cache(path)
     given = write_lines(tmp_path / "x.jsonl", numbers(some_groups))
-    import_logps(cache, "big", some_groups, given, "elsewhere", "some")
+    import_logps(cache, "big", some_groups, given, origin="elsewhere", dataset="some")
     recipe = Recipe(loss="mrpo", refs=["llama", "big"])
     found = prepare(recipe, some_groups, cache, {"llama": references["llama"]})
     expected = {one["response_id"]: one["logp"] for one in numbers(some_groups)}
@@ -621,7 +622,7 @@ def test_what_is_no_log_prob_is_refused(filled, scored, tmp_path, kind):
     rows[3] |= change
     path = write_lines(tmp_path / "x.jsonl", rows)
     with pytest.raises(DataError) as raised:
-        import_logps(filled, "big", scored, path, "elsewhere", "some")
+        import_logps(filled, "big", scored, path, origin="elsewhere", dataset="some")
     assert f"{path}:4: {message}" in str(raised.value)
     assert [one.name for one in filled.references()] == ["llama"]
 
@@ -635,14 +636,16 @@ def test_incomplete_contradictory_and_broken_files_are_refused(filled, scored, t
     ):
         path = write_lines(tmp_path / "x.jsonl", lines)
         with pytest.raises(DataError, match=message):
-            import_logps(filled, "big", scored, path, "elsewhere", "some")
+            import_logps(filled, "big", scored, path, origin="elsewhere", dataset="some")
     good = write_lines(tmp_path / "x.jsonl", [*rows, {**rows[0], "response_id": "f" * 32}])
-    assert import_logps(filled, "big", scored, good, "elsewhere", "some").ignored == 1
+    assert (
+        import_logps(filled, "big", scored, good, origin="elsewhere", dataset="some").ignored == 1
+    )
     rows[0]["logp"] = -3.0
     other = write_lines(tmp_path / "y.jsonl", rows)
     with pytest.raises(DataError, match="other numbers were imported into big"):
-        import_logps(filled, "big", scored, other, "elsewhere", "some")
-    import_logps(filled, "big", scored, other, "elsewhere, again", "some")
+        import_logps(filled, "big", scored, other, origin="elsewhere", dataset="some")
+    import_logps(filled, "big", scored, other, origin="elsewhere, again", dataset="some")
     assert "they differ in origin" in said(
         capsys, "cache", "export", "--ref", "big", "--cache", str(filled.path), code=3
     )

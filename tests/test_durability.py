@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from simulated import Simulation
 
+from mrpo_tools import files as whole_files
 from mrpo_tools.cache import Cache, PartWriter, files, upkeep
 from mrpo_tools.cli import run
 from mrpo_tools.errors import CacheDamaged, CacheMissing
@@ -141,7 +142,7 @@ def command(tiny_models, some_groups, tmp_path, monkeypatch) -> list[str]:
 
     monkeypatch.setattr(forward, "renderer_of", once)
     monkeypatch.setattr(forward, "free_memory", lambda: None)
-    monkeypatch.setattr(PartWriter.__init__, "__defaults__", (60.0, 4))
+    monkeypatch.setitem(PartWriter.__init__.__kwdefaults__, "rows", 4)
     monkeypatch.chdir(tmp_path)
     lines = [json.dumps(group.as_dict()) + "\n" for group in some_groups[:3]]
     Path("data.jsonl").write_text("".join(lines))
@@ -158,7 +159,7 @@ class FaultyOs:
         code: its error.
     """
 
-    COUNTED = ("write", "fsync", "replace", "close", "open", "fchmod")
+    COUNTED = ("write", "fsync", "replace", "close", "open")
 
     def __init__(self, call: int, code: int) -> None:
         self.left, self.code, self.failed = call, code, ""
@@ -193,7 +194,7 @@ def test_whichever_call_fails(command, capsys, monkeypatch, code):
         faulty = FaultyOs(call, code)
         capsys.readouterr()
         with monkeypatch.context() as patch:
-            patch.setattr(files, "os", faulty)
+            patch.setattr(whole_files, "os", faulty)
             exit_code = run(command)
         if not faulty.failed:
             break
@@ -264,7 +265,7 @@ def sound(tmp_path_factory, references, some_groups) -> Path:
     path = tmp_path_factory.mktemp("sound") / "cache"
     patch = pytest.MonkeyPatch()
     Simulation().install(patch.setattr)
-    patch.setattr(PartWriter.__init__, "__defaults__", (60.0, 12))
+    patch.setitem(PartWriter.__init__.__kwdefaults__, "rows", 12)
     small = {"batch_tokens": 128}
     two = {name: references[name].model_copy(update=small) for name in ("llama", "qwen")}
     precompute(two, some_groups[:12], Cache(path), "some")
@@ -426,7 +427,7 @@ def test_compact_and_repair_break_no_reader(rotten, some_groups):
     merges = 0
     while time.monotonic() < until and not failures:
         for start in range(0, rows.num_rows, 12):  # the same rows in small parts again
-            store.write(rows.slice(start, 12), time.time(), [{}])
+            store.write(rows.slice(start, 12), time.time(), [])
         upkeep.compact(cache)
         upkeep.repair(cache)
         merges += 1

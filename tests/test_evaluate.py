@@ -19,8 +19,9 @@ from mrpo_tools.cli import run
 from mrpo_tools.config import Dataset, Recipe
 from mrpo_tools.errors import CacheDamaged, CacheMissing, UsageError
 from mrpo_tools.evaluation.evaluate import evaluate, evaluate_model, references_to_score
+from mrpo_tools.files import finite, save_json
 from mrpo_tools.precomputing.precompute import precompute
-from mrpo_tools.runs.run import finite, load_run, save_json
+from mrpo_tools.runs.run import load_run
 from mrpo_tools.training.train import train
 
 NAMES = ["llama", "mistral", "qwen"]

@@ -659,7 +659,7 @@ def test_a_memory_that_cannot_be_kept_is_harmless(weights, tmp_path, monkeypatch
     elif where == "a file":
         blocked.write_text("x")
     else:
-        monkeypatch.setattr(hashes.tempfile, "mkstemp", refuse)
+        monkeypatch.setattr(os, "replace", refuse)
     for _ in range(2):
         memo = HashMemo(blocked / "hashes.json")
         assert memo.hash_files([weights]) == {"model.safetensors": SHA_OF_WEIGHTS}

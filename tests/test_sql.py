@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -20,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mrpo_tools.cache import Cache, LogpRow
+from mrpo_tools import words
+from mrpo_tools.cache import Cache, LogpRow, WriterRecord
 from mrpo_tools.errors import (
     CacheDamaged,
     CacheMissing,
@@ -109,7 +111,8 @@ def fill(cache: Cache, name: str, groups: list[Group], numbers, parts: int = 3, 
                 rows.append(row(group, place, *numbers[key]))
     size = max(1, -(-len(rows) // parts))
     for start in range(0, len(rows), size):
-        store.append(rows[start : start + size], {"reference": {"model": f"models/{name}"}})
+        record = WriterRecord(reference={"model": f"models/{name}"})
+        store.append(rows[start : start + size], record)
     return store
 
 
@@ -342,10 +345,10 @@ def test_of_rows_present_twice_the_earliest_part_counts(tmp_path):
     cache.save_groups("toy", groups)
     store = cache.store("m", identity("m"))
     every = [(group, place) for group in groups for place in range(len(group.responses))]
-    store.append([row(*one, -1.0) for one in every[:4]], {})
-    store.append([row(*one, -2.0) for one in every[2:6]], {})
-    store.append([row(*one, -3.0) for one in [*every[5:], every[7], every[7]]], {})
-    store.append([row(*one, -4.0) for one in every[:3]], {})
+    store.append([row(*one, -1.0) for one in every[:4]])
+    store.append([row(*one, -2.0) for one in every[2:6]])
+    store.append([row(*one, -3.0) for one in [*every[5:], every[7], every[7]]])
+    store.append([row(*one, -4.0) for one in every[:3]])
     with open_sql(tmp_path) as database:
         table = database.query("SELECT response_id, logp FROM logps")
         assert database.query("SELECT rows FROM refs").column(0).to_pylist() == [len(every)]
@@ -362,7 +365,7 @@ def test_rows_with_other_ids_are_told_apart_too(tmp_path):
     """Ids that are no 32 hexadecimal digits take the slow road to the same end."""
     store = Cache(tmp_path).store("m", identity("m"))
     for logp, keys in ((-1.0, ["a", "bb", "a"]), (-2.0, ["bb", "c"]), (-3.0, [])):
-        store.append([LogpRow(key, "p", logp, 1, 1, "ok", False, "") for key in keys], {})
+        store.append([LogpRow(key, "p", logp, 1, 1, "ok", False, "") for key in keys])
     with open_sql(tmp_path) as database:
         found = database.query("SELECT response_id, logp FROM logps ORDER BY 1")
     assert rows_of(found) == [("a", -1.0), ("bb", -1.0), ("c", -2.0)]
@@ -529,7 +532,7 @@ def test_extreme_numbers_stay_exact(tmp_path):
     for name, logps in values.items():
         rows = [row(group, place, logp) for place, logp in enumerate(logps)]
         rows += [row(equal, place, 0.0) for place in range(2)]
-        cache.store(name, identity(name)).append(rows, {})
+        cache.store(name, identity(name)).append(rows)
     with open_sql(tmp_path) as database:
         weights = dict(
             rows_of(
@@ -1076,7 +1079,7 @@ def test_saved_queries_say_what_they_promise(tmp_path):
     cache.save_groups("toy", groups)
     for name, logps in {"a": [-1, -2, -3, -5], "b": [-1, -2, -30, -5]}.items():
         rows = [row(groups[n // 2], n % 2, float(logp)) for n, logp in enumerate(logps)]
-        cache.store(name, identity(name)).append(rows, {})
+        cache.store(name, identity(name)).append(rows)
     best = saved_rows(tmp_path, "best-reference")
     assert [(one["reference"], one["accuracy"], one["pairs"]) for one in best] == [
         ("a", 1.0, 2),
@@ -1183,9 +1186,12 @@ def test_long_wide_and_dangerous_text_is_tamed_on_a_screen():
     assert lines[4].startswith("\\x1b[31mred\\x07\\u202e ")
     assert not any(ord(char) < 32 or char == "\u202e" for line in lines for char in line)
     # The last column starts in one place of the screen on every line.
-    from mrpo_tools.sql.formats import width
-
-    assert len({width(line) for line in lines[:6]}) == 1
+    double = [sum(unicodedata.east_asian_width(char) in "WF" for char in line) for line in lines]
+    combining = [sum(map(bool, map(unicodedata.combining, line))) for line in lines]
+    widths = [
+        len(line) + more - less for line, more, less in zip(lines, double, combining, strict=True)
+    ]
+    assert len(set(widths[:6])) == 1
 
 
 def test_every_type_of_the_engine_has_a_text(database):
@@ -1380,7 +1386,7 @@ def test_the_command_works_without_torch(world, tmp_path):
 def test_the_formats_of_the_command_are_the_formats():
     from mrpo_tools.cli import sql as command
 
-    assert tuple(FORMATS) == command.FORMATS
+    assert tuple(FORMATS) == words.choices(words.ResultFormat)
     assert set(command.SUFFIXES.values()) == set(FORMATS) - {"table"}
 
 

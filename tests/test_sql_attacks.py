@@ -212,7 +212,7 @@ def scene(tmp_path_factory):
         rows = [
             LogpRow(key, group.prompt_id, -1.0, 2, 3, "ok", False, "") for key in group.response_ids
         ]
-        cache.store(name, Identity({"model": name})).append(rows, {})
+        cache.store(name, Identity({"model": name})).append(rows)
     (root / "secret.txt").write_text(SECRET)
     (root / "work").mkdir()
     return root

@@ -258,7 +258,7 @@ def test_references_with_imported_numbers(project, capsys, cached):
     table = qwen.table()
     columns = [table[name].to_pylist() for name in LogpRow.__annotations__]
     rows = [LogpRow(*one) for one in zip(*columns, strict=True)]
-    cache.store("far", imported_identity("elsewhere", None)).append(rows, {})
+    cache.store("far", imported_identity("elsewhere", None)).append(rows)
     words = Path("mrpo.yaml").read_text()
     Path("mrpo.yaml").write_text(words.replace(f"cache: {cached.path}", "cache: cache"))
     arguments = ["sweep", "recipe.yaml", "--refs", "llama,far", "--grid", "loss=mrpo"]

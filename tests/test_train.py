@@ -527,7 +527,7 @@ def test_a_reference_that_lies_is_found_at_step_0(tiny_models, references, some_
         path.unlink()
     from mrpo_tools.cache import LogpRow
 
-    store.append([LogpRow(**{**row, "logp": row["logp"] - 0.01}) for row in rows], {})
+    store.append([LogpRow(**{**row, "logp": row["logp"] - 0.01}) for row in rows])
     with pytest.raises(CacheStale, match="at step 0 differs from cached reference 'llama'"):
         train(recipe(refs=["llama"], loss="dpo"), some_groups, cache, references, tmp_path / "run")
 

@@ -11,6 +11,7 @@ and renames it; two writers cannot collide, and a killed one leaves nothing that
 byte is hashed at every read.
 
     files.py      a file that appears whole under the hash of its bytes, or not at all
+    records.py    what the writer of a part says of itself
     parts.py      rows of log-probs, and one part of them
     reference.py  the parts of one identity of one reference
     datasets.py   the data that was scored, as it is saved
@@ -40,6 +41,7 @@ from mrpo_tools.cache.parts import (
     Part,
     first_of_each,
 )
+from mrpo_tools.cache.records import WriterRecord
 from mrpo_tools.cache.reference import PartWriter, ReferenceStore
 from mrpo_tools.cache.store import Cache
 
@@ -56,6 +58,7 @@ __all__ = [
     "Part",
     "PartWriter",
     "ReferenceStore",
+    "WriterRecord",
     "check_format",
     "created",
     "first_of_each",

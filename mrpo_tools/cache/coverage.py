@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mrpo_tools.cache.datasets import GROUPS_SCHEMA
 from mrpo_tools.cache.parts import STATUSES
+from mrpo_tools.cache.records import WriterRecord
 from mrpo_tools.cache.reference import ReferenceStore
 from mrpo_tools.cache.store import Cache
 
@@ -71,7 +72,7 @@ def coverage(cache: Cache) -> list[Coverage]:
         CacheDamaged: a file is not what its name says.
     """
     wanted = _wanted(cache)
-    return [one for store in cache.references() for one in _covered(store, wanted)]
+    return [cell for store in cache.references() for cell in _cells(store, wanted)]
 
 
 def holdings(cache: Cache) -> list[Holding]:
@@ -90,18 +91,17 @@ def _wanted(cache: Cache) -> pa.Table:
     return table.group_by(table.column_names, use_threads=False).aggregate([])
 
 
-def _covered(store: ReferenceStore, wanted: pa.Table) -> Iterator[Coverage]:
+def _cells(store: ReferenceStore, wanted: pa.Table) -> Iterator[Coverage]:
     rows = store.table().select(["response_id", "status"])
     joined = wanted.join(rows, "response_id", use_threads=False)
     grouped = joined.group_by(["dataset", "split", "status"], use_threads=False)
     counted = grouped.aggregate([([], "count_all")])
-    cells: dict[tuple[str, str | None], Counter[str | None]] = {}
-    for one in counted.to_pylist():
-        cells.setdefault((one["dataset"], one["split"]), Counter())[one["status"]] += one[
-            "count_all"
-        ]
-    for (dataset, split), found in sorted(cells.items(), key=lambda one: (one[0][0], str(one[0]))):
-        yield _cell(store, dataset, split, found)
+    counts: dict[tuple[str, str | None], Counter[str | None]] = {}
+    for row in counted.to_pylist():
+        of_split = counts.setdefault((row["dataset"], row["split"]), Counter())
+        of_split[row["status"]] += row["count_all"]
+    for dataset, split in sorted(counts, key=lambda key: (key[0], str(key))):
+        yield _cell(store, dataset, split, counts[dataset, split])
     elsewhere = rows.filter(
         pc.invert(pc.is_in(rows["response_id"], value_set=wanted["response_id"]))
     )
@@ -110,36 +110,42 @@ def _covered(store: ReferenceStore, wanted: pa.Table) -> Iterator[Coverage]:
 
 
 def _cell(
-    store: ReferenceStore, dataset: str | None, split: str | None, found: Counter[str | None]
+    store: ReferenceStore, dataset: str | None, split: str | None, counts: Counter[str | None]
 ) -> Coverage:
-    ok, overlong, nonfinite = (found[status] for status in STATUSES)
     return Coverage(
-        store.name, store.short, dataset, split, found.total(), ok, found[None], overlong, nonfinite
+        reference=store.name,
+        identity=store.short,
+        dataset=dataset,
+        split=split,
+        responses=counts.total(),
+        missing=counts[None],
+        **{status: counts[status] for status in STATUSES},
     )
 
 
 def _holding(store: ReferenceStore) -> Holding:
     parts = store.parts()
     records = [record for part in parts for record in part.records]
-    times = [float(one["created"]) for one in records if "created" in one]
+    times = [record.created for record in records if record.created is not None]
     times += [part.created for part in parts]
     return Holding(
-        store.name,
-        store.short,
-        len(parts),
-        len(store.response_ids()),
-        sum(part.path.stat().st_size for part in parts),
-        min(times, default=None),
-        max(times, default=None),
-        _versions(records),
-        list(dict.fromkeys(str(one["device"]) for one in records if "device" in one)),
-        store.identity.fields.get("origin"),
+        reference=store.name,
+        identity=store.short,
+        parts=len(parts),
+        rows=len(store.response_ids()),
+        bytes=sum(part.path.stat().st_size for part in parts),
+        first=min(times, default=None),
+        last=max(times, default=None),
+        versions=_versions(records),
+        devices=[*dict.fromkeys(record.device for record in records if record.device)],
+        origin=store.identity.fields.get("origin"),
     )
 
 
-def _versions(records: list[dict[str, Any]]) -> dict[str, list[str]]:
-    found: dict[str, dict[str, None]] = {}
-    for record in records:
-        for library, version in record.get("versions", {}).items():
-            found.setdefault(library, {})[version] = None
-    return {library: list(versions) for library, versions in found.items()}
+def _versions(records: Sequence[WriterRecord]) -> dict[str, list[str]]:
+    versions: dict[str, list[str]] = {}
+    for library, version in chain.from_iterable(record.versions.items() for record in records):
+        used = versions.setdefault(library, [])
+        if version not in used:
+            used.append(version)
+    return versions

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 
 from mrpo_tools.cache import files
 from mrpo_tools.errors import CacheDamaged
+from mrpo_tools.files import make_directory, sweep_temporaries
 from mrpo_tools.groups import Group, Message, Response, canonical_json
 from mrpo_tools.progress import say
 
@@ -53,9 +53,12 @@ class File(Protocol):
     """A file of a data set, however much of it was read."""
 
     @property
-    def path(self) -> Path: ...
+    def path(self) -> Path:
+        """Where it is."""
+
     @property
-    def created(self) -> float: ...
+    def created(self) -> float:
+        """When it was written, seconds since 1970."""
 
 
 FileT = TypeVar("FileT", bound=File)
@@ -97,20 +100,26 @@ class Saved:
     table: pa.Table
 
 
-def save(directory: Path, dataset: str, groups: Sequence[Group]) -> Path:
+def save(directory: Path, dataset: str, groups: Sequence[Group], now: float) -> Path:
     """Keep groups in a file, unless the latest file of this data set holds just these.
 
     Where there are fewer groups now than before, that is said: those before no longer count.
+
+    Args:
+        directory: of saved data; it is created if need be.
+        dataset: its name.
+        groups: all of them.
+        now: seconds since 1970; the file is later than the one it replaces in any case.
     """
     rows = [_row(dataset, group) for group in groups]
-    digest, now = content_hash(rows), time.time()
+    digest = content_hash(rows)
     latest = next(iter(latest_of_each(_footers(directory, dataset))), None)
     if latest is not None:
         if latest.content == digest:
             return latest.path
         now = max(now, latest.created + CLOCK_STEP)
-    files.make_directory(directory)
-    files.sweep_temporaries(directory)
+    make_directory(directory)
+    sweep_temporaries(directory)
     written = write(directory, pa.Table.from_pylist(rows, schema=GROUPS_SCHEMA), now, digest)
     if latest is not None and len(rows) < latest.rows:
         say(
@@ -120,12 +129,12 @@ def save(directory: Path, dataset: str, groups: Sequence[Group]) -> Path:
     return written
 
 
-def latest_of_each(found: Iterable[FileT]) -> list[FileT]:
+def latest_of_each(candidates: Iterable[FileT]) -> list[FileT]:
     """The one file of each data set that counts, the latest first."""
-    kept: dict[str, FileT] = {}
-    for one in sorted(found, key=lambda file: (-file.created, file.path.name)):
-        kept.setdefault(dataset_of(one.path), one)
-    return list(kept.values())
+    latest: dict[str, FileT] = {}
+    for file in sorted(candidates, key=lambda file: (-file.created, file.path.name)):
+        latest.setdefault(dataset_of(file.path), file)
+    return list(latest.values())
 
 
 def content_hash(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -152,11 +161,11 @@ def load(path: Path) -> Saved:
     if table.schema.names != GROUPS_SCHEMA.names:
         raise CacheDamaged(f"{path} has other columns than saved data of a cache")
     return Saved(
-        path,
-        files.created(path, metadata),
-        int(metadata["mrpo.format_version"]),
-        metadata.get("mrpo.content"),
-        table.cast(GROUPS_SCHEMA).replace_schema_metadata(None),
+        path=path,
+        created=files.created(path, metadata),
+        format=int(metadata["mrpo.format_version"]),
+        content=metadata.get("mrpo.content"),
+        table=table.cast(GROUPS_SCHEMA).replace_schema_metadata(None),
     )
 
 
@@ -170,15 +179,8 @@ def load_all(directory: Path) -> list[Saved]:
 
 
 def _load_listed(directory: Path) -> list[Saved]:
-    found, damaged = [], []
-    for path in files.listed(directory, "*.parquet"):
-        try:
-            found.append(load(path))
-        except CacheDamaged as error:
-            damaged.append(error.what)
-    if damaged:
-        raise CacheDamaged("\n".join(damaged), files.repair_command(directory.parent))
-    return found
+    paths = files.listed(directory, "*.parquet")
+    return files.read_all(paths, load, files.repair_command(directory.parent))
 
 
 def group_from_row(row: Mapping[str, Any]) -> Group:
@@ -186,8 +188,8 @@ def group_from_row(row: Mapping[str, Any]) -> Group:
     return Group(
         tuple(Message(turn["role"], turn["content"]) for turn in row["prompt"]),
         tuple(
-            Response(one["content"], one["score"], one["chosen"], one["model"])
-            for one in row["responses"]
+            Response(response["content"], response["score"], response["chosen"], response["model"])
+            for response in row["responses"]
         ),
         row["source_id"],
         row["split"],

@@ -1,7 +1,6 @@
-"""A file that appears whole, under the hash of its own bytes, or not at all.
+"""A table under the hash of its own bytes: written once, checked at every read.
 
-Of the file system this needs: a rename within a directory replaces in one step, and `fsync` of a
-file and of its directory returns when both are on the disk. Nothing is ever locked or overwritten.
+Nothing is ever locked or overwritten.
 """
 
 from __future__ import annotations
@@ -10,12 +9,8 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
-import os
 import shlex
-import socket
-import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mrpo_tools.config import DEFAULT_CACHE
-from mrpo_tools.errors import CacheDamaged, CacheError, CacheStale, disk_error
+from mrpo_tools.errors import CacheDamaged, CacheError, CacheStale
+from mrpo_tools.files import write_whole
 
 FORMAT_VERSION = 2
 """1: no time in the footer of saved data, no identity fields in the footer of parts."""
@@ -31,10 +27,10 @@ ROW_GROUP = 8192
 """Rows of a row group: small ones keep a scan of long texts within memory."""
 LISTINGS = 5
 """How often a directory is listed again when a file of it went away."""
-STALE_TEMPORARY_SECONDS = 24 * 3600
 LIBRARIES = ("torch", "transformers", "tokenizers", "pyarrow", "peft", "bitsandbytes")
 
 ResultT = TypeVar("ResultT")
+SourceT = TypeVar("SourceT")
 
 
 @functools.cache
@@ -72,34 +68,7 @@ def write_content_addressed(
     )
     content = memoryview(sink.getvalue())
     digest = hashlib.sha256(content).hexdigest()[:16]
-    return write_whole(directory / f"{prefix}{digest}.parquet", content)
-
-
-def write_whole(path: Path, content: bytes | memoryview) -> Path:
-    """Write a file that is seen whole or not at all, and is on the disk when this returns.
-
-    Raises:
-        ResourceError: the disk is full, or refuses; no temporary file is left.
-    """
-    name = ""
-    try:
-        marker = f".tmp-{path.name[:40]}~{host()}~{os.getpid()}~"
-        descriptor, name = tempfile.mkstemp(prefix=marker, dir=path.parent)
-        try:
-            _write_all(descriptor, content)
-            os.fchmod(descriptor, 0o644)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(name, path)
-        _fsync_directory(path.parent)
-    except OSError as error:
-        raise disk_error(path.parent, error) from None
-    finally:
-        if name:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-    return path
+    return write_whole(directory / f"{prefix}{digest}.parquet", content, durable=True)
 
 
 def read_verified(path: Path) -> tuple[pa.Table, dict[str, str]]:
@@ -174,6 +143,25 @@ def listed(directory: Path, pattern: str) -> list[Path]:
     return sorted(path for path in directory.glob(pattern) if path.is_file())
 
 
+def read_all(
+    sources: Iterable[SourceT], read: Callable[[SourceT], ResultT], hint: str
+) -> list[ResultT]:
+    """What each file, or whatever else is read, holds.
+
+    Raises:
+        CacheDamaged: naming every file that is not what its name says, with the hint.
+    """
+    contents, damaged = [], []
+    for source in sources:
+        try:
+            contents.append(read(source))
+        except CacheDamaged as error:
+            damaged.append(error.what)
+    if damaged:
+        raise CacheDamaged("\n".join(damaged), hint)
+    return contents
+
+
 def listed_again(directory: Path, read: Callable[[], ResultT]) -> ResultT:
     """The result of listing a directory and reading its files; both again where one went away.
 
@@ -184,65 +172,3 @@ def listed_again(directory: Path, read: Callable[[], ResultT]) -> ResultT:
         with contextlib.suppress(FileNotFoundError):  # merged into another file meanwhile
             return read()
     raise CacheError(f"the files in {directory} keep changing", "try again")
-
-
-def make_directory(path: Path) -> None:
-    """A directory, and those above it, on the disk."""
-    try:
-        missing = [one for one in (path, *path.parents) if not one.exists()]
-        path.mkdir(parents=True, exist_ok=True)
-        for one in missing:
-            _fsync_directory(one.parent)
-    except OSError as error:
-        raise disk_error(path, error) from None
-
-
-def remove(path: Path) -> None:
-    """Remove a file that may be gone already.
-
-    Raises:
-        ResourceError: the file system refuses.
-    """
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise disk_error(path, error) from None
-
-
-def sweep_temporaries(directory: Path) -> None:
-    """Remove temporary files whose writer on this host is dead, and those older than a day."""
-    for path in directory.glob(".tmp-*"):
-        with contextlib.suppress(OSError, ValueError):
-            _, where, pid, _ = path.name.split("~")
-            abandoned = where == host() and not _is_alive(int(pid))
-            if abandoned or time.time() - path.stat().st_mtime > STALE_TEMPORARY_SECONDS:
-                path.unlink()
-
-
-def host() -> str:
-    """This machine's name in letters that a file's name may hold."""
-    return "".join(char if char.isalnum() else "-" for char in socket.gethostname())
-
-
-def _write_all(descriptor: int, content: bytes | memoryview) -> None:
-    left = memoryview(content)
-    while left:
-        left = left[os.write(descriptor, left) :]
-
-
-def _fsync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -8,12 +8,13 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeGuard
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mrpo_tools.cache.parts import LogpRow
+from mrpo_tools.cache.records import ImportedFile, WriterRecord
 from mrpo_tools.cache.reference import ReferenceStore
 from mrpo_tools.cache.store import Cache
 from mrpo_tools.errors import DataError, UsageError
@@ -25,6 +26,13 @@ NO_OBJECT = ""
 """The key under which a line that is no object has its reason."""
 MOST_TOKENS = 2**31 - 1
 """What a part's column holds."""
+
+
+class Number(NamedTuple):
+    """A log-prob of another program: nats of the whole response, and its tokens."""
+
+    logp: float
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ def import_logps(
     name: str,
     groups: Sequence[Group],
     path: Path,
+    *,
     origin: str,
     dataset: str,
     model: str | None = None,
@@ -80,35 +89,35 @@ def import_logps(
         for key, response in zip(group.response_ids, group.responses, strict=True)
     }
     store = cache.store(name, imported_identity(origin, model))
-    found, ignored = _read(path, wanted)
-    _check_agreement(store, found, origin)
-    known = store.response_ids()
-    fresh = [_logp_row(key, *wanted[key], *found[key]) for key in wanted if key not in known]
+    numbers, ignored = _read(path, wanted)
+    _check_agreement(store, numbers, origin)
+    present = store.response_ids()
+    fresh = [_logp_row(key, *wanted[key], numbers[key]) for key in wanted if key not in present]
     if fresh:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        store.append(fresh, {"imported": {"origin": origin, "file": path.name, "sha256": digest}})
+        store.append(fresh, WriterRecord(imported=ImportedFile(origin, path.name, digest)))
     cache.save_groups(dataset, groups)
     return Imported(store, len(fresh), len(wanted) - len(fresh), ignored)
 
 
 def _read(
     path: Path, wanted: Mapping[str, tuple[Group, Response]]
-) -> tuple[dict[str, tuple[float, int]], int]:
-    """(log-prob, tokens) by response; also how many rows are of no response of the data."""
-    found: dict[str, tuple[float, int]] = {}
+) -> tuple[dict[str, Number], int]:
+    """The number of each response; also how many rows are of no response of the data."""
+    numbers: dict[str, Number] = {}
     problems: list[str] = []
     ignored = 0
     for place, row in _rows(path):
         try:
             key, number = _response_id(row), _number(row)
-            if key in found and found[key] != number:
+            if numbers.get(key, number) != number:
                 raise ValueError("logp: another row gives this response another number")
         except ValueError as error:
             problems.append(f"{path}:{place}: {error}")
             continue
         ignored += key not in wanted
-        found[key] = number
-    absent = [key for key in wanted if key not in found]
+        numbers[key] = number
+    absent = [key for key in wanted if key not in numbers]
     if absent and not problems:
         problems = [f"{path}: no row for response {key}" for key in absent]
     if problems:
@@ -118,7 +127,7 @@ def _read(
             problems,
             "nothing was written; compute what is missing and import again",
         )
-    return found, ignored
+    return numbers, ignored
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -165,8 +174,7 @@ def _response_id(row: Mapping[str, Any]) -> str:
     raise ValueError("response_id: it is needed, or prompt and response")
 
 
-def _number(row: Mapping[str, Any]) -> tuple[float, int]:
-    """(log-prob of the response in nats, its tokens)."""
+def _number(row: Mapping[str, Any]) -> Number:
     tokens = row.get("token_logps")
     if tokens is not None:
         if not isinstance(tokens, list) or not tokens or not all(map(_is_logp, tokens)):
@@ -174,7 +182,7 @@ def _number(row: Mapping[str, Any]) -> tuple[float, int]:
         total = sum(map(float, tokens))
         if not math.isfinite(total):
             raise ValueError("token_logps: their sum is not finite")
-        return math.fsum(tokens), len(tokens)
+        return Number(math.fsum(tokens), len(tokens))
     logp, count = row.get("logp"), row.get("num_tokens")
     if not _is_logp(logp):
         raise ValueError(f"logp: a finite number, not above 0, is needed, found {logp!r:.40}")
@@ -182,25 +190,24 @@ def _number(row: Mapping[str, Any]) -> tuple[float, int]:
         raise ValueError(
             f"num_tokens: a whole number from 1 to {MOST_TOKENS:,} is needed, found {count!r:.40}"
         )
-    return float(logp), count  # type: ignore[arg-type]
+    return Number(float(logp), count)
 
 
-def _is_logp(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and -sys.float_info.max <= value <= 0  # type: ignore[operator]
+def _is_logp(value: object) -> TypeGuard[float]:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return -sys.float_info.max <= value <= 0
 
 
-def _check_agreement(
-    store: ReferenceStore, found: Mapping[str, tuple[float, int]], origin: str
-) -> None:
+def _check_agreement(store: ReferenceStore, numbers: Mapping[str, Number], origin: str) -> None:
     table = store.table()
     columns: Iterable[list[Any]] = (
         table[name].to_pylist() for name in ("response_id", "logp", "num_tokens")
     )
     differing = [
-        f"response {key}: {logp} of {count} tokens is cached, not {found[key]}"
+        f"response {key}: {logp} of {count} tokens is cached, not {tuple(numbers[key])}"
         for key, logp, count in zip(*columns, strict=True)
-        if key in found and found[key] != (logp, count)
+        if key in numbers and numbers[key] != (logp, count)
     ]
     if differing:
         raise DataError(
@@ -209,6 +216,14 @@ def _check_agreement(
         )  # fmt: skip
 
 
-def _logp_row(key: str, group: Group, response: Response, logp: float, count: int) -> LogpRow:
-    size = len(response.content.encode())
-    return LogpRow(key, group.prompt_id, logp, count, size, "ok", False, "")
+def _logp_row(key: str, group: Group, response: Response, number: Number) -> LogpRow:
+    return LogpRow(
+        response_id=key,
+        prompt_id=group.prompt_id,
+        logp=number.logp,
+        num_tokens=number.tokens,
+        num_bytes=len(response.content.encode()),
+        status="ok",
+        truncated=False,
+        token_hash="",
+    )

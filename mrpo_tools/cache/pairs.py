@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -45,7 +45,14 @@ TRL_SCHEMA = pa.schema(
 """The same pairs in the conversational columns of TRL's preference trainers."""
 
 
-@dataclass
+class Number(NamedTuple):
+    """A reference's number for a response: nats, absent unless the status is `ok`."""
+
+    logp: float | None
+    status: str
+
+
+@dataclass(frozen=True)
 class Pairs:
     """Exported pairs, and what could not be one.
 
@@ -56,7 +63,7 @@ class Pairs:
     """
 
     table: pa.Table
-    skipped: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str]
 
 
 def export_pairs(
@@ -82,13 +89,15 @@ def export_pairs(
     rows = _saved_rows(cache, dataset, split)
     table = store.table()
     columns = [table[name].to_pylist() for name in ("response_id", "logp", "status")]
-    known = {key: (logp, status) for key, logp, status in zip(*columns, strict=True)}
-    wanted = {one["response_id"] for row in rows for one in row["responses"]}
-    store.require(wanted, known)
-    found = Pairs(PAIRS_SCHEMA.empty_table())
-    pairs = [pair for row in rows for pair in _pairs(row, known, pairing, found.skipped)]
-    found.table = pa.Table.from_pylist(pairs, schema=PAIRS_SCHEMA)
-    return found
+    numbers = {key: Number(logp, status) for key, logp, status in zip(*columns, strict=True)}
+    wanted = {response["response_id"] for row in rows for response in row["responses"]}
+    store.require(wanted, numbers)
+    pairs, skipped = [], Counter[str]()
+    for row in rows:
+        of_group, left_out = _pairs(row, numbers, pairing)
+        pairs += of_group
+        skipped += left_out
+    return Pairs(pa.Table.from_pylist(pairs, schema=PAIRS_SCHEMA), skipped)
 
 
 def as_trl(pairs: pa.Table) -> pa.Table:
@@ -115,22 +124,16 @@ def _saved_rows(cache: Cache, dataset: str | None, split: str | None) -> list[di
 
 
 def _pairs(
-    row: Mapping[str, Any],
-    known: Mapping[str, tuple[float | None, str]],
-    pairing: str,
-    skipped: Counter[str],
-) -> Iterator[dict[str, Any]]:
+    row: Mapping[str, Any], numbers: Mapping[str, Number], pairing: str
+) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """The pairs of a saved group as rows; and what could not be one."""
     group = group_from_row(row)
     ids = dict(zip(group.responses, group.response_ids, strict=True))
-    statuses = {one: known[key][1] for one, key in ids.items()}
-    skipped.update(status for status in statuses.values() if status != "ok")
-    usable = [one for one, status in statuses.items() if status == "ok"]
-    found = list(pairs_of(group, pairing, usable))
-    if not found:
-        judged = group.has_labels or group.has_scores
-        skipped["groups without a pair" if judged else "groups without judgement"] += 1
-    for better, worse in found:
-        yield {
+    statuses = {response: numbers[key].status for response, key in ids.items()}
+    skipped = Counter(status for status in statuses.values() if status != "ok")
+    usable = [response for response, status in statuses.items() if status == "ok"]
+    pairs = [
+        {
             "prompt_id": row["prompt_id"],
             "chosen_id": ids[better],
             "rejected_id": ids[worse],
@@ -141,6 +144,12 @@ def _pairs(
             "rejected": worse.content,
             "chosen_score": better.score,
             "rejected_score": worse.score,
-            "ref_chosen_logps": known[ids[better]][0],
-            "ref_rejected_logps": known[ids[worse]][0],
+            "ref_chosen_logps": numbers[ids[better]].logp,
+            "ref_rejected_logps": numbers[ids[worse]].logp,
         }
+        for better, worse in pairs_of(group, pairing, usable)
+    ]
+    if not pairs:
+        judged = group.has_labels or group.has_scores
+        skipped["groups without a pair" if judged else "groups without judgement"] += 1
+    return pairs, skipped

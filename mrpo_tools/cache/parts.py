@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from mrpo_tools.cache.records import WriterRecord
 
 PART_SECONDS = 60.0
 PART_ROWS = 8192
@@ -44,6 +46,12 @@ class LogpRow:
     token_hash: str
 
 
+def table_of(rows: Sequence[LogpRow]) -> pa.Table:
+    """Rows as a part holds them."""
+    columns = {field.name: [getattr(row, field.name) for row in rows] for field in LOGPS_SCHEMA}
+    return pa.table(columns, schema=LOGPS_SCHEMA)
+
+
 @dataclass(frozen=True)
 class Part:
     """One verified part file.
@@ -52,15 +60,14 @@ class Part:
         path: where it is.
         created: when it was written, seconds since 1970.
         format: the version it is written in.
-        records: what each of its writers recorded: library versions, device, measured noise, the
-            words it was scored under. No identity. A merged part keeps those of all its parts.
+        records: of each of its writers; a merged part keeps those of all its parts.
         table: its rows.
     """
 
     path: Path
     created: float
     format: int
-    records: list[dict[str, Any]]
+    records: list[WriterRecord]
     table: pa.Table
 
 

@@ -8,11 +8,12 @@ import json
 import re
 import shlex
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,10 +27,15 @@ from mrpo_tools.cache.parts import (
     LogpRow,
     Part,
     first_of_each,
+    table_of,
 )
+from mrpo_tools.cache.records import WriterRecord, footer_of, records_of, wall_seconds
 from mrpo_tools.config import Reference
 from mrpo_tools.errors import CacheDamaged, CacheMissing, CacheStale, UsageError
+from mrpo_tools.files import make_directory, write_whole
 from mrpo_tools.references.identity import Identity
+
+IDENTITY = "identity.json"
 
 
 class ReferenceStore:
@@ -38,12 +44,19 @@ class ReferenceStore:
     Args:
         directory: it need not exist: the first part that is written creates it.
         identity: of a store that may not exist yet; otherwise `identity.json` says it.
+        clock: seconds since 1970, for the parts that are written.
     """
 
-    def __init__(self, directory: Path, identity: Identity | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        identity: Identity | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.directory = directory
         self.name, self.short = split_directory_name(directory.name)
-        self._expected = identity
+        self._expected, self._clock = identity, clock
 
     def __str__(self) -> str:
         return f"{self.name}@{self.short}"
@@ -54,7 +67,8 @@ class ReferenceStore:
 
     @property
     def identity_path(self) -> Path:
-        return self.directory / "identity.json"
+        """Of the file that says which numbers these are."""
+        return self.directory / IDENTITY
 
     @cached_property
     def identity(self) -> Identity:
@@ -75,10 +89,10 @@ class ReferenceStore:
                 "directory's name",
                 self._repair,
             )
-        found = Identity(json.loads(content))
-        if self._expected is not None and found.hash != self._expected.hash:
+        identity = Identity(json.loads(content))
+        if self._expected is not None and identity.hash != self._expected.hash:
             raise CacheDamaged(f"{self.directory} holds another identity", self._repair)
-        return found
+        return identity
 
     @property
     def written(self) -> float:
@@ -90,6 +104,7 @@ class ReferenceStore:
         return max(times)
 
     def part_paths(self) -> list[Path]:
+        """Of every part, by name."""
         return files.listed(self.directory, "part-*.parquet")
 
     def parts(self) -> list[Part]:
@@ -103,14 +118,7 @@ class ReferenceStore:
         return files.listed_again(self.directory, self._listed_parts)
 
     def _listed_parts(self) -> list[Part]:
-        parts, damaged = [], []
-        for path in self.part_paths():
-            try:
-                parts.append(self.read_part(path))
-            except CacheDamaged as error:
-                damaged.append(error.what)
-        if damaged:
-            raise CacheDamaged("\n".join(damaged), self._repair)
+        parts = files.read_all(self.part_paths(), self.read_part, self._repair)
         return sorted(parts, key=lambda part: (part.created, part.path.name))
 
     def table(self) -> pa.Table:
@@ -119,6 +127,7 @@ class ReferenceStore:
         return first_of_each(pa.concat_tables([LOGPS_SCHEMA.empty_table(), *tables]), "response_id")
 
     def response_ids(self) -> set[str]:
+        """Of every row."""
         return set(self.table()["response_id"].to_pylist())
 
     def rows_of(self, response_ids: pa.Array) -> pa.Table:
@@ -133,13 +142,17 @@ class ReferenceStore:
             self.require(set(response_ids.to_pylist()), table["response_id"].to_pylist())
         return table.take(places)
 
-    def require(self, wanted: set[str], known: Collection[str]) -> None:
+    def require(self, wanted: set[str], present: Collection[str]) -> None:
         """Refuse numbers that lack some responses.
+
+        Args:
+            wanted: ids of responses.
+            present: ids of those that have a row here.
 
         Raises:
             CacheMissing: names the count and the command.
         """
-        absent = len(wanted.difference(known))
+        absent = len(wanted.difference(present))
         if absent:
             cache = self.directory.parent.parent
             option = files.cache_option(cache)
@@ -155,21 +168,28 @@ class ReferenceStore:
 
     def count_by_status(self) -> dict[str, int]:
         """Rows of each status, duplicates counted once."""
-        counted = self.table()["status"].value_counts().to_pylist()
-        found = {one["values"]: one["counts"] for one in counted}
-        return {status: found.get(status, 0) for status in STATUSES}
+        counts = Counter(self.table()["status"].to_pylist())
+        return {status: counts[status] for status in STATUSES}
 
-    def recorded(self) -> list[dict[str, Any]]:
+    def recorded(self) -> list[WriterRecord]:
         """What every writer recorded about itself, the earliest first."""
         return [record for part in self.parts() for record in part.records]
 
+    def noise(self) -> float:
+        """The largest noise that a writer measured, nats per token; 0 where none did."""
+        return max((record.noise for record in self.recorded()), default=0.0)
+
+    def wall_seconds(self) -> float | None:
+        """Time that computing the numbers took, loading included; None if it is not recorded."""
+        return wall_seconds(self.recorded())
+
     def recorded_reference(self) -> Reference:
-        """The words under which the latest part was scored: where the model is, among others.
+        """The words under which the latest part was computed: where the model is, among others.
 
         Raises:
-            UsageError: nothing was scored here; the numbers were imported.
+            UsageError: nothing was computed here; the numbers were imported.
         """
-        words = [one["reference"] for one in self.recorded() if "reference" in one]
+        words = [record.reference for record in self.recorded() if record.reference is not None]
         if not words:
             raise UsageError(
                 f"the cache does not say where the model of reference {self.name!r} is",
@@ -177,34 +197,37 @@ class ReferenceStore:
             )
         return Reference.model_validate(words[-1])
 
-    def append(self, rows: Sequence[LogpRow], recorded: Mapping[str, Any]) -> Path:
+    def append(self, rows: Sequence[LogpRow], record: WriterRecord | None = None) -> Path:
         """Write one immutable part; the first one makes the directory and `identity.json`.
+
+        Args:
+            rows: any number.
+            record: of their writer; the time and the versions of libraries are added.
 
         Raises:
             ResourceError: no space or no permission; nothing is left behind.
         """
-        columns = {field.name: [getattr(row, field.name) for row in rows] for field in LOGPS_SCHEMA}
-        now = time.time()
-        record = {**recorded, "created": now, "versions": files.library_versions()}
-        return self.write(pa.table(columns, schema=LOGPS_SCHEMA), now, [record])
+        now, versions = self._clock(), files.library_versions()
+        record = replace(record or WriterRecord(), created=now, versions=versions)
+        return self.write(table_of(rows), now, [record])
 
-    def write(self, table: pa.Table, created: float, records: Sequence[Mapping[str, Any]]) -> Path:
+    def write(self, table: pa.Table, created: float, records: Sequence[WriterRecord]) -> Path:
         """Write rows as one part.
 
         Args:
             table: in `LOGPS_SCHEMA`.
             created: seconds since 1970; of rows present twice those of the earliest part count.
-            records: what the rows' writers recorded.
+            records: of the rows' writers.
         """
         identity = self.identity
         if not self.identity_path.exists():
-            files.make_directory(self.directory)
-            files.write_whole(self.identity_path, identity.content)
+            make_directory(self.directory)
+            write_whole(self.identity_path, identity.content, durable=True)
         metadata = {
             "mrpo.identity": identity.hash,
             "mrpo.identity_fields": identity.content.decode(),
             "mrpo.created": repr(created),
-            "mrpo.recorded": json.dumps(list(records)),
+            "mrpo.recorded": footer_of(records),
         }
         return files.write_content_addressed(self.directory, "part-", table, metadata)
 
@@ -221,12 +244,13 @@ class ReferenceStore:
             raise CacheDamaged(f"{path} belongs to another reference's identity")
         if table.schema.names[: len(LOGPS_SCHEMA)] != LOGPS_SCHEMA.names:
             raise CacheDamaged(f"{path} has other columns than a part of a cache")
+        rows = table.select(LOGPS_SCHEMA.names).cast(LOGPS_SCHEMA)
         return Part(
-            path,
-            files.created(path, metadata),
-            int(metadata["mrpo.format_version"]),
-            records_of(metadata),
-            table.select(LOGPS_SCHEMA.names).cast(LOGPS_SCHEMA).replace_schema_metadata(None),
+            path=path,
+            created=files.created(path, metadata),
+            format=int(metadata["mrpo.format_version"]),
+            records=records_of(metadata["mrpo.recorded"]),
+            table=rows.replace_schema_metadata(None),
         )
 
     def identity_in_parts(self) -> Identity | None:
@@ -243,11 +267,11 @@ class ReferenceStore:
 
 
 WORTH_A_THREAD = 500
-"""Rows of a part from which on writing it takes long enough to be done beside scoring."""
+"""Rows of a part from which on writing it takes long enough to be done beside the model."""
 
 
 class PartWriter:
-    """Collects rows and writes parts in a thread of its own, so that scoring does not wait.
+    """Collects rows and writes parts in a thread of its own, so that the model does not wait.
 
     Parts of a few rows, which take milliseconds, are written at once.
 
@@ -255,19 +279,28 @@ class PartWriter:
     not on the disk yet: up to half of them being collected, half being written. A context manager:
     leaving it writes what is left, also after an error or Ctrl-C, so only a kill loses rows: those,
     and the batch at hand.
+
+    Args:
+        store: the parts become its own.
+        record: of the writer.
+        seconds: see above.
+        rows: see above.
+        clock: seconds since any moment.
     """
 
     def __init__(
         self,
         store: ReferenceStore,
-        recorded: Mapping[str, Any],
+        record: WriterRecord | None = None,
+        *,
         seconds: float = PART_SECONDS,
         rows: int = PART_ROWS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.store, self.recorded = store, recorded
+        self.store, self.record, self.clock = store, record, clock
         self.seconds, self.rows = seconds / 2, max(1, rows // 2)
         self._pending: list[LogpRow] = []
-        self._since = time.monotonic()
+        self._since = clock()
         self._thread: ThreadPoolExecutor | None = None
         self._writing: Future[Path] | None = None
 
@@ -282,10 +315,15 @@ class PartWriter:
                 self._thread.shutdown()
 
     def add(self, rows: Iterable[LogpRow]) -> None:
+        """Take rows; they are on the disk soon.
+
+        Raises:
+            ResourceError: these or earlier rows could not be written.
+        """
         self._pending.extend(rows)
         while len(self._pending) >= self.rows:
             self._hand_over()
-        if self._pending and time.monotonic() - self._since >= self.seconds:
+        if self._pending and self.clock() - self._since >= self.seconds:
             self._hand_over()
 
     def flush(self) -> None:
@@ -299,12 +337,12 @@ class PartWriter:
         self._wait()
         half = self._pending[: self.rows]
         del self._pending[: self.rows]
-        self._since = time.monotonic()
+        self._since = self.clock()
         if len(half) < WORTH_A_THREAD:
-            self.store.append(half, self.recorded)
+            self.store.append(half, self.record)
             return
         self._thread = self._thread or ThreadPoolExecutor(1)
-        self._writing = self._thread.submit(self.store.append, half, self.recorded)
+        self._writing = self._thread.submit(self.store.append, half, self.record)
 
     def _wait(self) -> None:
         writing, self._writing = self._writing, None
@@ -321,9 +359,3 @@ def split_directory_name(name: str) -> tuple[str, str]:
     """(`mistral`, `ab12…`) of `mistral-ab12…`."""
     reference, _, short = name.rpartition("-")
     return reference, short
-
-
-def records_of(metadata: Mapping[str, str]) -> list[dict[str, Any]]:
-    """What a part's writers recorded; before format 2 there was always one."""
-    found = json.loads(metadata["mrpo.recorded"])
-    return found if isinstance(found, list) else [found]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,22 +12,30 @@ from mrpo_tools.cache import datasets, files
 from mrpo_tools.cache.parts import first_of_each
 from mrpo_tools.cache.reference import ReferenceStore, is_store
 from mrpo_tools.errors import CacheMissing, CacheStale
+from mrpo_tools.files import sweep_temporaries
 from mrpo_tools.groups import Group
 from mrpo_tools.references.identity import Identity, shown
 
 
 class Cache:
-    """A cache directory."""
+    """A cache directory.
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+    Args:
+        path: it need not exist: what is written first creates it.
+        clock: seconds since 1970, for what is written.
+    """
+
+    def __init__(self, path: Path | str, *, clock: Callable[[], float] = time.time) -> None:
+        self.path, self.clock = Path(path), clock
 
     @property
     def references_path(self) -> Path:
+        """The directory of the references' stores."""
         return self.path / "references"
 
     @property
     def groups_path(self) -> Path:
+        """The directory of the saved data."""
         return self.path / "groups"
 
     def references(self) -> list[ReferenceStore]:
@@ -40,8 +49,8 @@ class Cache:
         if not self.references_path.is_dir():
             return []
         directories = sorted(self.references_path.iterdir())
-        stores = [ReferenceStore(one) for one in directories if is_store(one)]
-        return [one for one in stores if one.identity_path.exists() or one.part_paths()]
+        stores = [ReferenceStore(path, clock=self.clock) for path in directories if is_store(path)]
+        return [store for store in stores if store.identity_path.exists() or store.part_paths()]
 
     def named(self, wanted: str) -> list[ReferenceStore]:
         """The stores of a name, or of `mistral@ab12`, the one that was written last first.
@@ -49,11 +58,10 @@ class Cache:
         Stores without a part, which an interrupted start may leave, count only where no other does.
         """
         name, _, digits = wanted.partition("@")
-        fitting = [
-            one for one in self.references() if one.name == name and one.short.startswith(digits)
-        ]
-        found = [one for one in fitting if one.part_paths()] or fitting[:1]
-        return sorted(found, key=lambda one: one.written, reverse=True)
+        namesakes = [store for store in self.references() if store.name == name]
+        fitting = [store for store in namesakes if store.short.startswith(digits)]
+        filled = [store for store in fitting if store.part_paths()] or fitting[:1]
+        return sorted(filled, key=lambda store: store.written, reverse=True)
 
     def find(self, wanted: str) -> ReferenceStore:
         """The store of a reference, `mistral` or, where there are several, `mistral@ab12`.
@@ -63,23 +71,23 @@ class Cache:
             CacheStale: two identities of this name, and no digits to tell which.
         """
         name = wanted.partition("@")[0]
-        found = self.named(wanted)
-        if len(found) == 1:
-            return found[0]
-        if not found:
-            names = ", ".join(sorted({str(one) for one in self.references()})) or "none yet"
+        stores = self.named(wanted)
+        if len(stores) == 1:
+            return stores[0]
+        if not stores:
+            names = ", ".join(sorted(map(str, self.references()))) or "none yet"
             raise CacheMissing(
                 f"reference {wanted!r} has no log-probs in {self.path} (cached: {names})",
                 f"create them with: mrpo precompute --ref {name}{files.cache_option(self.path)}",
             )
-        latest, other = found[:2]
+        latest, other = stores[:2]
         differing = "; ".join(
-            f"{field} {' and '.join(shown(one, two))}"
-            for field, one, two in latest.identity.differences(other.identity)
+            f"{field} {' and '.join(shown(first, second))}"
+            for field, first, second in latest.identity.differences(other.identity)
         )
         raise CacheStale(
-            f"reference {name!r} has {len(found)} identities in {self.path}: "
-            f"{', '.join(map(str, found))}; they differ in {differing}",
+            f"reference {name!r} has {len(stores)} identities in {self.path}: "
+            f"{', '.join(map(str, stores))}; they differ in {differing}",
             f"name the one you mean; {name}@{latest.short[:4]} was scored last",
         )
 
@@ -90,14 +98,14 @@ class Cache:
             CacheDamaged: there is one, and its `identity.json` is not what its name says.
         """
         directory = self.references_path / f"{name}-{identity.short}"
-        files.sweep_temporaries(directory)
-        store = ReferenceStore(directory, identity)
+        sweep_temporaries(directory)
+        store = ReferenceStore(directory, identity, clock=self.clock)
         _ = store.identity
         return store
 
     def save_groups(self, dataset: str, groups: Sequence[Group]) -> Path:
         """Keep the data that was scored, in place of what was saved under this name before."""
-        return datasets.save(self.groups_path, dataset, groups)
+        return datasets.save(self.groups_path, dataset, groups, self.clock())
 
     def group_tables(self) -> dict[str, pa.Table]:
         """Each saved data set by name, the latest first; in it each group once.
@@ -107,8 +115,8 @@ class Cache:
         """
         saved = datasets.load_all(self.groups_path)
         return {
-            datasets.dataset_of(one.path): first_of_each(one.table, "group_id")
-            for one in datasets.latest_of_each(saved)
+            datasets.dataset_of(file.path): first_of_each(file.table, "group_id")
+            for file in datasets.latest_of_each(saved)
         }
 
     def groups_table(self, dataset: str | None = None) -> pa.Table:

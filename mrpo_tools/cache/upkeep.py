@@ -7,8 +7,7 @@ replaces it is on the disk, and a reader that misses a file lists again.
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,12 @@ import pyarrow.compute as pc
 
 from mrpo_tools.cache import datasets, files
 from mrpo_tools.cache.files import FORMAT_VERSION
-from mrpo_tools.cache.parts import LOGPS_SCHEMA, Part, first_of_each
-from mrpo_tools.cache.reference import ReferenceStore
+from mrpo_tools.cache.parts import LOGPS_SCHEMA, first_of_each
+from mrpo_tools.cache.records import distinct
+from mrpo_tools.cache.reference import IDENTITY, ReferenceStore
 from mrpo_tools.cache.store import Cache
 from mrpo_tools.errors import CacheDamaged
+from mrpo_tools.files import TEMPORARY, remove, sweep_temporaries, write_whole
 from mrpo_tools.runs.run import EVALUATION
 
 MERGED_ROWS = 1_000_000
@@ -43,7 +44,7 @@ class Damaged:
 
 @dataclass(frozen=True)
 class Disagreement:
-    """One response scored twice under one identity, with more than noise between the numbers.
+    """One response with two numbers under one identity, and more than noise between them.
 
     Attributes:
         kept: the number of the earliest part, which counts everywhere; None if it has none.
@@ -54,8 +55,8 @@ class Disagreement:
     reference: str
     response_id: str
     field: str
-    kept: Any
-    other: Any
+    kept: float | str | bool | None
+    other: float | str | bool | None
 
 
 @dataclass(frozen=True)
@@ -77,17 +78,17 @@ class Merged:
 
 def damaged(cache: Cache) -> list[Damaged]:
     """Every file that is not what its name says, of all references and data sets."""
-    found: list[Damaged] = []
+    unreadable: list[Damaged] = []
     for store in cache.references():
         try:
             _ = store.identity
         except CacheDamaged as error:
-            found.append(Damaged(store.identity_path, error.what))
-            found += _unreadable(store.part_paths(), files.read_verified)
+            unreadable.append(Damaged(store.identity_path, error.what))
+            unreadable += _unreadable(store.part_paths(), files.read_verified)
         else:
-            found += _unreadable(store.part_paths(), store.read_part)
-    found += _unreadable(files.listed(cache.groups_path, "*.parquet"), datasets.load)
-    return found
+            unreadable += _unreadable(store.part_paths(), store.read_part)
+    unreadable += _unreadable(files.listed(cache.groups_path, "*.parquet"), datasets.load)
+    return unreadable
 
 
 def _unreadable(paths: list[Path], read: Callable[[Path], object]) -> Iterator[Damaged]:
@@ -102,55 +103,59 @@ def _unreadable(paths: list[Path], read: Callable[[Path], object]) -> Iterator[D
 def repair(cache: Cache) -> list[tuple[Damaged, str]]:
     """Mend what is damaged; with each damaged file what was done.
 
-    A damaged part or data file is removed: `mrpo precompute` scores its rows again. A damaged or
+    A damaged part or data file is removed: `mrpo precompute` computes its rows again. A damaged or
     missing `identity.json` is written again from the footer of a whole part; where there is none,
     the parts cannot be told apart from another model's, and the reference goes as a whole.
 
     Raises:
         ResourceError: the file system refuses.
     """
-    found = damaged(cache)
-    whole = [one for one in found if one.path.name != "identity.json"]
-    identities = [one for one in found if one.path.name == "identity.json"]
-    done = []
-    for one in whole:
-        files.remove(one.path)
-        done.append((one, "removed"))
-    for one in identities:
-        done.append((one, _restore_identity(ReferenceStore(one.path.parent))))
-    return done
+    identities_last = sorted(damaged(cache), key=lambda file: file.path.name == IDENTITY)
+    return [(file, _mend(file.path)) for file in identities_last]
+
+
+def _mend(path: Path) -> str:
+    """What was done: with an identity the whole parts beside it can help."""
+    if path.name == IDENTITY:
+        return _restore_identity(ReferenceStore(path.parent))
+    remove(path)
+    return "removed"
 
 
 def _restore_identity(store: ReferenceStore) -> str:
     identity = store.identity_in_parts()
     if identity is not None:
-        files.write_whole(store.identity_path, identity.content)
+        write_whole(store.identity_path, identity.content, durable=True)
         return "restored from a part"
     paths = store.part_paths()
     for path in (*paths, store.identity_path):
-        files.remove(path)
+        remove(path)
     with contextlib.suppress(OSError):  # a writer may be at work in it
         store.directory.rmdir()
     return f"removed, with the {len(paths)} parts that only it could name"
 
 
-def compact(cache: Cache) -> list[Merged]:
+def compact(cache: Cache, *, merged_rows: int = MERGED_ROWS) -> list[Merged]:
     """Merge each reference's parts, and drop saved data that later data replaces.
 
     The numbers stay: of rows present twice the earliest part's is kept. Rows are sorted, so two
     compactions of the same rows write the same bytes under the same name.
 
+    Args:
+        cache: others may read and write it meanwhile.
+        merged_rows: of a part that is written, at most.
+
     Raises:
         CacheDamaged: nothing is merged then.
         ResourceError: no space; what was there is still there.
     """
-    _refuse_damage(cache)
-    merged = [_compact_reference(store) for store in cache.references()]
+    refuse_damage(cache)
+    merged = [_compact_reference(store, merged_rows) for store in cache.references()]
     return [*merged, _compact_datasets(cache)]
 
 
-def _compact_reference(store: ReferenceStore) -> Merged:
-    files.sweep_temporaries(store.directory)
+def _compact_reference(store: ReferenceStore, merged_rows: int) -> Merged:
+    sweep_temporaries(store.directory)
     parts = store.parts()
     if len(parts) < 2:
         return Merged(str(store), len(parts), len(parts), 0)
@@ -158,35 +163,32 @@ def _compact_reference(store: ReferenceStore) -> Merged:
     table = first_of_each(rows, "response_id").sort_by(
         [("prompt_id", "ascending"), ("response_id", "ascending")]
     )
-    created, records = parts[0].created, _distinct(parts)
+    created = parts[0].created
+    records = distinct(record for part in parts for record in part.records)
     written = {
-        store.write(table.slice(start, MERGED_ROWS), created, records)
-        for start in range(0, table.num_rows, MERGED_ROWS)
+        store.write(table.slice(start, merged_rows), created, records)
+        for start in range(0, table.num_rows, merged_rows)
     }
     for part in parts:
         if part.path not in written:
-            files.remove(part.path)
+            remove(part.path)
     return Merged(str(store), len(parts), len(written), rows.num_rows - table.num_rows)
-
-
-def _distinct(parts: list[Part]) -> list[dict[str, Any]]:
-    """What the parts recorded, in order; of records that differ in their time alone, the latest."""
-    found: dict[str, dict[str, Any]] = {}
-    for record in (record for part in parts for record in part.records):
-        told = {key: value for key, value in record.items() if key != "created"}
-        found[json.dumps(told, sort_keys=True)] = record
-    return list(found.values())
 
 
 def _compact_datasets(cache: Cache) -> Merged:
     """Remove the files of each data set but its latest."""
-    files.sweep_temporaries(cache.groups_path)
+    sweep_temporaries(cache.groups_path)
     saved = datasets.load_all(cache.groups_path)
-    kept = {one.path for one in datasets.latest_of_each(saved)}
-    replaced = [one for one in saved if one.path not in kept]
-    for one in replaced:
-        files.remove(one.path)
-    return Merged("groups", len(saved), len(kept), sum(one.table.num_rows for one in replaced))
+    latest = {file.path for file in datasets.latest_of_each(saved)}
+    replaced = [file for file in saved if file.path not in latest]
+    for file in replaced:
+        remove(file.path)
+    return Merged(
+        name="groups",
+        before=len(saved),
+        after=len(latest),
+        dropped_rows=sum(file.table.num_rows for file in replaced),
+    )
 
 
 def upgrade(cache: Cache) -> list[tuple[Path, Path]]:
@@ -196,32 +198,36 @@ def upgrade(cache: Cache) -> list[tuple[Path, Path]]:
         CacheDamaged: nothing is upgraded then.
         ResourceError: no space; what was there is still there.
     """
-    _refuse_damage(cache)
-    done = []
+    refuse_damage(cache)
+    renewed = []
     for store in cache.references():
         for part in store.parts():
             if part.format < FORMAT_VERSION:
-                done.append((part.path, store.write(part.table, part.created, part.records)))
-    for one in datasets.load_all(cache.groups_path):
-        if one.format < FORMAT_VERSION:
-            content = datasets.content_hash(one.table.to_pylist())
-            new = datasets.write(cache.groups_path, one.table, one.created, content)
-            done.append((one.path, new))
-    for old, new in done:
+                renewed.append((part.path, store.write(part.table, part.created, part.records)))
+    for file in datasets.load_all(cache.groups_path):
+        if file.format < FORMAT_VERSION:
+            content = datasets.content_hash(file.table.to_pylist())
+            path = datasets.write(cache.groups_path, file.table, file.created, content)
+            renewed.append((file.path, path))
+    for old, new in renewed:
         if old != new:
-            files.remove(old)
-    return done
+            remove(old)
+    return renewed
 
 
-def _refuse_damage(cache: Cache) -> None:
-    found = damaged(cache)
-    if found:
-        reasons = "\n".join(one.reason for one in found)
-        raise CacheDamaged(reasons, files.repair_command(cache.path))
+def refuse_damage(cache: Cache) -> None:
+    """Return where every file is what its name says.
+
+    Raises:
+        CacheDamaged: naming every file that is not.
+    """
+    reasons = [file.reason for file in damaged(cache)]
+    if reasons:
+        raise CacheDamaged("\n".join(reasons), files.repair_command(cache.path))
 
 
 def disagreements(store: ReferenceStore) -> list[Disagreement]:
-    """Responses that were scored twice, with more than noise between the numbers.
+    """Responses that have two numbers, with more than noise between them.
 
     Raises:
         CacheDamaged: a part is not what its name says.
@@ -232,27 +238,35 @@ def disagreements(store: ReferenceStore) -> list[Disagreement]:
     grouped = rows.group_by("response_id", use_threads=False)
     counts = grouped.aggregate([("place", "count"), ("place", "min")])
     twice = counts.filter(pc.greater(counts["place_count"], 1))
-    kept = rows.take(twice["place_min"])
-    by_id = {one["response_id"]: one for one in kept.to_pylist()}
+    earliest = {row["response_id"]: row for row in rows.take(twice["place_min"]).to_pylist()}
     later = rows.filter(pc.is_in(rows["response_id"], value_set=twice["response_id"]))
     allowed = allowed_noise(store)
     worst: dict[str, tuple[float, Disagreement]] = {}
     for row in later.to_pylist():
-        first = by_id[row["response_id"]]
+        key, first = row["response_id"], earliest[row["response_id"]]
         size, field = _difference(first, row, allowed)
-        if size > worst.get(row["response_id"], (0.0, None))[0]:
-            found = Disagreement(str(store), row["response_id"], field, first[field], row[field])
-            worst[row["response_id"]] = (size, found)
-    return [found for _, found in worst.values()]
+        if size > worst.get(key, (0.0, None))[0]:
+            worst[key] = (
+                size,
+                Disagreement(
+                    reference=str(store),
+                    response_id=key,
+                    field=field,
+                    kept=first[field],
+                    other=row[field],
+                ),
+            )
+    return [disagreement for _, disagreement in worst.values()]
 
 
 def allowed_noise(store: ReferenceStore) -> float:
     """nats per token by which two numbers of one row may differ under this identity."""
-    measured = max((float(one.get("noise", 0.0)) for one in store.recorded()), default=0.0)
-    return max(SMALLEST_NOISE, NOISE_FACTOR * measured)
+    return max(SMALLEST_NOISE, NOISE_FACTOR * store.noise())
 
 
-def _difference(first: dict[str, Any], other: dict[str, Any], allowed: float) -> tuple[float, str]:
+def _difference(
+    first: Mapping[str, Any], other: Mapping[str, Any], allowed: float
+) -> tuple[float, str]:
     """(how far beyond noise, in which column); 0 where two rows agree."""
     for field in ("token_hash", "num_tokens", "status", "truncated"):
         if first[field] != other[field]:
@@ -268,14 +282,14 @@ def foreign(cache: Cache) -> list[Path]:
 
     The cache of evaluated models is one of its own: `mrpo cache verify --cache CACHE/evaluation`.
     """
-    known = {one for store in cache.references() for one in store.part_paths()}
-    known |= {store.identity_path for store in cache.references()}
-    known |= set(files.listed(cache.groups_path, "*.parquet"))
+    stores = cache.references()
+    own = {path for store in stores for path in (store.identity_path, *store.part_paths())}
+    own |= set(files.listed(cache.groups_path, "*.parquet"))
     return sorted(
         path
         for path in cache.path.rglob("*")
         if path.is_file()
-        and path not in known
-        and not path.name.startswith(".tmp-")
+        and path not in own
+        and not path.name.startswith(TEMPORARY)
         and not path.is_relative_to(cache.path / EVALUATION)
     )

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from mrpo_tools.cli.exchange import export, import_
-from mrpo_tools.cli.options import cache_option, json_option, open_cache, print_json, print_table
+from mrpo_tools.cli.options import (
+    Row,
+    cache_option,
+    json_option,
+    open_cache,
+    print_json,
+    print_records,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from mrpo_tools.cache import Cache, ReferenceStore
-    from mrpo_tools.cache.coverage import Holding
+    from mrpo_tools.cache.coverage import Coverage, Holding
     from mrpo_tools.config import Reference
     from mrpo_tools.precomputing.rescore import Rescored
     from mrpo_tools.references.resolved import ResolvedReference
@@ -31,7 +40,7 @@ cache.add_command(import_)
 @cache.command()
 @cache_option
 @json_option
-def status(cache: str | None, as_json: bool) -> None:
+def status(*, cache: str | None, as_json: bool) -> None:
     """What has been scored: each reference x data set x split, and by whom.
 
     \b
@@ -41,16 +50,14 @@ def status(cache: str | None, as_json: bool) -> None:
     from mrpo_tools.cache.coverage import coverage, holdings
 
     opened = open_cache(cache)
-    held, covered = holdings(opened), coverage(opened)
+    held, cells = holdings(opened), coverage(opened)
     if as_json:
-        cells = [vars(one) for one in covered]
-        print_json([vars(one) | {"coverage": _cells(one, cells)} for one in held])
+        print_json([asdict(holding) | {"coverage": _of(holding, cells)} for holding in held])
     elif held:
-        if covered:
-            print_table(tuple(vars(covered[0])), [tuple(vars(one).values()) for one in covered])
+        if cells:
+            print_records([asdict(cell) for cell in cells])
             print()
-        rows = [_holding(one) for one in held]
-        print_table(tuple(rows[0]), [tuple(row.values()) for row in rows])
+        print_records([_holding(holding) for holding in held])
     else:
         print("no reference is cached yet; mrpo precompute --ref NAME")
 
@@ -65,7 +72,7 @@ def status(cache: str | None, as_json: bool) -> None:
 )
 @click.option("--ref", "refs", multiple=True, metavar="NAME", help="Rescore only these.")
 @json_option
-def verify(cache: str | None, rescore: int | None, refs: tuple[str, ...], as_json: bool) -> None:
+def verify(*, cache: str | None, rescore: int | None, refs: tuple[str, ...], as_json: bool) -> None:
     """Check every file's hash, rows scored twice, and with --rescore the numbers; exit 3 if wrong.
 
     \b
@@ -74,30 +81,25 @@ def verify(cache: str | None, rescore: int | None, refs: tuple[str, ...], as_jso
         mrpo cache verify --rescore 64
     """
     from mrpo_tools.cache import upkeep
-    from mrpo_tools.cache.files import repair_command
-    from mrpo_tools.errors import CacheDamaged, CacheStale
+    from mrpo_tools.errors import CacheStale
 
     opened = open_cache(cache)
-    found = upkeep.damaged(opened)
-    if found:
-        raise CacheDamaged("\n".join(one.reason for one in found), repair_command(opened.path))
+    upkeep.refuse_damage(opened)
     stores = opened.references()
     counts = [_counts(store) for store in stores]
-    chosen = [opened.find(name) for word in refs for name in word.split(",")] or stores
-    again = [(one, _rescore(opened, one, rescore)) for one in chosen if rescore]
+    named = [opened.find(name) for word in refs for name in word.split(",")] or stores
+    again = [(store, _rescore(opened, store, rescore)) for store in named if rescore]
+    rows = [_rescored(store, result) for store, result in again]
     if as_json:
-        print_json({"rows": counts, "rescored": [_rescored(*one) for one in again]})
+        print_json({"rows": counts, "rescored": rows})
     else:
         print(f"{opened.path}: every file has the hash in its name")
-        if counts:
-            print_table(tuple(counts[0]), [tuple(one.values()) for one in counts])
-        if again:
-            rows = [_rescored(*one) for one in again]
-            print_table(tuple(rows[0]), [tuple(row.values()) for row in rows])
+        print_records(counts)
+        print_records(rows)
     for path in upkeep.foreign(opened):
         print(f"note: {path} is no file of mrpo's; nothing reads it", file=sys.stderr)
     problems = [line for store in stores for line in _disagreements(store)]
-    problems += [line for one in again for line in _changed(*one)]
+    problems += [line for store, result in again for line in _changed(store, result)]
     if problems:
         raise CacheStale("\n".join(problems), _AFTER_DISAGREEMENT)
 
@@ -121,10 +123,10 @@ def repair(cache: str | None) -> None:
     """
     from mrpo_tools.cache.upkeep import repair as mend
 
-    done = mend(open_cache(cache))
-    for one, what in done:
-        print(f"{what}: {one.reason}")
-    print(f"{len(done)} damaged files" + ("; mrpo precompute next" if done else ""))
+    mended = mend(open_cache(cache))
+    for file, what in mended:
+        print(f"{what}: {file.reason}")
+    print(f"{len(mended)} damaged files" + ("; mrpo precompute next" if mended else ""))
 
 
 @cache.command()
@@ -146,7 +148,7 @@ def compact(cache: str | None) -> None:
     merged = upkeep.compact(opened)
     print_table(
         ("reference", "files before", "files after", "rows dropped"),
-        [(one.name, one.before, one.after, one.dropped_rows) for one in merged],
+        [(part.name, part.before, part.after, part.dropped_rows) for part in merged],
     )
     for line in lost:
         print(f"dropped: {line}", file=sys.stderr)
@@ -164,18 +166,18 @@ def upgrade(cache: str | None) -> None:
     from mrpo_tools.cache import FORMAT_VERSION
     from mrpo_tools.cache.upkeep import upgrade as rewrite
 
-    done = rewrite(open_cache(cache))
-    for old, new in done:
+    renewed = rewrite(open_cache(cache))
+    for old, new in renewed:
         print(f"{old} -> {new.name}")
-    print(f"{len(done)} files upgraded; every file has format {FORMAT_VERSION}")
+    print(f"{len(renewed)} files upgraded; every file has format {FORMAT_VERSION}")
 
 
 @cache.command()
-@click.argument("one", metavar="A")
-@click.argument("other", metavar="B")
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
 @cache_option
 @json_option
-def diff(one: str, other: str, cache: str | None, as_json: bool) -> None:
+def diff(*, first: str, second: str, cache: str | None, as_json: bool) -> None:
     """Which fields of two identities differ; --json prints them whole.
 
     \b
@@ -185,47 +187,49 @@ def diff(one: str, other: str, cache: str | None, as_json: bool) -> None:
     from mrpo_tools.references.identity import shown
 
     opened = open_cache(cache)
-    first, second = opened.find(one), opened.find(other)
-    found = first.identity.differences(second.identity)
+    one, other = opened.find(first), opened.find(second)
+    differing = one.identity.differences(other.identity)
     if as_json:
-        print_json([{"field": name, str(first): a, str(second): b} for name, a, b in found])
-    elif found:
-        rows = [(name, *shown(a, b)) for name, a, b in found]
-        print_table(("field", str(first), str(second)), rows)
+        print_json([{"field": name, str(one): a, str(other): b} for name, a, b in differing])
+    elif differing:
+        rows = [(name, *shown(a, b)) for name, a, b in differing]
+        print_table(("field", str(one), str(other)), rows)
     else:
-        print(f"{first} and {second} have the same identity")
+        print(f"{one} and {other} have the same identity")
 
 
-def _cells(held: Holding, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _of(holding: Holding, cells: list[Coverage]) -> list[Row]:
     """The coverage of one identity, without its names."""
+    names = {"reference": holding.reference, "identity": holding.identity}
+    rows = map(asdict, cells)
     return [
-        {key: value for key, value in cell.items() if key not in ("reference", "identity")}
-        for cell in cells
-        if (cell["reference"], cell["identity"]) == (held.reference, held.identity)
+        {key: value for key, value in row.items() if key not in names}
+        for row in rows
+        if names.items() <= row.items()
     ]
 
 
-def _holding(held: Holding) -> dict[str, object]:
-    import time
-
-    when = (
-        time.strftime("%Y-%m-%d %H:%M", time.localtime(one)) if one else None
-        for one in (held.first, held.last)
-    )
-    versions = (f"{library} {'/'.join(one)}" for library, one in held.versions.items())
+def _holding(holding: Holding) -> Row:
+    versions = (f"{library} {'/'.join(used)}" for library, used in holding.versions.items())
     return {
-        "reference": held.reference,
-        "identity": held.identity,
-        "parts": held.parts,
-        "rows": held.rows,
-        "bytes": held.bytes,
-        "first part": next(when),
-        "last part": next(when),
-        "by": held.origin or ", ".join([*held.devices, *versions]),
+        "reference": holding.reference,
+        "identity": holding.identity,
+        "parts": holding.parts,
+        "rows": holding.rows,
+        "bytes": holding.bytes,
+        "first part": _when(holding.first),
+        "last part": _when(holding.last),
+        "by": holding.origin or ", ".join([*holding.devices, *versions]),
     }
 
 
-def _counts(store: ReferenceStore) -> dict[str, object]:
+def _when(seconds: float | None) -> str | None:
+    import time
+
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else None
+
+
+def _counts(store: ReferenceStore) -> Row:
     return {
         "reference": store.name,
         "identity": store.short,
@@ -238,13 +242,13 @@ def _disagreements(store: ReferenceStore) -> list[str]:
     """Rows that were scored twice with more than noise between, a few of them by name."""
     from mrpo_tools.cache.upkeep import disagreements
 
-    found = disagreements(store)
+    rows = disagreements(store)
     lines = [
-        f"{one.reference}: response {one.response_id} was scored twice: {one.field} {one.kept}, "
-        f"later {one.other}"
-        for one in found[:5]
+        f"{row.reference}: response {row.response_id} was scored twice: {row.field} {row.kept}, "
+        f"later {row.other}"
+        for row in rows[:5]
     ]
-    more = len(found) - len(lines)
+    more = len(rows) - len(lines)
     return [*lines, f"{store}: … and {more:,} more"] if more else lines
 
 
@@ -263,39 +267,39 @@ def _subject(store: ReferenceStore) -> ResolvedReference:
     from mrpo_tools.errors import UsageError
     from mrpo_tools.references.resolved import resolve
 
-    def found(words: Reference) -> ResolvedReference:
+    def resolved(words: Reference) -> ResolvedReference:
         dtype = words.dtype or store.identity.fields["dtype"]
         return resolve(store.name, words.model_copy(update={"dtype": dtype}))
 
     ours = load_project().references.get(store.name)
     if ours is not None:
         with contextlib.suppress(UsageError):  # its files went away
-            subject = found(ours)
+            subject = resolved(ours)
             if subject.identity.hash == store.identity.hash:
                 return subject
-    return found(store.recorded_reference())
+    return resolved(store.recorded_reference())
 
 
-def _rescored(store: ReferenceStore, found: Rescored | None) -> dict[str, object]:
+def _rescored(store: ReferenceStore, result: Rescored | None) -> Row:
     return {
         "rescored": str(store),
-        "rows": found.rows if found else 0,
-        "largest difference, nats": f"{abs(found.logp - found.cached):.3g}" if found else None,
-        "nats per token": f"{found.per_token:.3g}" if found else None,
-        "response": found.worst if found else "imported: no model to ask",
+        "rows": result.rows if result else 0,
+        "largest difference, nats": f"{abs(result.logp - result.cached):.3g}" if result else None,
+        "nats per token": f"{result.per_token:.3g}" if result else None,
+        "response": result.worst if result else "imported: no model to ask",
     }
 
 
-def _changed(store: ReferenceStore, found: Rescored | None) -> list[str]:
+def _changed(store: ReferenceStore, result: Rescored | None) -> list[str]:
     """What is wrong with numbers that were computed again."""
     from mrpo_tools.cache.upkeep import allowed_noise
 
     lines = []
-    if found and found.other_tokens:
-        lines.append(f"{store}: {found.other_tokens:,} of {found.rows:,} rows have other tokens")
-    if found and not found.per_token <= allowed_noise(store):
+    if result and result.other_tokens:
+        lines.append(f"{store}: {result.other_tokens:,} of {result.rows:,} rows have other tokens")
+    if result and not result.per_token <= allowed_noise(store):
         lines.append(
-            f"{store}: response {found.worst} is {found.logp:.6f} now, {found.cached:.6f} in the "
-            f"cache: {found.per_token:.3g} nats per token apart"
+            f"{store}: response {result.worst} is {result.logp:.6f} now, {result.cached:.6f} in "
+            f"the cache: {result.per_token:.3g} nats per token apart"
         )
     return lines

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
+from mrpo_tools import words
 from mrpo_tools.cli.options import (
     cache_option,
+    choice,
     dataset_of,
     dataset_options,
     open_cache,
     read_groups,
+    target_of,
 )
-
-if TYPE_CHECKING:
-    from mrpo_tools.cache import Cache
 
 
 @click.command()
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["trl", "jsonl", "parquet"]),
+    type=choice(words.PairsFormat),
     default="jsonl",
     show_default=True,
 )
@@ -42,7 +40,7 @@ if TYPE_CHECKING:
 @cache_option
 def export(
     reference: str,
-    form: str,
+    form: words.PairsFormat,
     output: str | None,
     dataset: str | None,
     split: str | None,
@@ -66,7 +64,7 @@ def export(
     opened = open_cache(cache)
     pairs = export_pairs(opened, opened.find(reference), dataset, split, pairing)
     table = as_trl(pairs.table) if form == "trl" else pairs.table
-    target = _target(output, form, opened)
+    target = target_of(output, opened.path, binary=form != "jsonl")
     write(table, "jsonl" if form == "jsonl" else "parquet", target)
     skipped = "".join(f"; {n:,} {name} left out" for name, n in pairs.skipped.items() if n)
     say(f"{table.num_rows:,} pairs with the log-probs of {reference}{skipped}")
@@ -80,7 +78,12 @@ def export(
 @dataset_options
 @cache_option
 def import_(
-    file: Path, reference: str, origin: str, model: str | None, cache: str | None, **options: Any
+    file: Path,
+    reference: str,
+    origin: str,
+    model: str | None,
+    cache: str | None,
+    **options: object,
 ) -> None:
     """Take log-probs that another program computed, from JSONL or Parquet.
 
@@ -98,26 +101,16 @@ def import_(
 
     project = load_project()
     source = read_groups(dataset_of(project, options))
-    opened = Cache(cache or project.cache)
-    found = import_logps(
-        opened, check_name(reference), source.groups, file, origin, source.name, model
+    imported = import_logps(
+        Cache(cache or project.cache),
+        check_name(reference),
+        source.groups,
+        file,
+        origin=origin,
+        dataset=source.name,
+        model=model,
     )
     print(
-        f"{found.store}: {found.rows:,} rows imported, {found.reused:,} were here already, "
-        f"{found.ignored:,} rows of {file} belong to no response of the data"
+        f"{imported.store}: {imported.rows:,} rows imported, {imported.reused:,} were here "
+        f"already, {imported.ignored:,} rows of {file} belong to no response of the data"
     )
-
-
-def _target(output: str | None, form: str, opened: Cache) -> Any:
-    from mrpo_tools.errors import UsageError
-
-    if output is None or output == "-":
-        if form != "jsonl" and sys.stdout.isatty():
-            raise UsageError("Parquet is not for a terminal", "-o FILE.parquet")
-        return sys.stdout.buffer
-    path = Path(output)
-    if path.is_dir() or not path.resolve().parent.is_dir():
-        raise UsageError(f"cannot write to {output}: no such file can be made", "-o FILE")
-    if path.resolve().is_relative_to(opened.path.resolve()):
-        raise UsageError(f"{output} is inside the cache", "choose a file outside it")
-    return path

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import click
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from mrpo_tools.config import Dataset, Project, Reference
     from mrpo_tools.sources import Source
 
+Row = Mapping[str, object]
+"""A row of a table: what its columns are called, and what they hold."""
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -207,9 +210,29 @@ def open_cache(path: str | None) -> Cache:
     return opened
 
 
+def target_of(output: str | None, cache: Path, *, binary: bool) -> Path | BinaryIO:
+    """Where a result goes: the file of `-o`, or standard output.
+
+    Raises:
+        UsageError: no such file can be made, it is inside the cache, or binary on a terminal.
+    """
+    from mrpo_tools.errors import UsageError
+
+    if output is None or output == "-":
+        if binary and sys.stdout.isatty():
+            raise UsageError("Parquet is not for a terminal", "-o FILE.parquet")
+        return sys.stdout.buffer
+    path = Path(output)
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        raise UsageError(f"cannot write to {output}: no such file can be made", "-o FILE")
+    if path.resolve().is_relative_to(cache.resolve()):
+        raise UsageError(f"{output} is inside the cache", "choose a file outside it")
+    return path
+
+
 def print_json(values: object) -> None:
     """JSON on stdout; a number that is not finite is null."""
-    from mrpo_tools.runs.run import finite
+    from mrpo_tools.files import finite
 
     json.dump(finite(values), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
     print()
@@ -217,19 +240,18 @@ def print_json(values: object) -> None:
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Aligned columns on stdout: text to the left, numbers to the right."""
-    text = [[_cell(value) for value in row] for row in rows]
-    numeric = [
-        all(_is_number(row[column]) for row in text) and bool(text) for column in range(len(header))
-    ]
-    widths = [
-        max(len(line[column]) for line in [list(header), *text]) for column in range(len(header))
-    ]
-    for line in [list(header), *text]:
-        cells = (
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(line, widths, numeric, strict=True)
-        )
-        print("  ".join(cells).rstrip())
+    from mrpo_tools.progress import aligned
+
+    texts = [[_cell(value) for value in row] for row in rows]
+    numeric = [all(map(_is_number, column)) for column in zip(*texts, strict=True)]
+    for line in aligned([header, *texts], numeric or [False] * len(header)):
+        print(line)
+
+
+def print_records(records: Sequence[Row]) -> None:
+    """Rows of the same columns as a table; nothing without any."""
+    if records:
+        print_table(tuple(records[0]), [tuple(record.values()) for record in records])
 
 
 def with_interval(measured: Mapping[str, float | None], signed: bool = False) -> str:

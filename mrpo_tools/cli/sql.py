@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING
 
 import click
 
-from mrpo_tools.cli.options import cache_option
+from mrpo_tools import words
+from mrpo_tools.cli.options import cache_option, choice, target_of
 
 if TYPE_CHECKING:
     from mrpo_tools.sql import Database
 
-FORMATS = ("table", "csv", "json", "jsonl", "markdown", "parquet")
-SUFFIXES = {
+SUFFIXES: dict[str, words.ResultFormat] = {
     ".csv": "csv",
     ".json": "json",
     ".jsonl": "jsonl",
@@ -35,7 +36,8 @@ _ID = re.compile(r"[0-9a-f]{32}")
 @click.option("--param", "params", metavar="NAME=VALUE", multiple=True, help="Value of $NAME.")
 @click.option(
     "--format",
-    type=click.Choice(FORMATS),
+    "form",
+    type=choice(words.ResultFormat),
     help="How to write the result.  [default: by the suffix of -o, else table]",
 )
 @click.option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout.")
@@ -49,7 +51,7 @@ def sql(
     file: str | None,
     saved: str | None,
     params: tuple[str, ...],
-    format: str | None,
+    form: words.ResultFormat | None,
     output: str | None,
     cache: str | None,
     runs: str | None,
@@ -76,31 +78,27 @@ def sql(
         click.echo("\n".join(_overview(path)))
         return
     values |= _values(params)
-    target, chosen = _target(output, format, path)
-    from mrpo_tools.sql import open_sql
+    suffix = Path(output or "").suffix.lower()
+    form = form or SUFFIXES.get(suffix, "table")
+    target = target_of(output, path, binary=form == "parquet")
+    from mrpo_tools.sql import open_sql, write
 
     names = [name for name in (refs or "").split(",") if name] or None
     database = open_sql(path, runs, memory_limit, names)
     try:
-        _answer(database, text, values, timeout, chosen, target)
+        with _ending_with(database):
+            write(database.stream(text, values, timeout), form, target)
     finally:
         database.close()
 
 
-def _answer(
-    database: Database,
-    text: str,
-    values: dict[str, Any],
-    timeout: float,
-    format: str,
-    target: Path | BinaryIO,
-) -> None:
-    """Write a query's result; a query that cannot be stopped ends with the process."""
+@contextlib.contextmanager
+def _ending_with(database: Database) -> Iterator[None]:
+    """A query that cannot be stopped ends with the process."""
     from mrpo_tools.cli import explain
-    from mrpo_tools.sql import write
 
     try:
-        write(database.stream(text, values, timeout), format, target)
+        yield
     except BaseException as error:
         if not database.stuck:
             raise
@@ -111,17 +109,17 @@ def _answer(
 
 def _query(
     query: str | None, file: str | None, saved: str | None
-) -> tuple[str | None, dict[str, Any]]:
+) -> tuple[str | None, dict[str, object]]:
     """The query's text and its parameters' defaults; None when nothing was asked."""
     from mrpo_tools.errors import UsageError
 
-    if sum(one is not None for one in (query, file, saved)) > 1:
+    if [query, file, saved].count(None) < 2:
         raise UsageError("more than one query", "give a query, -f FILE or --saved NAME")
     if saved is not None:
         from mrpo_tools.sql import find_saved
 
-        found = find_saved(saved)
-        return found.sql, dict(found.params)
+        question = find_saved(saved)
+        return question.sql, dict(question.params)
     source = "-" if query == "-" else file
     if source is None:
         return query, {}
@@ -132,11 +130,11 @@ def _query(
         raise UsageError(f"{source} cannot be read: {error}") from None
 
 
-def _values(params: Sequence[str]) -> dict[str, Any]:
+def _values(params: Sequence[str]) -> dict[str, object]:
     """`eps=0.1` as a number, `refs=["a","b"]` as a list, an id and all else as text."""
     from mrpo_tools.errors import UsageError
 
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for param in params:
         name, equals, text = param.partition("=")
         if not equals or not name.isidentifier():
@@ -146,22 +144,6 @@ def _values(params: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             values[name] = text
     return values
-
-
-def _target(output: str | None, format: str | None, cache: Path) -> tuple[Path | BinaryIO, str]:
-    """Where the result goes, and in which format."""
-    from mrpo_tools.errors import UsageError
-
-    if output is None or output == "-":
-        if format == "parquet" and sys.stdout.isatty():
-            raise UsageError("Parquet is not for a terminal", "-o FILE.parquet")
-        return sys.stdout.buffer, format or "table"
-    path = Path(output)
-    if path.is_dir() or not path.resolve().parent.is_dir():
-        raise UsageError(f"cannot write to {output}: no such file can be made", "-o FILE")
-    if path.resolve().is_relative_to(cache.resolve()):
-        raise UsageError(f"{output} is inside the cache", "choose a file outside it")
-    return path, format or SUFFIXES.get(path.suffix.lower(), "table")
 
 
 def _overview(path: Path) -> Iterator[str]:
@@ -181,7 +163,7 @@ def _overview(path: Path) -> Iterator[str]:
         yield from _wrapped(macro.columns)
     yield "\nsaved queries (mrpo sql --saved NAME)"
     for saved in SAVED:
-        defaults = ", ".join(f"{name}={json.dumps(one)}" for name, one in saved.params.items())
+        defaults = ", ".join(f"{name}={json.dumps(value)}" for name, value in saved.params.items())
         yield f"  {saved.name}: {saved.about}" + (f" ({defaults})" if defaults else "")
     yield '\nexample\n  mrpo sql "SELECT * FROM refs"'
 

@@ -18,12 +18,13 @@ from mrpo_tools.cache.current import stores_of
 from mrpo_tools.config import Dataset, Recipe, Reference
 from mrpo_tools.errors import CacheMissing, CacheStale
 from mrpo_tools.evaluation.policy_metrics import PolicyLogps, policy_metrics
+from mrpo_tools.files import save_json
 from mrpo_tools.groups import Group, hash_groups, in_split, kinds_of_judgement
 from mrpo_tools.methods.method import Method, resolve_method
 from mrpo_tools.methods.tensors import GroupTensors, look_up
-from mrpo_tools.precomputing.ensure import ensure, precompute_seconds
+from mrpo_tools.precomputing.ensure import ensure
 from mrpo_tools.references.resolved import resolve
-from mrpo_tools.runs.run import EVALUATION, Run, save_json
+from mrpo_tools.runs.run import EVALUATION, Run
 
 
 @dataclass(frozen=True)
@@ -212,5 +213,5 @@ def _first(tensors: GroupTensors) -> PolicyLogps:
 def _about(stores: Sequence[ReferenceStore], names: Sequence[str]) -> dict[str, Any]:
     return {
         "references": list(names),
-        "precompute_seconds": [precompute_seconds(store) for store in stores],
+        "precompute_seconds": [store.wall_seconds() for store in stores],
     }

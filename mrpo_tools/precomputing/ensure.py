@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from mrpo_tools.cache import Cache, ReferenceStore
+from mrpo_tools.cache import Cache
 from mrpo_tools.groups import Group, Response
 from mrpo_tools.precomputing.summary import Summary
 from mrpo_tools.references.resolved import ResolvedReference
@@ -65,17 +65,6 @@ def in_shard(group: Group, shard: tuple[int, int]) -> bool:
     """Whether a group belongs to shard (i, n); all groups of a prompt belong to the same."""
     index, count = shard
     return int(group.prompt_id, 16) % count == index
-
-
-def precompute_seconds(store: ReferenceStore) -> float | None:
-    """Wall time that scoring a reference took, loading included; None where it is not recorded."""
-    ends: dict[float, float] = {}
-    for record in store.recorded():
-        started, created = record.get("started"), record.get("created")
-        if started is None or created is None:
-            return None
-        ends[started] = max(float(created), ends.get(started, 0.0))
-    return sum(end - started for started, end in ends.items()) if ends else None
 
 
 def _by_prompt(groups: Iterable[Group], shard: tuple[int, int]) -> list[Group]:

@@ -12,13 +12,12 @@ import sys
 import time
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 
-from mrpo_tools.cache import LogpRow, PartWriter
+from mrpo_tools.cache import LogpRow, PartWriter, WriterRecord
 from mrpo_tools.config import absolute_paths
 from mrpo_tools.groups import Group
 from mrpo_tools.precomputing.prefetch import ahead
@@ -99,7 +98,7 @@ def _score(
         summary.warnings.append(
             f"{subject.name}: shared prompts disagree with plain rows here; using plain rows"
         )
-    record = {**_record(scorer, subject, device, noise), "started": started}
+    record = replace(_record(scorer, subject, device, noise), started=started)
     with PartWriter(summary.store, record) as writer:
         bad = _run(scorer, subject, encoded, sum(map(_bytes, groups)), writer, summary)
         if bad and subject.dtype != "float32":
@@ -125,15 +124,15 @@ def load_scorer(subject: ResolvedReference, dtype: str, device: torch.device) ->
 
 def _record(
     scorer: ResponseScorer, subject: ResolvedReference, device: torch.device, noise: float
-) -> dict[str, Any]:
+) -> WriterRecord:
     """What a part says of its writer, beside the library versions."""
-    return {
-        "reference": absolute_paths(subject.reference).model_dump(mode="json"),
-        "device": str(device),
-        "attention": scorer.config._attn_implementation,
-        "dtype": subject.dtype,
-        "noise": noise,
-    }
+    return WriterRecord(
+        reference=absolute_paths(subject.reference).model_dump(mode="json"),
+        device=str(device),
+        attention=scorer.config._attn_implementation,
+        dtype=subject.dtype,
+        noise=noise,
+    )
 
 
 def _run(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from mrpo_tools.errors import ResourceError
+from mrpo_tools.files import write_whole
 
 
 def hash_file(path: Path) -> str:
@@ -61,12 +63,6 @@ class HashMemo:
     def _write(self, known: dict[str, str]) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self.path.parent)
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    json.dump(known, file)
-                os.replace(name, self.path)
-            except OSError:
-                os.unlink(name)
-        except OSError:
+            write_whole(self.path, json.dumps(known).encode())
+        except (OSError, ResourceError):
             return  # a memory that cannot be kept is only slower next time

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ from safetensors import SafetensorError
 
 from mrpo_tools.config import Reference
 from mrpo_tools.errors import ResourceError, UsageError
+from mrpo_tools.files import whole_directory
 from mrpo_tools.references.devices import memory_errors
 from mrpo_tools.references.loading import load_model, load_tokenizer, merge_adapter
 from mrpo_tools.references.resolved import resolve
@@ -39,13 +38,10 @@ def merge(reference: Reference, output: Path) -> Path:
             load_model(subject.files, reference, subject.dtype, quantized=False)
         )
     tokenizer = load_tokenizer(subject.files, reference)
-    partial = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        partial.replace(output)
+        with whole_directory(output) as folder:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
     except (OSError, SafetensorError) as error:
         raise ResourceError(f"cannot write to {output}: {error}", "free some space") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return output

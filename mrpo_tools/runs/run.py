@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -142,20 +139,3 @@ def save_recipe(path: Path, recipe: Recipe) -> None:
     """The resolved recipe, every key with its value."""
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     (path / RECIPE).write_text(text, encoding="utf-8")
-
-
-def save_json(path: Path, values: object) -> None:
-    """Readable JSON, replaced in one step; a number that is not finite becomes null."""
-    text = json.dumps(finite(values), indent=2, ensure_ascii=False, allow_nan=False)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
-def finite(values: Any) -> Any:
-    """JSON values with None in place of NaN and the infinities, which JSON does not have."""
-    if isinstance(values, Mapping):
-        return {key: finite(one) for key, one in values.items()}
-    if isinstance(values, (list, tuple)):
-        return [finite(one) for one in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mrpo_tools.errors import UsageError, disk_error
+from mrpo_tools.files import whole_file
 
-Put = Callable[[Mapping[str, Any]], None]
+Put = Callable[[Mapping[str, Any]], object]
 BATCH_ROWS = 1024
 BATCH_CHARACTERS = 2**24
 """A table is written when it has so many rows, or so much text."""
@@ -39,35 +39,29 @@ def writing(target: Path, columns: Mapping[str, Any], *, overwrite: bool = False
         raise UsageError(f"{target}: {what}", "name a file in a folder that is there")
     if target.exists() and not overwrite:
         raise UsageError(f"{target} is there already", "--overwrite replaces it")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.touch()
-    except OSError as error:
-        raise disk_error(target, error) from None
-    try:
-        write = _jsonl if target.suffix.lower() == ".jsonl" else _parquet
-        with write(temporary, columns) as put:
-            yield put
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write = _jsonl if target.suffix.lower() == ".jsonl" else _parquet
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(whole_file(target))
+        except OSError as error:
+            raise disk_error(target, error) from None
+        yield stack.enter_context(write(file, columns))
 
 
 @contextlib.contextmanager
-def _jsonl(path: Path, columns: Mapping[str, Any]) -> Iterator[Put]:
-    with path.open("w", encoding="utf-8") as file:
-        yield lambda row: print(json.dumps(row, ensure_ascii=False), file=file)
+def _jsonl(file: BinaryIO, _columns: Mapping[str, Any]) -> Iterator[Put]:
+    yield lambda row: file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
 
 @contextlib.contextmanager
-def _parquet(path: Path, columns: Mapping[str, Any]) -> Iterator[Put]:
+def _parquet(file: BinaryIO, columns: Mapping[str, Any]) -> Iterator[Put]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = pa.schema([(name, _arrow_type(kind)) for name, kind in columns.items()])
     rows: list[Mapping[str, Any]] = []
     held = 0
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
 
         def flush() -> None:
             nonlocal held

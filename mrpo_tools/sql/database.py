@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -19,6 +19,9 @@ from mrpo_tools.sql.runs import run_datasets
 DEFAULT_MEMORY = "2GB"
 DEFAULT_TIMEOUT = 60.0
 BATCH_ROWS = 65536
+Params = Mapping[str, object]
+"""The value of each `$name`."""
+ResultT = TypeVar("ResultT")
 _SHOW_TABLES = re.compile(r"\s*SHOW\s+(ALL\s+)?TABLES\s*;?\s*", re.IGNORECASE)
 _NAMES = names.text_list([view.name for view in views.VIEWS])
 _VIEW_NAMES = f"SELECT unnest({_NAMES}) AS name ORDER BY name"
@@ -58,7 +61,7 @@ class Database:
     def query(
         self,
         sql: str,
-        params: Mapping[str, Any] | None = None,
+        params: Params | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> pa.Table:
         """The whole result, held in memory.
@@ -78,7 +81,7 @@ class Database:
     def stream(
         self,
         sql: str,
-        params: Mapping[str, Any] | None = None,
+        params: Params | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> pa.RecordBatchReader:
         """The result batch by batch; the next query ends it.
@@ -92,19 +95,19 @@ class Database:
             raise UsageError(f"a timeout of {timeout:g} seconds leaves no time", "--timeout 60")
         self._end_query()
         watch = sandbox.Watch(self._connection.interrupt, timeout, self._memory_bytes)
-        schema = self._guarded(watch, lambda: self._start(sql, dict(params or {})))
+        schema = self._guarded(watch, lambda: self._start(sql, params or {}))
         return pa.RecordBatchReader.from_batches(schema, self._batches(watch, self._turn))
 
-    def _start(self, sql: str, params: dict[str, Any]) -> pa.Schema:
+    def _start(self, sql: str, params: Params) -> pa.Schema:
         if _SHOW_TABLES.fullmatch(sql):  # the engine's own answer lists what the views read, too
             sql = _VIEW_NAMES
-        known = frozenset(macro.name for macro in macros.MACROS)
-        statement, wanted, called = sandbox.check_statement(self._connection, sql, known)
-        _check_params(wanted, params)
-        if called:
+        names_of_macros = frozenset(macro.name for macro in macros.MACROS)
+        statement = sandbox.check_statement(self._connection, sql, names_of_macros)
+        _check_params(statement.params, params)
+        if statement.macros:
             self._read_judgements()
         self._connection.execute("BEGIN TRANSACTION READ ONLY")
-        relation = self._connection.sql(statement, params=params or None)
+        relation = self._connection.sql(statement.sql, params=dict(params) or None)
         self._reader = relation.to_arrow_reader(BATCH_ROWS)
         return self._reader.schema
 
@@ -120,7 +123,7 @@ class Database:
     def _next_batch(self) -> pa.RecordBatch | None:
         return None if self._reader is None else next(self._reader, None)
 
-    def _guarded(self, watch: sandbox.Watch, work: Callable[[], Any]) -> Any:
+    def _guarded(self, watch: sandbox.Watch, work: Callable[[], ResultT]) -> ResultT:
         """Run `work` within the limits, its errors told in the project's own words."""
         try:
             return watch.call(work)
@@ -167,7 +170,7 @@ def open_sql(
     memory_bytes = sandbox.parse_bytes(memory_limit)
     stores = cache.references()
     if references is not None:
-        stores = list({str(one): one for one in map(cache.find, references)}.values())
+        stores = list({str(store): store for store in map(cache.find, references)}.values())
     groups, parts = stored.files(cache, stores)
     connection = sandbox.connect(memory_bytes)
     tables = stored.datasets(groups, stores, parts) | run_datasets(runs)
@@ -183,7 +186,7 @@ def open_sql(
     return Database(connection, groups, memory_bytes)
 
 
-def _check_params(wanted: set[str], params: Mapping[str, Any]) -> None:
+def _check_params(wanted: set[str], params: Params) -> None:
     missing, unknown = sorted(wanted - params.keys()), sorted(params.keys() - wanted)
     if missing:
         listed = ", ".join(f"${name}" for name in missing)

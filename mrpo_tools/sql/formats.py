@@ -13,15 +13,11 @@ takes it for a missing value.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import errno
 import itertools
 import json
 import math
-import os
-import tempfile
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -32,38 +28,43 @@ import pyarrow.parquet as pq
 import pyarrow.types as kinds
 
 from mrpo_tools.errors import ResourceError, UsageError
+from mrpo_tools.files import whole_file
+from mrpo_tools.progress import aligned, cut
+from mrpo_tools.words import ResultFormat
 
 WIDEST_CELL = 60
-CUT = "…"
 
 
-def write(result: pa.Table | pa.RecordBatchReader, format: str, target: Path | BinaryIO) -> None:
+def write(
+    result: pa.Table | pa.RecordBatchReader, form: ResultFormat, target: Path | BinaryIO
+) -> None:
     """Write a result; a file appears whole or not at all.
 
     Args:
         result: a table, or batches, which are written as they come (but for `table`, which must
             know its widths first).
-        format: one of `FORMATS`.
+        form: one of `FORMATS`.
         target: a path, or an open binary file such as standard output's.
 
     Raises:
         UsageError: no such format, or a column that Parquet has no type for.
         ResourceError: the disk is full, or refuses.
     """
-    if format not in FORMATS:
-        raise UsageError(f"no format {format!r}", f"one of {', '.join(FORMATS)}")
+    if form not in FORMATS:
+        raise UsageError(f"no format {form!r}", f"one of {', '.join(FORMATS)}")
     reader = result.to_reader() if isinstance(result, pa.Table) else result
     try:
         if not isinstance(target, Path):
-            FORMATS[format](reader, target)
+            FORMATS[form](reader, target)
             target.flush()
         elif target.exists() and not target.is_file():  # /dev/null, a named pipe
             with target.open("wb") as sink:
-                FORMATS[format](reader, sink)
+                FORMATS[form](reader, sink)
         else:
-            _write_whole(reader, format, target)
+            with whole_file(target) as sink:
+                FORMATS[form](reader, sink)
     except (pa.ArrowNotImplementedError, OverflowError) as error:  # intervals; the year 0
-        raise UsageError(f"{format} cannot hold this result: {error}", "cast the column") from None
+        raise UsageError(f"{form} cannot hold this result: {error}", "cast the column") from None
     except OSError as error:
         if error.errno == errno.EPIPE:
             raise
@@ -105,14 +106,6 @@ def cell(value: Any, null: str = "") -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
-def width(text: str) -> int:
-    """Columns of a terminal that a text takes."""
-    return sum(
-        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
-        for char in text
-    )
-
-
 def _write_table(reader: pa.RecordBatchReader, sink: BinaryIO) -> None:
     names, right = _columns(reader.schema)
     if names == ["explain_key", "explain_value"]:
@@ -120,14 +113,9 @@ def _write_table(reader: pa.RecordBatchReader, sink: BinaryIO) -> None:
             sink.write(f"{row[1]}\n".encode())
         return
     rows = [[_screen(value) for value in row] for row in _rows(reader)]
-    heads = [_cut(_visible(name)) for name in names]
-    widths = [max(map(width, column)) for column in zip(heads, *rows, strict=True)]
-    for texts in (heads, ["─" * size for size in widths], *rows):
-        cells = [
-            _pad(text, size, at_right)
-            for text, size, at_right in zip(texts, widths, right, strict=True)
-        ]
-        sink.write(("  ".join(cells).rstrip() + "\n").encode())
+    header = [cut(_visible(name), WIDEST_CELL) for name in names]
+    for line in aligned([header, *rows], right, rule=True):
+        sink.write(f"{line}\n".encode())
     sink.write(f"({len(rows):,} {'row' if len(rows) == 1 else 'rows'})\n".encode())
 
 
@@ -168,7 +156,7 @@ def _write_parquet(reader: pa.RecordBatchReader, sink: BinaryIO) -> None:
             writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=schema))
 
 
-FORMATS: dict[str, Callable[[pa.RecordBatchReader, BinaryIO], None]] = {
+FORMATS: dict[ResultFormat, Callable[[pa.RecordBatchReader, BinaryIO], None]] = {
     "table": _write_table,
     "csv": _write_csv,
     "json": _write_json,
@@ -176,20 +164,6 @@ FORMATS: dict[str, Callable[[pa.RecordBatchReader, BinaryIO], None]] = {
     "markdown": _write_markdown,
     "parquet": _write_parquet,
 }
-
-
-def _write_whole(reader: pa.RecordBatchReader, format: str, target: Path) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as sink:
-            FORMATS[format](reader, sink)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, target)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
 
 
 def _columns(schema: pa.Schema) -> tuple[list[str], list[bool]]:
@@ -235,7 +209,7 @@ def _screen(value: Any) -> str:
     """A value for people: six digits of a number, text without control codes, cut."""
     if isinstance(value, float) and math.isfinite(value):
         return f"{value:.6g}"
-    return _cut(_visible(cell(value, "NULL")))
+    return cut(_visible(cell(value, "NULL")), WIDEST_CELL)
 
 
 def _visible(text: str) -> str:
@@ -245,18 +219,6 @@ def _visible(text: str) -> str:
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
-
-
-def _cut(text: str) -> str:
-    if width(text) <= WIDEST_CELL:
-        return text
-    sizes = itertools.accumulate(width(char) for char in text)
-    return "".join(itertools.takewhile(lambda _: next(sizes) < WIDEST_CELL, text)) + CUT
-
-
-def _pad(text: str, size: int, at_right: bool) -> str:
-    padding = " " * (size - width(text))
-    return padding + text if at_right else text + padding
 
 
 def _one_line(text: str) -> str:

@@ -45,6 +45,7 @@ class Stored:
 
     @property
     def rows(self) -> int:
+        """How many there are."""
         return int(self.fragment.metadata.num_rows)
 
     def leaves(self, columns: Sequence[str]) -> pa.Table:
@@ -68,7 +69,7 @@ class Files:
 
     def dataset(self) -> ds.Dataset:
         """The rows that count; only files with repeated rows are held in memory."""
-        clean = [one.fragment for index, one in enumerate(self.files) if index not in self.losers]
+        clean = [file.fragment for place, file in enumerate(self.files) if place not in self.losers]
         held = [
             self.kept(index, self.files[index].fragment.to_table(schema=self.schema))
             for index in self.losers
@@ -89,7 +90,7 @@ class Files:
     def leaves(self, columns: Sequence[str]) -> pa.Table:
         """Some columns of all rows that count, fields of nested ones too."""
         return pa.concat_tables(
-            self.kept(index, one.leaves(columns)) for index, one in enumerate(self.files)
+            self.kept(place, file.leaves(columns)) for place, file in enumerate(self.files)
         )
 
 
@@ -104,15 +105,15 @@ def verified(list_paths: Callable[[], list[Path]], schema: pa.Schema) -> list[St
         paths = list_paths()
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             opened = list(pool.map(lambda path: _open_or_error(path, schema), paths))
-        problems = [one.what for one in opened if isinstance(one, CacheDamaged)]
+        problems = [error.what for error in opened if isinstance(error, CacheDamaged)]
         if problems:
             raise CacheDamaged("\n".join(problems))
-        for one in opened:
-            if isinstance(one, CacheError):
-                raise one
-        found = [one for one in opened if isinstance(one, Stored)]
-        if len(found) == len(paths):
-            return found
+        for error in opened:
+            if isinstance(error, CacheError):
+                raise error
+        files = [file for file in opened if isinstance(file, Stored)]
+        if len(files) == len(paths):
+            return files
     raise CacheError(f"{paths[0].parent} keeps changing while it is read", "try again")
 
 
@@ -121,11 +122,11 @@ def first_of_each(files: Sequence[Stored], schema: pa.Schema, key: str) -> Files
     everything = Files(list(files), schema)
     if not files:
         return everything
-    fragments = [one.fragment for one in files]
+    fragments = [file.fragment for file in files]
     repeated = repeats(ds.FileSystemDataset(fragments, schema, ds.ParquetFileFormat()), key)
     if not len(repeated):
         return everything
-    ends = np.cumsum([one.rows for one in files])
+    ends = np.cumsum([file.rows for file in files])
     owner = np.searchsorted(ends, repeated, side="right")
     losers = {
         int(index): repeated[owner == index] - (ends[index] - files[index].rows)
@@ -140,10 +141,10 @@ def repeats(dataset: ds.Dataset, key: str) -> Losers:
     Free of Python loops and of the keys themselves while no key repeats, which is nearly always.
     """
     digests = [_digests(batch.column(0)) for batch in dataset.to_batches(columns=[key])]
-    if any(one is None for one in digests):
+    if any(digest is None for digest in digests):
         candidates = np.arange(dataset.count_rows())
     else:
-        every = np.concatenate([one for one in digests if one is not None])
+        every = np.concatenate([digest for digest in digests if digest is not None])
         ordered = np.sort(every)
         twice = ordered[1:][ordered[1:] == ordered[:-1]]
         if not len(twice):

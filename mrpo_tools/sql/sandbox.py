@@ -9,14 +9,14 @@ ends a query which outgrows its limits.
 from __future__ import annotations
 
 import re
-import resource
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar, cast
 
 import duckdb
+import psutil
 
 from mrpo_tools.errors import MrpoError, ResourceError, UsageError
 
@@ -70,10 +70,10 @@ def parse_bytes(size: int | str) -> int:
     Raises:
         UsageError: not a size, or too little for any query.
     """
-    found = _SIZE.fullmatch(str(size).strip())
-    if not found:
+    parts = _SIZE.fullmatch(str(size).strip())
+    if not parts:
         raise UsageError(f"memory limit {size!r} is no size", "for example 2GB or 512MB")
-    number, unit, binary = found.groups()
+    number, unit, binary = parts.groups()
     scale = _UNITS[unit.upper()]
     if binary:
         scale = 2 ** round(10 * len(str(scale)[1:]) / 3)
@@ -82,18 +82,30 @@ def parse_bytes(size: int | str) -> int:
     return int(float(number) * scale)
 
 
+@dataclass(frozen=True)
+class Statement:
+    """A query that may run.
+
+    Attributes:
+        sql: what to execute.
+        params: names of its parameters.
+        macros: those of the project's macros that it calls.
+    """
+
+    sql: str
+    params: set[str]
+    macros: set[str]
+
+
 def check_statement(
     connection: duckdb.DuckDBPyConnection, sql: str, macros: frozenset[str]
-) -> tuple[str, set[str], set[str]]:
+) -> Statement:
     """Refuse everything but one SELECT, or EXPLAIN of one.
 
     Args:
         connection: parses; nothing is executed.
         sql: what the user wrote.
         macros: table macros that may be called.
-
-    Returns:
-        The statement to execute, the names of its parameters, the macros it calls.
 
     Raises:
         UsageError: two statements, none, one that is no SELECT, one that writes inside a common
@@ -122,7 +134,7 @@ def check_statement(
             "and nothing else",
             "mrpo sql lists views and macros",
         )
-    return prefix + inner, set(statement.named_parameters), functions & macros
+    return Statement(prefix + inner, set(statement.named_parameters), functions & macros)
 
 
 class Watch:
@@ -173,8 +185,7 @@ class Watch:
         for error in (problem, call.error):
             if error is not None:
                 raise error
-        result: ResultT = call.result
-        return result
+        return cast(ResultT, call.result)
 
     def _problem(self, started: float) -> MrpoError | None:
         if time.monotonic() - started > self._left:
@@ -184,7 +195,7 @@ class Watch:
             )
         return out_of_memory(self.memory_bytes) if _private_bytes() > self._ceiling else None
 
-    def _stop(self, call: _Call) -> None:
+    def _stop(self, call: _Call[ResultT]) -> None:
         """Interrupt; past the grace or half as much memory again, give the thread up."""
         until = time.monotonic() + GRACE_SECONDS
         while not call.done.is_set() and time.monotonic() < until:
@@ -195,17 +206,17 @@ class Watch:
         self.stuck = not call.done.is_set()
 
 
-class _Call(threading.Thread):
+class _Call(threading.Thread, Generic[ResultT]):
     """One call of the engine.
 
     Its end is an event: joining a thread is not safe from Ctrl-C before Python 3.13, which may
     then take a running thread for a finished one.
     """
 
-    def __init__(self, work: Callable[[], Any]) -> None:
+    def __init__(self, work: Callable[[], ResultT]) -> None:
         super().__init__(daemon=True)
         self.work, self.done = work, threading.Event()
-        self.result: Any = None
+        self.result: ResultT | None = None
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -218,6 +229,7 @@ class _Call(threading.Thread):
 
 
 def out_of_memory(memory_bytes: int) -> ResourceError:
+    """What a query that outgrew its limit is told."""
     return ResourceError(
         f"the query needs more than {memory_bytes / 1e9:.3g} GB of memory",
         "narrow or aggregate it, or allow more with --memory-limit",
@@ -226,11 +238,8 @@ def out_of_memory(memory_bytes: int) -> ResourceError:
 
 def _private_bytes() -> int:
     """Memory of this process that is its own: mapped files do not count."""
-    try:
-        _, resident, shared = Path("/proc/self/statm").read_text().split()[:3]
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return (int(resident) - int(shared)) * resource.getpagesize()
+    memory = psutil.Process().memory_info()
+    return int(memory.rss - getattr(memory, "shared", 0))  # Linux alone says what is shared
 
 
 def _single(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
@@ -252,10 +261,10 @@ def _kind(statement: duckdb.Statement) -> str:
 
 def _split_explain(sql: str) -> tuple[str, str]:
     """(`EXPLAIN `, the statement it explains): only what is looked at is executed."""
-    found = _EXPLAIN.match(sql)
-    if not found:
+    prefix = _EXPLAIN.match(sql)
+    if not prefix:
         raise _refused("EXPLAIN takes no comments or options here but ANALYZE")
-    return f"EXPLAIN {found.group(1) or ''}", sql[found.end() :]
+    return f"EXPLAIN {prefix.group(1) or ''}", sql[prefix.end() :]
 
 
 def _look_inside(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[set[str], set[str]]:

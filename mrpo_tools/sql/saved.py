@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
 
 from mrpo_tools.errors import UsageError, did_you_mean
 
@@ -24,7 +23,7 @@ class SavedQuery:
     name: str
     about: str
     sql: str
-    params: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    params: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
 
 
 SAVED = (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import pyarrow.dataset as ds
 
 from mrpo_tools.cache import GROUPS_SCHEMA, LOGPS_SCHEMA, Cache, ReferenceStore
 from mrpo_tools.cache.datasets import latest_of_each
-from mrpo_tools.cache.files import listed, repair_command
-from mrpo_tools.cache.reference import records_of
+from mrpo_tools.cache.files import listed, read_all, repair_command
+from mrpo_tools.cache.records import records_of
 from mrpo_tools.errors import CacheDamaged
 from mrpo_tools.sql import names, rows
 
@@ -53,17 +54,9 @@ def files(cache: Cache, stores: Sequence[ReferenceStore]) -> tuple[rows.Files, l
     Raises:
         CacheDamaged: names every damaged file of all of them.
     """
-    readers: list[Callable[[], rows.Files]] = [lambda: group_files(cache)]
-    readers += [lambda store=store: part_files(store) for store in stores]  # type: ignore[misc]
-    found, damaged = [], []
-    for read in readers:
-        try:
-            found.append(read())
-        except CacheDamaged as error:
-            damaged.append(error.what)
-    if damaged:
-        raise CacheDamaged("\n".join(damaged), repair_command(cache.path))
-    return found[0], found[1:]
+    readers = [partial(group_files, cache), *(partial(part_files, store) for store in stores)]
+    groups, *parts = read_all(readers, lambda read: read(), repair_command(cache.path))
+    return groups, parts
 
 
 def datasets(
@@ -76,7 +69,7 @@ def datasets(
         "stored_judgements": judgements(None),
         "stored_logps_none": ds.dataset(LOGPS_SCHEMA.empty_table()),
         "stored_refs": ds.dataset(_refs_table(stores, parts)),
-        **{f"stored_logps_{place}": one.dataset() for place, one in enumerate(parts)},
+        **{f"stored_logps_{place}": part.dataset() for place, part in enumerate(parts)},
     }
 
 
@@ -117,8 +110,10 @@ def _refs_table(stores: Sequence[ReferenceStore], parts: Sequence[rows.Files]) -
 def _ref_row(store: ReferenceStore, files: rows.Files) -> dict[str, Any]:
     fields = store.identity.fields
     times = [int(file.created) for file in files.files]
-    records = [one for file in files.files for one in records_of(file.metadata)]
-    words = [one["reference"] for one in records if "reference" in one]
+    records = [
+        record for file in files.files for record in records_of(file.metadata["mrpo.recorded"])
+    ]
+    words = [record.reference for record in records if record.reference is not None]
     return {
         "name": store.name,
         "identity": store.short,

@@ -10,8 +10,9 @@ from typing import Any
 from mrpo_tools.cache import Cache, library_versions
 from mrpo_tools.config import Dataset, Recipe, Reference, absolute_paths
 from mrpo_tools.errors import ResourceError, UsageError
+from mrpo_tools.files import save_json
 from mrpo_tools.groups import hash_groups
-from mrpo_tools.runs.run import RUN, read_json, save_json, save_recipe
+from mrpo_tools.runs.run import RUN, read_json, save_recipe
 from mrpo_tools.training.prepare import Prepared
 
 FIXED = ("policy_identity", "references", "combination", "hyper", "groups_hash")

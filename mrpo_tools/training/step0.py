@@ -104,5 +104,4 @@ def _tolerance(prepared: Prepared) -> float:
     """float32's own, or four times the noise that precompute measured."""
     if prepared.policy.dtype == "float32" and not prepared.policy.reference.quantization:
         return TOLERANCE
-    noise = max((one.get("noise", 0.0) for one in prepared.stores[0].recorded()), default=0.0)
-    return max(TOLERANCE, 4 * float(noise))
+    return max(TOLERANCE, 4 * prepared.stores[0].noise())

@@ -13,6 +13,7 @@ import torch
 from mrpo_tools.cache import Cache
 from mrpo_tools.config import Dataset, Recipe, Reference, parse, read_yaml
 from mrpo_tools.errors import Preempted, UsageError
+from mrpo_tools.files import save_json
 from mrpo_tools.groups import Group, hash_groups, in_split
 from mrpo_tools.progress import is_first_process, say_once
 from mrpo_tools.references.devices import (
@@ -31,7 +32,6 @@ from mrpo_tools.runs.run import (
     last_checkpoint,
     read_json,
     resume_command,
-    save_json,
     stage_of,
 )
 from mrpo_tools.scorer.scorer import ResponseScorer

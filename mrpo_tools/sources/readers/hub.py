@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mrpo_tools.errors import UsageError
+from mrpo_tools.errors import ResourceError, UsageError
+from mrpo_tools.files import save_json
 from mrpo_tools.sources.readers.rows import Problem, Reading, Row
 from mrpo_tools.sources.readers.tables import BATCH_ROWS, batch_rows
 
@@ -76,12 +76,9 @@ def record_revision(name: str, revision: str) -> None:
     if revision in known.get(name, {}):
         return
     known.setdefault(name, {})[revision] = datetime.now(UTC).isoformat(timespec="seconds")
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ResourceError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".revisions-")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(known, file, indent=2)
-        os.replace(temporary, path)
+        save_json(path, known)
 
 
 def recorded_revisions() -> dict[str, dict[str, str]]:

@@ -1,0 +1,100 @@
+"""What the writer of a part records of itself, in the part's footer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+RECORD_VERSION = 1
+"""Records of version 0 do not say their version; they have the same fields."""
+
+
+@dataclass(frozen=True)
+class ImportedFile:
+    """The file of another program that numbers came from.
+
+    Attributes:
+        origin: who computed them, in words.
+        file: its name.
+        sha256: of its bytes.
+    """
+
+    origin: str
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class WriterRecord:
+    """Who computed the numbers of a part, with what. No identity: that is the store's.
+
+    Attributes:
+        reference: the words under which the model was loaded, as `Reference` takes them: where it
+            lies, among others; None for imported numbers.
+        device: the numbers were computed on.
+        attention: the kernel that computed them.
+        dtype: of the weights.
+        noise: nats per token by which two ways of computing the same rows differed.
+        started: when the run that wrote the part began, seconds since 1970.
+        created: when the part was written, seconds since 1970.
+        versions: of the libraries that numbers may depend on.
+        imported: the file that the numbers came from; None for those computed here.
+        version: of this record.
+    """
+
+    reference: Mapping[str, Any] | None = None
+    device: str | None = None
+    attention: str | None = None
+    dtype: str | None = None
+    noise: float = 0.0
+    started: float | None = None
+    created: float | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    imported: ImportedFile | None = None
+    version: int = RECORD_VERSION
+
+    def as_json(self) -> dict[str, Any]:
+        """What is known, for the footer."""
+        return {name: value for name, value in asdict(self).items() if value not in (None, {})}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> WriterRecord:
+        """A record of any version; what it does not say has the default."""
+        known = {item.name: values[item.name] for item in fields(cls) if item.name in values}
+        if known.get("imported") is not None:
+            known["imported"] = ImportedFile(**known["imported"])
+        return cls(**{"version": 0, **known})
+
+
+def footer_of(records: Iterable[WriterRecord]) -> str:
+    """Records as a part's footer holds them."""
+    return json.dumps([record.as_json() for record in records])
+
+
+def records_of(footer: str) -> list[WriterRecord]:
+    """The records of a part's footer; before format 2 there was always one."""
+    values = json.loads(footer)
+    if isinstance(values, dict):
+        values = [values]
+    return [WriterRecord.from_json(each) for each in values]
+
+
+def distinct(records: Iterable[WriterRecord]) -> list[WriterRecord]:
+    """In order; of records that differ in their time alone, the latest."""
+    latest: dict[str, WriterRecord] = {}
+    for record in records:
+        timeless = replace(record, created=None)
+        latest[json.dumps(timeless.as_json(), sort_keys=True)] = record
+    return list(latest.values())
+
+
+def wall_seconds(records: Sequence[WriterRecord]) -> float | None:
+    """Time from the start of each run to its last part; None where one is not recorded."""
+    ends: dict[float, float] = {}
+    for record in records:
+        if record.started is None or record.created is None:
+            return None
+        ends[record.started] = max(record.created, ends.get(record.started, 0.0))
+    return sum(end - started for started, end in ends.items()) if ends else None
