@@ -23,8 +23,10 @@ TrustRegion = Literal["adaptive", "fixed", "none"]
 
 Chosen = Literal["auto", "mean", "top1", "top_bottom"]
 """Which responses of a scored group count as chosen."""
-Pairing = Literal["best_worst", "best_random", "best_vs_rest", "all"]
-"""Which pairs a group makes."""
+DeterministicPairing = Literal["best_worst", "best_vs_rest", "all"]
+"""The pairings that draw nothing, so that pairs can be written to a file."""
+Pairing = Literal["best_worst", "best_random", DeterministicPairing]
+"""Which pairs a group makes. A name that stands twice counts once, where it stands first."""
 
 Finetuning = Literal["lora", "full"]
 Scheduler = Literal[

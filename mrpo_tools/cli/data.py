@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,27 +14,51 @@ from mrpo_tools.cli.options import (
     counted,
     dataset_of,
     dataset_options,
+    decorate,
     json_option,
     print_json,
     print_table,
     references_named,
+    renamed,
     warn_of,
+    written_pairing_option,
 )
 
 if TYPE_CHECKING:
+    from mrpo_tools.config import Reference
     from mrpo_tools.groups import Group
     from mrpo_tools.sources import GroupStream
     from mrpo_tools.sources.summary import Summary
+    from mrpo_tools.words import DeterministicPairing
 
 TEXT_SHOWN = 600
 BAR_WIDTH = 40
 
 
-def data_options(command: Any) -> Any:
-    """How to read and which part of it."""
-    split = click.option("--split", metavar="NAME", help="This split only.")
-    seed = click.option("--seed", type=int, help="The same as --split-seed.")
-    return split(dataset_options(seed(command)))
+data_options = decorate(
+    click.option("--split", metavar="NAME", help="This split only."),
+    dataset_options,
+    click.option("--seed", type=int, help="The same as --split-seed."),
+)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Lengths of some groups under a reference's own tokenizer and chat template.
+
+    Attributes:
+        groups: how many were counted.
+        prompt, response, both: quantiles of tokens, by `summary.quantiles`.
+        max_length: what the reference reads at most; None without a limit.
+        longer: responses that do not fit in it with their prompt.
+    """
+
+    groups: int
+    prompt: dict[str, int]
+    response: dict[str, int]
+    both: dict[str, int]
+    max_length: int | None
+    longer: int
 
 
 @click.group()
@@ -49,7 +74,7 @@ def data() -> None:
 @click.option("--rows", default=3, show_default=True, help="Groups to show.")
 @json_option
 def show(
-    source: str | None, refs: tuple[str, ...], rows: int, as_json: bool, **options: Any
+    *, source: str | None, refs: tuple[str, ...], rows: int, as_json: bool, **options: Any
 ) -> None:
     """What a data set holds: adapter and why, counts, scores, lengths, the first groups.
 
@@ -68,13 +93,16 @@ def show(
     with _stream(source, options, "reading") as stream:
         for group in stream:
             summary.add(group)
-    found = _facts(stream, summary)
-    tokens = {name: _tokens(name, one, summary.sample) for name, one in references.items()}
+    facts = _facts(stream, summary)
+    tokens = {
+        name: _tokens(name, reference, summary.sample) for name, reference in references.items()
+    }
     if as_json:
         first = [group.as_dict() for group in summary.first]
-        print_json({**found, "tokens": tokens, "first": first})
+        lengths = {name: asdict(counts) for name, counts in tokens.items()}
+        print_json({**facts, "tokens": lengths, "first": first})
         return
-    _print_facts(found)
+    _print_facts(facts, summary)
     _print_scores(summary)
     _print_lengths(summary, tokens)
     for group in summary.first:
@@ -85,7 +113,7 @@ def show(
 @click.argument("source", required=False)
 @data_options
 @json_option
-def validate(source: str | None, as_json: bool, **options: Any) -> None:
+def validate(*, source: str | None, as_json: bool, **options: Any) -> None:
     """Check every row; exit 2 with the first twenty problems.
 
     \b
@@ -108,16 +136,16 @@ def validate(source: str | None, as_json: bool, **options: Any) -> None:
 @click.option("--to", "form", default="canonical", show_default=True,
               type=click.Choice(["canonical", "trl", "llama-factory", "openrlhf"]),
               help="The last three are pairs.")  # fmt: skip
-@click.option("--pairs", "pairing", default="best_worst", show_default=True,
-              type=click.Choice(["best_worst", "best_vs_rest", "all"]),
-              help="Which pairs of a group of more responses.")  # fmt: skip
+@written_pairing_option
+@renamed("--pairs", "pairing")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 @json_option
 def convert(
+    *,
     source: str,
     target: Path,
     form: str,
-    pairing: str,
+    pairing: DeterministicPairing,
     overwrite: bool,
     as_json: bool,
     **options: Any,
@@ -125,51 +153,52 @@ def convert(
     """Write a data set in another form, as JSONL or Parquet, a group at a time.
 
     Nothing is written unless every row is good. In a pair form the best of a group stands against
-    its worst; --pairs takes more. Groups without a better response make no pair and are counted.
+    its worst; --pairing takes more. Groups without a better response make no pair and are counted.
 
     \b
     Example:
         mrpo data convert pairs.json canonical.parquet
-        mrpo data convert nectar pairs.jsonl --to trl --pairs best_vs_rest
+        mrpo data convert nectar pairs.jsonl --to trl --pairing best_vs_rest
     """
     from mrpo_tools.sources.export import FORMS
     from mrpo_tools.sources.write import writing
 
-    chosen = FORMS[form]
     written = without = 0
     with (
-        writing(target, chosen.columns, overwrite=overwrite) as put,
+        writing(target, FORMS[form].columns, overwrite=overwrite) as put,
         _stream(source, options, "converting") as stream,
     ):
         for group in stream:
             before = written
-            for row in chosen.rows(group, pairing):
+            for row in FORMS[form].rows(group, pairing):
                 put(row)
                 written += 1
             without += written == before
-    done = {"target": str(target), "form": form, "rows": written,
+    counts = {"target": str(target), "form": form, "rows": written,
             "groups": stream.counts["groups"], "groups_without_a_pair": without}  # fmt: skip
     if as_json:
-        print_json({**done, "pairs": None if form == "canonical" else pairing})
+        print_json({**counts, "pairs": None if form == "canonical" else pairing})
         return
-    kind = "groups" if form == "canonical" else f"{pairing} pairs of {done['groups']:,} groups"
+    kind = (
+        "groups"
+        if form == "canonical"
+        else f"{pairing} pairs of {stream.counts['groups']:,} groups"
+    )
     print(f"wrote {written:,} {kind} to {target}")
     if without:
         print(f"{without:,} groups have no better response and made no pair")
 
 
 @contextlib.contextmanager
-def _stream(source: str | None, options: dict[str, Any], doing: str) -> Iterator[GroupStream]:
+def _stream(source: str | None, options: Mapping[str, Any], doing: str) -> Iterator[GroupStream]:
     """The groups of the named or the project's data set, under a progress bar."""
     from mrpo_tools.config import load_project
     from mrpo_tools.progress import bar_to
     from mrpo_tools.sources import GroupStream, Options
 
-    named = {key: value for key, value in options.items() if key != "dataset"}
-    named["dataset"] = source or options["dataset"]
-    if options["seed"] is not None:
-        named["split_seed"] = options["seed"]
-    dataset = dataset_of(load_project(), named)
+    seed = options["split_seed"] if options["seed"] is None else options["seed"]
+    named = {"dataset": source or options["dataset"], "split_seed": seed}
+    dataset = dataset_of(load_project(), {**options, **named})
     with bar_to(doing, "bytes") as report:
         stream = GroupStream(
             dataset.source,
@@ -179,11 +208,12 @@ def _stream(source: str | None, options: dict[str, Any], doing: str) -> Iterator
     warn_of(stream.counts)
 
 
-def _facts(stream: GroupStream, summary: Summary) -> dict[str, Any]:
+def _facts(stream: GroupStream, summary: Summary) -> dict[str, object]:
+    """What `--json` prints of a data set, in the order in which people read it."""
     from mrpo_tools.sources.known import KNOWN
     from mrpo_tools.sources.summary import quantiles
 
-    facts: dict[str, Any] = {"name": stream.name}
+    facts: dict[str, object] = {"name": stream.name}
     if stream.name in KNOWN:
         facts["about"] = KNOWN[stream.name].about
     if stream.revision:
@@ -204,8 +234,7 @@ def _facts(stream: GroupStream, summary: Summary) -> dict[str, Any]:
     return facts
 
 
-def _tokens(name: str, reference: Any, groups: list[Group]) -> dict[str, Any]:
-    """Lengths of some groups under a reference's own tokenizer and chat template."""
+def _tokens(name: str, reference: Reference, groups: Sequence[Group]) -> Tokens:
     from mrpo_tools.references.loading import load_tokenizer
     from mrpo_tools.references.locate import locate
     from mrpo_tools.references.model_files import context_length, template_text
@@ -222,31 +251,38 @@ def _tokens(name: str, reference: Any, groups: list[Group]) -> dict[str, Any]:
         added_tokens=reference.added_tokens,
     )
     encoded = [renderer.encode(group) for group in groups]
-    prompts = [len(one.prompt_ids) for one in encoded]
-    responses = [len(response.ids) for one in encoded for response in one.responses]
-    whole = [len(o.prompt_ids) + len(response.ids) for o in encoded for response in o.responses]
-    return {
-        "groups": len(groups),
-        "prompt": quantiles(prompts),
-        "response": quantiles(responses),
-        "both": quantiles(whole),
-        "max_length": limit,
-        "longer": sum(bool(limit) and length > limit for length in whole),
-    }
+    prompts = [len(rendered.prompt_ids) for rendered in encoded]
+    responses = [[len(response.ids) for response in rendered.responses] for rendered in encoded]
+    wholes = [
+        prompt + length
+        for prompt, lengths in zip(prompts, responses, strict=True)
+        for length in lengths
+    ]
+    return Tokens(
+        groups=len(groups),
+        prompt=quantiles(prompts),
+        response=quantiles([length for lengths in responses for length in lengths]),
+        both=quantiles(wholes),
+        max_length=limit,
+        longer=sum(bool(limit) and length > limit for length in wholes),
+    )
 
 
-def _print_facts(facts: dict[str, Any]) -> None:
-    lines = {key: value for key, value in facts.items() if key not in ("scores", "tied_pairs")}
-    scored = lines.pop("scored_pairs")
-    if scored:
-        share = facts["tied_pairs"] / scored
-        lines["tied_pairs"] = f"{facts['tied_pairs']:,} of {scored:,} ({share:.1%})"
+def _print_facts(facts: Mapping[str, object], summary: Summary) -> None:
+    elsewhere = ("scores", "tied_pairs", "scored_pairs")
+    lines = {key: value for key, value in facts.items() if key not in elsewhere}
+    if summary.pairs:
+        share = summary.tied_pairs / summary.pairs
+        lines["tied_pairs"] = f"{summary.tied_pairs:,} of {summary.pairs:,} ({share:.1%})"
     width = max(map(len, lines))
     for key, value in lines.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{name}: {count:,}" for name, count in value.items())
-        shown = f"{value:,}" if isinstance(value, int) else value
-        print(f"{key.replace('_', ' ').ljust(width)}  {shown}")
+        print(f"{key.replace('_', ' ').ljust(width)}  {_in_words(value)}")
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {count:,}" for name, count in value.items())
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _print_scores(summary: Summary) -> None:
@@ -262,19 +298,19 @@ def _print_scores(summary: Summary) -> None:
     )
 
 
-def _print_lengths(summary: Summary, tokens: dict[str, dict[str, Any]]) -> None:
+def _print_lengths(summary: Summary, tokens: Mapping[str, Tokens]) -> None:
     if not tokens:
         return
     print()
     print_table(
         ("tokens under", "of", "median", "p95", "max", "max_length", "longer"),
         [
-            (name, part, *found[part].values(), *ends)
-            for name, found in tokens.items()
-            for part, ends in (
-                ("prompt", (None, None)),
-                ("response", (None, None)),
-                ("both", (found["max_length"], found["longer"])),
+            (name, part, *lengths.values(), *limits)
+            for name, counts in tokens.items()
+            for part, lengths, limits in (
+                ("prompt", counts.prompt, (None, None)),
+                ("response", counts.response, (None, None)),
+                ("both", counts.both, (counts.max_length, counts.longer)),
             )
         ],
     )
@@ -299,7 +335,7 @@ def _print_group(group: Group) -> None:
 def _indented(head: str, text: str) -> str:
     """A text under its head, cut where it is long, without characters that move the cursor."""
     cut = f" … ({len(text):,} characters)" if len(text) > TEXT_SHOWN else ""
-    shown = "".join(
-        one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text[:TEXT_SHOWN]
+    plain = "".join(
+        c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text[:TEXT_SHOWN]
     )
-    return "  " + head + shown.replace("\n", "\n" + " " * (len(head) + 2)) + cut
+    return "  " + head + plain.replace("\n", "\n" + " " * (len(head) + 2)) + cut

@@ -18,6 +18,7 @@ from mrpo_tools.cli.options import (
 
 if TYPE_CHECKING:
     from mrpo_tools.cache import Cache
+    from mrpo_tools.words import DeterministicPairing
 
 
 @click.command()
@@ -46,7 +47,7 @@ def export(
     output: str | None,
     dataset: str | None,
     split: str | None,
-    pairing: str,
+    pairing: DeterministicPairing,
     cache: str | None,
 ) -> None:
     """Write pairs with one reference's log-probs: prompt, chosen, rejected, ref_chosen_logps,

@@ -10,7 +10,7 @@ from mrpo_tools.cli.options import json_option, print_json, print_table
 @click.command()
 @click.argument("name", required=False)
 @json_option
-def losses(name: str | None, as_json: bool) -> None:
+def losses(*, name: str | None, as_json: bool) -> None:
     """List the objectives, or explain one: formula, paper, defaults and a recipe line.
 
     \b
@@ -34,7 +34,7 @@ def losses(name: str | None, as_json: bool) -> None:
         return
     from mrpo_tools.methods.method import LOSSES
 
-    rows = [describe(one) for one in LOSSES]
+    rows = [describe(loss) for loss in LOSSES]
     if as_json:
         print_json(rows)
         return
