@@ -92,11 +92,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
-def run(arguments: list[str]) -> int:
-    """Run one command; returns the exit code."""
+def run(arguments: list[str], command: click.Command = cli) -> int:
+    """Run one command line; returns the exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        code = cli.main(arguments, standalone_mode=False)
+        code = command.main(arguments, standalone_mode=False)
         _flush()
         return code if isinstance(code, int) else 0
     except click.ClickException as error:

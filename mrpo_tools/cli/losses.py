@@ -34,7 +34,7 @@ def losses(*, name: str | None, as_json: bool) -> None:
         return
     from mrpo_tools.methods.method import LOSSES
 
-    rows = [describe(loss) for loss in LOSSES]
+    rows = [describe(one) for one in LOSSES]
     if as_json:
         print_json(rows)
         return
