@@ -2,7 +2,7 @@
 
     python bench/data.py FOLDER [--gigabytes 2] [--groups 1000000] [--characters 1900]
 
-Writes a JSONL of scored groups into FOLDER, each with so many characters of text. Then runs
+Writes a JSONL of groups with scores into FOLDER, each with so many characters of text. Then runs
 `mrpo data validate` and `mrpo data convert` on it, indexes as many small groups (every id, a
 split for every prompt), and reads a sixth of the large ones as one JSON array, piece by piece and
 by `json.loads`; each in a process of its own. Prints seconds of wall clock and of processor, and
@@ -37,7 +37,7 @@ print(len(json.loads(open(sys.argv[1], "rb").read())))
 
 
 def write(path: Path, characters: int, groups: int, seed: int = 0) -> None:
-    """So many groups of two scored responses, with so many characters of text in each group."""
+    """So many groups of two responses with scores, and so many characters of text in each group."""
     rng = random.Random(seed)
     words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyzäé☃", k=6)) for _ in range(4096)]
 
@@ -55,13 +55,13 @@ def write(path: Path, characters: int, groups: int, seed: int = 0) -> None:
 
 def write_array(path: Path, lines: Path, share: int) -> None:
     """The first rows of a JSONL, one part in `share` of its bytes, as a JSON array."""
-    left = lines.stat().st_size // share
+    room = lines.stat().st_size // share
     with lines.open(encoding="utf-8") as rows, path.open("w", encoding="utf-8") as file:
         comma = "[\n"
         for row in rows:
             file.write(f"{comma}{row}")
-            comma, left = ",\n", left - len(row.encode())
-            if left < 0:
+            comma, room = ",\n", room - len(row.encode())
+            if room < 0:
                 break
         file.write("]\n")
 
@@ -71,20 +71,21 @@ def measure(what: str, command: list[str]) -> dict[str, object]:
     begun = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    said = process.stdout.read().strip()
+    output = process.stdout.read().strip()
     _, status, used = os.wait4(process.pid, 0)
     if status:
-        raise SystemExit(f"{what} failed: {said}")
+        raise SystemExit(f"{what} failed: {output}")
     return {
         "what": what,
         "seconds": round(time.perf_counter() - begun, 1),
         "processor_seconds": round(used.ru_utime + used.ru_stime, 1),
         "peak_megabytes": round(used.ru_maxrss * 1024 / 1e6),
-        "said": said,
+        "said": output,
     }
 
 
 def main() -> None:
+    """Write the files, measure, delete them."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--gigabytes", type=float, default=2.0)

@@ -24,23 +24,8 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from mrpo_tools import words
 from mrpo_tools.errors import UsageError, did_you_mean
-from mrpo_tools.words import (
-    AddedTokens,
-    Attention,
-    Chosen,
-    Combine,
-    Dtype,
-    Finetuning,
-    Overlong,
-    Pairing,
-    Quantization,
-    Scheduler,
-    System,
-    TrustRegion,
-    Weights,
-    WeightsLayout,
-)
 
 DEFAULT_CACHE = "cache"
 PROJECT_FILE = "mrpo.yaml"
@@ -69,15 +54,15 @@ class Reference(Words):
     model: str
     revision: str | None = None
     adapter: str | None = None
-    dtype: Dtype | None = None
-    quantization: Quantization | None = None
+    dtype: words.Dtype | None = None
+    quantization: words.Quantization | None = None
     max_length: int | None = Field(default=None, ge=8)
-    overlong: Overlong = "skip"
-    system: System = "fold"
-    added_tokens: AddedTokens = "plain"
+    overlong: words.Overlong = "skip"
+    system: words.System = "fold"
+    added_tokens: words.AddedTokens = "plain"
     chat_template: str | None = None
     trust_remote_code: bool = False
-    attention: Attention = "auto"
+    attention: words.Attention = "auto"
     batch_tokens: int | None = Field(default=None, ge=16)
 
 
@@ -129,15 +114,15 @@ class Recipe(Words):
     loss: str = "mrpo"
     refs: list[str] = Field(default_factory=list)
     policy: str | None = None
-    combine: Combine | None = None
-    weights: Weights | None = None
+    combine: words.Combine | None = None
+    weights: words.Weights | None = None
     fixed_weights: list[float] | None = None
-    weights_layout: WeightsLayout = "paper"
-    trust_region: TrustRegion | None = None
+    weights_layout: words.WeightsLayout = "paper"
+    trust_region: words.TrustRegion | None = None
     epsilon_max: float | None = Field(default=None, ge=0)
-    chosen: Chosen = "auto"
+    chosen: words.Chosen = "auto"
     top_bottom: int = Field(default=2, ge=1)
-    pairing: Pairing | None = None
+    pairing: words.Pairing | None = None
 
     # The objective's own hyper-parameters (METHODS names)
     beta: float | None = Field(default=None, gt=0)
@@ -157,9 +142,9 @@ class Recipe(Words):
     length_normalized: bool | None = None
 
     # How the policy is trained
-    finetuning: Finetuning = "lora"
-    quantization: Quantization | None = None
-    dtype: Dtype | None = None
+    finetuning: words.Finetuning = "lora"
+    quantization: words.Quantization | None = None
+    dtype: words.Dtype | None = None
     lora_r: int = Field(default=8, ge=1)
     lora_alpha: int = Field(default=8, ge=1)
     lora_target_modules: list[str] | Literal["all-linear"] = "all-linear"
@@ -168,7 +153,7 @@ class Recipe(Words):
     gradient_accumulation_steps: int = Field(default=4, ge=1)
     num_train_epochs: float = Field(default=1.0, gt=0)
     max_steps: int = Field(default=-1, ge=-1)
-    lr_scheduler_type: Scheduler = "cosine"
+    lr_scheduler_type: words.Scheduler = "cosine"
     warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, ge=0)

@@ -181,9 +181,9 @@ def in_split(groups: Sequence[Group], split: str | None) -> list[Group]:
     members = [group for group in groups if split in (None, "all") or group.split == split]
     if not members:
         counts = Counter(group.split or "no split" for group in groups)
-        there = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
+        splits = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
         raise UsageError(
-            f"no group is in split {split!r} (there are: {there or 'no groups'})",
+            f"no group is in split {split!r} (there are: {splits or 'no groups'})",
             "choose one of these, or hold some out: --test-size 0.1",
         )
     return members

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
+DataForm = Literal["canonical", "trl", "llama-factory", "openrlhf"]
+"""The forms that data is written in."""
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["nf4"]
 Overlong = Literal["skip", "truncate"]

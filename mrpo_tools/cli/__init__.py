@@ -42,11 +42,11 @@ COMMANDS = {
 class LazyGroup(click.Group):
     """A group that imports a command's module when it is asked for."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 click calls it so
+    def list_commands(self, _ctx: click.Context) -> list[str]:
         """The names, in the order of `COMMANDS`."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
         """The command of a name, imported now."""
         if name not in COMMANDS:
             return None

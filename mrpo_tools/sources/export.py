@@ -12,7 +12,7 @@ from typing import Any
 
 from mrpo_tools.groups import Group, Message, Response
 from mrpo_tools.pairing import Pair, pairs_of
-from mrpo_tools.words import DeterministicPairing
+from mrpo_tools.words import DataForm, DeterministicPairing
 
 JsonRow = Mapping[str, Any]
 Kind = str | list[Any] | Mapping[str, Any]
@@ -95,7 +95,7 @@ _TURN = {"from": "string", "value": "string"}
 _RESPONSE = {"content": "string", "score": "double", "chosen": "bool", "model": "string"}
 _ABOUT = {"score_chosen": "double", "score_rejected": "double", "split": "string"}
 
-FORMS = {
+FORMS: dict[DataForm, Form] = {
     "canonical": Form(
         "prompts with all their responses",
         _canonical,
