@@ -52,8 +52,8 @@ def _formats() -> str:
 
 def _named() -> str:
     rows = [
-        (f"`{name}`", known.hub_id + (f", {known.config}" if known.config else ""), known.about)
-        for name, known in KNOWN.items()
+        (f"`{name}`", data.hub_id + (f", {data.config}" if data.config else ""), data.about)
+        for name, data in KNOWN.items()
     ]
     return _table(("name", "on the hub", "what it is"), *rows)
 

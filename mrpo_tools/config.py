@@ -2,7 +2,8 @@
 
 `mrpo.yaml` names the data set, the cache and the references of a project. A recipe (YAML too)
 determines a training run. Keys are those of Hugging Face and TRL where they have one. Unknown keys
-and wrong types are refused, all of them together.
+and wrong types are refused, all of them together. A number may be written as text, which is how
+YAML reads `1e-5`.
 """
 
 from __future__ import annotations
@@ -10,36 +11,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
+from mrpo_tools import words
 from mrpo_tools.errors import UsageError, did_you_mean
-from mrpo_tools.words import (
-    AddedTokens,
-    Attention,
-    Chosen,
-    Combine,
-    Dtype,
-    Finetuning,
-    Overlong,
-    Pairing,
-    Quantization,
-    Scheduler,
-    System,
-    TrustRegion,
-    Weights,
-    WeightsLayout,
-)
 
 DEFAULT_CACHE = "cache"
 PROJECT_FILE = "mrpo.yaml"
@@ -49,21 +35,6 @@ ALIASES = {
     "mistral": "teknium/OpenHermes-2.5-Mistral-7B",
     "qwen": "Qwen/Qwen1.5-7B-Chat",
 }
-
-Split = str
-
-
-def _number(value: object) -> object:
-    """YAML reads `1e-5` as text; read it as the number it is."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-Number = Annotated[float, BeforeValidator(_number)]
 
 
 class Words(BaseModel):
@@ -83,15 +54,15 @@ class Reference(Words):
     model: str
     revision: str | None = None
     adapter: str | None = None
-    dtype: Dtype | None = None
-    quantization: Quantization | None = None
+    dtype: words.Dtype | None = None
+    quantization: words.Quantization | None = None
     max_length: int | None = Field(default=None, ge=8)
-    overlong: Overlong = "skip"
-    system: System = "fold"
-    added_tokens: AddedTokens = "plain"
+    overlong: words.Overlong = "skip"
+    system: words.System = "fold"
+    added_tokens: words.AddedTokens = "plain"
     chat_template: str | None = None
     trust_remote_code: bool = False
-    attention: Attention = "auto"
+    attention: words.Attention = "auto"
     batch_tokens: int | None = Field(default=None, ge=16)
 
 
@@ -105,7 +76,7 @@ class Dataset(Words):
     adapter: str | None = None
     map: dict[str, str] | None = None
     score: str | None = None
-    test_size: Number | None = Field(default=None, ge=0, lt=1)
+    test_size: float | None = Field(default=None, ge=0, lt=1)
     split_seed: int = 0
     limit: int | None = Field(default=None, ge=1)
 
@@ -128,8 +99,8 @@ class Project(Words):
         if not isinstance(value, Mapping):
             return value
         return {
-            check_name(str(name)): {"model": one} if isinstance(one, str) else one
-            for name, one in value.items()
+            check_name(str(name)): {"model": fields} if isinstance(fields, str) else fields
+            for name, fields in value.items()
         }
 
 
@@ -143,49 +114,49 @@ class Recipe(Words):
     loss: str = "mrpo"
     refs: list[str] = Field(default_factory=list)
     policy: str | None = None
-    combine: Combine | None = None
-    weights: Weights | None = None
-    fixed_weights: list[Number] | None = None
-    weights_layout: WeightsLayout = "paper"
-    trust_region: TrustRegion | None = None
-    epsilon_max: Number | None = Field(default=None, ge=0)
-    chosen: Chosen = "auto"
+    combine: words.Combine | None = None
+    weights: words.Weights | None = None
+    fixed_weights: list[float] | None = None
+    weights_layout: words.WeightsLayout = "paper"
+    trust_region: words.TrustRegion | None = None
+    epsilon_max: float | None = Field(default=None, ge=0)
+    chosen: words.Chosen = "auto"
     top_bottom: int = Field(default=2, ge=1)
-    pairing: Pairing | None = None
+    pairing: words.Pairing | None = None
 
     # The objective's own hyper-parameters (METHODS names)
-    beta: Number | None = Field(default=None, gt=0)
-    label_smoothing: Number | None = Field(default=None, ge=0, lt=0.5)
-    deviation_scale: Number | None = Field(default=None, ge=0)
+    beta: float | None = Field(default=None, gt=0)
+    label_smoothing: float | None = Field(default=None, ge=0, lt=0.5)
+    deviation_scale: float | None = Field(default=None, ge=0)
     signed: bool | None = None
     power: Literal[0, 1, 2] | None = None
     weight: Literal["none", "power"] | None = None
-    gamma: Number | None = None
-    tau: Number | None = Field(default=None, gt=0)
-    sft_weight: Number | None = Field(default=None, ge=0)
-    delta: Number | None = None
-    length_penalty: Number | None = None
-    kl_weight: Number | None = Field(default=None, ge=0)
-    clip: Number | None = Field(default=None, gt=0)
-    score_scale: Number | None = Field(default=None, gt=0)
+    gamma: float | None = None
+    tau: float | None = Field(default=None, gt=0)
+    sft_weight: float | None = Field(default=None, ge=0)
+    delta: float | None = None
+    length_penalty: float | None = None
+    kl_weight: float | None = Field(default=None, ge=0)
+    clip: float | None = Field(default=None, gt=0)
+    score_scale: float | None = Field(default=None, gt=0)
     length_normalized: bool | None = None
 
     # How the policy is trained
-    finetuning: Finetuning = "lora"
-    quantization: Quantization | None = None
-    dtype: Dtype | None = None
+    finetuning: words.Finetuning = "lora"
+    quantization: words.Quantization | None = None
+    dtype: words.Dtype | None = None
     lora_r: int = Field(default=8, ge=1)
     lora_alpha: int = Field(default=8, ge=1)
     lora_target_modules: list[str] | Literal["all-linear"] = "all-linear"
-    learning_rate: Number = Field(default=1e-5, gt=0)
+    learning_rate: float = Field(default=1e-5, gt=0)
     per_device_train_batch_size: int = Field(default=2, ge=1)
     gradient_accumulation_steps: int = Field(default=4, ge=1)
-    num_train_epochs: Number = Field(default=1.0, gt=0)
+    num_train_epochs: float = Field(default=1.0, gt=0)
     max_steps: int = Field(default=-1, ge=-1)
-    lr_scheduler_type: Scheduler = "cosine"
-    warmup_ratio: Number = Field(default=0.0, ge=0, lt=1)
-    weight_decay: Number = Field(default=0.0, ge=0)
-    max_grad_norm: Number = Field(default=1.0, ge=0)
+    lr_scheduler_type: words.Scheduler = "cosine"
+    warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     batch_tokens: int | None = Field(default=None, ge=16)
     seed: int = 0
@@ -193,11 +164,11 @@ class Recipe(Words):
     save_steps: int = Field(default=500, ge=1)
     save_total_limit: int | None = Field(default=2, ge=1)
     max_length: int | None = Field(default=None, ge=8)
-    split: Split = "train"
+    split: str = "train"
 
     # What is measured while it trains: before the first step, every `eval_steps`, after the last
     eval_steps: int | None = Field(default=None, ge=1)
-    eval_split: Split = "test"
+    eval_split: str = "test"
 
     @model_validator(mode="after")
     def _quantized_weights_stay(self) -> Recipe:
@@ -216,40 +187,53 @@ def check_name(name: str) -> str:
         UsageError: anything but letters, digits, `.`, `_` and `-`, or more than 64 of them.
     """
     if not NAME_PATTERN.fullmatch(name) or ".." in name:
-        shown = name if len(name) <= 40 else f"{name[:40]}… ({len(name)} characters)"
+        cut = name if len(name) <= 40 else f"{name[:40]}… ({len(name)} characters)"
         raise UsageError(
-            f"reference name {shown!r} is not usable as a directory and a column",
+            f"reference name {cut!r} is not usable as a directory and a column",
             "use up to 64 letters, digits, '.', '_' and '-', starting with a letter or a digit",
         )
     return name
 
 
 def parse(model: type[ModelT], values: object, where: str) -> ModelT:
-    """Validate values read from a file; every problem in one `UsageError`."""
+    """Validate values read from a file.
+
+    Raises:
+        UsageError: with every problem, a line each.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        lines, hint = [], None
-        for one in error.errors():
-            place = ".".join(str(part) for part in one["loc"]) or "the whole file"
-            if one["type"] == "extra_forbidden":
-                key = str(one["loc"][-1])
-                lines.append(f"{where}: {place}: unknown key")
-                hint = hint or did_you_mean(key, _keys_near(model, one["loc"]))
-            else:
-                lines.append(f"{where}: {place}: {one['msg']}, found {one.get('input')!r:.60}")
-        raise UsageError("\n".join(lines), hint) from None
+        problems = error.errors()
+    lines = [f"{where}: {_in_words(problem)}" for problem in problems]
+    unknown = (_near_key(model, problem["loc"]) for problem in problems if _is_unknown(problem))
+    raise UsageError("\n".join(lines), next(filter(None, unknown), None))
 
 
-def _keys_near(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """The keys accepted where an unknown one stands."""
+def _is_unknown(problem: ErrorDetails) -> bool:
+    return problem["type"] == "extra_forbidden"
+
+
+def _in_words(problem: ErrorDetails) -> str:
+    place = ".".join(map(str, problem["loc"])) or "the whole file"
+    if _is_unknown(problem):
+        return f"{place}: unknown key"
+    return f"{place}: {problem['msg']}, found {problem.get('input')!r:.60}"
+
+
+def _near_key(model: type[BaseModel], path: tuple[int | str, ...]) -> str | None:
+    """A hint to the keys that are accepted where an unknown one stands."""
     nested: dict[str, type[BaseModel]] = {"dataset": Dataset, "references": Reference}
     owner = nested.get(str(path[0]), model) if len(path) > 1 else model
-    return list(owner.model_fields)
+    return did_you_mean(str(path[-1]), owner.model_fields)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping, or a `UsageError` that names the line."""
+    """A YAML mapping; an empty file is an empty one.
+
+    Raises:
+        UsageError: no such file, or no YAML (with the line), or no mapping.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -273,31 +257,28 @@ def yaml_value(text: str) -> Any:
 
 def absolute_paths(reference: Reference) -> Reference:
     """The reference with its local paths made absolute, for records that outlive this directory."""
-    found = {}
-    for word in ("model", "adapter", "chat_template"):
-        value = getattr(reference, word)
-        path = Path(value).expanduser() if value else None
-        if path is not None and path.exists():
-            found[word] = str(path.resolve())
-    return reference.model_copy(update=found)
+    named = {word: getattr(reference, word) for word in ("model", "adapter", "chat_template")}
+    paths = {word: Path(value).expanduser() for word, value in named.items() if value}
+    local = {word: str(path.resolve()) for word, path in paths.items() if path.exists()}
+    return reference.model_copy(update=local)
 
 
 def pinned(dataset: Dataset, revision: str | None) -> Dataset:
     """For a run's record: the data set with its path made absolute, or its commit on the hub."""
-    path, word = Path(dataset.source), dataset.source
+    path, source = Path(dataset.source), dataset.source
     if path.exists():
-        word = str(path.resolve())
+        source = str(path.resolve())
     elif revision:
-        word = f"{word.partition('@')[0]}@{revision}"
-    return dataset.model_copy(update={"source": word})
+        source = f"{source.partition('@')[0]}@{revision}"
+    return dataset.model_copy(update={"source": source})
 
 
 def load_project(path: Path | None = None) -> Project:
     """The project file at `path`, or of the working directory; an empty project without one."""
-    chosen = path or Path(PROJECT_FILE)
-    if path is None and not chosen.exists():
+    file = path or Path(PROJECT_FILE)
+    if path is None and not file.exists():
         return Project()
-    return parse(Project, read_yaml(chosen), str(chosen))
+    return parse(Project, read_yaml(file), str(file))
 
 
 def load_recipe(path: Path) -> dict[str, Any]:
@@ -317,8 +298,8 @@ def find_reference(name: str, project: Project) -> Reference:
         return project.references[name]
     if not project.references and name in ALIASES:
         return Reference(model=ALIASES[name])
-    known = project.references or ALIASES
+    near = did_you_mean(name, project.references or ALIASES)
     raise UsageError(
         f"no reference is named {name!r}",
-        f"{did_you_mean(name, known)} Or give it a path: --ref {name}=PATH_OR_HUB_ID",
+        f"{near} Or give it a path: --ref {name}=PATH_OR_HUB_ID",
     )

@@ -33,6 +33,7 @@ class Message:
     content: str
 
     def as_dict(self) -> dict[str, str]:
+        """As chat templates and JSON have it."""
         return {"role": self.role, "content": self.content}
 
 
@@ -41,7 +42,7 @@ class Response:
     """One completion of a prompt.
 
     Attributes:
-        content: the text, exactly as it will be scored.
+        content: the text, exactly as log-probs are computed of it.
         score: quality, higher is better; None where the data has none.
         chosen: an explicit label of the data; None where the data has none.
         model: who wrote it, if the data says.
@@ -71,10 +72,12 @@ class Group:
 
     @cached_property
     def prompt_id(self) -> str:
+        """Of the prompt's messages."""
         return content_id([message.as_dict() for message in self.prompt])
 
     @cached_property
     def response_ids(self) -> tuple[str, ...]:
+        """One for each response, of the prompt's messages and its content."""
         messages = [message.as_dict() for message in self.prompt]
         return tuple(
             content_id({"prompt": messages, "content": response.content})
@@ -83,6 +86,7 @@ class Group:
 
     @cached_property
     def group_id(self) -> str:
+        """Of the prompt and the responses with scores and labels, in any order."""
         judged = sorted(
             [response_id, response.score, response.chosen]
             for response_id, response in zip(self.response_ids, self.responses, strict=True)
@@ -91,10 +95,12 @@ class Group:
 
     @property
     def has_scores(self) -> bool:
+        """Whether every response has a score."""
         return all(response.score is not None for response in self.responses)
 
     @property
     def has_labels(self) -> bool:
+        """Whether every response is labelled chosen or rejected."""
         return all(response.chosen is not None for response in self.responses)
 
     def as_dict(self) -> dict[str, Any]:
@@ -117,6 +123,7 @@ class Group:
         return row
 
     def with_split(self, split: str | None) -> Group:
+        """The same group in another split."""
         return replace(self, split=split)
 
 
@@ -162,7 +169,7 @@ def kinds_of_judgement(groups: Sequence[Group]) -> tuple[bool, bool]:
     """Whether every group has scores, and whether every group has labels; those that have neither
     say nothing and are not asked."""
     judged = [group for group in groups if group.has_scores or group.has_labels]
-    return all(one.has_scores for one in judged), all(one.has_labels for one in judged)
+    return all(group.has_scores for group in judged), all(group.has_labels for group in judged)
 
 
 def in_split(groups: Sequence[Group], split: str | None) -> list[Group]:
@@ -171,15 +178,15 @@ def in_split(groups: Sequence[Group], split: str | None) -> list[Group]:
     Raises:
         UsageError: no group is in it; names the splits there are.
     """
-    found = [group for group in groups if split in (None, "all") or group.split == split]
-    if not found:
+    members = [group for group in groups if split in (None, "all") or group.split == split]
+    if not members:
         counts = Counter(group.split or "no split" for group in groups)
-        there = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
+        splits = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
         raise UsageError(
-            f"no group is in split {split!r} (there are: {there or 'no groups'})",
+            f"no group is in split {split!r} (there are: {splits or 'no groups'})",
             "choose one of these, or hold some out: --test-size 0.1",
         )
-    return found
+    return members
 
 
 def merge_duplicates(responses: Sequence[Response]) -> tuple[tuple[Response, ...], int]:
@@ -212,12 +219,12 @@ def group_from_dict(row: Mapping[str, Any]) -> Group:
         else tuple(Message(turn["role"], turn["content"]) for turn in prompt),
         responses=tuple(
             Response(
-                one["content"],
-                None if one.get("score") is None else float(one["score"]),
-                one.get("chosen"),
-                one.get("model"),
+                content=response["content"],
+                score=None if response.get("score") is None else float(response["score"]),
+                chosen=response.get("chosen"),
+                model=response.get("model"),
             )
-            for one in row["responses"]
+            for response in row["responses"]
         ),
         source_id=row.get("id"),
         split=row.get("split"),

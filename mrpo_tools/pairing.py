@@ -1,4 +1,4 @@
-"""Which pairs a group makes: the rules of METHODS section 3, for everything that writes pairs.
+"""Which pairs a group makes: the rules of docs/methods.md, for everything that writes pairs.
 
 `best_worst` is one pair of the best and the worst, `best_vs_rest` the best against each worse one,
 `all` every better against every worse one. The best is the best-scored of those labelled chosen;
@@ -10,27 +10,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from mrpo_tools.groups import Group, Response
+from mrpo_tools.words import DeterministicPairing
 
-PAIRINGS = ("best_worst", "best_vs_rest", "all")
 Pair = tuple[Response, Response]
 
 
 def pairs_of(
-    group: Group, pairing: str, usable: Sequence[Response] | None = None
+    group: Group, pairing: DeterministicPairing, usable: Sequence[Response] | None = None
 ) -> Iterator[Pair]:
     """The (chosen, rejected) pairs of a group, in the order of its responses.
 
     Args:
         group: what all of its responses have decides: labels, else scores, else there is no pair.
-        pairing: one of `PAIRINGS`.
+        pairing: which of them.
         usable: the responses that take part; None means all.
     """
     responses = group.responses if usable is None else usable
     better = [
-        (one, other)
-        for one in responses
+        (response, other)
+        for response in responses
         for other in responses
-        if one is not other and _is_better(group, one, other)
+        if response is not other and _is_better(group, response, other)
     ]
     if pairing == "all" or not better:
         yield from better
@@ -39,15 +39,15 @@ def pairs_of(
     def score(response: Response) -> float:
         return response.score or 0.0 if group.has_scores else 0.0
 
-    candidates = [one for one in responses if one.chosen or not group.has_labels]
+    candidates = [response for response in responses if response.chosen or not group.has_labels]
     best = max(candidates, key=score)
-    against = [other for one, other in better if one is best]
+    against = [other for response, other in better if response is best]
     for other in against if pairing == "best_vs_rest" else sorted(against, key=score)[:1]:
         yield best, other
 
 
-def _is_better(group: Group, one: Response, other: Response) -> bool:
-    tied = group.has_scores and one.score == other.score
+def _is_better(group: Group, response: Response, other: Response) -> bool:
+    tied = group.has_scores and response.score == other.score
     if group.has_labels:
-        return bool(one.chosen) and not other.chosen and not tied
-    return group.has_scores and (one.score or 0.0) > (other.score or 0.0)
+        return bool(response.chosen) and not other.chosen and not tied
+    return group.has_scores and (response.score or 0.0) > (other.score or 0.0)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field, field_validator
 
@@ -18,24 +17,28 @@ from mrpo_tools.errors import UsageError, did_you_mean
 
 
 class Table(Words):
-    """A preset file. Data sets are sources, or mappings of `Dataset`; models as in a project."""
+    """A preset file. Data sets are sources, or mappings of `Dataset`; models as in a project.
+
+    Recipe keys and references are validated together, cell by cell.
+    """
 
     paper: str
     datasets: list[Dataset] = Field(min_length=1)
-    references: dict[str, Any]
-    recipe: dict[str, Any]
-    columns: dict[str, dict[str, Any]] = Field(min_length=1)
-    rows: dict[str, dict[str, Any]] = Field(min_length=1)
+    references: dict[str, object]
+    recipe: dict[str, object]
+    columns: dict[str, dict[str, object]] = Field(min_length=1)
+    rows: dict[str, dict[str, object]] = Field(min_length=1)
 
     @field_validator("datasets", mode="before")
     @classmethod
     def _by_source(cls, values: object) -> object:
         if not isinstance(values, list):
             return values
-        return [{"source": one} if isinstance(one, str) else one for one in values]
+        return [{"source": value} if isinstance(value, str) else value for value in values]
 
     @property
     def cells(self) -> list[str]:
+        """`ROW/COLUMN` of every cell."""
         return [f"{row}/{column}" for row in self.rows for column in self.columns]
 
 
@@ -46,12 +49,12 @@ class Preset:
     Attributes:
         title: paper, table and cell.
         project: data set and references, as in mrpo.yaml.
-        recipe: the keys of the recipe, validated.
+        recipe: its set fields are the keys of the file; the others are left to their defaults.
     """
 
     title: str
     project: Project
-    recipe: dict[str, Any]
+    recipe: Recipe
 
 
 def load_table(path: Path) -> Table:
@@ -75,19 +78,23 @@ def load_preset(word: str, source: str | None = None) -> Preset:
     row, _, column = cell.partition("/")
     if row not in table.rows or column not in table.columns:
         hint = did_you_mean(cell, table.cells) if cell else None
-        found = f"there is no cell {cell!r}" if cell else "no cell is named"
-        raise UsageError(f"{path}: {found}", hint or f"cells: {', '.join(table.cells)}")
-    values = {**table.recipe, **table.columns[column], **table.rows[row]}
-    refs = values.get("refs", [])[: values.pop("references", None)]
-    values["refs"] = refs
-    recipe = parse(Recipe, values, f"{path}:{cell}")
-    dataset = next((one for one in table.datasets if source in (None, one.source)), None)
+        reason = f"there is no cell {cell!r}" if cell else "no cell is named"
+        raise UsageError(f"{path}: {reason}", hint or f"cells: {', '.join(table.cells)}")
+    keys = {**table.recipe, **table.columns[column], **table.rows[row]}
+    refs = _first(keys.get("refs"), keys.pop("references", None))
+    recipe = parse(Recipe, {**keys, "refs": refs}, f"{path}:{cell}")
+    dataset = next((data for data in table.datasets if source in (None, data.source)), None)
     project = {
         "dataset": dataset.model_dump(exclude_defaults=True) if dataset else source,
-        "references": {name: table.references.get(name) for name in refs},
+        "references": {name: table.references.get(name) for name in recipe.refs},
     }
     return Preset(
-        f"{table.paper}: {cell}",
-        parse(Project, project, f"{path}:{cell}"),
-        {key: getattr(recipe, key) for key in values},
+        title=f"{table.paper}: {cell}",
+        project=parse(Project, project, f"{path}:{cell}"),
+        recipe=recipe,
     )
+
+
+def _first(refs: object, count: object) -> object:
+    """The first `count` of a column's references; all without a count."""
+    return refs[:count] if isinstance(refs, list) and isinstance(count, int) else refs or []

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
+DataForm = Literal["canonical", "trl", "llama-factory", "openrlhf"]
+"""The forms that data is written in."""
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["nf4"]
 Overlong = Literal["skip", "truncate"]
@@ -23,8 +26,10 @@ TrustRegion = Literal["adaptive", "fixed", "none"]
 
 Chosen = Literal["auto", "mean", "top1", "top_bottom"]
 """Which responses of a scored group count as chosen."""
-Pairing = Literal["best_worst", "best_random", "best_vs_rest", "all"]
-"""Which pairs a group makes."""
+DeterministicPairing = Literal["best_worst", "best_vs_rest", "all"]
+"""The pairings that draw nothing, so that pairs can be written to a file."""
+Pairing = Literal["best_worst", "best_random", DeterministicPairing]
+"""Which pairs a group makes. A name that stands twice counts once, where it stands first."""
 
 ResultFormat = Literal["table", "csv", "json", "jsonl", "markdown", "parquet"]
 """How the result of a query is written."""

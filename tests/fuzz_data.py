@@ -5,7 +5,7 @@
 
 CORPUS is a folder; it is filled with a sample of every adapter in every kind of file. The first
 byte of an input chooses the kind of file, the second an adapter (or that detection chooses), the
-rest is the file. Or it chooses the rows that hypothesis makes in test_bad_input.py: then the rest
+rest is the file. Or it chooses the rows that hypothesis makes in test_any_data.py: then the rest
 is what hypothesis draws from. Prints what libFuzzer prints, and now and then what came of the
 inputs.
 """
@@ -28,7 +28,7 @@ with atheris.instrument_imports(include=["mrpo_tools"]):
     from mrpo_tools.errors import UsageError
     from mrpo_tools.sources import ADAPTERS, load_groups
 
-import test_bad_input
+import test_any_data
 
 KINDS = (".jsonl", ".json", ".jsonl.gz", ".parquet", "rows")
 REPORT_EVERY = 10_000
@@ -42,10 +42,10 @@ def feed(data: bytes) -> None:
         return
     kind = KINDS[data[0] % len(KINDS)]
     SEEN[kind] += 1
-    if sum(SEEN[one] for one in KINDS) % REPORT_EVERY == 0:
+    if sum(SEEN[name] for name in KINDS) % REPORT_EVERY == 0:
         print(f"inputs: {dict(SEEN)}", flush=True)
     if kind == "rows":
-        test_bad_input.test_rows_of_anything.hypothesis.fuzz_one_input(data[1:])
+        test_any_data.test_rows_of_anything.hypothesis.fuzz_one_input(data[1:])
         return
     path = Path(f"input{kind}")
     path.write_bytes(gzip.compress(data[2:], 1) if kind.endswith(".gz") else data[2:])

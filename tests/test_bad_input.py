@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
 import gzip
 import json
 import os
-import subprocess
-import sys
-import textwrap
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
+from mrpo_tools.cli import run
+from mrpo_tools.config import check_name
 from mrpo_tools.errors import DataError, UsageError
-from mrpo_tools.sources import ADAPTERS, load_groups
+from mrpo_tools.sources import load_groups
 from mrpo_tools.sources.readers.rows import MAX_TEXT_CHARS
 
 GOOD = b'{"prompt": "Q", "chosen": "a", "rejected": "b"}\n'
 SCORED = (
     b'{"prompt": "Q", "responses": [{"content": "a", "score": 1}, {"content": "b", "score": 2}]}\n'
 )
+AB = ({"content": "a"}, {"content": "b"})
+NO_PARQUET = (
+    "damaged, cut short or no Parquet (Parquet magic bytes not found in footer. Either the file is "
+    "corrupted or this is not a parquet file)"
+)
+PAIRS = pa.table({"prompt": ["Q", "R"], "chosen": ["a", "b"], "rejected": ["c", "d"]})
+ARRAY = b"[\n" + GOOD + b",\n" + GOOD + b"]\n"
 
 
 @pytest.fixture(autouse=True)
@@ -55,239 +57,199 @@ def group(*responses: Any, prompt: Any = "Q") -> bytes:
 
 
 def roles(*names: str) -> bytes:
-    return group(
-        {"content": "a"},
-        {"content": "b"},
-        prompt=[{"role": name, "content": name} for name in names],
-    )
+    return group(*AB, prompt=[{"role": name, "content": name} for name in names])
+
+
+def packed_parquet(table: pa.Table, **options: Any) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, **options)
+    return bytes(sink.getvalue())
 
 
 # The second line of a file whose first line is good; every message begins with its place.
 BAD_LINES: dict[str, tuple[bytes, str]] = {
     "not JSON": (b"hello world\n", "JSON: expected JSON, found 'hello world' at column 1"),
-    "single quotes": (
-        b"{'prompt': 1}\n",
-        "JSON: expected JSON, found \"'prompt': 1}\" at column 2",
-    ),
-    "truncated last line": (
-        GOOD[:30],
-        "JSON: ends in the middle of a value (is the file cut short?)",
-    ),
-    "truncated in a key": (
-        b'{"pro',
-        "JSON: ends in the middle of a value (is the file cut short?)",
-    ),
-    "concatenated objects": (
-        GOOD.strip() + GOOD,
-        "JSON: expected one object per line, found a second value at column 48",
-    ),
-    "comma after the object": (
-        GOOD.strip() + b",\n",
-        "JSON: expected one object per line, found a comma at column 48",
-    ),
+    "single quotes": (b"{'prompt': 1}\n",
+        "JSON: expected JSON, found \"'prompt': 1}\" at column 2"),
+    "truncated last line": (GOOD[:30],
+        "JSON: ends in the middle of a value (is the file cut short?)"),
+    "truncated in a key": (b'{"pro',
+        "JSON: ends in the middle of a value (is the file cut short?)"),
+    "concatenated objects": (GOOD.strip() + GOOD,
+        "JSON: expected one object per line, found a second value at column 48"),
+    "comma after the object": (GOOD.strip() + b",\n",
+        "JSON: expected one object per line, found a comma at column 48"),
     "trailing comma": (b'{"prompt": "Q",}\n', "JSON: a comma before '}' at column 16"),
     "trailing comma in a list": (b'{"prompt": ["Q", ]}\n', "JSON: a comma before ']' at column 18"),
     "missing colon": (b'{"prompt" "Q"}\n', "JSON: expected JSON, found '\"Q\"}' at column 11"),
     "bad escape": (b'{"prompt": "\\x"}\n', "JSON: an invalid escape in a string at column 13"),
-    "raw tab": (
-        b'{"prompt": "a\tb"}\n',
-        "JSON: an unescaped control character U+0009 at column 14",
-    ),
-    "duplicate key": (
-        b'{"prompt": "Q", "prompt": "R"}\n',
-        "JSON: the key 'prompt' appears twice in one object",
-    ),
-    "duplicate key inside": (
-        b'{"prompt": [{"role": "user", "role": "user"}]}\n',
-        "JSON: the key 'role' appears twice in one object",
-    ),
-    "too deep": (
-        b"[" * 100_000 + b"]" * 100_000 + b"\n",
-        "JSON: nested too deeply; rows of preference data are a few levels deep",
-    ),
-    "too deep in objects": (
-        b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"\n",
-        "JSON: nested too deeply; rows of preference data are a few levels deep",
-    ),
-    "invalid UTF-8": (
-        b'{"prompt": "\xff"}\n',
-        f"UTF-8: invalid byte 0xff at byte {len(GOOD) + 12} of the file",
-    ),
-    "UTF-8 cut short": (
-        '{"prompt": "é'.encode()[:-1] + b'"}\n',
-        f"UTF-8: invalid byte 0xc3 at byte {len(GOOD) + 12} of the file",
-    ),
+    "raw tab": (b'{"prompt": "a\tb"}\n',
+        "JSON: an unescaped control character U+0009 at column 14"),
+    "duplicate key": (b'{"prompt": "Q", "prompt": "R"}\n',
+        "JSON: the key 'prompt' appears twice in one object"),
+    "duplicate key inside": (b'{"prompt": [{"role": "user", "role": "user"}]}\n',
+        "JSON: the key 'role' appears twice in one object"),
+    "too deep": (b"[" * 100_000 + b"]" * 100_000 + b"\n",
+        "JSON: nested too deeply; rows of preference data are a few levels deep"),
+    "too deep in objects": (b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"\n",
+        "JSON: nested too deeply; rows of preference data are a few levels deep"),
+    "invalid UTF-8": (b'{"prompt": "\xff"}\n',
+        f"UTF-8: invalid byte 0xff at byte {len(GOOD) + 12} of the file"),
+    "UTF-8 cut short": ('{"prompt": "é'.encode()[:-1] + b'"}\n',
+        f"UTF-8: invalid byte 0xc3 at byte {len(GOOD) + 12} of the file"),
     "raw NUL": (b'{"prompt": "a\0b"}\n', "NUL: at byte 14; expected UTF-8 text"),
-    "escaped NUL": (
-        row(chosen="ab\0"),
-        "chosen: found a NUL at character 3, expected text without any",
-    ),
-    "lone surrogate": (
-        b'{"prompt": "Q", "chosen": "x\\ud83d", "rejected": "b"}\n',
-        "chosen: found half a surrogate pair (U+D83D) at character 2, expected text without any",
-    ),
+    "escaped NUL": (row(chosen="ab\0"),
+        "chosen: found a NUL at character 3, expected text without any"),
+    "lone surrogate": (b'{"prompt": "Q", "chosen": "x\\ud83d", "rejected": "b"}\n',
+        "chosen: found half a surrogate pair (U+D83D) at character 2, expected text without any"),
     "a list": (b"[1, 2]\n", "row: found a list of 2, expected an object"),
     "a number": (b"12\n", "row: found the number 12, expected an object"),
     "null": (b"null\n", "row: found null, expected an object"),
-    "missing field": (
-        row(rejected=...),
-        "rejected: missing, expected text, a message or a list of messages",
-    ),
-    "null for text": (
-        row(chosen=None),
-        "chosen: found null, expected text, a message or a list of messages",
-    ),
-    "number for text": (
-        row(prompt=5),
-        "prompt: found the number 5, expected text or a list of messages",
-    ),
-    "huge integer for text": (
-        b'{"prompt": ' + b"1" * 5000 + b', "chosen": "a", "rejected": "b"}\n',
-        "prompt: found an infinite number, expected text or a list of messages",
-    ),
-    "boolean for text": (
-        row(chosen=True),
-        "chosen: found true, expected text, a message or a list of messages",
-    ),
-    "list of numbers for text": (
-        row(chosen=[1]),
-        "chosen[0]: found the number 1, expected an object",
-    ),
-    "empty response": (
-        row(chosen=""),
-        "chosen: found empty text, expected text, a message or a list of messages",
-    ),
-    "whitespace response": (
-        row(rejected=" \n\t"),
-        "rejected: found only spaces, expected text, a message or a list of messages",
-    ),
-    "empty prompt": (
-        row(prompt=""),
-        "prompt: found empty text, expected text or a list of messages",
-    ),
+    "missing field": (row(rejected=...),
+        "rejected: missing, expected text, a message or a list of messages"),
+    "null for text": (row(chosen=None),
+        "chosen: found null, expected text, a message or a list of messages"),
+    "number for text": (row(prompt=5),
+        "prompt: found the number 5, expected text or a list of messages"),
+    "huge integer for text": (b'{"prompt": ' + b"1" * 5000 + b', "chosen": "a", "rejected": "b"}\n',
+        "prompt: found an infinite number, expected text or a list of messages"),
+    "boolean for text": (row(chosen=True),
+        "chosen: found true, expected text, a message or a list of messages"),
+    "list of numbers for text": (row(chosen=[1]),
+        "chosen[0]: found the number 1, expected an object"),
+    "empty response": (row(chosen=""),
+        "chosen: found empty text, expected text, a message or a list of messages"),
+    "whitespace response": (row(rejected=" \n\t"),
+        "rejected: found only spaces, expected text, a message or a list of messages"),
+    "empty prompt": (row(prompt=""),
+        "prompt: found empty text, expected text or a list of messages"),
     "no messages": (row(prompt=[]), "prompt: found a list of 0, expected a list of messages"),
-    "identical pair": (
-        row(chosen="b"),
-        "responses: the same text is both chosen and rejected, expected different texts",
-    ),
-    "10 MB response": (
-        row(chosen="x" * 10_000_000),
-        f"chosen: found 10,000,000 characters, expected at most {MAX_TEXT_CHARS:,}",
-    ),
+    "identical pair": (row(chosen="b"),
+        "responses: the same text is both chosen and rejected, expected different texts"),
+    "10 MB response": (row(chosen="x" * 10_000_000),
+        f"chosen: found 10,000,000 characters, expected at most {MAX_TEXT_CHARS:,}"),
     "id of a wrong type": (row(id=[1]), "id: found a list of 1, expected text or an integer"),
     "split of a wrong type": (row(split=3), "split: found the number 3, expected text"),
-}
+}  # fmt: skip
 
 # The same for the canonical form.
 BAD_GROUPS: dict[str, tuple[bytes, str]] = {
     "one response": (group({"content": "a"}), "responses: found 1, expected at least 2"),
     "no responses": (group(), "responses: found none, expected at least 2"),
-    "responses missing": (
-        b'{"prompt": "Q"}\n',
-        "responses: missing, expected a list of objects with 'content'",
-    ),
-    "responses an object": (
-        b'{"prompt": "Q", "responses": {"content": "a"}}\n',
-        "responses: found an object, expected a list of objects with 'content'",
-    ),
-    "a text among the responses": (
-        group({"content": "a"}, "b"),
-        "responses[1]: found the text 'b', expected an object",
-    ),
-    "too many responses": (
-        group(*({"content": str(number)} for number in range(5000))),
-        "responses: found a list of 5,000, expected at most 4,096",
-    ),
-    "all the same": (
-        group({"content": "a"}, {"content": "a"}, {"content": "a"}),
-        "responses: all 3 are the same text, expected at least 2 different ones",
-    ),
-    "boolean score": (
-        group({"content": "a", "score": True}, {"content": "b", "score": 1}),
-        "responses[0].score: found true, expected a number",
-    ),
-    "text score": (
-        group({"content": "a", "score": 1}, {"content": "b", "score": "4.5"}),
-        "responses[1].score: found the text '4.5', expected a number",
-    ),
-    "NaN score": (
-        SCORED.replace(b"1}", b"NaN}"),
-        "responses[0].score: found NaN, expected a finite number of at most 1e+30",
-    ),
-    "positive infinite score": (
-        SCORED.replace(b"2}", b"Infinity}"),
-        "responses[1].score: found an infinite number, expected a finite number of at most 1e+30",
-    ),
-    "infinite score": (
-        SCORED.replace(b"1}", b"-Infinity}"),
-        "responses[0].score: found an infinite number, expected a finite number of at most 1e+30",
-    ),
-    "1e400": (
-        SCORED.replace(b"2}", b"1e400}"),
-        "responses[1].score: found an infinite number, expected a finite number of at most 1e+30",
-    ),
-    "5,000 digits": (
-        SCORED.replace(b"2}", b"9" * 5000 + b"}"),
-        "responses[1].score: found an infinite number, expected a finite number of at most 1e+30",
-    ),
-    "a score beyond float32": (
-        SCORED.replace(b"2}", b"1e200}"),
-        "responses[1].score: found the number 1e+200, expected a finite number of at most 1e+30",
-    ),
-    "some scores": (
-        group({"content": "a", "score": 1}, {"content": "b"}),
-        "responses: 1 of 2 have a 'score', expected all of them or none",
-    ),
-    "some labels": (
-        group({"content": "a", "chosen": True}, {"content": "b"}, {"content": "c"}),
-        "responses: 1 of 3 have a 'chosen', expected all of them or none",
-    ),
-    "text label": (
-        group({"content": "a", "chosen": "yes"}, {"content": "b", "chosen": False}),
-        "responses[0].chosen: found the text 'yes', expected true or false",
-    ),
-    "unknown role": (
-        roles("user", "tool", "user"),
+    "responses missing": (b'{"prompt": "Q"}\n',
+        "responses: missing, expected a list of objects with 'content'"),
+    "responses an object": (b'{"prompt": "Q", "responses": {"content": "a"}}\n',
+        "responses: found an object, expected a list of objects with 'content'"),
+    "a text among the responses": (group({"content": "a"}, "b"),
+        "responses[1]: found the text 'b', expected an object"),
+    "too many responses": (group(*({"content": str(number)} for number in range(5000))),
+        "responses: found a list of 5,000, expected at most 4,096"),
+    "all the same": (group({"content": "a"}, {"content": "a"}, {"content": "a"}),
+        "responses: all 3 are the same text, expected at least 2 different ones"),
+    "boolean score": (group({"content": "a", "score": True}, {"content": "b", "score": 1}),
+        "responses[0].score: found true, expected a number"),
+    "text score": (group({"content": "a", "score": 1}, {"content": "b", "score": "4.5"}),
+        "responses[1].score: found the text '4.5', expected a number"),
+    "NaN score": (SCORED.replace(b"1}", b"NaN}"),
+        "responses[0].score: found NaN, expected a finite number of at most 1e+30"),
+    "positive infinite score": (SCORED.replace(b"2}", b"Infinity}"),
+        "responses[1].score: found an infinite number, expected a finite number of at most 1e+30"),
+    "infinite score": (SCORED.replace(b"1}", b"-Infinity}"),
+        "responses[0].score: found an infinite number, expected a finite number of at most 1e+30"),
+    "1e400": (SCORED.replace(b"2}", b"1e400}"),
+        "responses[1].score: found an infinite number, expected a finite number of at most 1e+30"),
+    "5,000 digits": (SCORED.replace(b"2}", b"9" * 5000 + b"}"),
+        "responses[1].score: found an infinite number, expected a finite number of at most 1e+30"),
+    "a score beyond float32": (SCORED.replace(b"2}", b"1e200}"),
+        "responses[1].score: found the number 1e+200, expected a finite number of at most 1e+30"),
+    "some scores": (group({"content": "a", "score": 1}, {"content": "b"}),
+        "responses: 1 of 2 have a 'score', expected all of them or none"),
+    "some labels": (group({"content": "a", "chosen": True}, {"content": "b"}, {"content": "c"}),
+        "responses: 1 of 3 have a 'chosen', expected all of them or none"),
+    "text label": (group({"content": "a", "chosen": "yes"}, {"content": "b", "chosen": False}),
+        "responses[0].chosen: found the text 'yes', expected true or false"),
+    "unknown role": (roles("user", "tool", "user"),
         "prompt[1].role: found the text 'tool', expected one of system, user, assistant, "
-        "human, gpt",
-    ),
-    "role missing": (
-        group({"content": "a"}, {"content": "b"}, prompt=[{"content": "Q"}]),
-        "prompt[0].role: missing, expected one of system, user, assistant, human, gpt",
-    ),
-    "role null": (
-        group({"content": "a"}, {"content": "b"}, prompt=[{"role": None, "content": "Q"}]),
-        "prompt[0].role: found null, expected one of system, user, assistant, human, gpt",
-    ),
-    "content missing": (
-        group({"content": "a"}, {"content": "b"}, prompt=[{"role": "user"}]),
-        "prompt[0].content: missing, expected text",
-    ),
-    "content a list": (
-        group({"content": ["a"]}, {"content": "b"}),
-        "responses[0].content: found a list of 1, expected text",
-    ),
-    "system not first": (
-        roles("user", "system", "user"),
-        "prompt: the roles are user system user; expected [system] user assistant user …",
-    ),
-    "user twice": (
-        roles("system", "user", "user"),
-        "prompt: the roles are system user user; expected [system] user assistant user …",
-    ),
-    "assistant first": (
-        roles("assistant", "user"),
-        "prompt: the roles are assistant user; expected [system] user assistant user …",
-    ),
-    "assistant last": (
-        roles("user", "assistant"),
-        "prompt: the last message is the assistant's; expected the user's",
-    ),
-    "system alone": (
-        roles("system"),
-        "prompt: the last message is the system's; expected the user's",
-    ),
-}
+        "human, gpt"),
+    "role missing": (group(*AB, prompt=[{"content": "Q"}]),
+        "prompt[0].role: missing, expected one of system, user, assistant, human, gpt"),
+    "role null": (group(*AB, prompt=[{"role": None, "content": "Q"}]),
+        "prompt[0].role: found null, expected one of system, user, assistant, human, gpt"),
+    "content missing": (group(*AB, prompt=[{"role": "user"}]),
+        "prompt[0].content: missing, expected text"),
+    "content a list": (group({"content": ["a"]}, {"content": "b"}),
+        "responses[0].content: found a list of 1, expected text"),
+    "system not first": (roles("user", "system", "user"),
+        "prompt: the roles are user system user; expected [system] user assistant user …"),
+    "user twice": (roles("system", "user", "user"),
+        "prompt: the roles are system user user; expected [system] user assistant user …"),
+    "assistant first": (roles("assistant", "user"),
+        "prompt: the roles are assistant user; expected [system] user assistant user …"),
+    "assistant last": (roles("user", "assistant"),
+        "prompt: the last message is the assistant's; expected the user's"),
+    "system alone": (roles("system"),
+        "prompt: the last message is the system's; expected the user's"),
+}  # fmt: skip
+
+# Whole files.
+BAD_FILES: dict[str, tuple[str, bytes, str]] = {
+    "empty": ("e.jsonl", b"", "e.jsonl: file: empty; expected JSON objects"),
+    "only a mark": ("e.jsonl", codecs.BOM_UTF8, "e.jsonl: file: empty; expected JSON objects"),
+    "empty .json": ("e.json", b"", "e.json: file: empty; expected JSON objects"),
+    "UTF-16": ("u.jsonl", GOOD.decode().encode("utf-16"),
+        "u.jsonl:1: UTF-16: expected UTF-8; convert it with: iconv -f UTF-16 -t UTF-8"),
+    "UTF-16 without a mark": ("u.jsonl", GOOD.decode().strip().encode("utf-16-le"),
+        "u.jsonl:1: NUL: at byte 2; expected UTF-8 text"),
+    "invalid UTF-8 after a mark": ("u.jsonl", codecs.BOM_UTF8 + GOOD + b'{"prompt": "\xff"}\n',
+        f"u.jsonl:2: UTF-8: invalid byte 0xff at byte {3 + len(GOOD) + 12} of the file"),
+    "invalid UTF-8 in an array after a mark": ("a.json",
+        codecs.BOM_UTF8 + ARRAY.replace(b'"a"', b'"\xe9"', 1),
+        "a.json:2: UTF-8: invalid byte 0xe9 at byte 32 of the file"),
+    "an array cut short": ("a.json", ARRAY[:-3],
+        "a.json:4: JSON: the array does not end (is the file cut short?)"),
+    "an array cut in an element": ("a.json", ARRAY[:-9],
+        "a.json:4: JSON: ends in the middle of a value (is the file cut short?)"),
+    "a comma before the end of an array": ("a.json", ARRAY[:-2] + b",]\n",
+        "a.json:5: JSON: a comma before ']'"),
+    "no comma in an array": ("a.json", ARRAY.replace(b"\n,", b"\n"),
+        "a.json:4: JSON: found '{' after an element, expected ',' or ']'"),
+    "text after an array": ("a.json", ARRAY + b"[]",
+        "a.json:6: JSON: found '[' after the array's end"),
+    "a bad element": ("a.json", ARRAY.replace(b'"a"', b"None", 1),
+        'a.json:2: JSON: expected JSON, found \'None, "rejected": "b"}\\n…\' at column 27'),
+    "a key twice in an array": ("a.json", ARRAY.replace(b'"chosen"', b'"prompt"', 1),
+        "a.json:2: JSON: the key 'prompt' appears twice in one object"),
+    "invalid UTF-8 in an array": ("a.json", ARRAY.replace(b'"a"', b'"\xe9"', 1),
+        "a.json:2: UTF-8: invalid byte 0xe9 at byte 29 of the file"),
+    "an array too deep": ("a.json", b"[\n" + b"[" * 100_000,
+        "a.json:2: JSON: nested too deeply; rows of preference data are a few levels deep"),
+    "one object over many lines": ("a.json", b'{\n "data": []\n}\n',
+        "a.json:1: JSON: one object; expected an array of objects"),
+    "gzip that is none": ("g.jsonl.gz", GOOD,
+        "g.jsonl.gz: gzip: damaged or cut short (Not a gzipped file (b'{\"'))"),
+    "gzip cut short": ("g.jsonl.gz", gzip.compress(GOOD, mtime=0)[:-8],
+        "g.jsonl.gz: gzip: damaged or cut short "
+        "(Compressed file ended before the end-of-stream marker was reached)"),
+    "zstd that is none": ("z.jsonl.zst", GOOD,
+        "z.jsonl.zst: zstd: damaged or cut short "
+        "(ZSTD decompress failed: Unknown frame descriptor)"),
+    "Parquet that is none": ("p.parquet", GOOD * 9,
+        f"p.parquet: Parquet: {NO_PARQUET}"),
+    "torn Parquet": ("p.parquet", packed_parquet(PAIRS)[:-20],
+        f"p.parquet: Parquet: {NO_PARQUET}"),
+    "Parquet without rows": ("p.parquet", packed_parquet(PAIRS.slice(0, 0)),
+        "p.parquet: file: no rows; expected one row per group"),
+    "Parquet with a number for text": ("p.parquet",
+        packed_parquet(PAIRS.slice(0, 1).set_column(1, "chosen", pa.array([7]))),
+        "p.parquet:row 1: chosen: found the number 7, expected text, a message or a list of "
+        "messages"),
+    "Parquet with bytes for text": ("p.parquet",
+        packed_parquet(PAIRS.slice(0, 1).set_column(1, "chosen", pa.array([b"ab"]))),
+        "p.parquet:row 1: chosen: found 2 bytes, expected text, a message or a list of messages"),
+    "Parquet with null": ("p.parquet",
+        packed_parquet(PAIRS.set_column(2, "rejected", pa.array(["c", None]))),
+        "p.parquet:row 2: rejected: found null, expected text, a message or a list of messages"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", BAD_LINES)
@@ -302,143 +264,6 @@ def test_a_bad_group(kind: str) -> None:
     assert problems_of("bad.jsonl", SCORED + line) == [f"bad.jsonl:2: {expected}"]
 
 
-def packed_parquet(table: pa.Table, **options: Any) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, **options)
-    return bytes(sink.getvalue())
-
-
-PAIRS = pa.table({"prompt": ["Q", "R"], "chosen": ["a", "b"], "rejected": ["c", "d"]})
-A_PARQUET = packed_parquet(PAIRS)
-ARRAY = b"[\n" + GOOD + b",\n" + GOOD + b"]\n"
-
-BAD_FILES: dict[str, tuple[str, bytes, str]] = {
-    "empty": ("e.jsonl", b"", "e.jsonl: file: empty; expected JSON objects"),
-    "only a mark": ("e.jsonl", codecs.BOM_UTF8, "e.jsonl: file: empty; expected JSON objects"),
-    "empty .json": ("e.json", b"", "e.json: file: empty; expected JSON objects"),
-    "UTF-16": (
-        "u.jsonl",
-        GOOD.decode().encode("utf-16"),
-        "u.jsonl:1: UTF-16: expected UTF-8; convert it with: iconv -f UTF-16 -t UTF-8",
-    ),
-    "UTF-16 without a mark": (
-        "u.jsonl",
-        GOOD.decode().strip().encode("utf-16-le"),
-        "u.jsonl:1: NUL: at byte 2; expected UTF-8 text",
-    ),
-    "invalid UTF-8 after a mark": (
-        "u.jsonl",
-        codecs.BOM_UTF8 + GOOD + b'{"prompt": "\xff"}\n',
-        f"u.jsonl:2: UTF-8: invalid byte 0xff at byte {3 + len(GOOD) + 12} of the file",
-    ),
-    "invalid UTF-8 in an array after a mark": (
-        "a.json",
-        codecs.BOM_UTF8 + ARRAY.replace(b'"a"', b'"\xe9"', 1),
-        "a.json:2: UTF-8: invalid byte 0xe9 at byte 32 of the file",
-    ),
-    "an array cut short": (
-        "a.json",
-        ARRAY[:-3],
-        "a.json:4: JSON: the array does not end (is the file cut short?)",
-    ),
-    "an array cut in an element": (
-        "a.json",
-        ARRAY[:-9],
-        "a.json:4: JSON: ends in the middle of a value (is the file cut short?)",
-    ),
-    "a comma before the end of an array": (
-        "a.json",
-        ARRAY[:-2] + b",]\n",
-        "a.json:5: JSON: a comma before ']'",
-    ),
-    "no comma in an array": (
-        "a.json",
-        ARRAY.replace(b"\n,", b"\n"),
-        "a.json:4: JSON: found '{' after an element, expected ',' or ']'",
-    ),
-    "text after an array": (
-        "a.json",
-        ARRAY + b"[]",
-        "a.json:6: JSON: found '[' after the array's end",
-    ),
-    "a bad element": (
-        "a.json",
-        ARRAY.replace(b'"a"', b"None", 1),
-        'a.json:2: JSON: expected JSON, found \'None, "rejected": "b"}\\n…\' at column 27',
-    ),
-    "a key twice in an array": (
-        "a.json",
-        ARRAY.replace(b'"chosen"', b'"prompt"', 1),
-        "a.json:2: JSON: the key 'prompt' appears twice in one object",
-    ),
-    "invalid UTF-8 in an array": (
-        "a.json",
-        ARRAY.replace(b'"a"', b'"\xe9"', 1),
-        "a.json:2: UTF-8: invalid byte 0xe9 at byte 29 of the file",
-    ),
-    "an array too deep": (
-        "a.json",
-        b"[\n" + b"[" * 100_000,
-        "a.json:2: JSON: nested too deeply; rows of preference data are a few levels deep",
-    ),
-    "one object over many lines": (
-        "a.json",
-        b'{\n "data": []\n}\n',
-        "a.json:1: JSON: one object; expected an array of objects",
-    ),
-    "gzip that is none": (
-        "g.jsonl.gz",
-        GOOD,
-        "g.jsonl.gz: gzip: damaged or cut short (Not a gzipped file (b'{\"'))",
-    ),
-    "gzip cut short": (
-        "g.jsonl.gz",
-        gzip.compress(GOOD, mtime=0)[:-8],
-        "g.jsonl.gz: gzip: damaged or cut short "
-        "(Compressed file ended before the end-of-stream marker was reached)",
-    ),
-    "zstd that is none": (
-        "z.jsonl.zst",
-        GOOD,
-        "z.jsonl.zst: zstd: damaged or cut short "
-        "(ZSTD decompress failed: Unknown frame descriptor)",
-    ),
-    "Parquet that is none": (
-        "p.parquet",
-        GOOD * 9,
-        "p.parquet: Parquet: damaged, cut short or no Parquet (Parquet magic bytes not found in "
-        "footer. Either the file is corrupted or this is not a parquet file)",
-    ),
-    "torn Parquet": (
-        "p.parquet",
-        packed_parquet(PAIRS)[:-20],
-        "p.parquet: Parquet: damaged, cut short or no Parquet (Parquet magic bytes not found in "
-        "footer. Either the file is corrupted or this is not a parquet file)",
-    ),
-    "Parquet without rows": (
-        "p.parquet",
-        packed_parquet(PAIRS.slice(0, 0)),
-        "p.parquet: file: no rows; expected one row per group",
-    ),
-    "Parquet with a number for text": (
-        "p.parquet",
-        packed_parquet(PAIRS.slice(0, 1).set_column(1, "chosen", pa.array([7]))),
-        "p.parquet:row 1: chosen: found the number 7, expected text, a message or a list of "
-        "messages",
-    ),
-    "Parquet with bytes for text": (
-        "p.parquet",
-        packed_parquet(PAIRS.slice(0, 1).set_column(1, "chosen", pa.array([b"ab"]))),
-        "p.parquet:row 1: chosen: found 2 bytes, expected text, a message or a list of messages",
-    ),
-    "Parquet with null": (
-        "p.parquet",
-        packed_parquet(PAIRS.set_column(2, "rejected", pa.array(["c", None]))),
-        "p.parquet:row 2: rejected: found null, expected text, a message or a list of messages",
-    ),
-}
-
-
 @pytest.mark.parametrize("kind", BAD_FILES)
 def test_a_bad_file(kind: str) -> None:
     name, content, expected = BAD_FILES[kind]
@@ -447,52 +272,6 @@ def test_a_bad_file(kind: str) -> None:
 
 def test_the_table_is_as_long_as_promised() -> None:
     assert len(BAD_LINES) + len(BAD_GROUPS) + len(BAD_FILES) >= 40
-
-
-def test_no_damaged_footer_ends_the_process() -> None:
-    """A bit of every second byte of a footer, in a process of its own.
-
-    pyarrow's accessors of column metadata abort on some of these files (uncaught C++ exceptions).
-    """
-    rows = [{"prompt": "Q", "responses": [{"content": "a"}, {"content": "b"}]}]
-    Path("whole.parquet").write_bytes(packed_parquet(pa.Table.from_pylist(rows)))
-    script = """
-        from pathlib import Path
-        from mrpo_tools.errors import UsageError
-        from mrpo_tools.sources import load_groups
-        whole = Path("whole.parquet").read_bytes()
-        footer = int.from_bytes(whole[-8:-4], "little")
-        refused = 0
-        for place in range(len(whole) - 8 - footer, len(whole) - 8, 2):
-            damaged = bytearray(whole)
-            damaged[place] ^= 1
-            Path("x.parquet").write_bytes(damaged)
-            try:
-                load_groups("x.parquet")
-            except UsageError:
-                refused += 1
-        print(refused)
-    """
-    done = run_script(script)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 50
-
-
-def run_script(script: str) -> subprocess.CompletedProcess[str]:
-    """A script in a process of its own, in the working directory."""
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-        check=False,
-    )
-
-
-@pytest.mark.parametrize("name", ["a[1]*?.parquet", "it's.parquet", "ä ☃.parquet"])
-def test_a_parquet_file_of_any_name(name: str) -> None:
-    Path(name).write_bytes(A_PARQUET)
-    assert len(load_groups(name).groups) == 2
 
 
 COMMANDS = {
@@ -511,25 +290,16 @@ BAD_CONTENTS = {
 
 @pytest.mark.parametrize("kind", BAD_CONTENTS)
 def test_bad_data_ends_every_command_before_a_model_loads(
-    kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit 2, the same one line, nothing written; the reference's folder is never opened."""
-    from mrpo_tools.cli import run
-    from mrpo_tools.references import loading, resolved
-
+    """Exit 2, the same one line, nothing written. The reference's folder is not there and the cache
+    is empty: whoever looked there first would end with another error."""
     name, content = BAD_CONTENTS[kind]
     Path(name).write_bytes(content)
     with pytest.raises(DataError) as error:
         load_groups(name)
     line = f"  {error.value.problems[0]}\n"
     Path("cache/references").mkdir(parents=True)
-    for module, function in (
-        (resolved, "locate"),
-        (loading, "load_tokenizer"),
-        (loading, "load_model"),
-        (resolved, "resolve"),
-    ):
-        monkeypatch.setattr(module, function, lambda *_, **__: pytest.fail("a model was touched"))
     for command, words in COMMANDS.items():
         target = ["out.jsonl"] if command == "convert" else []
         assert run([*words, name, *target]) == 2, command
@@ -544,33 +314,20 @@ def test_bad_data_ends_every_command_before_a_model_loads(
 @pytest.mark.parametrize("name", ["../up", "a=b", "x" * 300, "", ".", "a/b", "a b", "ä", "a\0"])
 def test_a_reference_of_a_bad_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Refused on the command line and in the project file, where a name may hold a `=`."""
-    from mrpo_tools.cli import run
-    from mrpo_tools.config import check_name
-
     Path("good.jsonl").write_bytes(GOOD)
     with pytest.raises(UsageError, match="is not usable as a directory and a column") as error:
         check_name(name)
-    shown = str(error.value)
-    assert len(shown) < 120
+    message = str(error.value)
+    assert len(message) < 120
     project = json.dumps({"references": {name: "model"}, "dataset": "good.jsonl"})
     Path("mrpo.yaml").write_text(project)
     assert run(["precompute"]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {shown}\nnext:  use up to 64 letters")
+    assert capsys.readouterr().err.startswith(f"error: {message}\nnext:  use up to 64 letters")
     if "=" not in name:
         Path("mrpo.yaml").unlink()
         assert run(["precompute", "--ref", f"{name}=model", "--dataset", "good.jsonl"]) == 2
-        assert capsys.readouterr().err.startswith(f"error: {shown}\n")
+        assert capsys.readouterr().err.startswith(f"error: {message}\n")
     assert "cache" not in os.listdir()
-
-
-def test_bytes_flipped_in_parquet_are_noticed() -> None:
-    """Page checksums are verified where the writer left any."""
-    whole = bytearray(packed_parquet(PAIRS, compression="none", write_page_checksum=True))
-    whole[whole.index(b"\x01\x00\x00\x00a") + 4] ^= 1
-    (problem,) = problems_of("p.parquet", bytes(whole))
-    assert problem.startswith(
-        "p.parquet: Parquet: damaged, cut short or no Parquet (could not verify"
-    )
 
 
 @pytest.mark.parametrize(
@@ -649,14 +406,14 @@ def test_all_problems_are_collected_and_the_first_twenty_shown() -> None:
     with pytest.raises(DataError) as error:
         load_groups("x.jsonl")
     assert len(error.value.problems) == 60, "two in each row"
-    shown = str(error.value).splitlines()
-    assert shown[0] == (
+    report = str(error.value).splitlines()
+    assert report[0] == (
         "x.jsonl: 60 problems in 31 rows, read by the adapter pairs "
         "(columns prompt: text or [message, …], chosen, rejected)"
     )
-    assert len(shown) == 1 + 20 + 1
-    assert shown[1].startswith("  x.jsonl:2: prompt: found empty text")
-    assert shown[-1] == "  … and 40 more"
+    assert len(report) == 1 + 20 + 1
+    assert report[1].startswith("  x.jsonl:2: prompt: found empty text")
+    assert report[-1] == "  … and 40 more"
 
 
 def test_bad_first_rows_do_not_hide_the_format() -> None:
@@ -679,185 +436,3 @@ def test_a_damaged_file_cannot_be_skipped() -> None:
     Path("x.jsonl.gz").write_bytes(gzip.compress(GOOD * 9, mtime=0)[:-8])
     with pytest.raises(DataError):
         load_groups("x.jsonl.gz", skip_bad=True)
-
-
-def test_numbers_that_nobody_reads_may_be_anything() -> None:
-    """Python writes NaN into metadata; only a field that is used must be finite."""
-    Path("x.jsonl").write_bytes(GOOD.replace(b"}", b', "loss": NaN, "n": ' + b"1" * 5000 + b"}"))
-    assert len(load_groups("x.jsonl").groups) == 1
-
-
-def repeated(text: str, times: int) -> pa.DictionaryArray:
-    """A column of one text, which takes no more memory here than in the file."""
-    return pa.DictionaryArray.from_arrays(pa.array([0] * times, pa.int32()), [text])
-
-
-def repeated_pairs(text: str, times: int) -> pa.Table:
-    columns = {name: repeated(name, times) for name in ("chosen", "rejected")}
-    return pa.table({"prompt": repeated(text, times), **columns})
-
-
-def repeated_groups(text: str, times: int) -> pa.Table:
-    responses = pa.ListArray.from_arrays(
-        range(0, 2 * times + 1, 2),
-        pa.StructArray.from_arrays([repeated(text, 2 * times)], ["content"]),
-    )
-    return pa.table({"prompt": repeated("Q", times), "responses": responses})
-
-
-BOMBS: dict[str, Callable[[], pa.Table]] = {
-    "one text a thousand times": lambda: repeated_pairs("p" * 1_000_000, 1100),
-    "one text a thousand times, nested": lambda: repeated_groups("p" * 500_000, 1100),
-    "one long text": lambda: pa.table(
-        {"prompt": ["p" * 300_000_000], "chosen": ["a"], "rejected": ["b"]}
-    ),
-    "one long list": lambda: pa.table(
-        {
-            "prompt": pa.array(["p"]),
-            "responses": pa.ListArray.from_arrays([0, 60_000_000], pa.repeat("a", 60_000_000)),
-            "rewards": pa.array([[1.0]]),
-        }
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", BOMBS)
-def test_a_parquet_bomb_stays_small(kind: str) -> None:
-    """A file of kilobytes that expands to a gigabyte is refused with memory under 1.5 GB."""
-    pq.write_table(
-        BOMBS[kind](),
-        "bomb.parquet",
-        compression="zstd",
-        store_schema=False,
-        write_statistics=False,
-    )
-    assert Path("bomb.parquet").stat().st_size < 200_000
-    script = """
-        from pathlib import Path
-        from mrpo_tools.errors import DataError
-        from mrpo_tools.sources import load_groups
-        try:
-            load_groups("bomb.parquet")
-        except DataError as error:
-            print(error.problems[-1])
-        status = Path("/proc/self/status").read_text()
-        print(int(status.partition("VmHWM:")[2].split()[0]) // 1024)
-    """
-    done = run_script(script)
-    assert done.returncode == 0, done.stderr
-    problem, megabytes = done.stdout.splitlines()
-    assert problem.startswith("bomb.parquet")
-    assert int(megabytes) < 1500, megabytes
-
-
-def test_a_gzip_bomb_is_refused() -> None:
-    """One endless line, and endless lines."""
-    for line, reason in (
-        (b" " * 2**20, "bomb.jsonl.gz:2: line: longer than 64 MiB; "),
-        (b" " * 2**20 + b"\n", "bomb.jsonl.gz: file: 3"),
-    ):
-        with gzip.open("bomb.jsonl.gz", "wb", compresslevel=6) as file:
-            file.write(GOOD)
-            for _ in range(300):
-                file.write(line)
-        with pytest.raises(DataError) as error:
-            load_groups("bomb.jsonl.gz")
-        (problem,) = map(str, error.value.problems)
-        assert problem.startswith(reason)
-    assert " bytes expand to more than " in problem
-
-
-text = st.text(max_size=8) | st.sampled_from(
-    ["Q", " ", "\n\nHuman: a\n\nAssistant: b", "Human:", "\ud800", "\0", "N/A", "user", "assistant"]
-)
-scalar = st.none() | st.booleans() | st.integers() | st.floats() | text
-words = sorted(
-    {column for adapter in ADAPTERS.values() for column in adapter.columns}
-    | {"role", "content", "from", "value", "score", "model", "id", "split", "system", "history"}
-    | {"output", "response", "answer", "rank", "annotations", "overall_score", "input"}
-)
-anything = st.recursive(
-    scalar,
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(words) | text, inner, max_size=4)
-    ),
-    max_leaves=8,
-)
-
-
-@st.composite
-def rows_like_an_adapter(draw: st.DrawFn) -> dict[str, Any]:
-    """The columns of an adapter with anything in them."""
-    adapter = draw(st.sampled_from(list(ADAPTERS.values())))
-    return {column: draw(anything) for column in adapter.columns} | draw(
-        st.dictionaries(st.sampled_from(words), anything, max_size=2)
-    )
-
-
-def check_rows(rows: list[Any], adapter: str | None) -> None:
-    """They become groups that anything else can work with, or an error of ours."""
-    path = Path("fuzz.jsonl")
-    path.write_text("\n".join(json.dumps(value) for value in rows))
-    try:
-        groups = load_groups(path, adapter=adapter).groups
-    except UsageError:
-        return
-    for one in groups:
-        assert len(one.responses) >= 2
-        assert one.group_id
-        assert one.prompt[-1].role == "user"
-        json.dumps(one.as_dict(), allow_nan=False).encode()
-
-
-def check_bytes(file: tuple[str, bytes], flips: list[tuple[int, int]], length: int) -> None:
-    """A damaged file is read as far as it is whole, or refused."""
-    name, content = file
-    damaged = bytearray(content)
-    for place, byte in flips:
-        damaged[place % len(damaged)] = byte
-    Path(name).write_bytes(damaged[: length % len(damaged) + 1])
-    with contextlib.suppress(UsageError):
-        assert load_groups(name).groups
-
-
-some_rows = given(
-    st.lists(rows_like_an_adapter() | anything, min_size=1, max_size=3),
-    st.none() | st.sampled_from(list(ADAPTERS)),
-)
-some_bytes = given(
-    st.sampled_from([("f.jsonl", GOOD * 3), ("f.json", ARRAY), ("f.parquet", A_PARQUET)]),
-    st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4),
-    st.integers(0, 10_000),
-)
-
-
-def settled(examples: int) -> settings:
-    quiet = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-    return settings(max_examples=examples, deadline=None, suppress_health_check=quiet)
-
-
-@pytest.mark.long
-@pytest.mark.timeout(900)
-def test_ten_minutes_of_fuzzing(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Bytes that atheris finds by the paths they take: no traceback, no abort, under 2 GB."""
-    pytest.importorskip("atheris")
-    corpus = tmp_path_factory.mktemp("fuzz") / "corpus"
-    root = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, str(root / "tests" / "fuzz_data.py"), str(corpus),
-         "-max_total_time=600", "-rss_limit_mb=2048", "-timeout=60"],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])},
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    assert "Done " in done.stderr
-
-
-test_rows_of_anything = settled(300)(some_rows(check_rows))
-test_damaged_files = settled(300)(some_bytes(check_bytes))
-test_rows_of_anything_for_long = pytest.mark.long(settled(20_000)(some_rows(check_rows)))
-test_damaged_files_for_long = pytest.mark.long(settled(20_000)(some_bytes(check_bytes)))

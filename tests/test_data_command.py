@@ -125,14 +125,24 @@ def test_the_seed_draws_other_prompts(capsys):
     assert 30 < len(zero) < 95, "within 5 standard deviations (6.9) of 60"
 
 
-def test_convert_says_which_pairs_and_what_made_none(source, capsys):
-    assert run(["data", "convert", source, "out.jsonl", "--to", "trl", "--pairs", "all"]) == 0
+@pytest.mark.parametrize(
+    "words", [["--pairing", "all"], ["--pairs", "all"], ["--pairs", "x", "--pairing", "all"]]
+)
+def test_convert_says_which_pairs_and_what_made_none(words, source, capsys):
+    """By the word of today and by the former one."""
+    assert run(["data", "convert", source, "out.jsonl", "--to", "trl", *words]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out == [
         "wrote 6 all pairs of 4 groups to out.jsonl",
         "1 groups have no better response and made no pair",
     ]
     assert load_groups("out.jsonl").counts["groups"] == 6
+
+
+def test_a_pairing_that_draws_cannot_be_written(source, capsys):
+    assert run(["data", "convert", source, "out.jsonl", "--pairs", "best_random"]) == 2
+    error = capsys.readouterr().err
+    assert "'best_random' is not one of 'best_worst', 'best_vs_rest', 'all'" in error
 
 
 def test_convert_replaces_only_what_it_is_told_to(source, capsys):
@@ -251,7 +261,8 @@ def test_a_file_of_two_gigabytes(tmp_path):
     )
     sizes, *measured = map(json.loads, done.stdout.splitlines())
     assert sizes["large_bytes"] > 2e9
-    assert [one["what"] for one in measured] == ["validate", "convert", "index"]
-    for one in measured[:2]:
-        assert one["peak_megabytes"] < 500
-    assert measured[2]["seconds"] < 180
+    figures = {row["what"]: row for row in measured}
+    assert list(figures) == ["validate", "convert", "index", "array", "array as a whole"]
+    for what in ("validate", "convert", "index", "array"):
+        assert figures[what]["peak_megabytes"] < 500
+    assert figures["index"]["seconds"] < 180

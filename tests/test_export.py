@@ -20,10 +20,11 @@ from mrpo_tools.cli import run
 from mrpo_tools.errors import ResourceError, UsageError
 from mrpo_tools.groups import Group, Message, Response, user_prompt
 from mrpo_tools.maths import contrasts
-from mrpo_tools.pairing import PAIRINGS, pairs_of
+from mrpo_tools.pairing import pairs_of
 from mrpo_tools.sources import load_groups
 from mrpo_tools.sources.export import FORMS
-from mrpo_tools.sources.write import BATCH_ROWS, writing
+from mrpo_tools.sources.write import BATCH_CHARACTERS, BATCH_ROWS, writing
+from mrpo_tools.words import DeterministicPairing, choices
 
 PROMPT = (
     Message("system", "Be short."),
@@ -74,7 +75,7 @@ def test_labels_alone_make_pairs_in_the_order_of_the_data() -> None:
     partly = Group(PROMPT, tuple(Response(f"y{n}", s, n < 2) for n, s in enumerate([1, 9, None])))
     assert named(partly, "best_worst") == ["y0>y2"]
     unjudged = Group(PROMPT, (Response("a"), Response("b")))
-    assert not any(named(unjudged, pairing) for pairing in PAIRINGS)
+    assert not any(named(unjudged, pairing) for pairing in choices(DeterministicPairing))
 
 
 @settings(max_examples=150, deadline=None)
@@ -85,7 +86,7 @@ def test_labels_alone_make_pairs_in_the_order_of_the_data() -> None:
             st.none() | st.lists(st.booleans(), min_size=len(scores), max_size=len(scores)),
         )
     ),
-    st.sampled_from(PAIRINGS),
+    st.sampled_from(choices(DeterministicPairing)),
 )
 def test_the_pairs_are_those_that_training_uses(judged: Any, pairing: str) -> None:
     """The same as `maths.contrasts.pairs`, which works on tensors."""
@@ -238,3 +239,12 @@ def test_an_error_leaves_nothing_behind(suffix: str, tmp_path: Path) -> None:
         fail()
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
     assert target.read_text() == "old"
+
+
+def test_long_rows_are_written_a_few_at_a_time(tmp_path: Path) -> None:
+    """A table is flushed by its text too: four rows of half the limit are two tables."""
+    text = "x" * (BATCH_CHARACTERS // 2)
+    with writing(tmp_path / "x.parquet", {"text": "string"}) as put:
+        for _ in range(4):
+            put({"text": text})
+    assert pq.ParquetFile(tmp_path / "x.parquet").num_row_groups == 2

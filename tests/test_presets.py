@@ -23,13 +23,13 @@ SMALL = ["comparison-gpt4", "neural-dpo", "distilabel-math"]
 
 
 def cell(name: str) -> Recipe:
-    return Recipe(**load_preset(str(ROOT / "recipes" / "papers" / name)).recipe)
+    return load_preset(str(ROOT / "recipes" / "papers" / name)).recipe
 
 
 @pytest.mark.parametrize("word", CELLS, ids=lambda word: Path(word).name)
 def test_every_cell_loads_and_means_something(word):
     preset = load_preset(word)
-    recipe = Recipe(**preset.recipe)
+    recipe = preset.recipe
     source = preset.project.dataset.source
     scores = source in SCORED or "table-4.yaml:mpo" in word or "w-mpo" in word
     method = resolve_method(recipe, scores=scores)
@@ -118,7 +118,7 @@ def test_init_writes_a_project_and_a_recipe_that_load(tmp_path, monkeypatch, cap
     assert project.dataset.test_size is None, "the paper's own split"
     assert project.references["mistral"].model == "teknium/OpenHermes-2.5-Mistral-7B"
     assert project.references["mistral"].quantization == "nf4"
-    assert Recipe(**load_recipe(Path("recipe.yaml"))) == Recipe(**load_preset(word).recipe)
+    assert Recipe(**load_recipe(Path("recipe.yaml"))) == load_preset(word).recipe
     first = Path("mrpo.yaml").read_text().splitlines()[0]
     assert first == "# MRPO (Le et al. 2025), Table 1: mrpo/m-from-l"
     assert run(["init", "--preset", word]) == 2

@@ -1,10 +1,11 @@
-"""Three real data sets through the whole pipeline, with tiny models of three families.
+"""Three real data sets read word for word, and through the whole pipeline with tiny models.
 
 They are looked for in the directory that MRPO_TEST_DATA names, and skipped without it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def test_the_pipeline(file, rows, loss, references, tmp_path):
     result = train(recipe, groups, cache, references, tmp_path / "run")
     assert result.metrics["step0_difference_nats_per_token"] <= 1e-5
     tied = sum(
-        len({one.score for one in group.responses}) == 1
+        len({response.score for response in group.responses}) == 1
         for group in groups
         if group.split == "train" and group.has_scores
     )
@@ -62,4 +63,33 @@ def test_the_pipeline(file, rows, loss, references, tmp_path):
 
 def size(group) -> int:
     prompt = sum(len(turn.content) for turn in group.prompt)
-    return prompt + max(len(one.content) for one in group.responses)
+    return prompt + max(len(response.content) for response in group.responses)
+
+
+@pytest.mark.parametrize(
+    ("name", "groups", "responses", "tied", "adapter"),
+    [
+        ("comparison_gpt4_pairs.json", 1095, 2, 0, "comparison-gpt4"),
+        ("chat_pairs_sharegpt.json", 300, 2, 0, "sharegpt"),
+        ("vicuna_scored4.jsonl", 80, 4, 6, "outputs"),
+    ],
+)
+def test_real_files(name: str, groups: int, responses: int, tied: int, adapter: str) -> None:
+    source = load_groups(Path(FOLDER) / name)
+    assert (len(source.groups), source.adapter) == (groups, adapter)
+    assert {len(group.responses) for group in source.groups} == {responses}
+    assert source.counts["tied_groups"] == tied
+
+
+def test_real_conversations_are_read_word_for_word() -> None:
+    path = Path(FOLDER) / "chat_pairs_sharegpt.json"
+    roles = {"human": "user", "gpt": "assistant", "system": "system"}
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    for row, group in zip(rows, load_groups(path).groups, strict=True):
+        assert [turn.as_dict() for turn in group.prompt] == [
+            {"role": roles[turn["from"]], "content": turn["value"]} for turn in row["conversations"]
+        ]
+        assert [(r.content, r.chosen) for r in group.responses] == [
+            (row["chosen"]["value"], True),
+            (row["rejected"]["value"], False),
+        ]

@@ -14,6 +14,7 @@ from mrpo_tools.cache.reference import ReferenceStore
 from mrpo_tools.cache.store import Cache
 from mrpo_tools.errors import UsageError
 from mrpo_tools.pairing import pairs_of
+from mrpo_tools.words import DeterministicPairing
 
 _MESSAGES = GROUPS_SCHEMA.field("prompt").type
 PAIRS_SCHEMA = pa.schema(
@@ -71,7 +72,7 @@ def export_pairs(
     store: ReferenceStore,
     dataset: str | None = None,
     split: str | None = None,
-    pairing: str = "best_worst",
+    pairing: DeterministicPairing = "best_worst",
 ) -> Pairs:
     """Saved pairs with one reference's log-probs.
 
@@ -80,7 +81,7 @@ def export_pairs(
         store: the reference.
         dataset: the name it was saved under; None takes all.
         split: None takes all.
-        pairing: `best_worst`, or `all` pairs of a better and a worse response.
+        pairing: which pairs a group of more than two responses makes.
 
     Raises:
         CacheMissing: a response has not been scored.
@@ -124,7 +125,7 @@ def _saved_rows(cache: Cache, dataset: str | None, split: str | None) -> list[di
 
 
 def _pairs(
-    row: Mapping[str, Any], numbers: Mapping[str, Number], pairing: str
+    row: Mapping[str, Any], numbers: Mapping[str, Number], pairing: DeterministicPairing
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
     """The pairs of a saved group as rows; and what could not be one."""
     group = group_from_row(row)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import click
 
-from mrpo_tools.errors import NO_SPACE, MrpoError, Preempted, ResourceError
+from mrpo_tools.errors import NO_SPACE, MrpoError, Preempted, ResourceError, did_you_mean
 from mrpo_tools.progress import is_first_process
 
 COMMANDS = {
@@ -42,10 +42,12 @@ COMMANDS = {
 class LazyGroup(click.Group):
     """A group that imports a command's module when it is asked for."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        """The names, in the order of `COMMANDS`."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+    def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
+        """The command of a name, imported now."""
         if name not in COMMANDS:
             return None
         command: click.Command = getattr(importlib.import_module(COMMANDS[name]), name)
@@ -54,8 +56,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        from mrpo_tools.errors import did_you_mean
-
+        """As click does, but an unknown name is answered with near ones."""
         if args and args[0] not in COMMANDS:
             hint = did_you_mean(args[0], COMMANDS)
             raise click.UsageError(f"no command is named {args[0]!r}; {hint}", ctx)
@@ -66,7 +67,7 @@ class LazyGroup(click.Group):
 @click.version_option(package_name="mrpo-tools", prog_name="mrpo")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.pass_context
-def cli(ctx: click.Context, debug: bool) -> None:
+def cli(ctx: click.Context, *, debug: bool) -> None:
     """Preference optimisation with several reference models.
 
     Phase 1, `mrpo precompute`, streams each reference over preference data and caches its
@@ -91,11 +92,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
-def run(arguments: list[str]) -> int:
-    """Run one command; returns the exit code."""
+def run(arguments: list[str], command: click.Command = cli) -> int:
+    """Run one command line; returns the exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        code = cli.main(arguments, standalone_mode=False)
+        code = command.main(arguments, standalone_mode=False)
         _flush()
         return code if isinstance(code, int) else 0
     except click.ClickException as error:

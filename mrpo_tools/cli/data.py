@@ -3,37 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from mrpo_tools import words
+from mrpo_tools.cli.data_summary import count_tokens, facts_of, print_summary
 from mrpo_tools.cli.options import (
+    choice,
     counted,
     dataset_of,
     dataset_options,
+    decorate,
     json_option,
     print_json,
-    print_table,
     references_named,
+    renamed,
     warn_of,
+    written_pairing_option,
 )
 
 if TYPE_CHECKING:
-    from mrpo_tools.groups import Group
     from mrpo_tools.sources import GroupStream
-    from mrpo_tools.sources.summary import Summary
-
-TEXT_SHOWN = 600
-BAR_WIDTH = 40
+    from mrpo_tools.words import DataForm, DeterministicPairing
 
 
-def data_options(command: Any) -> Any:
-    """How to read and which part of it."""
-    split = click.option("--split", metavar="NAME", help="This split only.")
-    seed = click.option("--seed", type=int, help="The same as --split-seed.")
-    return split(dataset_options(seed(command)))
+data_options = decorate(
+    click.option("--split", metavar="NAME", help="This split only."),
+    dataset_options,
+    click.option("--seed", type=int, help="The same as --split-seed."),
+)
 
 
 @click.group()
@@ -49,7 +51,7 @@ def data() -> None:
 @click.option("--rows", default=3, show_default=True, help="Groups to show.")
 @json_option
 def show(
-    source: str | None, refs: tuple[str, ...], rows: int, as_json: bool, **options: Any
+    *, source: str | None, refs: tuple[str, ...], rows: int, as_json: bool, **options: Any
 ) -> None:
     """What a data set holds: adapter and why, counts, scores, lengths, the first groups.
 
@@ -68,24 +70,23 @@ def show(
     with _stream(source, options, "reading") as stream:
         for group in stream:
             summary.add(group)
-    found = _facts(stream, summary)
-    tokens = {name: _tokens(name, one, summary.sample) for name, one in references.items()}
+    tokens = {
+        name: count_tokens(name, reference, summary.sample)
+        for name, reference in references.items()
+    }
     if as_json:
         first = [group.as_dict() for group in summary.first]
-        print_json({**found, "tokens": tokens, "first": first})
-        return
-    _print_facts(found)
-    _print_scores(summary)
-    _print_lengths(summary, tokens)
-    for group in summary.first:
-        _print_group(group)
+        lengths = {name: asdict(counts) for name, counts in tokens.items()}
+        print_json({**facts_of(stream, summary), "tokens": lengths, "first": first})
+    else:
+        print_summary(stream, summary, tokens)
 
 
 @data.command()
 @click.argument("source", required=False)
 @data_options
 @json_option
-def validate(source: str | None, as_json: bool, **options: Any) -> None:
+def validate(*, source: str | None, as_json: bool, **options: Any) -> None:
     """Check every row; exit 2 with the first twenty problems.
 
     \b
@@ -106,18 +107,17 @@ def validate(source: str | None, as_json: bool, **options: Any) -> None:
 @click.argument("target", type=click.Path(path_type=Path))
 @data_options
 @click.option("--to", "form", default="canonical", show_default=True,
-              type=click.Choice(["canonical", "trl", "llama-factory", "openrlhf"]),
-              help="The last three are pairs.")  # fmt: skip
-@click.option("--pairs", "pairing", default="best_worst", show_default=True,
-              type=click.Choice(["best_worst", "best_vs_rest", "all"]),
-              help="Which pairs of a group of more responses.")  # fmt: skip
+              type=choice(words.DataForm), help="The last three are pairs.")  # fmt: skip
+@written_pairing_option
+@renamed("--pairs", "pairing")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 @json_option
 def convert(
+    *,
     source: str,
     target: Path,
-    form: str,
-    pairing: str,
+    form: DataForm,
+    pairing: DeterministicPairing,
     overwrite: bool,
     as_json: bool,
     **options: Any,
@@ -125,51 +125,52 @@ def convert(
     """Write a data set in another form, as JSONL or Parquet, a group at a time.
 
     Nothing is written unless every row is good. In a pair form the best of a group stands against
-    its worst; --pairs takes more. Groups without a better response make no pair and are counted.
+    its worst; --pairing takes more. Groups without a better response make no pair and are counted.
 
     \b
     Example:
         mrpo data convert pairs.json canonical.parquet
-        mrpo data convert nectar pairs.jsonl --to trl --pairs best_vs_rest
+        mrpo data convert nectar pairs.jsonl --to trl --pairing best_vs_rest
     """
     from mrpo_tools.sources.export import FORMS
     from mrpo_tools.sources.write import writing
 
-    chosen = FORMS[form]
     written = without = 0
     with (
-        writing(target, chosen.columns, overwrite=overwrite) as put,
+        writing(target, FORMS[form].columns, overwrite=overwrite) as put,
         _stream(source, options, "converting") as stream,
     ):
         for group in stream:
             before = written
-            for row in chosen.rows(group, pairing):
+            for row in FORMS[form].rows(group, pairing):
                 put(row)
                 written += 1
             without += written == before
-    done = {"target": str(target), "form": form, "rows": written,
+    counts = {"target": str(target), "form": form, "rows": written,
             "groups": stream.counts["groups"], "groups_without_a_pair": without}  # fmt: skip
     if as_json:
-        print_json({**done, "pairs": None if form == "canonical" else pairing})
+        print_json({**counts, "pairs": None if form == "canonical" else pairing})
         return
-    kind = "groups" if form == "canonical" else f"{pairing} pairs of {done['groups']:,} groups"
+    kind = (
+        "groups"
+        if form == "canonical"
+        else f"{pairing} pairs of {stream.counts['groups']:,} groups"
+    )
     print(f"wrote {written:,} {kind} to {target}")
     if without:
         print(f"{without:,} groups have no better response and made no pair")
 
 
 @contextlib.contextmanager
-def _stream(source: str | None, options: dict[str, Any], doing: str) -> Iterator[GroupStream]:
+def _stream(source: str | None, options: Mapping[str, Any], doing: str) -> Iterator[GroupStream]:
     """The groups of the named or the project's data set, under a progress bar."""
     from mrpo_tools.config import load_project
     from mrpo_tools.progress import bar_to
     from mrpo_tools.sources import GroupStream, Options
 
-    named = {key: value for key, value in options.items() if key != "dataset"}
-    named["dataset"] = source or options["dataset"]
-    if options["seed"] is not None:
-        named["split_seed"] = options["seed"]
-    dataset = dataset_of(load_project(), named)
+    seed = options["split_seed"] if options["seed"] is None else options["seed"]
+    named = {"dataset": source or options["dataset"], "split_seed": seed}
+    dataset = dataset_of(load_project(), {**options, **named})
     with bar_to(doing, "bytes") as report:
         stream = GroupStream(
             dataset.source,
@@ -177,129 +178,3 @@ def _stream(source: str | None, options: dict[str, Any], doing: str) -> Iterator
         )
         yield stream
     warn_of(stream.counts)
-
-
-def _facts(stream: GroupStream, summary: Summary) -> dict[str, Any]:
-    from mrpo_tools.sources.known import KNOWN
-    from mrpo_tools.sources.summary import quantiles
-
-    facts: dict[str, Any] = {"name": stream.name}
-    if stream.name in KNOWN:
-        facts["about"] = KNOWN[stream.name].about
-    if stream.revision:
-        facts["revision"] = stream.revision
-    facts |= {
-        "adapter": stream.adapter.name,
-        "because": stream.reason,
-        **{key: count for key, count in stream.counts.items() if count},
-        "responses_per_group": {str(n): count for n, count in sorted(summary.sizes.items())},
-        "splits": dict(summary.splits),
-        "labelled_groups": summary.labelled,
-        "tied_pairs": summary.tied_pairs,
-        "scored_pairs": summary.pairs,
-        "characters_of_a_response": quantiles(summary.characters),
-    }
-    if summary.scores:
-        facts["scores"] = dict(summary.histogram())
-    return facts
-
-
-def _tokens(name: str, reference: Any, groups: list[Group]) -> dict[str, Any]:
-    """Lengths of some groups under a reference's own tokenizer and chat template."""
-    from mrpo_tools.references.loading import load_tokenizer
-    from mrpo_tools.references.locate import locate
-    from mrpo_tools.references.model_files import context_length, template_text
-    from mrpo_tools.references.rendering import Renderer
-    from mrpo_tools.sources.summary import quantiles
-
-    files = locate(reference)
-    limit = reference.max_length or context_length(files.model)
-    renderer = Renderer(
-        load_tokenizer(files, reference),
-        name=name,
-        chat_template=template_text(files.model, reference.chat_template),
-        system=reference.system,
-        added_tokens=reference.added_tokens,
-    )
-    encoded = [renderer.encode(group) for group in groups]
-    prompts = [len(one.prompt_ids) for one in encoded]
-    responses = [len(response.ids) for one in encoded for response in one.responses]
-    whole = [len(o.prompt_ids) + len(response.ids) for o in encoded for response in o.responses]
-    return {
-        "groups": len(groups),
-        "prompt": quantiles(prompts),
-        "response": quantiles(responses),
-        "both": quantiles(whole),
-        "max_length": limit,
-        "longer": sum(bool(limit) and length > limit for length in whole),
-    }
-
-
-def _print_facts(facts: dict[str, Any]) -> None:
-    lines = {key: value for key, value in facts.items() if key not in ("scores", "tied_pairs")}
-    scored = lines.pop("scored_pairs")
-    if scored:
-        share = facts["tied_pairs"] / scored
-        lines["tied_pairs"] = f"{facts['tied_pairs']:,} of {scored:,} ({share:.1%})"
-    width = max(map(len, lines))
-    for key, value in lines.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{name}: {count:,}" for name, count in value.items())
-        shown = f"{value:,}" if isinstance(value, int) else value
-        print(f"{key.replace('_', ' ').ljust(width)}  {shown}")
-
-
-def _print_scores(summary: Summary) -> None:
-    """A histogram, drawn with bars."""
-    if not summary.scores:
-        return
-    bins = summary.histogram()
-    most = max(count for _, count in bins)
-    print()
-    print_table(
-        ("score", "responses", ""),
-        [(name, count, "█" * round(count / most * BAR_WIDTH)) for name, count in bins],
-    )
-
-
-def _print_lengths(summary: Summary, tokens: dict[str, dict[str, Any]]) -> None:
-    if not tokens:
-        return
-    print()
-    print_table(
-        ("tokens under", "of", "median", "p95", "max", "max_length", "longer"),
-        [
-            (name, part, *found[part].values(), *ends)
-            for name, found in tokens.items()
-            for part, ends in (
-                ("prompt", (None, None)),
-                ("response", (None, None)),
-                ("both", (found["max_length"], found["longer"])),
-            )
-        ],
-    )
-    everything = summary.sizes.total()
-    if len(summary.sample) < everything:
-        print(f"(of {len(summary.sample):,} groups drawn from {everything:,})")
-
-
-def _print_group(group: Group) -> None:
-    print()
-    for turn in group.prompt:
-        print(_indented(f"{turn.role}: ", turn.content))
-    for response in group.responses:
-        marks = [
-            f"score {response.score:g}" if response.score is not None else "",
-            {True: "chosen", False: "rejected", None: ""}[response.chosen],
-        ]
-        head = ", ".join(mark for mark in marks if mark)
-        print(_indented(f"  [{head}] " if head else "  - ", response.content))
-
-
-def _indented(head: str, text: str) -> str:
-    """A text under its head, cut where it is long, without characters that move the cursor."""
-    cut = f" … ({len(text):,} characters)" if len(text) > TEXT_SHOWN else ""
-    shown = "".join(
-        one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text[:TEXT_SHOWN]
-    )
-    return "  " + head + shown.replace("\n", "\n" + " " * (len(head) + 2)) + cut

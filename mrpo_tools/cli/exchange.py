@@ -17,6 +17,9 @@ from mrpo_tools.cli.options import (
     target_of,
 )
 
+if TYPE_CHECKING:
+    from mrpo_tools.words import DeterministicPairing
+
 
 @click.command()
 @click.option("--ref", "reference", required=True, metavar="NAME", help="Whose log-probs.")
@@ -44,7 +47,7 @@ def export(
     output: str | None,
     dataset: str | None,
     split: str | None,
-    pairing: str,
+    pairing: DeterministicPairing,
     cache: str | None,
 ) -> None:
     """Write pairs with one reference's log-probs: prompt, chosen, rejected, ref_chosen_logps,

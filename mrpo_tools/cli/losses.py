@@ -12,7 +12,7 @@ from mrpo_tools.cli.options import json_option, print_json, print_table
 @click.command()
 @click.argument("name", required=False)
 @json_option
-def losses(name: str | None, as_json: bool) -> None:
+def losses(*, name: str | None, as_json: bool) -> None:
     """List the objectives, or explain one: formula, paper, defaults and a recipe line.
 
     \b

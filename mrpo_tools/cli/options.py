@@ -22,7 +22,9 @@ Row = Mapping[str, object]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def _decorate(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+def decorate(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator, in the order of the help."""
+
     def apply(command: Command) -> Command:
         for option in reversed(options):
             command = option(command)
@@ -36,11 +38,31 @@ def choice(of: Any) -> click.Choice[str]:
     return click.Choice(words.choices(of))
 
 
+def renamed(old: str, name: str) -> Callable[[Command], Command]:
+    """The former word of an option, hidden: it sets what the parameter `name` sets.
+
+    Where both words stand on a line, the present one counts.
+    """
+
+    def pass_on(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            ctx.default_map = {**(ctx.default_map or {}), name: value}
+
+    return click.option(old, hidden=True, expose_value=False, is_eager=True, callback=pass_on)
+
+
 pairing_option = click.option(
     "--pairing", type=choice(words.Pairing), help="Which pairs a group makes."
 )
+written_pairing_option = click.option(
+    "--pairing",
+    type=choice(words.DeterministicPairing),
+    default="best_worst",
+    show_default=True,
+    help="Which pairs a group of more responses makes.",
+)
 
-dataset_options = _decorate(
+dataset_options = decorate(
     click.option("--dataset", metavar="SOURCE", help="File, directory or hub id of the data."),
     click.option("--data-adapter", metavar="NAME", help="How to read the data's columns."),
     click.option(
@@ -66,7 +88,7 @@ set_option = click.option(
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
-reference_options = _decorate(
+reference_options = decorate(
     click.option("--dtype", type=choice(words.Dtype)),
     click.option("--quantization", type=choice(words.Quantization), help="4-bit weights."),
     click.option("--max-length", type=int, help="Tokens of prompt and response together."),
@@ -86,7 +108,7 @@ REFERENCE_FIELDS = (
 
 
 def references_named(
-    values: Iterable[str], project: Project, options: dict[str, Any]
+    values: Iterable[str], project: Project, options: Mapping[str, Any]
 ) -> dict[str, Reference]:
     """References of `--ref`, which repeats and takes commas: names of the project, or NAME=MODEL.
 
@@ -96,23 +118,23 @@ def references_named(
     from mrpo_tools.errors import UsageError
 
     fields = {key: options[key] for key in REFERENCE_FIELDS if options.get(key) is not None}
-    found: dict[str, Reference] = {}
+    references: dict[str, Reference] = {}
     for word in (part for value in values for part in value.split(",") if part):
         name, equals, model = word.partition("=")
         if equals and not model:
             raise UsageError(f"--ref {word}: no model after '='", f"--ref {name}=PATH_OR_HUB_ID")
         check_name(name)
         base = Reference(model=model) if equals else find_reference(name, project)
-        found[name] = parse(Reference, {**base.model_dump(), **fields}, f"reference {name}")
-    return found
+        references[name] = parse(Reference, {**base.model_dump(), **fields}, f"reference {name}")
+    return references
 
 
-def dataset_of(project: Project, options: dict[str, Any]) -> Dataset:
+def dataset_of(project: Project, options: Mapping[str, Any]) -> Dataset:
     """The project's data set with the options over it."""
     from mrpo_tools.config import Dataset, parse
     from mrpo_tools.errors import UsageError
 
-    given = {
+    named = {
         "source": options.get("dataset"),
         "adapter": options.get("data_adapter"),
         "map": _mapping(options.get("mapping") or ()),
@@ -121,13 +143,14 @@ def dataset_of(project: Project, options: dict[str, Any]) -> Dataset:
         "split_seed": options.get("split_seed"),
         "limit": options.get("limit"),
     }
-    words = {key: value for key, value in given.items() if value is not None}
-    base = project.dataset.model_dump() if project.dataset and "source" not in words else {}
-    if "source" not in {**base, **words}:
+    fields = {key: value for key, value in named.items() if value is not None}
+    if project.dataset and "source" not in fields:
+        fields = project.dataset.model_dump() | fields
+    if "source" not in fields:
         raise UsageError(
             "no data set is named", "give one with --dataset SOURCE, or in mrpo.yaml (mrpo init)"
         )
-    return parse(Dataset, {**base, **words}, "data set")
+    return parse(Dataset, fields, "data set")
 
 
 def recipe_keys(settings: Sequence[str]) -> dict[str, Any]:
@@ -135,13 +158,13 @@ def recipe_keys(settings: Sequence[str]) -> dict[str, Any]:
     from mrpo_tools.config import yaml_value
     from mrpo_tools.errors import UsageError
 
-    found = {}
+    keys = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
             raise UsageError(f"--set {setting}: KEY=VALUE is needed", "--set learning_rate=1e-5")
-        found[key] = yaml_value(value)
-    return found
+        keys[key] = yaml_value(value)
+    return keys
 
 
 def _mapping(values: Sequence[str]) -> dict[str, str] | None:
@@ -177,7 +200,7 @@ WARNED = (
 )  # fmt: skip
 
 
-def warn_of(counts: dict[str, int]) -> None:
+def warn_of(counts: Mapping[str, int]) -> None:
     """A line to stderr for each thing about the data that may not be meant."""
     from mrpo_tools.progress import say_once
     from mrpo_tools.sources import COUNTS
@@ -187,7 +210,7 @@ def warn_of(counts: dict[str, int]) -> None:
             say_once(f"warning: {counts[name]:,} {COUNTS[name]}")
 
 
-def counted(counts: dict[str, int]) -> str:
+def counted(counts: Mapping[str, int]) -> str:
     """`800 rows, 800 groups, 6 tied groups`: the counts that are not zero."""
     return ", ".join(
         f"{count:,} {name.replace('_', ' ')}"
@@ -205,9 +228,9 @@ def open_cache(path: str | None) -> Cache:
     from mrpo_tools.cache import Cache
     from mrpo_tools.config import load_project
 
-    opened = Cache(path or load_project().cache)
-    opened.references()
-    return opened
+    cache = Cache(path or load_project().cache)
+    cache.references()
+    return cache
 
 
 def target_of(output: str | None, cache: Path, *, binary: bool) -> Path | BinaryIO:
@@ -254,7 +277,7 @@ def print_records(records: Sequence[Row]) -> None:
         print_table(tuple(records[0]), [tuple(record.values()) for record in records])
 
 
-def with_interval(measured: Mapping[str, float | None], signed: bool = False) -> str:
+def with_interval(measured: Mapping[str, float | None], *, signed: bool = False) -> str:
     """`0.842 [0.820, 0.861]`; a dash where there is no value."""
     value, low, high = measured["value"], measured["low"], measured["high"]
     if value is None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from mrpo_tools.cli.options import print_table
+from mrpo_tools import words
+from mrpo_tools.cli.options import choice, print_table, references_named
 
 TEMPLATE = """\
 # The project: what the short commands work on. Every option overrides the field of its name.
@@ -36,11 +37,12 @@ REFERENCE = """\
               help="Share of prompts held out.  [default: the paper's for a named data set, else "
                    "0.1]")  # fmt: skip
 @click.option("--ref", "refs", multiple=True, metavar="NAME=MODEL", help="Repeats.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]))
+@click.option("--dtype", type=choice(words.Dtype))
 @click.option("--preset", metavar="FILE:ROW/COLUMN",
               help="A cell of a paper's table; writes recipe.yaml too.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace an existing project file.")
 def init(
+    *,
     dataset: str | None,
     test_size: float | None,
     refs: tuple[str, ...],
@@ -57,7 +59,6 @@ def init(
         mrpo init --dataset pairs.jsonl --ref llama=./models/llama --ref qwen=Qwen/Qwen2.5-7B
         mrpo init --preset recipes/papers/mrpo-table-1.yaml:mrpo/l-from-m
     """
-    from mrpo_tools.cli.options import references_named
     from mrpo_tools.config import ALIASES, PROJECT_FILE, Project
     from mrpo_tools.errors import UsageError
     from mrpo_tools.sources.known import KNOWN
@@ -71,7 +72,7 @@ def init(
                 "--preset names the references and the split itself",
                 "leave --ref, --dtype and --test-size out; change mrpo.yaml afterwards",
             )
-        _init_preset(preset, dataset, path, force)
+        _init_preset(preset, dataset, path, force=force)
         return
     dataset = dataset or "data.jsonl"
     named = references_named(refs or ALIASES, Project(), {})
@@ -80,7 +81,8 @@ def init(
 
         dtype = default_dtype()
     references = "".join(
-        REFERENCE.format(name=name, model=one.model, dtype=dtype) for name, one in named.items()
+        REFERENCE.format(name=name, model=reference.model, dtype=dtype)
+        for name, reference in named.items()
     )
     as_the_paper = test_size is None and dataset.partition("@")[0] in KNOWN
     share = "" if as_the_paper else TEST_SIZE.format(share=0.1 if test_size is None else test_size)
@@ -90,7 +92,7 @@ def init(
     print(f"next: mrpo precompute --ref {','.join(named)}")
 
 
-def _init_preset(word: str, dataset: str | None, project: Path, force: bool) -> None:
+def _init_preset(word: str, dataset: str | None, project: Path, *, force: bool) -> None:
     """Write the project and the recipe of a cell of a paper's table."""
     import yaml
 
@@ -101,8 +103,9 @@ def _init_preset(word: str, dataset: str | None, project: Path, force: bool) -> 
     recipe = Path("recipe.yaml")
     if recipe.exists() and not force:
         raise UsageError(f"{recipe} is there already", "mrpo init --force replaces it")
-    words = preset.project.model_dump(exclude_defaults=True)
-    for path, values in ((project, {"cache": "cache", **words}), (recipe, preset.recipe)):
+    fields = preset.project.model_dump(exclude_defaults=True)
+    keys = preset.recipe.model_dump(exclude_unset=True)
+    for path, values in ((project, {"cache": "cache", **fields}), (recipe, keys)):
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         path.write_text(f"# {preset.title}\n{text}", encoding="utf-8")
     names = ",".join(preset.project.references)

@@ -16,19 +16,21 @@ class Columns:
     def __init__(self, mapping: Mapping[str, str], head: list[Row | Problem]) -> None:
         self._mapping = dict(mapping)
         rows = [item.value for item in head if isinstance(item, Row)]
-        there = {str(key) for value in rows if isinstance(value, Mapping) for key in value}
+        columns = {str(key) for value in rows if isinstance(value, Mapping) for key in value}
         for name, column in self._mapping.items():
-            if there and column not in there:
+            if columns and column not in columns:
                 raise UsageError(
                     f"--map {name}={column}: there is no column {column!r}",
-                    did_you_mean(column, there),
+                    did_you_mean(column, columns),
                 )
 
     def objects(self, head: list[Row | Problem]) -> list[Mapping[str, Any]]:
+        """The rows that are objects, renamed: what an adapter is chosen by."""
         values = (self.renamed(item.value) for item in head if isinstance(item, Row))
         return [value for value in values if isinstance(value, Mapping)]
 
     def renamed(self, row: object) -> object:
+        """A row under the names that adapters know; anything but an object as it is."""
         if not self._mapping or not isinstance(row, Mapping):
             return row
         others = {key: row[key] for key in row if key not in self._mapping.values()}

@@ -1,7 +1,7 @@
 """Groups in the forms that other tools read.
 
 The canonical form keeps everything. The other forms are pairs, so a group of more responses must
-be taken apart, as `pairing` does it.
+be taken apart, as `pairing` does it. Rows are JSON objects: what the other tool publishes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,11 @@ from typing import Any
 
 from mrpo_tools.groups import Group, Message, Response
 from mrpo_tools.pairing import Pair, pairs_of
+from mrpo_tools.words import DataForm, DeterministicPairing
+
+JsonRow = Mapping[str, Any]
+Kind = str | list[Any] | Mapping[str, Any]
+"""A column's type: Arrow's name of it, [a kind] for a list, {field: kind} for an object."""
 
 
 @dataclass(frozen=True)
@@ -22,41 +27,41 @@ class Form:
         about: one line for people.
         rows: a group and a pairing to its rows.
         adapter: which of our own adapters reads the form back.
-        columns: what a table of it has: Arrow's name of a type, [a kind] for a list, {field: kind}.
+        columns: what a table of it has.
     """
 
     about: str
-    rows: Callable[[Group, str], Iterator[dict[str, Any]]]
+    rows: Callable[[Group, DeterministicPairing], Iterator[JsonRow]]
     adapter: str
-    columns: Mapping[str, Any]
+    columns: Mapping[str, Kind]
 
 
-def _canonical(group: Group, pairing: str) -> Iterator[dict[str, Any]]:
+def _canonical(group: Group, _pairing: DeterministicPairing) -> Iterator[JsonRow]:
     yield group.as_dict()
 
 
-def _trl(group: Group, pairing: str) -> Iterator[dict[str, Any]]:
+def _trl(group: Group, pairing: DeterministicPairing) -> Iterator[JsonRow]:
     """TRL: a prompt and two answers, all as lists of messages."""
     prompt = [turn.as_dict() for turn in group.prompt]
     for pair in pairs_of(group, pairing):
-        chosen, rejected = ([_answer(one)] for one in pair)
+        chosen, rejected = ([_answer(response)] for response in pair)
         yield {"prompt": prompt, "chosen": chosen, "rejected": rejected, **_about(group, pair)}
 
 
-def _openrlhf(group: Group, pairing: str) -> Iterator[dict[str, Any]]:
+def _openrlhf(group: Group, pairing: DeterministicPairing) -> Iterator[JsonRow]:
     """OpenRLHF: two whole conversations."""
     prompt = [turn.as_dict() for turn in group.prompt]
     for pair in pairs_of(group, pairing):
-        chosen, rejected = ([*prompt, _answer(one)] for one in pair)
+        chosen, rejected = ([*prompt, _answer(response)] for response in pair)
         yield {"chosen": chosen, "rejected": rejected, **_about(group, pair)}
 
 
-def _llama_factory(group: Group, pairing: str) -> Iterator[dict[str, Any]]:
+def _llama_factory(group: Group, pairing: DeterministicPairing) -> Iterator[JsonRow]:
     """LLaMA-Factory: sharegpt ranking, the system message in a column of its own."""
     system = [turn.content for turn in group.prompt if turn.role == "system"]
     turns = [_turn(turn) for turn in group.prompt if turn.role != "system"]
     for pair in pairs_of(group, pairing):
-        chosen, rejected = (_turn(Message("assistant", one.content)) for one in pair)
+        chosen, rejected = (_turn(Message("assistant", response.content)) for response in pair)
         yield {
             "conversations": turns,
             "system": "".join(system),
@@ -75,9 +80,9 @@ def _turn(message: Message) -> dict[str, str]:
     return {"from": name, "value": message.content}
 
 
-def _about(group: Group, pair: Pair) -> dict[str, Any]:
+def _about(group: Group, pair: Pair) -> JsonRow:
     """What else is known of a pair; the same columns in every row of a data set."""
-    about: dict[str, Any] = {}
+    about: dict[str, float | str | None] = {}
     if group.has_scores:
         about |= {"score_chosen": pair[0].score, "score_rejected": pair[1].score}
     if group.split is not None:
@@ -90,7 +95,7 @@ _TURN = {"from": "string", "value": "string"}
 _RESPONSE = {"content": "string", "score": "double", "chosen": "bool", "model": "string"}
 _ABOUT = {"score_chosen": "double", "score_rejected": "double", "split": "string"}
 
-FORMS = {
+FORMS: dict[DataForm, Form] = {
     "canonical": Form(
         "prompts with all their responses",
         _canonical,

@@ -77,10 +77,10 @@ def locate(source: str | Path) -> Located:
 def _remote(word: str) -> Located:
     name, at, revision = word.partition("@")
     if name in KNOWN:
-        known = KNOWN[name]
-        word = f"{known.hub_id}{':' if known.config else ''}{known.config or ''}{at}{revision}"
+        data = KNOWN[name]
+        word = f"{data.hub_id}{':' if data.config else ''}{data.config or ''}{at}{revision}"
         return replace(
-            _remote(word), name=name, test_size=known.test_size, train_groups=known.train_groups
+            _remote(word), name=name, test_size=data.test_size, train_groups=data.train_groups
         )
     match = _HUB_ID.fullmatch(word)
     if match is None or _reader_of(Path(word)) or word.startswith((".", "~", "/")):

@@ -49,7 +49,7 @@ class Draw:
         if sizes.total() <= room:
             room = round((1 - self.test_size) * sizes.total())
         train = set()
-        for prompt in sorted(sizes, key=lambda one: lot_of(one, self.seed), reverse=True):
+        for prompt in sorted(sizes, key=lambda prompt: lot_of(prompt, self.seed), reverse=True):
             if sizes[prompt] <= room:
                 train.add(prompt)
                 room -= sizes[prompt]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mrpo_tools.config import Dataset
 from mrpo_tools.errors import DataError, UsageError, did_you_mean
-from mrpo_tools.groups import Group
+from mrpo_tools.groups import Group, Response
 from mrpo_tools.sources.adapters.adapter import Adapter
 from mrpo_tools.sources.adapters.detect import SAMPLE_ROWS, choose
 from mrpo_tools.sources.adapters.fields import Field
@@ -165,12 +165,21 @@ class GroupStream:
         return None if drawn else split, False
 
     def _adapted(self, root: Field, split: str | None) -> Group | None:
-        prompt, responses = self.adapter.read(root, self._score)
+        prompt, responses = self.adapter.parse(root, self._score)
         name = root["id"].name() if root.has("id") else None
         if root.problems:
             return None
         at_least = 1 if self.adapter.one_response_a_row else 2
-        return Group(prompt, checked_responses(root, responses, self.counts, at_least), name, split)
+        distinct = self._checked(root, responses, at_least)
+        return Group(prompt, distinct, source_id=name, split=split)
+
+    def _checked(
+        self, root: Field, responses: Sequence[Response], at_least: int
+    ) -> tuple[Response, ...]:
+        distinct, merged = checked_responses(root, responses, at_least)
+        if not root.problems:
+            self.counts["merged_responses"] += merged
+        return distinct
 
     def _gathered(self, groups: Iterator[Group]) -> Iterator[Group]:
         """One group of all the rows of a prompt, in the place of its first row."""
@@ -179,14 +188,14 @@ class GroupStream:
             by_prompt.setdefault(group.prompt_id, []).append(group)
         for same in by_prompt.values():
             self.counts["prompts_in_two_splits"] += len({group.split for group in same}) > 1
-            responses = [one for group in same for one in group.responses]
-            if len({one.content for one in responses}) < 2:
+            responses = [response for group in same for response in group.responses]
+            if len({response.content for response in responses}) < 2:
                 self.counts["prompts_with_one_response"] += 1
                 continue
             problems: list[Problem] = []
             prompt = shorten(same[0].prompt[-1].content)
             root = Field(None, "", f"{self.source}: the prompt {prompt}", problems)
-            distinct = checked_responses(root, responses, self.counts)
+            distinct = self._checked(root, responses, at_least=2)
             self.problems.extend(problems)
             if not problems:
                 yield replace(same[0], responses=distinct)
@@ -214,9 +223,9 @@ class GroupStream:
 
     def _nothing_left(self) -> UsageError:
         if self._splits:
-            there = ", ".join(f"{name} ({number:,})" for name, number in self._splits.items())
+            splits = ", ".join(f"{name} ({number:,})" for name, number in self._splits.items())
             return UsageError(
-                f"{self.source}: no group is in the split {self.options.split!r}, but in {there}",
+                f"{self.source}: no group is in the split {self.options.split!r}, but in {splits}",
                 "name one of these, or hold some prompts out with --test-size 0.1",
             )
         counts = ", ".join(f"{name} {number:,}" for name, number in self.counts.items() if number)

@@ -45,6 +45,7 @@ class Summary:
     _random: random.Random = field(default_factory=lambda: random.Random(0))
 
     def add(self, group: Group) -> None:
+        """Count one more group."""
         if len(self.first) < self.shown:
             self.first.append(group)
         self._draw(group)
@@ -52,9 +53,9 @@ class Summary:
         self.sizes[count] += 1
         self.splits[str(group.split)] += 1
         self.labelled += group.has_labels
-        self.characters.extend(len(one.content) for one in group.responses)
+        self.characters.extend(len(response.content) for response in group.responses)
         if group.has_scores:
-            scores = [one.score for one in group.responses if one.score is not None]
+            scores = [r.score for r in group.responses if r.score is not None]
             self.scores.extend(scores)
             self.pairs += count * (count - 1) // 2
             self.tied_pairs += sum(n * (n - 1) // 2 for n in Counter(scores).values())

@@ -34,7 +34,8 @@ class Adapter:
         name: what `--data-adapter` takes.
         about: one line for people.
         columns: the columns that a row must have, with their shapes; detection goes by them.
-        read: a row and the wished kind of score to the prompt and its responses.
+        read: a row to the prompt and its responses; where there are `scores`, it also takes the
+            wished one of them.
         scores: the kinds of score there are; the first is the default.
         splits: what some splits of the data are called here; None for one that repeats the same
             prompts in another form and is left out. All others keep their names.
@@ -44,10 +45,14 @@ class Adapter:
     name: str
     about: str
     columns: Mapping[str, Shape]
-    read: Callable[[Field, str], Parsed]
+    read: Callable[..., Parsed]
     scores: tuple[str, ...] = ()
     splits: Mapping[str, str | None] = field(default_factory=dict)
     one_response_a_row: bool = False
+
+    def parse(self, row: Field, score: str) -> Parsed:
+        """The prompt and the responses of a row; `score` matters where there are several kinds."""
+        return self.read(row, score) if self.scores else self.read(row)
 
 
 def _first(value: Any) -> Any:

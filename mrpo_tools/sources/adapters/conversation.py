@@ -113,7 +113,7 @@ def _shared(left: Sequence[object], right: Sequence[object]) -> int:
     """How many first elements two sequences have in common."""
     pairs = zip(left, right, strict=False)
     shortest = min(len(left), len(right))
-    return next((index for index, (one, other) in enumerate(pairs) if one != other), shortest)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), shortest)
 
 
 def common_text(chosen: Field, rejected: Field) -> tuple[Prompt, str, str]:

@@ -30,19 +30,19 @@ def choose(source: str, rows: Sequence[Mapping[str, Any]], name: str | None) -> 
         return ADAPTERS[name], "asked for"
     if not rows:
         return ADAPTERS["canonical"], "no row is an object"
-    known = {adapter.name: _fits(adapter, rows) for adapter in _candidates(rows)}
-    most = max(known.values())
+    fits = {adapter.name: _fits(adapter, rows) for adapter in _candidates(rows)}
+    most = max(fits.values())
     if not any(most):
         raise _nothing_fits(source, rows[0])
     whole = most[0]
-    likely = (name for name, fits in known.items() if whole and fits[0] >= _ENOUGH * whole)
-    best = ADAPTERS[next(likely, max(known, key=lambda name: known[name]))]
+    likely = (name for name, counts in fits.items() if whole and counts[0] >= _ENOUGH * whole)
+    best = ADAPTERS[next(likely, max(fits, key=lambda name: fits[name]))]
     return best, _reason(best)
 
 
 def _candidates(rows: Sequence[Mapping[str, Any]]) -> list[Adapter]:
     """All adapters but those that would leave a column unread which another one understands."""
-    there = [
+    understood = [
         adapter.columns.keys()
         for adapter in ADAPTERS.values()
         if any(all(row.get(column) is not None for column in adapter.columns) for row in rows)
@@ -50,7 +50,7 @@ def _candidates(rows: Sequence[Mapping[str, Any]]) -> list[Adapter]:
     return [
         adapter
         for adapter in ADAPTERS.values()
-        if not any(adapter.columns.keys() < columns for columns in there)
+        if not any(adapter.columns.keys() < columns for columns in understood)
     ]
 
 
@@ -75,10 +75,10 @@ def _reason(adapter: Adapter) -> str:
 def _nothing_fits(source: str, row: Mapping[str, Any]) -> UsageError:
     nearest = max(ADAPTERS.values(), key=lambda adapter: _nearness(adapter, row))
     lacking = [column for column in nearest.columns if column not in row]
-    shown = ", ".join(shorten(str(column)) for column in list(row)[:_MAX_COLUMNS_SHOWN])
+    columns = ", ".join(shorten(str(column)) for column in list(row)[:_MAX_COLUMNS_SHOWN])
     example = "--map " + ",".join(f"{column}=YOUR_COLUMN" for column in lacking)
     return UsageError(
-        f"{source}: no adapter fits the columns {shown or '(none)'}; "
+        f"{source}: no adapter fits the columns {columns or '(none)'}; "
         f"the nearest, {nearest.name}, also needs {', '.join(lacking)}",
         f"name them: {example}, or choose a --data-adapter: {', '.join(ADAPTERS)}",
     )
@@ -86,6 +86,6 @@ def _nothing_fits(source: str, row: Mapping[str, Any]) -> UsageError:
 
 def _nearness(adapter: Adapter, row: Mapping[str, Any]) -> tuple[float, int]:
     """The share of the adapter's columns that are there, and how many have the right shape."""
-    there = [column for column in adapter.columns if column in row]
-    fitting = sum(adapter.columns[column].fits(row[column]) for column in there)
-    return len(there) / len(adapter.columns), fitting
+    shared = [column for column in adapter.columns if column in row]
+    fitting = sum(adapter.columns[column].fits(row[column]) for column in shared)
+    return len(shared) / len(adapter.columns), fitting

@@ -33,10 +33,12 @@ class Field:
         self.problems = problems
 
     def bad(self, reason: str) -> None:
+        """Note what is wrong with the value."""
         self.problems.append(Problem(self.where, self.path or "row", reason))
 
     def expected(self, what: str) -> None:
-        state = "missing" if self.value is _MISSING else f"found {found(self.value)}"
+        """Note that the value, or its absence, is not what is expected."""
+        state = "missing" if self.value is _MISSING else f"found {in_words(self.value)}"
         self.bad(f"{state}, expected {what}")
 
     def __getitem__(self, key: str) -> Field:
@@ -75,9 +77,9 @@ class Field:
             self.bad(f"found {'only spaces' if value else 'empty text'}, expected {of}")
         elif len(value) > MAX_TEXT_CHARS:
             self.bad(f"found {len(value):,} characters, expected at most {MAX_TEXT_CHARS:,}")
-        elif wrong := _unfit(value):
-            place = f"at character {wrong.start() + 1}"
-            self.bad(f"found {_character(wrong[0])} {place}, expected text without any")
+        elif unfit := _unfit(value):
+            place = f"at character {unfit.start() + 1}"
+            self.bad(f"found {_character(unfit[0])} {place}, expected text without any")
         else:
             return value
         return ""
@@ -99,6 +101,7 @@ class Field:
         return 0.0
 
     def boolean(self) -> bool:
+        """True or false, not 1 or "yes"."""
         if not isinstance(self.value, bool):
             self.expected("true or false")
         return self.value is True
@@ -110,7 +113,7 @@ class Field:
         return self.text("text or an integer")
 
 
-def found(value: object) -> str:
+def in_words(value: object) -> str:
     """A value in words, short enough for a line."""
     match value:
         case None:

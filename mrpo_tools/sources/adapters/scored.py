@@ -22,12 +22,12 @@ HELPSTEER_SCORES = (
 )
 
 
-def read_canonical(row: Field, score: str) -> Parsed:
+def read_canonical(row: Field) -> Parsed:
     """`prompt, responses: [{content, score?, chosen?, model?}]`."""
     return _responses(row, "content")
 
 
-def read_outputs(row: Field, score: str) -> Parsed:
+def read_outputs(row: Field) -> Parsed:
     """`prompt, responses: [{output, score?, chosen?, model?}]`."""
     return _responses(row, "output")
 
@@ -36,12 +36,12 @@ def _responses(row: Field, content: str) -> Parsed:
     prompt = prompt_of(row["prompt"])
     return prompt, [
         Response(
-            one[content].text(),
-            one["score"].number() if one.has("score") else None,
-            one["chosen"].boolean() if one.has("chosen") else None,
-            one["model"].optional_text(),
+            content=response[content].text(),
+            score=response["score"].number() if response.has("score") else None,
+            chosen=response["chosen"].boolean() if response.has("chosen") else None,
+            model=response["model"].optional_text(),
         )
-        for one in row["responses"].items(of=f"a list of objects with '{content}'")
+        for response in row["responses"].items(of=f"a list of objects with '{content}'")
     ]
 
 
@@ -49,8 +49,12 @@ def read_ultrafeedback(row: Field, score: str) -> Parsed:
     """`instruction, completions: [{response, overall_score, annotations, …}]`."""
     prompt = user_prompt(row["instruction"].text())
     return prompt, [
-        Response(one["response"].text(), _judged(one, score), None, one["model"].optional_text())
-        for one in row["completions"].items()
+        Response(
+            content=completion["response"].text(),
+            score=_judged(completion, score),
+            model=completion["model"].optional_text(),
+        )
+        for completion in row["completions"].items()
     ]
 
 
@@ -61,10 +65,10 @@ def _judged(completion: Field, score: str) -> float:
         return completion["fine-grained_score"].number()
     annotations = completion["annotations"]
     ratings = [_rating(annotations[aspect]["Rating"]) for aspect in _ASPECTS]
-    given = [rating for rating in ratings if rating is not None]
-    if not given:
+    numbers = [rating for rating in ratings if rating is not None]
+    if not numbers:
         annotations.bad("every Rating is 'N/A', expected a number for one aspect at least")
-    return _mean(given)
+    return _mean(numbers)
 
 
 def _rating(field: Field) -> float | None:
@@ -85,22 +89,24 @@ def read_helpsteer(row: Field, score: str) -> Parsed:
     return transcript_prompt(row["prompt"]), [Response(row["response"].text(), value)]
 
 
-def read_nectar(row: Field, score: str) -> Parsed:
+def read_nectar(row: Field) -> Parsed:
     """`prompt` a transcript, `answers: [{answer, rank, model}]`; rank 1 is best, so score -1."""
     return transcript_prompt(row["prompt"]), [
         Response(
-            one["answer"].text(), 0.0 - one["rank"].number(), None, one["model"].optional_text()
+            content=answer["answer"].text(),
+            score=0.0 - answer["rank"].number(),
+            model=answer["model"].optional_text(),
         )
-        for one in row["answers"].items()
+        for answer in row["answers"].items()
     ]
 
 
-def read_simpo(row: Field, score: str) -> Parsed:
+def read_simpo(row: Field) -> Parsed:
     """`prompt, all_generated_responses, all_rm_scores`."""
     return _parallel(row, "all_generated_responses", "all_rm_scores")
 
 
-def read_rewards(row: Field, score: str) -> Parsed:
+def read_rewards(row: Field) -> Parsed:
     """`prompt, responses: [text, …], rewards: [number, …]`."""
     return _parallel(row, "responses", "rewards")
 
@@ -113,17 +119,17 @@ def _parallel(row: Field, responses: str, scores: str) -> Parsed:
     ]
 
 
-def read_sets(row: Field, score: str) -> Parsed:
+def read_sets(row: Field) -> Parsed:
     """`prompt, chosen: [answer, …], rejected: [answer, …]`, answers as text or messages."""
     prompt = prompt_of(row["prompt"])
     return prompt, [
-        Response(completion_of(one, prompt), chosen=column == "chosen")
+        Response(completion_of(answer, prompt), chosen=column == "chosen")
         for column in ("chosen", "rejected")
-        for one in row[column].items()
+        for answer in row[column].items()
     ]
 
 
-def read_unpaired(row: Field, score: str) -> Parsed:
+def read_unpaired(row: Field) -> Parsed:
     """`prompt, completion, label`: one response a row."""
     prompt = prompt_of(row["prompt"])
     content = completion_of(row["completion"], prompt)

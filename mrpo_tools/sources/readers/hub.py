@@ -84,10 +84,10 @@ def record_revision(name: str, revision: str) -> None:
 def recorded_revisions() -> dict[str, dict[str, str]]:
     """Data set -> commit -> when it was first read here; the oldest first."""
     try:
-        found = json.loads(revisions_file().read_text(encoding="utf-8"))
+        revisions = json.loads(revisions_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return revisions if isinstance(revisions, dict) else {}
 
 
 def _rows(data: Any, name: str, reading: Reading) -> Iterator[Row | Problem]:

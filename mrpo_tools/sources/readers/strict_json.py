@@ -66,6 +66,7 @@ def shorten(text: str, width: int = 24) -> str:
 
 
 def skip_space(text: str, position: int) -> int:
+    """The first index from `position` on that is no space; the end of the text if all are."""
     while position < len(text) and text[position] in SPACE:
         position += 1
     return position
