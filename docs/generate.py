@@ -82,7 +82,7 @@ def _runs() -> str:
         return ""
     measured = json.loads(path.read_text(encoding="utf-8"))
     lines = [
-        "## All of them on the demo's data",
+        "## 9. All of them on the demo's data",
         "",
         f"{measured['what']} Made by `{measured['command']}` on {measured['date']} with "
         f"{measured['versions']}.",

@@ -124,7 +124,7 @@ class Recipe(Words):
     top_bottom: int = Field(default=2, ge=1)
     pairing: words.Pairing | None = None
 
-    # The objective's own hyper-parameters (METHODS names)
+    # The objective's own hyper-parameters (names of docs/methods.md §4)
     beta: float | None = Field(default=None, gt=0)
     label_smoothing: float | None = Field(default=None, ge=0, lt=0.5)
     deviation_scale: float | None = Field(default=None, ge=0)

@@ -50,7 +50,7 @@ def live(tiny_models, references, some_groups):
 
 
 def reference_side(loss: str, live, mask) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """What METHODS §2 makes of the live numbers, written out with the public functions."""
+    """What docs/methods.md §2 makes of the live numbers, written out with the public functions."""
     names = references_of(loss)
     if not names:
         return None, None

@@ -1,4 +1,4 @@
-"""Evaluation: the metrics of METHODS §5 with their uncertainty, from cached numbers.
+"""Evaluation: the metrics of docs/methods.md §5 with their uncertainty, from cached numbers.
 
 The evaluated policy is scored like any reference, into a cache of its own, so that evaluation can
 be interrupted, repeated at no cost and asked with SQL. Four accuracies always stand together: the

@@ -1,4 +1,4 @@
-"""The metrics of METHODS §5 for one policy: a mean over groups and its interval, from log-probs."""
+"""The metrics of docs/methods.md §5 for one policy: means over groups and their intervals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is compared with whom: scores, deviations, chosen sets and pairs of a group (METHODS §3).
+"""Who is compared with whom: deviations, chosen sets and pairs of a group (docs/methods.md §3).
 
 Scores are compared in float64. A deviation within 1e-9·max(1, max|s|) counts as 0.
 """

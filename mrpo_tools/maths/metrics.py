@@ -1,4 +1,4 @@
-"""How well rewards rank the responses of a group (METHODS §5). NaN where a group cannot say.
+"""How well rewards rank the responses of a group (docs/methods.md §5); NaN where none can say.
 
 Shapes: [B, N] rewards of B groups of up to N responses, [B] of each result; masked rewards may be
 NaN.

@@ -19,7 +19,7 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def cohens_d(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """(m₁ − m₂) / √((s₁² + s₂²) / 2) with sample variances (METHODS §5).
+    """(m₁ − m₂) / √((s₁² + s₂²) / 2) with sample variances (docs/methods.md §5).
 
     Returns:
         None where a side has fewer than two values: nothing is known about its spread. Infinite

@@ -1,4 +1,7 @@
-"""From the log-probs of K references to what the objective sees (METHODS §2), and what that did."""
+"""From the log-probs of K references to what the objective sees, and what that did.
+
+The names and formulas are those of docs/methods.md §2.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ BINS = 40
 
 @dataclass(frozen=True)
 class Combination:
-    """How K references become one; the names and values of METHODS §2."""
+    """How K references become one; the names and values of docs/methods.md §2."""
 
     combine: Combine = "harmonic"
     weights: Weights = "confidence"

@@ -154,7 +154,7 @@ def reference_rewards(tensors: GroupTensors) -> dict[str, Tensor]:
 
 
 def reference_accuracies(tensors: GroupTensors) -> dict[str, list[float]]:
-    """Each reference's own preference accuracy: its log-prob as the reward (METHODS §5).
+    """Each reference's own preference accuracy: its log-prob as the reward (docs/methods.md §5).
 
     Returns:
         `summed`, `per_token` and `per_byte`, each a list over the references.

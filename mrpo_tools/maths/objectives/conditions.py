@@ -1,4 +1,4 @@
-"""Which groups an objective can use, and why it cannot use the others (METHODS §3)."""
+"""Which groups an objective can use, and why it cannot use the others (docs/methods.md §3)."""
 
 from __future__ import annotations
 

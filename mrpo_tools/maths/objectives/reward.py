@@ -1,6 +1,6 @@
-"""What the reward of a response is (METHODS §5): [B, N] of a batch's terms, in nats or nats/token.
+"""What the reward of a response is (docs/methods.md §5): [B, N] of a batch's terms.
 
-Deviation terms are no part of it.
+In nats, or nats per token where a length divides. Deviation terms are no part of it.
 """
 
 from __future__ import annotations

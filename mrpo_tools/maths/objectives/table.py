@@ -62,7 +62,7 @@ class Objective:
         name: as in `mrpo train --loss NAME`.
         loss: [B] of the terms.
         usable: which groups it can use.
-        reward: [B, N] of the terms: the reward of a response (METHODS §5).
+        reward: [B, N] of the terms: the reward of a response (docs/methods.md §5).
         references: how many reference log-probs of a response enter.
         scores: whether labels alone are too little.
         batchwise: whether a group's loss depends on the other groups of its batch.
@@ -240,7 +240,7 @@ def compute(name: str, batch: Batch, **hyper: Any) -> Tensor:
     Args:
         name: of an objective in the table.
         batch: B groups of up to N responses.
-        hyper: hyper-parameters of the row, with METHODS' names; the rest take its defaults.
+        hyper: hyper-parameters by the names of docs/methods.md §4; the rest take their defaults.
 
     Returns:
         [B]; exactly 0 with no gradient where `usable` is False. The mean over usable groups is the
@@ -264,7 +264,7 @@ def usable(name: str, batch: Batch, **hyper: Any) -> Tensor:
 
 
 def rewards(name: str, batch: Batch, **hyper: Any) -> Tensor:
-    """[B, N] rewards of the responses (METHODS §5), detached; masked entries mean nothing.
+    """[B, N] rewards of the responses (docs/methods.md §5), detached; masked entries mean nothing.
 
     Deviation terms are no part of the reward, and `multi_dpo` is measured against reference 1.
     """
