@@ -114,3 +114,28 @@ def cached(tmp_path_factory: pytest.TempPathFactory, references, some_groups):
     cache = Cache(tmp_path_factory.mktemp("cached") / "cache")
     precompute(references, some_groups, cache, "some")
     return cache
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory):
+    """A cache of made-up numbers of three references; treat it as read-only."""
+    from sql_world import World
+
+    return World(tmp_path_factory.mktemp("sql") / "cache")
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory):
+    """The same with labels in place of scores."""
+    from sql_world import World
+
+    return World(tmp_path_factory.mktemp("sql") / "cache", labels=True)
+
+
+@pytest.fixture(scope="module")
+def database(world):
+    """`world` opened for queries."""
+    from mrpo_tools.sql import open_sql
+
+    with open_sql(world.cache.path) as opened:
+        yield opened
