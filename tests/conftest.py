@@ -139,3 +139,21 @@ def database(world):
 
     with open_sql(world.cache.path) as opened:
         yield opened
+
+
+@pytest.fixture
+def store(tmp_path: Path):
+    """Where the first part of a made-up identity will be."""
+    from stores import IDENTITY
+
+    from mrpo_tools.cache import Cache
+
+    return Cache(tmp_path / "cache").store("llama", IDENTITY)
+
+
+@pytest.fixture
+def cache(store):
+    """The cache of `store`."""
+    from mrpo_tools.cache import Cache
+
+    return Cache(store.directory.parent.parent)
