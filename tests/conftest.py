@@ -114,3 +114,46 @@ def cached(tmp_path_factory: pytest.TempPathFactory, references, some_groups):
     cache = Cache(tmp_path_factory.mktemp("cached") / "cache")
     precompute(references, some_groups, cache, "some")
     return cache
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory):
+    """A cache of made-up numbers of three references; treat it as read-only."""
+    from sql_world import World
+
+    return World(tmp_path_factory.mktemp("sql") / "cache")
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory):
+    """The same with labels in place of scores."""
+    from sql_world import World
+
+    return World(tmp_path_factory.mktemp("sql") / "cache", labels=True)
+
+
+@pytest.fixture(scope="module")
+def database(world):
+    """`world` opened for queries."""
+    from mrpo_tools.sql import open_sql
+
+    with open_sql(world.cache.path) as opened:
+        yield opened
+
+
+@pytest.fixture
+def store(tmp_path: Path):
+    """Where the first part of a made-up identity will be."""
+    from stores import IDENTITY
+
+    from mrpo_tools.cache import Cache
+
+    return Cache(tmp_path / "cache").store("llama", IDENTITY)
+
+
+@pytest.fixture
+def cache(store):
+    """The cache of `store`."""
+    from mrpo_tools.cache import Cache
+
+    return Cache(store.directory.parent.parent)

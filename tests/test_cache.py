@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
+from stores import IDENTITY, row
 
 from mrpo_tools.cache import (
     Cache,
@@ -29,17 +30,6 @@ from mrpo_tools.files import host
 from mrpo_tools.groups import Group, Response, user_prompt
 from mrpo_tools.precomputing.precompute import precompute
 from mrpo_tools.references.identity import Identity, imported_identity
-
-IDENTITY = Identity({"model": None, "weights": "abc", "max_length": 512})
-
-
-def row(index: int, logp: float | None = -1.5, status: str = "ok") -> LogpRow:
-    return LogpRow(f"r{index:04}", f"p{index // 2:04}", logp, 7, 21, status, False, "0" * 16)
-
-
-@pytest.fixture
-def store(tmp_path) -> ReferenceStore:
-    return Cache(tmp_path / "cache").store("llama", IDENTITY)
 
 
 def test_rows_come_back_as_they_were_written(store):
@@ -122,7 +112,7 @@ def test_a_part_that_cannot_be_written_ends_the_writer(rows):
 
 
 @pytest.mark.parametrize("where", ["first", "middle", "last"])
-def test_a_flipped_bit_is_named(store, where):
+def test_a_flipped_bit_is_named(cache, store, where):
     path = store.append([row(index) for index in range(50)])
     content = bytearray(path.read_bytes())
     place = {"first": 0, "middle": len(content) // 2, "last": len(content) - 1}[where]
@@ -130,27 +120,25 @@ def test_a_flipped_bit_is_named(store, where):
     path.write_bytes(content)
     with pytest.raises(CacheDamaged, match=path.name) as error:
         store.table()
-    cache = Cache(store.directory.parent.parent)
     assert error.value.hint == f"mrpo cache repair --cache {cache.path}"
     assert [one.path for one in upkeep.damaged(cache)] == [path]
     assert [one.path for one, _ in upkeep.repair(cache)] == [path]
     assert store.table().num_rows == 0
 
 
-def test_a_flipped_bit_in_the_identity_is_named(store):
+def test_a_flipped_bit_in_the_identity_is_named(cache, store):
     store.append([row(0)])
     path = store.directory / "identity.json"
     path.write_bytes(path.read_bytes().replace(b"512", b"513"))
     with pytest.raises(CacheDamaged, match=r"identity\.json is damaged"):
         ReferenceStore(store.directory).table()
-    cache = Cache(store.directory.parent.parent)
     assert [one.path for one, _ in upkeep.repair(cache)] == [path]
     assert cache.find("llama").identity == IDENTITY
     assert cache.find("llama").table().num_rows == 1
 
 
-def test_foreign_and_newer_parts_are_refused(store):
-    foreign = Cache(store.directory.parent.parent).store("other", Identity({"weights": "x"}))
+def test_foreign_and_newer_parts_are_refused(cache, store):
+    foreign = cache.store("other", Identity({"weights": "x"}))
     path = foreign.append([row(0)])
     store.append([row(1)])
     (store.directory / path.name).write_bytes(path.read_bytes())
@@ -195,7 +183,7 @@ def test_a_full_disk_leaves_nothing_behind(store, monkeypatch):
     assert list(store.directory.iterdir()) == []
 
 
-def test_temporaries_of_dead_writers_are_swept(store):
+def test_temporaries_of_dead_writers_are_swept(cache, store):
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
                           capture_output=True, text=True, check=True).stdout.strip()  # fmt: skip
     store.append([row(0)])
@@ -206,7 +194,7 @@ def test_temporaries_of_dead_writers_are_swept(store):
     for path in (ours, abandoned, elsewhere, ancient):
         path.write_bytes(b"")
     os.utime(ancient, (0, time.time() - 2 * 86400))
-    Cache(store.directory.parent.parent).store("llama", IDENTITY)
+    cache.store("llama", IDENTITY)
     left = {path.name for path in store.directory.glob(".tmp-*")}
     assert left == {ours.name, elsewhere.name}
 

@@ -1,7 +1,7 @@
 """The store of log-probs: immutable, content-addressed Parquet parts in a directory.
 
     cache/
-      groups/<dataset>-<sha256 of the bytes, 16 hex>.parquet      the data that was scored
+      groups/<dataset>-<sha256 of the bytes, 16 hex>.parquet      the data
       references/<name>-<identity, 12 hex>/identity.json          written first, never changed
       references/<name>-<identity, 12 hex>/part-<sha256, 16 hex>.parquet
 
@@ -14,7 +14,7 @@ byte is hashed at every read.
     records.py    what the writer of a part says of itself
     parts.py      rows of log-probs, and one part of them
     reference.py  the parts of one identity of one reference
-    datasets.py   the data that was scored, as it is saved
+    datasets.py   the data, as it is saved
     store.py      the cache directory: which references, which data
     upkeep.py     damage, repair, compaction, upgrade, rows that disagree
     coverage.py   which data have numbers under which reference

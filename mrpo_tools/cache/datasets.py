@@ -1,4 +1,4 @@
-"""The data that was scored, as it is saved beside the log-probs.
+"""The data whose log-probs are stored, as it is saved beside them.
 
 Of a data set the latest file counts, alone: a score or a label that was corrected makes another
 group, and the wrong one must not live on.

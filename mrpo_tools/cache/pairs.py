@@ -84,7 +84,7 @@ def export_pairs(
         pairing: which pairs a group of more than two responses makes.
 
     Raises:
-        CacheMissing: a response has not been scored.
+        CacheMissing: a response has no number.
         UsageError: no saved group is in this data set and split.
     """
     rows = _saved_rows(cache, dataset, split)

@@ -62,10 +62,10 @@ class WriterRecord:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> WriterRecord:
         """A record of any version; what it does not say has the default."""
-        known = {item.name: values[item.name] for item in fields(cls) if item.name in values}
-        if known.get("imported") is not None:
-            known["imported"] = ImportedFile(**known["imported"])
-        return cls(**{"version": 0, **known})
+        recorded = {item.name: values[item.name] for item in fields(cls) if item.name in values}
+        if "imported" in recorded:
+            recorded["imported"] = ImportedFile(**recorded["imported"])
+        return cls(**{"version": 0, **recorded})
 
 
 def footer_of(records: Iterable[WriterRecord]) -> str:

@@ -104,7 +104,7 @@ class Cache:
         return store
 
     def save_groups(self, dataset: str, groups: Sequence[Group]) -> Path:
-        """Keep the data that was scored, in place of what was saved under this name before."""
+        """Keep data, in place of what was saved under this name before."""
         return datasets.save(self.groups_path, dataset, groups, self.clock())
 
     def group_tables(self) -> dict[str, pa.Table]:

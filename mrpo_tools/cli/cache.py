@@ -41,7 +41,7 @@ cache.add_command(import_)
 @cache_option
 @json_option
 def status(*, cache: str | None, as_json: bool) -> None:
-    """What has been scored: each reference x data set x split, and by whom.
+    """What is stored: each reference x data set x split, and by whom.
 
     \b
     Example:
@@ -73,7 +73,7 @@ def status(*, cache: str | None, as_json: bool) -> None:
 @click.option("--ref", "refs", multiple=True, metavar="NAME", help="Rescore only these.")
 @json_option
 def verify(*, cache: str | None, rescore: int | None, refs: tuple[str, ...], as_json: bool) -> None:
-    """Check every file's hash, rows scored twice, and with --rescore the numbers; exit 3 if wrong.
+    """Check every file's hash, rows with two numbers, with --rescore the numbers; exit 3 if wrong.
 
     \b
     Example:
@@ -113,7 +113,7 @@ _AFTER_DISAGREEMENT = (
 @cache.command()
 @cache_option
 def repair(cache: str | None) -> None:
-    """Drop damaged files; `mrpo precompute` then scores their rows again.
+    """Drop damaged files; `mrpo precompute` then computes their rows again.
 
     A damaged identity.json is restored from the parts beside it.
 
@@ -134,7 +134,7 @@ def repair(cache: str | None) -> None:
 def compact(cache: str | None) -> None:
     """Merge small parts into large ones, and drop files of data that were saved anew.
 
-    Numbers stay as they are: of rows scored twice, the earliest is kept. May run while others
+    Numbers stay as they are: of rows with two, the earliest is kept. May run while others
     read and write.
 
     \b
@@ -239,7 +239,7 @@ def _counts(store: ReferenceStore) -> Row:
 
 
 def _disagreements(store: ReferenceStore) -> list[str]:
-    """Rows that were scored twice with more than noise between, a few of them by name."""
+    """Rows with two numbers and more than noise between them, a few of them by name."""
     from mrpo_tools.cache.upkeep import disagreements
 
     rows = disagreements(store)
@@ -262,7 +262,7 @@ def _rescore(opened: Cache, store: ReferenceStore, count: int | None) -> Rescore
 
 
 def _subject(store: ReferenceStore) -> ResolvedReference:
-    """The model as the project has it, if it is the one of this identity; else as it was scored."""
+    """The model as the project has it, if it has this identity; else as it was recorded."""
     from mrpo_tools.config import load_project
     from mrpo_tools.errors import UsageError
     from mrpo_tools.references.resolved import resolve

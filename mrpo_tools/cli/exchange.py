@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -16,10 +15,8 @@ from mrpo_tools.cli.options import (
     open_cache,
     read_groups,
     target_of,
+    written_pairing_option,
 )
-
-if TYPE_CHECKING:
-    from mrpo_tools.words import DeterministicPairing
 
 
 @click.command()
@@ -34,13 +31,7 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout.")
 @click.option("--dataset", metavar="NAME", help="Of this saved data set only.")
 @click.option("--split", help="Of this split only.")
-@click.option(
-    "--pairing",
-    type=click.Choice(["best_worst", "all"]),
-    default="best_worst",
-    show_default=True,
-    help="Pairs of a group with more than two responses.",
-)
+@written_pairing_option
 @cache_option
 def export(
     reference: str,
@@ -48,7 +39,7 @@ def export(
     output: str | None,
     dataset: str | None,
     split: str | None,
-    pairing: DeterministicPairing,
+    pairing: words.DeterministicPairing,
     cache: str | None,
 ) -> None:
     """Write pairs with one reference's log-probs: prompt, chosen, rejected, ref_chosen_logps,
@@ -66,7 +57,9 @@ def export(
     from mrpo_tools.sql import write
 
     opened = open_cache(cache)
-    pairs = export_pairs(opened, opened.find(reference), dataset, split, pairing)
+    pairs = export_pairs(
+        opened, opened.find(reference), dataset=dataset, split=split, pairing=pairing
+    )
     table = as_trl(pairs.table) if form == "trl" else pairs.table
     target = target_of(output, opened.path, binary=form != "jsonl")
     write(table, "jsonl" if form == "jsonl" else "parquet", target)

@@ -2,7 +2,7 @@
 
 A macro takes names of references, reference 1 first. A response takes part when it has a number
 (`status` is `ok`) under every reference that is named; a group appears once all of its responses
-have been scored by them, so what it shows is what training would use.
+have a row under them, so what it shows is what training would use.
 
 A macro's body is a chain of common table expressions. The chains share their links, which stand
 below in the order of the computation: MRPO Eq. 10, 9, 8 and Proposition 1.
@@ -64,7 +64,7 @@ numbers AS (
     FROM {HOME}.logps JOIN named USING (reference) JOIN judged USING (response_id)
 ),"""
 
-# Groups that are scored completely; in them, responses with a number under every reference.
+# Groups of which every response has a row; in them, responses with a number under every reference.
 _USABLE = f"""{_NUMBERS}
 complete AS (
     SELECT grp FROM numbers GROUP BY grp
@@ -159,10 +159,10 @@ paired AS (
     FROM usable GROUP BY grp, position
 ),
 signs AS (
-    SELECT one.grp, sign(one.first - other.first) AS first,
-           sign(one.second - other.second) AS second
-    FROM paired AS one JOIN paired AS other
-      ON one.grp = other.grp AND one.position < other.position
+    SELECT i.grp, sign(i.first - j.first) AS first,
+           sign(i.second - j.second) AS second
+    FROM paired AS i JOIN paired AS j
+      ON i.grp = j.grp AND i.position < j.position
 ),
 agreed AS (
     SELECT grp, count(*) AS pairs, avg((first = second)::INTEGER) AS agreement,
@@ -246,8 +246,8 @@ FROM combined JOIN {HOME}.{JUDGED} USING (grp)""",
         "a := NULL, b := NULL",
         "per group: the share of pairs that two references order alike, and Kendall's tau-b",
         (*_GROUP, "pairs", "agreement", "tau"),
-        "[coalesce(a, every_reference[1]), coalesce(b, list_filter(every_reference, lambda one: "
-        "one != find_reference(coalesce(a, every_reference[1])))[1], "
+        "[coalesce(a, every_reference[1]), coalesce(b, list_filter(every_reference, lambda name: "
+        "name != find_reference(coalesce(a, every_reference[1])))[1], "
         "error('agreement needs two references'))]",
         f"""{_USABLE}{_AGREED}
 SELECT {_GROUP_SQL}, agreed.pairs, agreed.agreement, agreed.tau
@@ -263,12 +263,12 @@ def macro_statements(order: Sequence[str], spellings: Mapping[str, str]) -> list
         order: every reference by its label; the macros' default.
         spellings: what else a user may write for a label.
     """
-    known = literal(f" in this cache ({', '.join(order) or 'none yet'})")
+    listed = literal(f" in this cache ({', '.join(order) or 'none yet'})")
     find = (
         "CREATE MACRO find_reference(name) AS coalesce("
         f"map_extract_value(MAP({text_list(list(spellings))}, "
         f"{text_list(list(spellings.values()))}), name::VARCHAR), "
-        f"error('no reference ' || coalesce(name::VARCHAR, 'NULL') || {known}))"
+        f"error('no reference ' || coalesce(name::VARCHAR, 'NULL') || {listed}))"
     )
     return [_JUDGED, find, *(_statement(macro, text_list(order)) for macro in MACROS)]
 

@@ -52,14 +52,13 @@ def spellings(stores: Sequence[ReferenceStore]) -> dict[str, str]:
         prefixes = [store.short[:n] for n in range(1, len(store.short) + 1)]
         for spelling in {store.name, label, *(f"{store.name}@{digits}" for digits in prefixes)}:
             fitting.setdefault(spelling, []).append(label)
-    return {spelling: found[0] for spelling, found in fitting.items() if len(found) == 1}
+    return {spelling: fits[0] for spelling, fits in fitting.items() if len(fits) == 1}
 
 
 def _digits_needed(store: ReferenceStore, stores: Sequence[ReferenceStore]) -> int:
     """How many digits of the identity set a store apart from its namesakes."""
-    namesakes = {one.short for one in stores if one.name.casefold() == store.name.casefold()} - {
-        store.short
-    }
+    name = store.name.casefold()
+    namesakes = {other.short for other in stores if other.name.casefold() == name} - {store.short}
     needed = SHORTEST
     while needed < len(store.short) and any(
         short[:needed] == store.short[:needed] for short in namesakes

@@ -43,10 +43,10 @@ ORDER BY accuracy DESC, reference
         "disagreements",
         "in which groups two references disagree most",
         """\
-SELECT found.group_id, found.pairs, found.agreement, found.tau, left(groups.prompt, 200) AS prompt
-FROM (SELECT * FROM agreement($a, $b) ORDER BY agreement, pairs DESC, group_id LIMIT $n) AS found
+SELECT worst.group_id, worst.pairs, worst.agreement, worst.tau, left(groups.prompt, 200) AS prompt
+FROM (SELECT * FROM agreement($a, $b) ORDER BY agreement, pairs DESC, group_id LIMIT $n) AS worst
 JOIN groups USING (group_id)
-ORDER BY found.agreement, found.pairs DESC, found.group_id
+ORDER BY worst.agreement, worst.pairs DESC, worst.group_id
 """,
         MappingProxyType({"a": None, "b": None, "n": 20}),
     ),
@@ -68,15 +68,15 @@ ORDER BY reference
         """\
 WITH tops AS (
     SELECT reference, 'longest' AS kind,
-           max({key: num_tokens::DOUBLE, response_id: response_id}, $n) AS found
+           max({key: num_tokens::DOUBLE, response_id: response_id}, $n) AS ends
     FROM logps GROUP BY reference
     UNION ALL
     SELECT reference, 'oddest' AS kind,
-           min({key: logp / greatest(num_bytes, 1), response_id: response_id}, $n) AS found
+           min({key: logp / greatest(num_bytes, 1), response_id: response_id}, $n) AS ends
     FROM logps WHERE status = 'ok' GROUP BY reference
 ), picked AS (
-    SELECT reference, kind, place, one.response_id AS response_id
-    FROM (SELECT reference, kind, unnest(found) AS one, generate_subscripts(found, 1) AS place
+    SELECT reference, kind, place, extreme.response_id AS response_id
+    FROM (SELECT reference, kind, unnest(ends) AS extreme, generate_subscripts(ends, 1) AS place
           FROM tops)
 ), texts AS (
     SELECT response_id, any_value(left(content, 200)) AS content

@@ -1,0 +1,178 @@
+"""`mrpo sql` as a user runs it, and its documentation."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from sql_world import NAMES, ROOT, close, loops_virtual, make_run
+
+from mrpo_tools.cli import run
+from mrpo_tools.sql import MACROS, SAVED, VIEWS, open_sql
+
+DOCS = (ROOT / "docs" / "sql.md").read_text(encoding="utf-8")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+
+
+@pytest.fixture
+def here(world, tmp_path, monkeypatch) -> None:
+    """A directory where `cache` is that of `world`."""
+    (tmp_path / "cache").symlink_to(world.cache.path)
+    monkeypatch.chdir(tmp_path)
+
+
+def run_cli(*arguments: object, **kwargs) -> subprocess.CompletedProcess:
+    """The command as a user runs it, in a directory without project and runs."""
+    command = [sys.executable, "-m", "mrpo_tools", "sql", *map(str, arguments)]
+    kwargs.setdefault("cwd", Path(os.environ["XDG_CACHE_HOME"]))
+    return subprocess.run(
+        command, capture_output=True, env=ENVIRONMENT, timeout=60, check=False, **kwargs
+    )
+
+
+def in_process(capfd, *arguments: object) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of the command."""
+    code = run(["sql", *map(str, arguments)])
+    return code, *capfd.readouterr()
+
+
+def test_the_command_answers(world):
+    result = run_cli("SELECT count(*) AS n FROM logps", "--cache", world.cache.path)
+    count = sum(map(len, world.numbers.values()))
+    assert result.stdout.decode().split() == ["n", "───", str(count), "(1", "row)"]
+    assert (result.stderr, result.returncode) == (b"", 0)
+
+
+@pytest.mark.parametrize("source", ["file", "stdin"])
+def test_the_command_reads_files_stdin_and_parameters(world, tmp_path, source):
+    query = "SELECT $text AS text, $number + 1 AS number, $list[2] AS item, $id AS id"
+    (tmp_path / "query.sql").write_text(query, encoding="utf-8-sig")
+    digits = "12345678901234567890123456789012"
+    params = ["text=12 a", "number=0.5", 'list=["x", "y"]', f"id={digits}"]
+    options = [word for param in params for word in ("--param", param)]
+    words = ["-f", tmp_path / "query.sql"] if source == "file" else ["-"]
+    result = run_cli(*words, *options, "--cache", world.cache.path, "--format", "jsonl",
+                     input=query.encode())  # fmt: skip
+    expected = {"text": "12 a", "number": 1.5, "item": "y", "id": digits}
+    assert json.loads(result.stdout) == expected, result.stderr
+
+
+def test_the_command_uses_the_projects_cache_and_writes_files(world, tmp_path):
+    (tmp_path / "mrpo.yaml").write_text(f"cache: {world.cache.path}\n")
+    result = run_cli("--saved", "best-reference", "-o", "best.md", cwd=tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+    assert (tmp_path / "best.md").read_text().startswith("| reference | groups |")
+    result = run_cli(
+        "FROM virtual_reference($eps)", "--param", "eps=0.2", "--refs", "qwen,llama", "-o",
+        "out.parquet", cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    expected = loops_virtual(world, ("qwen", "llama"), 0.2)
+    close({(row["group_id"], row["position"]): row["logp"] for row in rows}, expected)
+
+
+def test_without_a_query_the_command_lists_everything(world, capfd):
+    code, out, _ = in_process(capfd, "--cache", world.cache.path)
+    assert code == 0
+    for listed in (*VIEWS, *MACROS, *SAVED):
+        assert re.search(rf"^  {re.escape(listed.name)}[(:]", out, re.MULTILINE), listed.name
+        assert all(column in out for column in getattr(listed, "columns", ()))
+    for name in NAMES:
+        assert f"{name}@" in out
+    assert len(SAVED) == 5
+
+
+MISTAKES = [
+    (["SELECT * FROM logpz"], 2, "Table with name logpz does not exist"),
+    (["SELECT 1", "--saved", "clipped"], 2, "more than one query"),
+    (["--saved", "cliped"], 2, "clipped"),
+    (["-f", "absent.sql"], 2, "absent.sql"),
+    (["-f", "latin.sql"], 2, "latin.sql cannot be read"),
+    (["SELECT '\udc80'"], 2, "not Unicode"),
+    (["SELECT DATE '-5000-01-01'"], 2, "cast the column"),
+    (["SELECT $a", "--param", "a"], 2, "NAME=VALUE"),
+    (["SELECT 1", "--format", "xml"], 2, "xml"),
+    (["SELECT 1", "--runs", "absent"], 2, "no directory"),
+    (["SELECT 1", "-o", "cache/x.csv"], 2, "inside the cache"),
+    (["SELECT 1", "-o", "absent/x.csv"], 2, "cannot write"),
+    (["SELECT 1", "--memory-limit", "lots"], 2, "no size"),
+    (["SELECT 1", "--timeout", "0"], 2, "timeout"),
+    (["SELECT 1", "--cache", "absent"], 3, "no cache at"),
+    (["SELECT 1", "--refs", "other"], 3, "other"),
+    (["SELECT 1", "-o", "/dev/full"], 4, "No space left"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), MISTAKES)
+def test_mistakes_end_with_the_promised_exit_code(here, capfd, arguments, code, message):
+    Path("latin.sql").write_bytes(b"SELECT '\xe9'")
+    ended, out, err = in_process(capfd, *arguments)
+    assert (ended, out) == (code, "")
+    assert message in err
+
+
+def test_a_damaged_cache_ends_with_3_and_the_files_name(world, tmp_path, capfd):
+    copy = Path(shutil.copytree(world.cache.path, tmp_path / "cache"))
+    path = next(copy.glob("references/qwen*/part-*"))
+    path.write_bytes(path.read_bytes()[:-1])
+    code, _, err = in_process(capfd, "SELECT 1", "--cache", copy)
+    assert code == 3
+    assert str(path) in err
+    assert "mrpo cache repair" in err
+
+
+def test_a_reader_that_stops_early_is_no_error(world):
+    """`mrpo sql … | head -1`"""
+    command = [sys.executable, "-m", "mrpo_tools", "sql", "SELECT * FROM range(1000000)"]
+    command += ["--cache", str(world.cache.path), "--format", "csv"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
+    ) as process:
+        assert process.stdout.readline() == b"range\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode in (0, 1)
+
+
+def test_the_command_works_without_torch(world):
+    """A macro, in a Python in which torch and transformers cannot be imported."""
+    program = (
+        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
+        "from mrpo_tools.cli import run\n"
+        "query = 'SELECT count(*) FROM weights()'\n"
+        f"cache = {str(world.cache.path)!r}\n"
+        "sys.exit(run(['sql', query, '--cache', cache, '--format', 'csv']))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=ROOT,
+                            timeout=60, text=True, check=False)  # fmt: skip
+    assert result.stdout.split() == ["count_star()", str(3 * len(world.groups))], result.stderr
+
+
+def test_the_documentation_is_true(world, tmp_path):
+    """Every query of docs/sql.md runs; every view, macro and saved query is in it."""
+    queries = re.findall(r"```sql\n(.*?)```", DOCS, re.DOTALL)
+    assert len(queries) >= 5
+    make_run(tmp_path / "a", train_loss=0.5)
+    with open_sql(world.cache.path, runs=tmp_path) as database:
+        for query in queries:
+            database.query(query)
+    for listed in (*VIEWS, *MACROS, *SAVED):
+        assert f"`{listed.name}" in DOCS, listed.name
+    for macro in MACROS:
+        assert f"`{macro.name}({macro.arguments})`" in DOCS
+    for view in VIEWS:
+        assert all(column in DOCS for column in view.columns), view.name
+
+
+def test_the_documented_python_runs(here):
+    program = re.search(r"```python\n(.*?)```", DOCS, re.DOTALL).group(1)
+    exec(program, {})
+    assert Path("means.csv").read_text().startswith("reference,")
