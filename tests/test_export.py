@@ -91,7 +91,7 @@ def test_labels_alone_make_pairs_in_the_order_of_the_data() -> None:
 def test_the_pairs_are_those_that_training_uses(judged: Any, pairing: str) -> None:
     """The same as `maths.contrasts.pairs`, which works on tensors."""
     scores, labels = judged
-    group = scored(*scores, labels="".join("+-"[not one] for one in labels) if labels else "")
+    group = scored(*scores, labels="".join("+-"[not label] for label in labels) if labels else "")
     chosen = torch.tensor([labels]) if labels else None
     mask = torch.ones(1, len(scores), dtype=torch.bool)
     sides = contrasts.choose_sides(mask, torch.tensor([scores]).double(), chosen)
@@ -102,13 +102,13 @@ def test_the_pairs_are_those_that_training_uses(judged: Any, pairing: str) -> No
 def groups() -> list[Group]:
     """Groups with every kind of field, more than a batch of a table, none tied."""
     rng = random.Random(0)
-    made = []
+    several = []
     for number in range(BATCH_ROWS + 10):
         scores = rng.sample(range(10), 2 + number % 3)
         prompt = PROMPT if number % 2 else user_prompt("alone")
         prompt = (*prompt[:-1], Message("user", f"{prompt[-1].content} {number}"))
-        made.append(scored(*scores, prompt=prompt))
-    return made
+        several.append(scored(*scores, prompt=prompt))
+    return several
 
 
 def convert(source: list[Group], target: Path, form: str, pairing: str = "best_worst") -> None:
@@ -125,18 +125,19 @@ def test_our_own_adapters_read_every_form_back(form: str, suffix: str, tmp_path:
     target = tmp_path / f"x{suffix}"
     source = groups()
     convert(source, target, form)
-    found = load_groups(target)
-    assert found.adapter == FORMS[form].adapter
+    read = load_groups(target)
+    assert read.adapter == FORMS[form].adapter
     if form == "canonical":
-        assert found.groups == source
+        assert read.groups == source
         return
-    expected = [(one, pair) for one in source for pair in pairs_of(one, "best_worst")]
+    expected = [(group, pair) for group in source for pair in pairs_of(group, "best_worst")]
     assert len(expected) == len(source)
-    for (original, pair), group in zip(expected, found.groups, strict=True):
+    for (original, pair), group in zip(expected, read.groups, strict=True):
         assert group.prompt == original.prompt
-        assert [one.content for one in group.responses] == [one.content for one in pair]
-        assert [one.score for one in group.responses] == [one.score for one in pair]
-        assert [one.chosen for one in group.responses] == [True, False]
+        assert [(r.content, r.score) for r in group.responses] == [
+            (r.content, r.score) for r in pair
+        ]
+        assert [r.chosen for r in group.responses] == [True, False]
         assert group.split == "train"
 
 
