@@ -107,6 +107,11 @@ class Preempted(MrpoError):
     exit_code = 75
 
 
+def shorten(text: str, width: int = 24) -> str:
+    """A user's text for a message: in quotes, on one line, cut to `width` characters."""
+    return ascii(text) if len(text) <= width else ascii(text[: width - 1])[:-1] + "…'"
+
+
 SYNONYMS = {
     "lr": "learning_rate",
     "batch_size": "per_device_train_batch_size",
@@ -121,6 +126,7 @@ SYNONYMS = {
 }
 """What people write for some of our words."""
 LISTED = 12
+"""So many known words are listed where none is near."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:

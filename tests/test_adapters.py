@@ -363,7 +363,7 @@ def write(folder: Path, rows: Rows) -> Path:
 def plain(group: Group) -> Expected:
     return (
         [f"{turn.role}: {turn.content}" for turn in group.prompt],
-        [(one.content, one.score, one.chosen) for one in group.responses],
+        [(r.content, r.score, r.chosen) for r in group.responses],
     )
 
 
@@ -429,9 +429,9 @@ def test_a_rating_may_not_be_any_text(tmp_path: Path) -> None:
 
 def test_models_are_kept(tmp_path: Path) -> None:
     groups = load_groups(write(tmp_path, SAMPLES["nectar"][0])).groups
-    assert [one.model for one in groups[0].responses] == ["gpt-4", "llama", "anon"]
+    assert [response.model for response in groups[0].responses] == ["gpt-4", "llama", "anon"]
     groups = load_groups(write(tmp_path, SAMPLES["binarized"][0])).groups
-    assert [one.model for one in groups[1].responses] == ["m", "n"]
+    assert [response.model for response in groups[1].responses] == ["m", "n"]
 
 
 def test_a_prompt_with_one_response_is_left_out_and_counted(tmp_path: Path) -> None:

@@ -319,6 +319,7 @@ def test_a_reference_of_a_bad_name(name: str, capsys: pytest.CaptureFixture[str]
         check_name(name)
     message = str(error.value)
     assert len(message) < 120
+    assert ("(300 characters)" in message) == (len(name) == 300)
     project = json.dumps({"references": {name: "model"}, "dataset": "good.jsonl"})
     Path("mrpo.yaml").write_text(project)
     assert run(["precompute"]) == 2

@@ -55,9 +55,9 @@ def test_by_hand_with_a_project(project, tiny_models, capsys):
     out = capsys.readouterr().out
     assert "next: mrpo evaluate runs/mrpo" in out
     assert run(["evaluate", "runs/mrpo", "--split", "train", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    metrics = json.loads(capsys.readouterr().out)
     for name in ("accuracies", "accuracies_step0", "accuracies_reference_1", "accuracies_logp"):
-        assert 0 <= found[name] <= 1
+        assert 0 <= metrics[name] <= 1
     assert run(["evaluate", "runs/mrpo", "--split", "train"]) == 0
     assert "not comparable between methods" in capsys.readouterr().out
     assert run(["sql", "SELECT reference, count(*) AS n FROM logps GROUP BY 1 ORDER BY 1",
@@ -67,7 +67,7 @@ def test_by_hand_with_a_project(project, tiny_models, capsys):
     assert run(["generate", "runs/mrpo", "--split", "train", "--max-new-tokens", "4"]) == 0
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert answers
-    assert all(set(one) == {"prompt_id", "prompt", "answer"} for one in answers)
+    assert all(set(answer) == {"prompt_id", "prompt", "answer"} for answer in answers)
 
 
 def test_by_hand_without_a_project(project, tiny_models, capsys):
@@ -99,8 +99,6 @@ BAD = {
     ),
     "no reference": (["precompute", "--dataset", "data.jsonl"], 2, "no reference is named"),
     "no data": (["precompute", "--ref", "a=model"], 2, "no data set is named"),
-    "name with a path": (["precompute", "--ref", "../x=model"], 2, "'../x' is not usable"),
-    "name with 300 letters": (["precompute", "--ref", "a" * 300 + "=m"], 2, "(300 characters)"),
     "reference without a model": (["precompute", "--ref", "a="], 2, "no model after '='"),
     "model that is not there": (
         ["precompute", "--ref", "a=./nowhere", "--dataset", "data.jsonl"], 2,
@@ -108,10 +106,6 @@ BAD = {
     ),
     "data that is not there": (
         ["precompute", "--ref", "a=./nowhere", "--dataset", "nowhere.jsonl"], 2, "nowhere.jsonl",
-    ),
-    "empty data": (["precompute", "--ref", "a=./x", "--dataset", "empty.jsonl"], 2, "empty.jsonl"),
-    "broken data": (
-        ["precompute", "--ref", "a=./x", "--dataset", "broken.jsonl"], 2, "broken.jsonl:2",
     ),
     "bad shard": (
         ["precompute", "--ref", "llama", "--dataset", "data.jsonl", "--shard", "4/3"], 2,
@@ -144,8 +138,6 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_clear_line_and_writes_nothing(case, project, capsys):
     arguments, code, message = BAD[case]
-    Path("empty.jsonl").write_text("")
-    Path("broken.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt"\n')
     Path("cached/references").mkdir(parents=True)
     before = snapshot(project)
     assert run(arguments) == code
@@ -224,7 +216,7 @@ def test_the_project_tells_which_identity_is_meant(project, tiny_models, capsys)
     assert len(json.loads(capsys.readouterr().out)["references"]) == 1
     old = next(Path("cache/references").glob("llama-*")).name
     if old.rpartition("-")[2] in json.loads(Path("run/run.json").read_text())["references"][0]:
-        old = sorted(one.name for one in Path("cache/references").glob("llama-*"))[1]
+        old = sorted(path.name for path in Path("cache/references").glob("llama-*"))[1]
     name, _, digits = old.rpartition("-")
     train[2] = f"{name}@{digits}"
     assert run([*train, "--output", "other"]) == 3

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_data import ROOT, run_script, write_lines
 
 from mrpo_tools.cli import run
 from mrpo_tools.sources import load_groups
 from mrpo_tools.sources.summary import SAMPLE_GROUPS, Summary, quantiles
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +23,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def group(prompt: str, *scores: float, split: str = "train") -> dict[str, Any]:
-    responses = [{"content": f"{prompt} {n}", "score": one} for n, one in enumerate(scores)]
+    responses = [{"content": f"{prompt} {n}", "score": score} for n, score in enumerate(scores)]
     return {"prompt": prompt, "responses": responses, "split": split}
 
 
@@ -38,23 +37,22 @@ ROWS = [
 
 @pytest.fixture
 def source() -> str:
-    Path("x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return "x.jsonl"
+    return str(write_lines(Path("x.jsonl"), ROWS))
 
 
 def test_show_counts_what_is_there(source, capsys):
     """Expected by hand: sizes 3 2 3 2, scores 1 1 9, 5 5, 1 5 9, 9 1."""
     assert run(["data", "show", source, "--json", "--rows", "2"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["adapter"] == "canonical"
-    assert found["because"].startswith("columns prompt")
-    assert found["rows"] == found["groups"] == 4
-    assert found["tied_groups"] == 1
-    assert found["responses_per_group"] == {"2": 2, "3": 2}
-    assert found["splits"] == {"train": 3, "test": 1}
-    assert found["scores"] == {"1": 4, "5": 3, "9": 3}
-    assert (found["tied_pairs"], found["scored_pairs"]) == (2, 3 + 1 + 3 + 1)
-    assert [one["prompt"][0]["content"] for one in found["first"]] == ["Why?", "How?"]
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["adapter"] == "canonical"
+    assert facts["because"].startswith("columns prompt")
+    assert facts["rows"] == facts["groups"] == 4
+    assert facts["tied_groups"] == 1
+    assert facts["responses_per_group"] == {"2": 2, "3": 2}
+    assert facts["splits"] == {"train": 3, "test": 1}
+    assert facts["scores"] == {"1": 4, "5": 3, "9": 3}
+    assert (facts["tied_pairs"], facts["scored_pairs"]) == (2, 3 + 1 + 3 + 1)
+    assert [group["prompt"][0]["content"] for group in facts["first"]] == ["Why?", "How?"]
 
 
 def test_show_is_readable(source, capsys):
@@ -84,15 +82,17 @@ def test_show_counts_tokens_under_each_reference(tiny_models, source, capsys):
 
     refs = [word for name in ("llama", "qwen") for word in ("--ref", f"{name}={tiny_models[name]}")]
     assert run(["data", "show", source, *refs, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["tokens"]
+    tokens = json.loads(capsys.readouterr().out)["tokens"]
     for name in ("llama", "qwen"):
         renderer = renderer_of(resolve(name, Reference(model=str(tiny_models[name]))))
-        encoded = [renderer.encode(one) for one in load_groups(source).groups]
-        assert found[name]["prompt"]["max"] == max(len(one.prompt_ids) for one in encoded)
-        lengths = sorted(len(response.ids) for one in encoded for response in one.responses)
-        assert found[name]["response"] == quantiles(lengths)
-        assert found[name]["max_length"] == 8192
-        assert (found[name]["groups"], found[name]["longer"]) == (4, 0)
+        encoded = [renderer.encode(group) for group in load_groups(source).groups]
+        assert tokens[name]["prompt"]["max"] == max(
+            len(rendered.prompt_ids) for rendered in encoded
+        )
+        lengths = sorted(len(r.ids) for rendered in encoded for r in rendered.responses)
+        assert tokens[name]["response"] == quantiles(lengths)
+        assert tokens[name]["max_length"] == 8192
+        assert (tokens[name]["groups"], tokens[name]["longer"]) == (4, 0)
     assert run(["data", "show", source, *refs]) == 0
     assert "tokens under" in capsys.readouterr().out
 
@@ -112,7 +112,7 @@ def test_split_limit_and_seed_mean_the_same_everywhere(command, source, capsys):
 
 def test_the_seed_draws_other_prompts(capsys):
     rows = [{"prompt": f"Q{n}", "chosen": "a", "rejected": "b"} for n in range(300)]
-    Path("x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(Path("x.jsonl"), rows)
 
     def drawn(*words: str) -> set[str]:
         assert run(["data", "convert", "x.jsonl", "out.jsonl", "--overwrite", "--split", "test",
@@ -153,7 +153,7 @@ def test_convert_replaces_only_what_it_is_told_to(source, capsys):
     )
     assert Path(source).read_bytes() == before
     assert run(["data", "convert", source, source, "--overwrite"]) == 0
-    assert [one.as_dict()["split"] for one in load_groups(source).groups] == [
+    assert [group.as_dict()["split"] for group in load_groups(source).groups] == [
         row["split"] for row in ROWS
     ]
 
@@ -197,8 +197,8 @@ def test_the_sample_is_even_and_the_same_every_time():
     def drawn() -> list[int]:
         summary = Summary()
         for number in range(20_000):
-            summary.add(Numbered(number))  # type: ignore[arg-type]
-        return [one.number for one in summary.sample]  # type: ignore[attr-defined]
+            summary.add(Numbered(number))
+        return [group.number for group in summary.sample]
 
     sample = drawn()
     assert len(set(sample)) == SAMPLE_GROUPS
@@ -230,7 +230,7 @@ def test_quantiles():
 
 def test_no_model_library_is_loaded(source):
     """`validate` and `convert` work where torch, transformers and datasets cannot be imported."""
-    script = """
+    run_script("""
         import sys
         for name in ("torch", "transformers", "datasets"):
             sys.modules[name] = None
@@ -238,15 +238,7 @@ def test_no_model_library_is_loaded(source):
         sys.exit(run(["data", "validate", "x.jsonl"])
                  or run(["data", "convert", "x.jsonl", "y.parquet"])
                  or run(["data", "show", "y.parquet"]))
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(line[8:] for line in script.splitlines())],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    """)
 
 
 @pytest.mark.long

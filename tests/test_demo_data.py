@@ -109,10 +109,10 @@ def test_sizes_and_splits() -> None:
 
 def test_four_distinct_responses_scored_by_the_rule() -> None:
     for group in GROUPS:
-        assert len({one["content"] for one in group["responses"]}) == 4
-        for one in group["responses"]:
-            assert tasks.score(group["prompt"], one["content"]) == one["score"]
-        scores = sorted(one["score"] for one in group["responses"])
+        assert len({answer["content"] for answer in group["responses"]}) == 4
+        for answer in group["responses"]:
+            assert tasks.score(group["prompt"], answer["content"]) == answer["score"]
+        scores = sorted(answer["score"] for answer in group["responses"])
         assert scores in ([1, 3, 7, 10], [1, 3, 3, 10], [1, 1, 3, 10])
 
 
@@ -120,7 +120,7 @@ def test_the_best_response_states_an_independent_solution() -> None:
     checked = 0
     for group in GROUPS:
         if "opposite" not in group["id"]:
-            best = max(group["responses"], key=lambda one: one["score"])["content"]
+            best = max(group["responses"], key=lambda answer: answer["score"])["content"]
             solution = solve(group)
             assert best in (solution, solution.upper(), f"The answer is {solution}.")
             checked += 1
@@ -131,7 +131,7 @@ def test_length_says_nothing() -> None:
     """Also an independent count: longer against shorter, ties of length half a point each."""
     wins = total = 0.0
     for group in GROUPS:
-        ranked = sorted((one["score"], len(one["content"])) for one in group["responses"])
+        ranked = sorted((answer["score"], len(answer["content"])) for answer in group["responses"])
         for low in range(4):
             for high in range(low + 1, 4):
                 if ranked[low][0] < ranked[high][0]:
@@ -167,21 +167,21 @@ def short_models(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Pat
 def test_tiny_models_are_three_families(short_models: list[dict[str, Path]]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    found = {
+    families = {
         name: (
             type(AutoModelForCausalLM.from_pretrained(path)).__name__,
             AutoTokenizer.from_pretrained(path),
         )
         for name, path in short_models[0].items()
     }
-    assert {name: architecture for name, (architecture, _) in found.items()} == {
+    assert {name: architecture for name, (architecture, _) in families.items()} == {
         "llama": "LlamaForCausalLM",
         "mistral": "MistralForCausalLM",
         "qwen": "Qwen2ForCausalLM",
     }
-    tokenizers = {name: tokenizer for name, (_, tokenizer) in found.items()}
+    tokenizers = {name: tokenizer for name, (_, tokenizer) in families.items()}
     assert len({len(tokenizer) for tokenizer in tokenizers.values()}) == 3
-    assert [tokenizers[name].bos_token for name in found] == ["<s>", "<s>", None]
+    assert [tokenizers[name].bos_token for name in families] == ["<s>", "<s>", None]
     prompt = system("You are terse.", "Not hot but?")
     with pytest.raises(Exception, match="Only user and assistant"):
         tokenizers["mistral"].apply_chat_template(prompt, tokenize=False)

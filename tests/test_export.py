@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
 import os
@@ -15,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_data import run_script, write_lines
 
 from mrpo_tools.cli import run
 from mrpo_tools.errors import ResourceError, UsageError
@@ -91,24 +91,24 @@ def test_labels_alone_make_pairs_in_the_order_of_the_data() -> None:
 def test_the_pairs_are_those_that_training_uses(judged: Any, pairing: str) -> None:
     """The same as `maths.contrasts.pairs`, which works on tensors."""
     scores, labels = judged
-    group = scored(*scores, labels="".join("+-"[not one] for one in labels) if labels else "")
+    group = scored(*scores, labels="".join("+-"[not label] for label in labels) if labels else "")
     chosen = torch.tensor([labels]) if labels else None
     mask = torch.ones(1, len(scores), dtype=torch.bool)
-    sides = contrasts.choose_sides(torch.tensor([scores]).double(), chosen, mask)
-    matrix = contrasts.pairs(sides, chosen, pairing, None)[0]
+    sides = contrasts.choose_sides(mask, torch.tensor([scores]).double(), chosen)
+    matrix = contrasts.pairs(sides, pairing)[0]
     assert named(group, pairing) == [f"y{a}>y{b}" for a, b in matrix.nonzero().tolist()]
 
 
 def groups() -> list[Group]:
     """Groups with every kind of field, more than a batch of a table, none tied."""
     rng = random.Random(0)
-    made = []
+    several = []
     for number in range(BATCH_ROWS + 10):
         scores = rng.sample(range(10), 2 + number % 3)
         prompt = PROMPT if number % 2 else user_prompt("alone")
         prompt = (*prompt[:-1], Message("user", f"{prompt[-1].content} {number}"))
-        made.append(scored(*scores, prompt=prompt))
-    return made
+        several.append(scored(*scores, prompt=prompt))
+    return several
 
 
 def convert(source: list[Group], target: Path, form: str, pairing: str = "best_worst") -> None:
@@ -125,18 +125,19 @@ def test_our_own_adapters_read_every_form_back(form: str, suffix: str, tmp_path:
     target = tmp_path / f"x{suffix}"
     source = groups()
     convert(source, target, form)
-    found = load_groups(target)
-    assert found.adapter == FORMS[form].adapter
+    read = load_groups(target)
+    assert read.adapter == FORMS[form].adapter
     if form == "canonical":
-        assert found.groups == source
+        assert read.groups == source
         return
-    expected = [(one, pair) for one in source for pair in pairs_of(one, "best_worst")]
+    expected = [(group, pair) for group in source for pair in pairs_of(group, "best_worst")]
     assert len(expected) == len(source)
-    for (original, pair), group in zip(expected, found.groups, strict=True):
+    for (original, pair), group in zip(expected, read.groups, strict=True):
         assert group.prompt == original.prompt
-        assert [one.content for one in group.responses] == [one.content for one in pair]
-        assert [one.score for one in group.responses] == [one.score for one in pair]
-        assert [one.chosen for one in group.responses] == [True, False]
+        assert [(r.content, r.score) for r in group.responses] == [
+            (r.content, r.score) for r in pair
+        ]
+        assert [r.chosen for r in group.responses] == [True, False]
         assert group.split == "train"
 
 
@@ -200,22 +201,33 @@ def test_where_nothing_can_be_written(name: str, message: str, tmp_path: Path) -
     assert (tmp_path / "there.jsonl").read_text() == "precious"
 
 
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="no file system that refuses")
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-@pytest.mark.parametrize(("reason", "message"), [(errno.EACCES, "cannot write to"),
-                                                 (errno.ENOSPC, "no space left")])  # fmt: skip
-def test_a_folder_that_refuses_is_told(reason, message, suffix, tmp_path, monkeypatch, capsys):
-    """As a user meets it: one line, exit code 4, nothing left."""
+def test_a_folder_that_refuses_is_told(suffix, tmp_path, capsys):
+    """As a user meets it: one line and exit code 4; nobody, not even root, makes files in /sys."""
+    source = write_lines(tmp_path / "in.jsonl", [scored(1, 2).as_dict()])
+    assert run(["data", "convert", str(source), f"/sys/kernel/x{suffix}"]) == 4
+    assert f"error: cannot write to /sys/kernel/x{suffix}: " in capsys.readouterr().err
 
-    def refuse(path: Path, *_: object, **__: object) -> None:
-        raise OSError(reason, os.strerror(reason), str(path))
 
-    source, target = tmp_path / "in.jsonl", tmp_path / f"x{suffix}"
-    source.write_text(json.dumps(scored(1, 2).as_dict()))
-    monkeypatch.setattr(Path, "touch", refuse)
-    assert run(["data", "convert", str(source), str(target)]) == 4
-    assert f"{message}" in (err := capsys.readouterr().err)
-    assert str(target) in err
-    assert [path.name for path in tmp_path.iterdir()] == [source.name]
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_full_disk_is_told_and_nothing_is_left(suffix, tmp_path):
+    """A limit on the size of files stands for the disk: the system refuses in the same way."""
+    write_lines(tmp_path / "in.jsonl", [scored(1, 2).as_dict()])
+    printed = run_script(
+        f"""
+        import contextlib, io, resource
+        from mrpo_tools.cli import run
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20))
+        with contextlib.redirect_stderr(io.StringIO()) as errors:
+            print(run(["data", "convert", "in.jsonl", "x{suffix}"]))
+        print(errors.getvalue())
+        """,
+        tmp_path,
+    )
+    assert printed[0] == "4"
+    assert "no space left" in printed[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="nothing is refused to root")

@@ -66,11 +66,11 @@ def test_every_row_of_the_papers_is_there():
         "mppo-table-2": ("dpo kto orpo simpo point-ce point-mse pair-single pair-mns pair-mnm "
                          "pair-mcs pair-mcm list-mle", "llama"),
     }  # fmt: skip
-    found = {path.stem: load_table(path) for path in FILES}
-    assert found.keys() == expected.keys()
+    tables = {path.stem: load_table(path) for path in FILES}
+    assert tables.keys() == expected.keys()
     for name, (rows, columns) in expected.items():
-        assert list(found[name].rows) == rows.split()
-        assert list(found[name].columns) == columns.split()
+        assert list(tables[name].rows) == rows.split()
+        assert list(tables[name].columns) == columns.split()
 
 
 def test_the_numbers_are_the_papers():
@@ -104,7 +104,7 @@ def test_the_numbers_are_the_papers():
     assert cell("mppo-table-2.yaml:point-ce/llama").score_scale == 10
     for stem, datasets in (("mrpo-table-1", SMALL), ("mrpo-table-5", SMALL[2:])):
         table = load_table(ROOT / "recipes" / "papers" / f"{stem}.yaml")
-        assert [one.source for one in table.datasets] == datasets
+        assert [data.source for data in table.datasets] == datasets
     assert [KNOWN[name].train_groups for name in SMALL] == [364, 502, 2178]
 
 

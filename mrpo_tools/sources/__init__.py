@@ -1,15 +1,13 @@
 """Anything -> groups: where data is found, read, understood and checked.
 
-    locate   the user's word -> files, a folder, a hub data set (and `known` names)
-    text     .jsonl .json .gz .zst -> numbered rows   \\
-    tables   .parquet              -> numbered rows    > `rows.Row` or `rows.Problem`
-    hub      `datasets`            -> numbered rows   /
-    detect   columns -> adapter; `catalogue` is the table of adapters
-    pairs, scored  the adapters: a row -> prompt and responses, by `conversation` and `fields`
-    splits   which prompts are held out
-    checks   a prompt and responses -> a group, or problems
-    summary  what the groups of a source are like; `export`, `write` them in other forms
-    stream   all of it in order, with splits and counts; `load` into memory
+locate    the user's word -> files, a folder, a hub data set (and `known` names)
+readers/  files and data sets -> numbered rows, or problems with their place
+columns   rows under the names that adapters know (`--map`)
+adapters/ rows -> prompts and responses; which adapter is detected by the columns
+checks    a prompt and responses -> a group, or problems; what is unusual about groups
+splits    which prompts are held out
+stream    all of it in order, with splits and counts; `load` into memory
+summary   what the groups of a source are like; `export`, `write` them in other forms
 """
 
 from mrpo_tools.sources.adapters.catalogue import ADAPTERS

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mrpo_tools.config import Dataset
-from mrpo_tools.errors import DataError, UsageError, did_you_mean
+from mrpo_tools.errors import DataError, UsageError, did_you_mean, shorten
 from mrpo_tools.groups import Group, Response
 from mrpo_tools.sources.adapters.adapter import Adapter
 from mrpo_tools.sources.adapters.detect import SAMPLE_ROWS, choose
@@ -19,7 +19,6 @@ from mrpo_tools.sources.checks import Noticing, checked_responses
 from mrpo_tools.sources.columns import Columns
 from mrpo_tools.sources.locate import locate, split_name
 from mrpo_tools.sources.readers.rows import Problem, Reading, Row, ignore_progress
-from mrpo_tools.sources.readers.strict_json import shorten
 from mrpo_tools.sources.splits import Draw
 
 MAX_PROBLEMS = 100_000

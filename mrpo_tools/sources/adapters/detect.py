@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mrpo_tools.errors import UsageError, did_you_mean
+from mrpo_tools.errors import UsageError, did_you_mean, shorten
 from mrpo_tools.sources.adapters.adapter import Adapter
 from mrpo_tools.sources.adapters.catalogue import ADAPTERS
-from mrpo_tools.sources.readers.strict_json import shorten
 
 SAMPLE_ROWS = 50
 _ENOUGH = 0.9

@@ -12,8 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from mrpo_tools.errors import shorten
 from mrpo_tools.sources.readers.rows import MAX_TEXT_CHARS, Problem
-from mrpo_tools.sources.readers.strict_json import shorten
 
 MAX_SCORE = 1e30  # squares and exponents of larger numbers leave float32
 MAX_ITEMS = 4096

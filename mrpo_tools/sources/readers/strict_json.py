@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import math
 
+from mrpo_tools.errors import shorten
+
 SPACE = " \t\n\r"
 _MAX_DIGITS = 300
 _LONGEST_TOKEN = "\\ud83d\\ude00"  # an error this near the end may be a token cut in two
@@ -58,11 +60,6 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_int=_integer)
 _LENIENT = json.JSONDecoder(parse_int=_integer)
-
-
-def shorten(text: str, width: int = 24) -> str:
-    """A text in quotes, on one line, cut to `width` characters."""
-    return ascii(text) if len(text) <= width else ascii(text[: width - 1])[:-1] + "…'"
 
 
 def skip_space(text: str, position: int) -> int:
