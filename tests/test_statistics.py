@@ -11,6 +11,7 @@ import scipy.stats
 import torch
 
 from mrpo_tools.maths import metrics, resampling, statistics
+from mrpo_tools.maths.judgements import Judgements
 
 
 def test_mean_and_std_are_numpys():
@@ -60,7 +61,7 @@ def test_kendall_is_scipys():
     scores = torch.randint(0, 5, (200, 6), generator=generator).double()
     sizes = torch.randint(2, 7, (200,), generator=generator)
     mask = torch.arange(6) < sizes.unsqueeze(1)
-    found = metrics.kendall_tau(rewards, mask, scores)
+    found = metrics.kendall_tau(rewards, Judgements(mask, scores, None))
     for row, size in enumerate(sizes.tolist()):
         expected = scipy.stats.kendalltau(rewards[row, :size], scores[row, :size]).statistic
         assert float(found[row]) == pytest.approx(float(expected), nan_ok=True)

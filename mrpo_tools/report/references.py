@@ -224,15 +224,8 @@ def _mean_weight(counts: Sequence[int]) -> float:
 def choices_picture(methods: Sequence[MethodRuns]) -> Picture | None:
     """Methods of one loss that differ in how references are combined, beside DPO."""
     varied = [method for method in methods if _varies(method, methods)]
-    if not varied:
-        return None
-    rows = [method for method in methods if method.baseline] + varied
-    points = [
-        (method, mean_and_std(accuracies))
-        for method in rows
-        if (accuracies := _logp_accuracies(method))
-    ]
-    if len(points) < 2:
+    points = _logp_accuracies([*(method for method in methods if method.baseline), *varied])
+    if not varied or len(points) < 2:
         return None
     kinds = sorted({_kind(method) for method, _ in points})
 
@@ -265,9 +258,17 @@ def choices_picture(methods: Sequence[MethodRuns]) -> Picture | None:
     )
 
 
-def _logp_accuracies(method: MethodRuns) -> list[float]:
-    accuracies = [evaluation.accuracies_logp for _, evaluation in _evaluated([method])]
-    return [accuracy for accuracy in accuracies if accuracy is not None]
+def _logp_accuracies(
+    methods: Sequence[MethodRuns],
+) -> list[tuple[MethodRuns, tuple[float, float | None]]]:
+    """The methods that were evaluated, with mean and standard deviation over their runs."""
+    points = []
+    for method in methods:
+        measured = [evaluation.accuracies_logp for _, evaluation in _evaluated([method])]
+        accuracies = [accuracy for accuracy in measured if accuracy is not None]
+        if accuracies:
+            points.append((method, mean_and_std(accuracies)))
+    return points
 
 
 def _varies(method: MethodRuns, methods: Sequence[MethodRuns]) -> bool:
