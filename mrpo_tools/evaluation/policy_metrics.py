@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -72,8 +72,8 @@ def policy_metrics(
         "groups": int(own.isfinite().sum()),
         "groups_without_pairs": int(own.isnan().sum()),
         "dropped_responses": {reason: n for reason, n in tensors.dropped.items() if n},
-        "combination": asdict(report) if (report := combined.report()) else {},
-        "histograms": asdict(histograms) if (histograms := combined.histograms()) else None,
+        "combination": combined.report() or {},
+        "histograms": combined.histograms(),
     }
     return EvaluationRecord.model_validate(values)
 

@@ -111,7 +111,8 @@ class Histograms(Part):
 
     Attributes:
         weights: for each reference, groups by weight in equal bins of [0, 1].
-        distances: for references 2..K, responses by relative distance, in equal bins of [−1, 1].
+        distances: for each of references 2..K, responses by (r_ik − r_i1)/|r_i1| before clipping,
+            in equal bins of [−1, 1], those beyond in the outer bins.
         mean_radius: of the trust region, relative; None without clipping.
         clipped: share of responses that are clipped, for references 2..K.
     """

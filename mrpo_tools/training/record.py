@@ -10,7 +10,7 @@ from mrpo_tools.cache import Cache, library_versions
 from mrpo_tools.config import Dataset, Recipe, Reference, absolute_paths
 from mrpo_tools.errors import ResourceError, UsageError
 from mrpo_tools.groups import Group, hash_groups, in_split
-from mrpo_tools.runs.record import CombinationWords, DataReport, RunRecord
+from mrpo_tools.runs.record import CombinationWords, RunRecord
 from mrpo_tools.runs.run import RUN, save_recipe
 from mrpo_tools.training.prepare import Prepared
 
@@ -42,7 +42,7 @@ def run_record(
         objective=prepared.method.row.name,
         hyper=dict(prepared.method.hyper),
         combination=CombinationWords.model_validate(vars(prepared.method.combination)),
-        report=DataReport.model_validate(prepared.report.as_json()),
+        report=prepared.report,
         versions=library_versions(),
         split_hash=hash_groups(in_split(groups, recipe.split)),
     )

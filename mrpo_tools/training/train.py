@@ -42,6 +42,10 @@ from mrpo_tools.training.record import begin_run, check_record, model_card, run_
 from mrpo_tools.training.step0 import check_step0
 from mrpo_tools.training.trainer import GroupTrainer
 
+LESS_MEMORY = (
+    "set gradient_checkpointing: true, then lower per_device_train_batch_size, or use "
+    "quantization: nf4"
+)
 FREE = ("batch_tokens", "gradient_checkpointing")
 """Keys of a recipe that a resumed run may change: they change memory, not the result."""
 
@@ -101,14 +105,10 @@ def train(
     elif is_first_process():
         begin_run(output, recipe, record)
     wait_for_everyone()
-    with memory_errors(
-        "training",
-        "set gradient_checkpointing: true, then lower per_device_train_batch_size, or use "
-        "quantization: nf4",
-    ):
+    with memory_errors("training", LESS_MEMORY):
         fitted = _fit(recipe, prepared, output)
     seconds = time.monotonic() - started
-    values = {**fitted, "total_seconds": seconds, **prepared.report.as_json()}
+    values = {**fitted, "total_seconds": seconds, **prepared.report.model_dump()}
     metrics = Metrics.model_validate(values)
     if is_first_process():
         (output / "README.md").write_text(model_card(recipe, prepared), encoding="utf-8")
@@ -118,15 +118,15 @@ def train(
 
 def _tell(prepared: Prepared) -> None:
     """What the combination did and what is left out, on stderr."""
-    report, combination = prepared.report, prepared.report.combination
-    if combination is not None and len(prepared.stores) > 1:
+    report = prepared.report
+    if len(prepared.stores) > 1:
         weights = ", ".join(
             f"{store.name} {weight:.2f}"
-            for store, weight in zip(prepared.stores, combination.mean_weights, strict=True)
+            for store, weight in zip(prepared.stores, report.mean_weights, strict=True)
         )
         say_once(
-            f"references: mean weights {weights}; {combination.clipped_fraction:.0%} of the "
-            f"others' numbers clipped; {combination.mean_distance_from_reference_1_nats:.3g} nats "
+            f"references: mean weights {weights}; {report.clipped_fraction:.0%} of the "
+            f"others' numbers clipped; {report.mean_distance_from_reference_1_nats:.3g} nats "
             "from reference 1 on average"
         )
     for reason, count in report.skipped_groups.items():
