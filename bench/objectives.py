@@ -76,7 +76,7 @@ def one(loss, groups, cache, project, run: Path, before: float) -> dict[str, obj
     state = json.loads((run / "trainer_state.json").read_text())
     losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
     epoch = len(losses) // EPOCHS
-    found = evaluate(load_run(run), groups, cache).metrics
+    found = evaluate(load_run(run), groups, cache).record.as_json()
     test = in_split(groups, "test")
     answers = generate(load_run(run).trained_policy, [group.prompt for group in test], 32)
     return {

@@ -20,7 +20,7 @@ from made_up import made_up_run
 
 from mrpo_tools.cli import run
 from mrpo_tools.errors import UsageError
-from mrpo_tools.report.references import _ranking
+from mrpo_tools.report.references import ranking
 from mrpo_tools.runs.compare import compare
 from mrpo_tools.runs.formats import FORMATS, render
 from mrpo_tools.runs.methods import by_method
@@ -194,8 +194,8 @@ def test_names_that_repeat_keep_their_digits(tmp_path):
     assert [what for what, _ in found.untrained] == [
         "llama@aaaa alone", "llama@bbbb alone", "qwen alone", "always the longer",
     ]  # fmt: skip
-    shown = _ranking(by_method(read_results([tmp_path])))
-    assert {name for name, *_ in shown} == {
+    shown = ranking(by_method(read_results([tmp_path])))
+    assert {row.name for row in shown} == {
         "llama@aaaa", "llama@bbbb", "qwen", "always the longer",
     }  # fmt: skip
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mrpo_tools.cli import run
-from mrpo_tools.demo import demo, tasks, tiny_models
+from mrpo_tools.config import Reference
+from mrpo_tools.demo import demo, tasks
 from mrpo_tools.groups import in_split
 from mrpo_tools.sources import load_groups
 
@@ -17,12 +18,10 @@ from mrpo_tools.sources import load_groups
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One short demo."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiny_models, "STEPS", 60)
-        patch.setattr(demo, "RECIPE", demo.RECIPE.replace("num_train_epochs: 2", "max_steps: 4"))
-        folder = tmp_path_factory.mktemp("demo") / "here"
-        assert run(["demo", str(folder)]) == 0
-        return folder
+    folder = tmp_path_factory.mktemp("demo") / "here"
+    recipe = demo.RECIPE.replace("num_train_epochs: 2", "max_steps: 4")
+    demo.demo(folder, run, recipe=recipe, model_steps=60)
+    return folder
 
 
 def test_the_table_is_complete_and_true(made, capsys):
@@ -35,7 +34,7 @@ def test_the_table_is_complete_and_true(made, capsys):
     after = json.loads((made / "results.json").read_text())
     assert after["rows"] == before["rows"]
     for row in before["rows"]:
-        line = next(one for one in out.splitlines() if one.startswith(f"{row['method']} "))
+        line = next(line for line in out.splitlines() if line.startswith(f"{row['method']} "))
         numbers = re.findall(r"-?\d+\.\d+", line)
         shown = [row["accuracies"], row["accuracies_step0"], row["accuracies_reference_1"],
                  row["accuracies_logp"], row["right_before"], row["right_after"]]  # fmt: skip
@@ -68,7 +67,6 @@ def test_right_answers_are_counted_by_the_rule(made):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from mrpo_tools.config import Reference
     from mrpo_tools.references.resolved import renderer_of, resolve
 
     path = made / "models" / "llama"

@@ -159,9 +159,8 @@ def test_more_groups_than_prompts_are_refused() -> None:
 @pytest.fixture(scope="module")
 def short_models(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Path]]:
     """The three models after eight steps, made twice."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiny_models, "STEPS", 8)
-        return [tiny_models.make_models(tmp_path_factory.mktemp("tiny"), seed=3) for _ in range(2)]
+    folders = [tmp_path_factory.mktemp("tiny") for _ in range(2)]
+    return [tiny_models.make_models(folder, seed=3, steps=8) for folder in folders]
 
 
 def test_tiny_models_are_three_families(short_models: list[dict[str, Path]]) -> None:

@@ -19,7 +19,6 @@ from mrpo_tools.cli import run
 from mrpo_tools.config import Dataset, Recipe
 from mrpo_tools.errors import CacheDamaged, CacheMissing, UsageError
 from mrpo_tools.evaluation.evaluate import evaluate, evaluate_model, references_to_score
-from mrpo_tools.files import finite, save_json
 from mrpo_tools.precomputing.precompute import precompute
 from mrpo_tools.runs.run import load_run
 from mrpo_tools.training.train import train
@@ -46,7 +45,7 @@ def trained(tmp_path_factory, references, groups, cached) -> Path:
 
 @pytest.fixture(scope="module")
 def found(trained, groups, cached):
-    return evaluate(load_run(trained), groups, cached).metrics
+    return evaluate(load_run(trained), groups, cached).record
 
 
 def logps_of(cache: Cache, name: str) -> dict[str, float]:
@@ -78,58 +77,54 @@ def test_accuracies_and_intervals_by_a_plain_loop(found, trained, groups, cached
         "accuracies_longer": shares(test, lambda _, one: len(one.content.encode())),
     }
     for name, values in expected.items():
-        assert found[name] == pytest.approx(np.mean(values)), name
+        assert getattr(found, name) == pytest.approx(np.mean(values)), name
         interval = scipy.stats.bootstrap(
             (values,), np.mean, n_resamples=5000, method="percentile", rng=0
         ).confidence_interval
-        assert found["intervals"][name] == pytest.approx(list(interval), abs=0.03), name
+        assert getattr(found.intervals, name) == pytest.approx(tuple(interval), abs=0.03), name
     for k, name in enumerate(NAMES):
         logps = logps_of(cached, name)
         alone = np.mean(shares(test, lambda key, _, logps=logps: logps[key]))
-        assert found["reference_accuracies"]["summed"][k] == pytest.approx(alone)
-        low, high = found["intervals"]["reference_accuracies"]["summed"][k]
+        assert found.reference_accuracies["summed"][k] == pytest.approx(alone)
+        low, high = found.intervals.reference_accuracies["summed"][k]
         assert low <= alone <= high
 
 
 def test_histograms_count_every_response(found, groups):
     test = [group for group in groups if group.split == "test"]
     responses = sum(len(group.responses) for group in test)
-    histograms = found["histograms"]
-    assert [sum(one) for one in histograms["weights"]] == [len(test)] * 3
-    assert [sum(one) for one in histograms["distances"]] == [responses] * 2
+    histograms = found.histograms
+    assert [sum(one) for one in histograms.weights] == [len(test)] * 3
+    assert [sum(one) for one in histograms.distances] == [responses] * 2
     sizes = [len(group.responses) for group in test]
     mean_radius = 0.1 * len(sizes) / sum(sizes)  # each group's radii sum to ε_max
-    assert histograms["mean_radius"] == pytest.approx(mean_radius)
-    assert np.mean(histograms["clipped"]) == pytest.approx(found["combination"]["clipped_fraction"])
-    assert all(one > 0 for one in found["precompute_seconds"])
+    assert histograms.mean_radius == pytest.approx(mean_radius)
+    assert np.mean(histograms.clipped) == pytest.approx(found.combination.clipped_fraction)
+    assert all(one > 0 for one in found.precompute_seconds)
 
 
 def test_a_cached_model_is_its_own_reference(references, groups, cached):
     """Reference 1 evaluated as a model: no reward against itself, its own accuracy as log-prob."""
-    found = evaluate_model("llama", references["llama"], groups, cached, NAMES).metrics
-    assert found["accuracies_reference_1"] == 0.0
-    assert found["accuracies"] == found["accuracies_step0"]
-    assert found["accuracies_logp"] == found["reference_accuracies"]["summed"][0]
+    found = evaluate_model("llama", references["llama"], groups, cached, NAMES).record
+    assert found.accuracies_reference_1 == 0.0
+    assert found.accuracies == found.accuracies_step0
+    assert found.accuracies_logp == found.reference_accuracies["summed"][0]
     assert not (cached.path / "evaluation").exists()
 
 
 def test_another_model_is_scored_beside_the_references(references, groups, cached):
     """The model qwen against reference llama: pairs by the difference of two cached numbers."""
-    found = evaluate_model("model", references["qwen"], groups, cached, ["llama"]).metrics
+    found = evaluate_model("model", references["qwen"], groups, cached, ["llama"]).record
     test = [group for group in groups if group.split == "test"]
     qwen, llama = logps_of(cached, "qwen"), logps_of(cached, "llama")
     expected = np.mean(shares(test, lambda key, _: qwen[key] - llama[key]))
-    assert found["accuracies"] == pytest.approx(expected)
-    assert found["accuracies_reference_1"] == pytest.approx(expected)
+    assert found.accuracies == pytest.approx(expected)
+    assert found.accuracies_reference_1 == pytest.approx(expected)
     assert {store.name for store in cached.references()} == set(NAMES)
-    alone = evaluate_model("model", references["qwen"], groups, cached).metrics
-    assert (
-        alone["accuracies"]
-        == alone["accuracies_logp"]
-        == pytest.approx(np.mean(shares(test, lambda key, _: qwen[key])))
-    )
-    assert "accuracies_step0" not in alone
-    assert "accuracies_reference_1" not in alone
+    alone = evaluate_model("model", references["qwen"], groups, cached).record
+    expected = np.mean(shares(test, lambda key, _: qwen[key]))
+    assert alone.accuracies == alone.accuracies_logp == pytest.approx(expected)
+    assert not {"accuracies_step0", "accuracies_reference_1"} & set(alone.as_json())
 
 
 def test_the_cache_of_evaluated_models_is_no_foreign_one(
@@ -138,7 +133,7 @@ def test_the_cache_of_evaluated_models_is_no_foreign_one(
     """`verify` does not take its files for another program's, and it is mended as it is told."""
     cache = Cache(shutil.copytree(cached.path, tmp_path / "a cache"))
     shutil.rmtree(cache.path / "evaluation", ignore_errors=True)
-    first = evaluate_model("model", references["qwen"], groups, cache).metrics
+    first = evaluate_model("model", references["qwen"], groups, cache).record
     assert run(["cache", "verify", "--cache", str(cache.path)]) == 0
     assert capsys.readouterr().err == ""
     part = next((cache.path / "evaluation").rglob("part-*.parquet"))
@@ -147,7 +142,7 @@ def test_the_cache_of_evaluated_models_is_no_foreign_one(
         evaluate_model("model", references["qwen"], groups, cache)
     assert run(shlex.split(raised.value.hint)[1:]) == 0
     assert not part.exists()
-    assert evaluate_model("model", references["qwen"], groups, cache).metrics == first
+    assert evaluate_model("model", references["qwen"], groups, cache).record == first
 
 
 def test_missing_references_are_all_named(trained, groups, cached, references, tmp_path):
@@ -179,7 +174,7 @@ def test_own_reward_is_asked_of_what_training_saw(groups, cached, references, tm
     recipe = Recipe(loss="mpo", refs=names, chosen="top_bottom", top_bottom=1, epsilon_max=0.5,
                     max_steps=1)  # fmt: skip
     train(recipe, groups, cached, references, path)
-    found = evaluate(load_run(path), groups, cached).metrics
+    found = evaluate(load_run(path), groups, cached).record
     logps = [logps_of(cached, name) for name in names]
     policy = logps_of(Cache(path / "evaluation"), "policy")
     right = []
@@ -197,23 +192,14 @@ def test_own_reward_is_asked_of_what_training_saw(groups, cached, references, tm
             r = -math.log(weights[0] * math.exp(-a) + weights[1] * math.exp(-b))
             rewards.append(policy[group.response_ids[place]] - r)
         right.append(rewards[0] > rewards[1])
-    assert len(right) == found["groups"]
-    assert found["accuracies"] == pytest.approx(np.mean(right))
-    assert found["top1"] == pytest.approx(np.mean(right))
+    assert len(right) == found.groups
+    assert found.accuracies == pytest.approx(np.mean(right))
+    assert found.top1 == pytest.approx(np.mean(right))
 
 
 def test_no_group_in_the_split(trained, groups, cached):
     with pytest.raises(UsageError, match="no group is in split 'dev'"):
         evaluate(load_run(trained), groups, cached, "dev")
-
-
-def test_json_has_no_nan(tmp_path):
-    save_json(tmp_path / "x.json", {"a": math.nan, "b": [1.0, math.inf], "c": ({"d": -math.inf},)})
-    text = (tmp_path / "x.json").read_text()
-    assert json.loads(text, parse_constant=pytest.fail) == {
-        "a": None, "b": [1.0, None], "c": [{"d": None}],
-    }  # fmt: skip
-    assert finite({"x": 1, "y": "nan", "z": True}) == {"x": 1, "y": "nan", "z": True}
 
 
 def test_groups_without_a_pair_give_null_not_nan(trained, groups, cached, tmp_path):

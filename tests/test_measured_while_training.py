@@ -73,7 +73,7 @@ def test_the_last_measurement_is_that_of_evaluate(words, references, halves, cac
     result = train(recipe(eval_steps=2, **words), halves, cached, references, run)
     found = evaluated(run)
     assert list(found) == [0, 2, 4, 5]
-    evaluation = evaluate(load_run(run), halves, cached, "test").metrics
+    evaluation = evaluate(load_run(run), halves, cached, "test").record.as_json()
     for name, key in (("accuracies", "rewards/accuracies"), ("margins", "rewards/margins")):
         assert found[5][f"eval_{key}"] == pytest.approx(evaluation[name], abs=1e-5)
         assert found[0][f"eval_{key}"] == pytest.approx(evaluation[f"{name}_step0"], abs=1e-5)
@@ -175,7 +175,7 @@ def test_groups_without_a_judgement_are_left_out(references, halves, cached, tmp
     run = tmp_path / "run"
     result = train(recipe(eval_steps=5), silent, cached, references, run)
     assert result.metrics["skipped_groups"]
-    assert evaluate(load_run(run), silent, cached, "test").metrics["groups_without_pairs"] >= 2
+    assert evaluate(load_run(run), silent, cached, "test").record.groups_without_pairs >= 2
 
 
 def test_a_split_that_cannot_be_measured_is_told(references, halves, cached, tmp_path, capsys):

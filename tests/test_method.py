@@ -115,7 +115,7 @@ def test_accuracy_weights_come_from_held_out_groups(references, some_groups, cac
         shares.append(sum(right) / len(right))
     assert prepared.method.combination.accuracies == pytest.approx(shares)
     train(recipe, groups, cached, references, tmp_path / "run")
-    found = evaluate(load_run(tmp_path / "run"), groups, cached).metrics
+    found = evaluate(load_run(tmp_path / "run"), groups, cached).record.as_json()
     above = [max(share - 0.5, 0) for share in shares]
     expected = [one / sum(above) for one in above] if sum(above) else [1 / 3] * 3
     assert found["combination"]["mean_weights"] == pytest.approx(expected)

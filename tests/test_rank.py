@@ -14,6 +14,7 @@ from mrpo_tools.cli import run
 from mrpo_tools.errors import CacheMissing, UsageError
 from mrpo_tools.evaluation.rank import rank
 from mrpo_tools.groups import Group, Response, in_split, user_prompt
+from mrpo_tools.runs.record import Estimate
 from mrpo_tools.sql import open_sql
 
 SPEAKERS = {"fair": knowing(4.0), "good": knowing(1.0), "blind": knowing(3.0, spread=0.0)}
@@ -47,8 +48,8 @@ def pairs_of(group):
 
 def test_accuracies_by_a_plain_loop(cache, groups, found):
     train = in_split(groups, "train")
-    for one in found["references"]:
-        logps = logps_of(cache, one["name"])
+    for one in found.references:
+        logps = logps_of(cache, one.name)
         for kind, size in (
             ("summed", lambda text: 1),
             ("per_token", lambda text: 1 + len(text) // 4),
@@ -62,14 +63,14 @@ def test_accuracies_by_a_plain_loop(cache, groups, found):
                 ]
                 hits = [rewards[a] > rewards[b] for a, b in pairs_of(group)]
                 shares.append(sum(hits) / len(hits))
-            accuracy = one["accuracy"][kind]
-            assert accuracy["value"] == pytest.approx(sum(shares) / len(shares))
-            assert accuracy["low"] < accuracy["value"] < accuracy["high"]
-    assert [one["name"] for one in found["references"]] == ["good", "fair", "blind"]
+            accuracy = one.accuracy[kind]
+            assert accuracy.value == pytest.approx(sum(shares) / len(shares))
+            assert accuracy.low < accuracy.value < accuracy.high
+    assert [one.name for one in found.references] == ["good", "fair", "blind"]
 
 
 def test_agreement_by_a_plain_loop(cache, groups, found):
-    first = next(one for one in found["agreement"] if one["second"] == "fair")
+    first = next(one for one in found.agreement if one.second == "fair")
     good, fair = logps_of(cache, "good"), logps_of(cache, "fair")
     decisions = []
     for group in in_split(groups, "train"):
@@ -77,13 +78,13 @@ def test_agreement_by_a_plain_loop(cache, groups, found):
         decisions += [
             (good[ids[a]] > good[ids[b]], fair[ids[a]] > fair[ids[b]]) for a, b in pairs_of(group)
         ]
-    assert first["pairs"] == len(decisions)
-    assert first["first_only"] == sum(a and not b for a, b in decisions)
-    assert first["agreement"] == pytest.approx(sum(a == b for a, b in decisions) / len(decisions))
+    assert first.pairs == len(decisions)
+    assert first.first_only == sum(a and not b for a, b in decisions)
+    assert first.agreement == pytest.approx(sum(a == b for a, b in decisions) / len(decisions))
     crossed = scipy.stats.contingency.crosstab(*zip(*decisions, strict=True)).count
     chance = scipy.stats.contingency.expected_freq(crossed).trace() / len(decisions)
-    kappa = (first["agreement"] - chance) / (1 - chance)
-    assert first["kappa"] == pytest.approx(kappa)
+    kappa = (first.agreement - chance) / (1 - chance)
+    assert first.kappa == pytest.approx(kappa)
 
 
 def test_the_same_by_sql(cache, found):
@@ -111,59 +112,58 @@ def test_the_same_by_sql(cache, found):
                   SELECT avg((a.logp > b.logp)::INTEGER) AS share FROM v a JOIN v b
                   ON a.group_id = b.group_id AND a.score > b.score GROUP BY a.group_id)"""
         )
-    mean_weights = {one["name"]: one["mean_weight"] for one in found["references"]}
+    mean_weights = {one.name: one.mean_weight for one in found.references}
     assert mean_weights == pytest.approx(weights)
-    shares = next(one["shares"] for one in found["clipped"] if one["epsilon_max"] == 0.1)
+    shares = next(one.shares for one in found.clipped if one.epsilon_max == 0.1)
     assert shares == pytest.approx({name: clipped[name] for name in ("fair", "blind")})
     three = next(
-        one for one in found["virtual"]
-        if len(one["references"]) == 3 and one["combination"] == "harmonic"
-        and one["epsilon_max"] == 0.1
+        one for one in found.virtual
+        if len(one.references) == 3 and one.combination == "harmonic" and one.epsilon_max == 0.1
     )  # fmt: skip
-    assert three["accuracy"]["value"] == pytest.approx(virtual["all"])
+    assert three.accuracy.value == pytest.approx(virtual["all"])
 
 
 def test_parts_are_those_of_the_ids(found):
-    assert [(one["part"], one["groups"]) for one in found["parts"]] == [("sort", 32), ("sum", 32)]
+    assert [(one.part, one.groups) for one in found.parts] == [("sort", 32), ("sum", 32)]
 
 
 def test_one_reference_is_enough_where_the_others_add_nothing(found):
-    advice = found["recommendation"]
-    assert list(advice) == [
+    advice = found.recommendation
+    assert list(found.as_json()["recommendation"]) == [
         "reference_1", "others", "combination", "epsilon_max", "why", "confidence",
     ]  # fmt: skip
-    assert advice["reference_1"] == "good"
-    assert advice["others"] == []
-    assert advice["combination"] is None
-    assert advice["confidence"] == "high"
-    assert "one well-chosen reference is enough" in advice["why"]
-    assert "2512.10040" in advice["why"]
+    assert advice.reference_1 == "good"
+    assert advice.others == []
+    assert advice.combination is None
+    assert advice.confidence == "high"
+    assert "one well-chosen reference is enough" in advice.why
+    assert "2512.10040" in advice.why
 
 
 def test_several_where_they_know_different_things(tmp_path, groups):
     """Each knows half of the groups and says so by its spread: together they know all."""
     speakers = {"even": knowing_half(True), "odd": knowing_half(False)}
-    advice = rank(made_up_cache(tmp_path / "cache", groups, speakers))["recommendation"]
-    assert {advice["reference_1"], *advice["others"]} == {"even", "odd"}
-    assert advice["combination"] in ("harmonic", "geometric", "arithmetic")
-    assert "enough" not in advice["why"]
-    assert "no promise" in advice["why"]
+    advice = rank(made_up_cache(tmp_path / "cache", groups, speakers)).recommendation
+    assert {advice.reference_1, *advice.others} == {"even", "odd"}
+    assert advice.combination in ("harmonic", "geometric", "arithmetic")
+    assert "enough" not in advice.why
+    assert "no promise" in advice.why
 
 
 def test_references_that_know_nothing_are_called_so(tmp_path, groups):
     speakers = {"blind": knowing(1.0, spread=0.0), "upside_down": knowing(1.0, spread=-2.0)}
-    advice = rank(made_up_cache(tmp_path / "cache", groups, speakers))["recommendation"]
-    assert advice["confidence"] == "low"
-    assert "not above chance" in advice["why"]
+    advice = rank(made_up_cache(tmp_path / "cache", groups, speakers)).recommendation
+    assert advice.confidence == "low"
+    assert "not above chance" in advice.why
 
 
 def test_few_groups_give_no_confidence(tmp_path):
     """Five groups ranked perfectly: their bootstrap interval is a point, and says nothing."""
     groups = made_up_groups(6)
     found = rank(made_up_cache(tmp_path / "cache", groups, {"sure": knowing(0.0)}))
-    assert found["references"][0]["accuracy"]["summed"] == {"value": 1.0, "low": 1.0, "high": 1.0}
-    assert found["recommendation"]["confidence"] == "low"
-    assert "Prompts with a pair: 5, too few" in found["recommendation"]["why"]
+    assert found.references[0].accuracy["summed"] == Estimate(1.0, 1.0, 1.0)
+    assert found.recommendation.confidence == "low"
+    assert "Prompts with a pair: 5, too few" in found.recommendation.why
 
 
 def test_groups_of_one_prompt_count_once(tmp_path):
@@ -178,12 +178,12 @@ def test_groups_of_one_prompt_count_once(tmp_path):
         rank(made_up_cache(tmp_path / name, groups, right))
         for name, groups in (("few", few), ("many", many))
     )
-    assert "Prompts with a pair: 4, too few" in clustered["recommendation"]["why"]
-    assert "too few" not in single["recommendation"]["why"]
-    wide, narrow = (one["references"][0]["accuracy"]["summed"] for one in (clustered, single))
-    assert wide["value"] == narrow["value"] == 0.5
-    assert (wide["low"], wide["high"]) == (0.0, 1.0)  # all four prompts of one kind: 2/16 of draws
-    assert 0.35 < narrow["low"] < narrow["high"] < 0.65
+    assert "Prompts with a pair: 4, too few" in clustered.recommendation.why
+    assert "too few" not in single.recommendation.why
+    wide, narrow = (one.references[0].accuracy["summed"] for one in (clustered, single))
+    assert wide.value == narrow.value == 0.5
+    assert (wide.low, wide.high) == (0.0, 1.0)  # all four prompts of one kind: 2/16 of draws
+    assert 0.35 < narrow.low < narrow.high < 0.65
 
 
 def test_labels_without_scores_and_without_splits(tmp_path):
@@ -194,15 +194,15 @@ def test_labels_without_scores_and_without_splits(tmp_path):
     ]
     blind = {"blind": lambda rng, index, one: -10 + rng.gauss(0, 1)}
     found = rank(made_up_cache(tmp_path / "cache", groups, blind))
-    assert found["split"] == "all"
-    assert found["longer"]["value"] == 1.0
-    assert "the longer response ranks more: 100.0%" in found["recommendation"]["why"]
+    assert found.split == "all"
+    assert found.longer.value == 1.0
+    assert "the longer response ranks more: 100.0%" in found.recommendation.why
 
 
 def test_a_single_reference(cache):
     found = rank(cache, ["fair"])
-    assert found["agreement"] == found["virtual"] == found["clipped"] == []
-    assert found["recommendation"]["reference_1"] == "fair"
+    assert found.agreement == found.virtual == found.clipped == []
+    assert found.recommendation.reference_1 == "fair"
 
 
 def test_twice_the_same(cache, found):
@@ -213,8 +213,8 @@ def test_the_command(cache, found, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(["rank", "--cache", str(cache.path)]) == 0
     out = capsys.readouterr().out
-    good = found["references"][0]["accuracy"]["summed"]
-    assert f"good               {good['value']:.3f} [{good['low']:.3f}, {good['high']:.3f}]" in out
+    good = found.references[0].accuracy["summed"]
+    assert f"good               {good.value:.3f} [{good.low:.3f}, {good.high:.3f}]" in out
     assert "  reference 1  good\n  others       none\n" in out
     assert run(["rank", "--cache", str(cache.path), "--json", "--epsilon-max", "0.5"]) == 0
     printed = json.loads(capsys.readouterr().out)

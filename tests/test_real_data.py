@@ -56,7 +56,7 @@ def test_the_pipeline(file, rows, loss, references, tmp_path):
         if group.split == "train" and group.has_scores
     )
     assert sum(result.metrics["skipped_groups"].values()) >= tied
-    metrics = evaluate(load_run(tmp_path / "run"), groups, cache).metrics
+    metrics = evaluate(load_run(tmp_path / "run"), groups, cache).record.as_json()
     for name in ("accuracies", "accuracies_step0", "accuracies_reference_1", "accuracies_logp"):
         assert 0 <= metrics[name] <= 1
 

@@ -21,7 +21,6 @@ from made_up import made_up_run
 
 from mrpo_tools.cli import run
 from mrpo_tools.errors import UsageError
-from mrpo_tools.report import report
 from mrpo_tools.report.curves import (
     MOST_LINES,
     accuracy_picture,
@@ -32,8 +31,9 @@ from mrpo_tools.report.curves import (
 )
 from mrpo_tools.report.facts import cost_table, duration
 from mrpo_tools.report.palette import BOTH, contrast
+from mrpo_tools.report.write import report
 from mrpo_tools.runs.methods import by_method
-from mrpo_tools.runs.read import read_results
+from mrpo_tools.runs.read import LogEntry, read_results
 
 ROOT = Path(__file__).parent.parent
 THREE = ["llama", "mistral", "qwen"]
@@ -185,10 +185,10 @@ def test_curves_are_means_over_seeds(runs):
     found = curve(method, "rewards/margins")
     for place, step in enumerate(found.steps):
         values = [
-            entry["rewards/margins"]
+            entry.values["rewards/margins"]
             for one in method.runs
             for entry in one.history
-            if entry["step"] == step
+            if entry.step == step
         ]
         assert len(values) == 2
         assert found.means[place] == pytest.approx(statistics.fmean(values))
@@ -208,7 +208,7 @@ def test_held_out_curves_come_before_those_of_the_training_batches(tmp_path):
         assert "the training batches" in picture(methods).text
         for one in methods[0].runs:
             one.history.extend(
-                {"step": step, f"eval_{other}": 0.125 * step}
+                LogEntry(step, {f"eval_{other}": 0.125 * step})
                 for step in (0, 4)
                 for other in (name, "logps/rejected")
             )
@@ -257,7 +257,7 @@ def test_costs(runs):
     methods = by_method(read_results([runs]))
     rows = {row[0]: row[1:] for row in cost_table(methods).rows}
     for method in methods:
-        speeds = sorted(100 / one.metrics["train_seconds"] for one in method.runs)
+        speeds = sorted(100 / one.metrics.train_seconds for one in method.runs)
         low, high = (f"{one:.2f}" for one in (speeds[0], speeds[-1]))
         assert rows[method.label][2] == (low if low == high else f"{low} to {high}")
     assert rows["dpo"][0] == "30 s"

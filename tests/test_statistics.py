@@ -11,6 +11,7 @@ import scipy.stats
 import torch
 
 from mrpo_tools.maths import metrics, resampling, statistics
+from mrpo_tools.maths.judgements import Judgements
 
 
 def test_mean_and_std_are_numpys():
@@ -60,7 +61,7 @@ def test_kendall_is_scipys():
     scores = torch.randint(0, 5, (200, 6), generator=generator).double()
     sizes = torch.randint(2, 7, (200,), generator=generator)
     mask = torch.arange(6) < sizes.unsqueeze(1)
-    found = metrics.kendall_tau(rewards, mask, scores)
+    found = metrics.kendall_tau(rewards, Judgements(mask, scores, None))
     for row, size in enumerate(sizes.tolist()):
         expected = scipy.stats.kendalltau(rewards[row, :size], scores[row, :size]).statistic
         assert float(found[row]) == pytest.approx(float(expected), nan_ok=True)
@@ -89,7 +90,7 @@ def test_bootstrap_leaves_groups_without_a_value_out():
     assert resampling.bootstrap_means(torch.zeros(0, 3), 5).shape == (5, 3)
 
 
-def test_bootstrap_is_paired_and_repeatable(monkeypatch):
+def test_bootstrap_is_paired_and_repeatable():
     """Columns see the same draws, in one chunk or in many; another seed draws others."""
     values = torch.rand(30, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     shifted = torch.cat([values, values + 1], dim=1)
@@ -97,8 +98,7 @@ def test_bootstrap_is_paired_and_repeatable(monkeypatch):
     assert torch.allclose(means[:, 1] - means[:, 0], torch.ones(200).double())
     assert torch.equal(means, resampling.bootstrap_means(shifted, 200))
     assert not torch.equal(means, resampling.bootstrap_means(shifted, 200, seed=1))
-    monkeypatch.setattr(resampling, "DRAWN_AT_ONCE", 100)
-    assert torch.allclose(means, resampling.bootstrap_means(shifted, 200))
+    assert torch.allclose(means, resampling.bootstrap_means(shifted, 200, drawn_at_once=100))
 
 
 def test_bootstrap_draws_prompts_with_all_of_their_groups():

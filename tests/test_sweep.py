@@ -15,11 +15,15 @@ import pytest
 
 from mrpo_tools.cache import Cache, LogpRow
 from mrpo_tools.cli import run
-from mrpo_tools.config import Recipe
-from mrpo_tools.errors import UsageError
+from mrpo_tools.config import Dataset, Recipe, load_project, load_recipe
+from mrpo_tools.errors import MrpoError, UsageError
+from mrpo_tools.evaluation.evaluate import evaluate
 from mrpo_tools.references.identity import imported_identity
-from mrpo_tools.sweep import sweep as module
+from mrpo_tools.runs.formats import render
+from mrpo_tools.sources import Source, load_dataset
 from mrpo_tools.sweep.grid import parse_grid, parse_seeds, plan
+from mrpo_tools.sweep.sweep import Steps, Work, sweep
+from mrpo_tools.training.train import train
 
 REFS = ["a", "b", "c"]
 
@@ -59,7 +63,7 @@ def test_grids_that_are_none(settings, message):
 def names(words: dict, *settings: str, baselines: bool = True) -> dict[str, Recipe]:
     return {
         one.name.removesuffix("/seed-0"): one.recipe
-        for one in plan({"refs": REFS, **words}, parse_grid(settings), [0], baselines)
+        for one in plan({"refs": REFS, **words}, parse_grid(settings), [0], baselines=baselines)
     }
 
 
@@ -126,25 +130,23 @@ def project(tmp_path, monkeypatch, some_groups, tiny_models, cached) -> Path:
 ARGUMENTS = ["sweep", "recipe.yaml", "--refs", "llama,qwen", "--grid", "loss=dpo,mrpo"]
 
 
-def test_every_run_reads_the_commit_that_the_sweep_read_first(project, monkeypatch):
-    """A data set of the hub may change while a sweep runs for days."""
-    asked = []
-
-    def from_hub(dataset):
-        asked.append(dataset.source)
-        here = dataset.model_copy(update={"source": "data.jsonl"})
-        return replace(load_dataset(here), revision="c0ffee")
-
-    load_dataset = module.load_dataset
-    monkeypatch.setattr(module, "load_dataset", from_hub)
-    arguments = ["--seeds", "0", "--no-baselines", "--dataset", "owner/pairs"]
-    assert run([*ARGUMENTS, *arguments]) == 0
-    assert asked == ["owner/pairs", "owner/pairs@c0ffee"]
-    record = json.loads(Path("runs/sweep/mrpo/seed-0/run.json").read_text())
-    assert record["dataset"]["source"] == "owner/pairs@c0ffee"
+def sweep_with(steps: Steps, *, baselines: bool = False, jobs: int = 1, **changes):
+    """The project's sweep of dpo and mrpo with one seed, by other steps."""
+    project = load_project()
+    words = load_recipe(Path("recipe.yaml")) | {"refs": ["llama", "qwen"]}
+    planned = plan(words, parse_grid(["loss=dpo,mrpo"]), [0], baselines=baselines)
+    work = Work(Path("runs/sweep"), Dataset(source=str(Path("data.jsonl").resolve())),
+                Path(project.cache), project.references, "test")  # fmt: skip
+    return sweep(planned, replace(work, **changes), jobs, steps)
 
 
-def test_a_sweep_its_table_and_a_second_time(project, capsys, monkeypatch):
+def stamps(folder: Path = Path("runs")) -> dict[Path, int]:
+    """When each file of the runs was written; tables are written anew every time."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.stem != "table")
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_a_sweep_its_table_and_a_second_time(project, capsys):
     """Three methods and two seeds; again: nothing is trained, the same bytes."""
     assert run([*ARGUMENTS, "--seeds", "0..1"]) == 0
     printed = capsys.readouterr()
@@ -155,85 +157,79 @@ def test_a_sweep_its_table_and_a_second_time(project, capsys, monkeypatch):
     tables = {path.name: path.read_bytes() for path in output.glob("table.*")}
     assert set(tables) == {"table.md", "table.tex", "table.csv", "table.json"}
     assert tables["table.md"].decode() == printed.out
-    monkeypatch.setattr(module, "make", lambda *_: pytest.fail("made again"))
+    before = stamps()
     assert run([*ARGUMENTS, "--seeds", "0..1"]) == 0
     assert capsys.readouterr().out == printed.out
+    assert stamps() == before
     assert {path.name: path.read_bytes() for path in output.glob("table.*")} == tables
 
 
-def test_an_interrupted_sweep_goes_on(project, capsys, monkeypatch):
-    """Stopped in the second run: the first is kept, the second is finished, a failure is told."""
-    arguments = [*ARGUMENTS, "--seeds", "0", "--no-baselines"]
-    real = module.evaluate
+def test_an_interrupted_sweep_goes_on(project):
+    """Stopped in the second run: the first is kept, the second is finished."""
     calls = []
 
     def interrupted(*arguments):
         calls.append(arguments)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(*arguments)
+        return evaluate(*arguments)
 
-    monkeypatch.setattr(module, "evaluate", interrupted)
-    assert run(arguments) == 130
+    with pytest.raises(KeyboardInterrupt):
+        sweep_with(Steps(evaluate=interrupted))
     first = Path("runs/sweep/dpo-llama/seed-0")
     assert (first / "evaluation/test.json").exists()
-    before = (first / "metrics.json").stat().st_mtime_ns
-    assert run(arguments) == 0
-    assert (first / "metrics.json").stat().st_mtime_ns == before
+    before = stamps(first)
+    sweep_with(Steps(evaluate=interrupted))
+    assert stamps(first) == before
     assert len(calls) == 3
 
 
-def failing_on(loss: str):
-    """Training that refuses one loss."""
+def training_without(*losses: str) -> Steps:
+    """Training that refuses some losses."""
 
-    def train(recipe, *arguments):
-        if recipe.loss == loss:
-            raise module.UsageError("no such thing")
-        return real(recipe, *arguments)
+    def refusing(recipe, *arguments, **words):
+        if recipe.loss in losses:
+            raise UsageError("no such thing")
+        return train(recipe, *arguments, **words)
 
-    real = module.train
-    return train
-
-
-def test_a_failure_keeps_nobody_from_the_others(project, capsys, monkeypatch):
-    real = module.train
-    monkeypatch.setattr(module, "train", failing_on("dpo"))
-    arguments = [*ARGUMENTS, "--seeds", "0", "--no-baselines"]
-    assert run(arguments) == 2
-    err = capsys.readouterr().err
-    assert "1 of 2 runs failed; the others are done" in err
-    assert "dpo-llama/seed-0: no such thing" in err
-    assert Path("runs/sweep/mrpo/seed-0/evaluation/test.json").exists()
-    monkeypatch.setattr(module, "train", real)
-    assert run(arguments) == 0
+    return Steps(train=refusing)
 
 
-def test_one_failing_run_leaves_a_table_of_the_others(project, capsys, monkeypatch):
-    failing = failing_on("mrpo")
-    monkeypatch.setattr(module, "train", failing)
-    arguments = [*ARGUMENTS, "--seeds", "0"]
-    assert run(arguments) == 2
-    assert "mrpo/seed-0: no such thing" in capsys.readouterr().err
+def test_a_failure_keeps_nobody_from_the_others(project):
+    """The first of two runs fails; tried again, it alone is made."""
+    with pytest.raises(MrpoError, match="1 of 2 runs failed; the others are done") as raised:
+        sweep_with(training_without("dpo"))
+    assert raised.value.exit_code == 2
+    assert "dpo-llama/seed-0: no such thing" in str(raised.value)
+    other = Path("runs/sweep/mrpo/seed-0")
+    assert (other / "evaluation/test.json").exists()
+    before = stamps(other)
+    assert [row.label for row in sweep_with(Steps()).rows] == ["dpo", "mrpo"]
+    assert stamps(other) == before
+
+
+def test_one_failing_run_leaves_a_table_of_the_others(project):
+    with pytest.raises(MrpoError, match="mrpo/seed-0: no such thing"):
+        sweep_with(training_without("mrpo"), baselines=True)
     rows = json.loads(Path("runs/sweep/table.json").read_text())["methods"]
-    assert [one["method"] for one in rows] == ["dpo llama", "dpo qwen"]
+    assert [row["method"] for row in rows] == ["dpo llama", "dpo qwen"]
     shutil.rmtree("runs")
-    monkeypatch.setattr(module, "train", lambda *_: failing(Recipe(loss="mrpo")))
-    assert run(arguments) == 2
-    assert "3 of 3 runs failed" in capsys.readouterr().err
+    with pytest.raises(MrpoError, match="3 of 3 runs failed"):
+        sweep_with(training_without("mrpo", "dpo"), baselines=True)
 
 
-def test_other_data_or_models_in_the_same_place_are_refused(project, capsys, monkeypatch):
+def test_other_data_or_models_in_the_same_place_are_refused(project, capsys):
     """Each difference is named, and nothing is trained; the same data and models are a table."""
     arguments = [*ARGUMENTS, "--seeds", "0", "--no-baselines"]
     assert run(arguments) == 0
-    monkeypatch.setattr(module, "make", lambda *_: pytest.fail("made again"))
 
     def refused(more: list[str], *words: str) -> None:
-        module._read.cache_clear()  # a command of its own reads the data anew
+        before = stamps()
         capsys.readouterr()
         assert run([*arguments, *more]) == 2
         err = capsys.readouterr().err
         assert all(word in err for word in ("another --output", *words)), err
+        assert stamps() == before
 
     refused(["--limit", "20"], "dataset was", "split hash was")
     record = Path("runs/sweep/mrpo/seed-0/run.json")
@@ -246,7 +242,10 @@ def test_other_data_or_models_in_the_same_place_are_refused(project, capsys, mon
     Path("data.jsonl").write_text("".join(text.splitlines(keepends=True)[:-2]))
     refused([], "split hash was")
     Path("data.jsonl").write_text(text)
-    module._read.cache_clear()
+    recipe = Path("recipe.yaml").read_text()
+    Path("recipe.yaml").write_text("max_steps: 3\n")
+    refused([], "holds a run of another recipe")
+    Path("recipe.yaml").write_text(recipe)
     assert run(arguments) == 0
 
 
@@ -288,20 +287,24 @@ def test_sigterm_reaches_every_process_and_the_sweep_goes_on(project):
         assert not (path / "metrics.json").exists()
 
 
-def test_another_recipe_in_the_same_place_is_refused(project, capsys):
-    arguments = [*ARGUMENTS, "--seeds", "0", "--no-baselines"]
-    assert run(arguments) == 0
-    Path("recipe.yaml").write_text("max_steps: 3\n")
-    assert run(arguments) == 2
-    assert "holds a run of another recipe" in capsys.readouterr().err
+def from_hub(dataset: Dataset) -> Source:
+    """The project's data as if they were a hub's, at one commit; says what it was asked for."""
+    with Path("asked").open("a") as asked:
+        print(dataset.source, file=asked)
+    here = dataset.model_copy(update={"source": "data.jsonl"})
+    return replace(load_dataset(here), revision="c0ffee")
 
 
-def test_two_processes_give_the_same_numbers(project, capsys):
-    common = [*ARGUMENTS, "--seeds", "0", "--no-baselines"]
-    assert run(common) == 0
-    alone = capsys.readouterr().out
-    assert run([*common, "--jobs", "2", "--output", "runs/two"]) == 0
-    assert capsys.readouterr().out == alone
+def test_two_processes_give_the_same_numbers_from_the_commit_that_was_read_first(project):
+    """A data set of the hub may change while a sweep runs for days."""
+    alone = render(sweep_with(Steps()), "csv")
+    there = {"output": Path("runs/two"), "dataset": Dataset(source="owner/pairs")}
+    assert render(sweep_with(Steps(load=from_hub), jobs=2, **there), "csv") == alone
+    first, *others = Path("asked").read_text().split()
+    assert first == "owner/pairs"
+    assert set(others) == {"owner/pairs@c0ffee"}
+    record = json.loads(Path("runs/two/mrpo/seed-0/run.json").read_text())
+    assert record["dataset"]["source"] == "owner/pairs@c0ffee"
 
 
 def test_a_reference_nobody_scored(project, capsys):

@@ -153,7 +153,7 @@ def test_training_lowers_the_loss_and_the_run_can_be_evaluated(
     assert losses[-1] < losses[0]
     difference = result.metrics["step0_difference_nats_per_token"]
     assert difference <= 1e-5 or words.get("quantization") == "nf4"
-    found = evaluate(load_run(tmp_path / "run"), some_groups, cached, "all").metrics
+    found = evaluate(load_run(tmp_path / "run"), some_groups, cached, "all").record.as_json()
     assert found["accuracies"] > found["accuracies_step0"]
     assert found["margins"] > found["margins_step0"]
     saved = {path.name for path in (tmp_path / "run").iterdir()}
@@ -413,7 +413,7 @@ def test_a_policy_that_is_not_reference_1_is_warned_of(
     )  # fmt: skip
     assert "the policy is not reference 1 (mistral)" in capsys.readouterr().err
     assert result.metrics["step0_difference_nats_per_token"] is None
-    found = evaluate(load_run(tmp_path / "run"), some_groups, cached, "all").metrics
+    found = evaluate(load_run(tmp_path / "run"), some_groups, cached, "all").record.as_json()
     assert 0 <= found["accuracies_step0"] <= 1
 
 
@@ -617,7 +617,7 @@ def test_an_objective_without_references_trains_and_is_evaluated(
         loss=loss, refs=[], policy=str(tiny_models["llama"]), dtype="float32", max_steps=2
     )
     train(words, some_groups, cached, references, tmp_path / "run")
-    found = evaluate(load_run(tmp_path / "run"), some_groups, cached, "all").metrics
+    found = evaluate(load_run(tmp_path / "run"), some_groups, cached, "all").record.as_json()
     assert 0 <= found["accuracies"] <= 1
     assert "accuracies_reference_1" not in found
     assert found["reference_accuracies"]["summed"] == []

@@ -12,7 +12,7 @@ from mrpo_tools.cli.options import json_option, print_json, print_table
 @click.command()
 @click.argument("directory", default="demo", type=click.Path(path_type=Path))
 @json_option
-def demo(directory: Path, as_json: bool) -> None:
+def demo(directory: Path, *, as_json: bool) -> None:
     """Run everything on tiny models, in a few minutes on two CPU cores, without a network.
 
     Makes three models of three families, caches their log-probs, asks SQL, trains dpo, mrpo and

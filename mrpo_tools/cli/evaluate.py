@@ -19,8 +19,11 @@ from mrpo_tools.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from mrpo_tools.cache import Cache
     from mrpo_tools.config import Project, Reference
+    from mrpo_tools.runs.record import EvaluationRecord
     from mrpo_tools.runs.run import Run
+    from mrpo_tools.sources import Source
 
 LONGER = "always the longer (a tie counts 0)"
 
@@ -54,15 +57,15 @@ def evaluate(run_or_model: str, refs: str | None, split: str, **options: Any) ->
     project = load_project()
     path = Path(run_or_model)
     model = None if is_run(path) else _model(run_or_model, project)
-    metrics = (
+    record = (
         _of_run(load_run(path), refs, split, project, options)
         if model is None
         else _of_model(run_or_model, model, refs, split, project, options)
     )
     if options["as_json"]:
-        print_json(metrics)
+        print_json(record.as_json())
     else:
-        _print(metrics)
+        _print(record)
 
 
 def _model(word: str, project: Project) -> Reference | None:
@@ -78,27 +81,28 @@ def _model(word: str, project: Project) -> Reference | None:
 
 def _of_run(
     run: Run, refs: str | None, split: str, project: Project, options: dict[str, Any]
-) -> dict[str, Any]:
+) -> EvaluationRecord:
     from mrpo_tools.cache import Cache
-    from mrpo_tools.config import Project, pinned
+    from mrpo_tools.config import DEFAULT_CACHE, pinned
     from mrpo_tools.errors import UsageError
 
     if refs is not None:
         raise UsageError(
             f"{run.path} is a run: it is compared with its own references", "leave --refs out"
         )
-    recorded = Project(dataset=run.record["dataset"])
-    dataset = dataset_of(recorded if recorded.dataset else project, options)
+    recorded = project.model_copy(update={"dataset": run.record.dataset or project.dataset})
+    dataset = dataset_of(recorded, options)
     source = read_groups(dataset)
     from mrpo_tools.evaluation.evaluate import evaluate as verb
     from mrpo_tools.progress import say
 
-    cache = Cache(options["cache"] or run.record["cache"])
-    _precompute(run.reference_stores, source, cache, project, split, options)
-    found = verb(run, source.groups, cache, split, pinned(dataset, source.revision))
-    if found.path is not None and found.path.stem != split:
-        say(f"these are not the run's own data: kept apart, in {found.path}")
-    return found.metrics
+    cache = Cache(options["cache"] or run.record.cache or DEFAULT_CACHE)
+    if options["precompute"]:
+        _precompute(run.record.references, source, cache, project, split)
+    evaluation = verb(run, source.groups, cache, split, pinned(dataset, source.revision))
+    if evaluation.path is not None and evaluation.path.stem != split:
+        say(f"these are not the run's own data: kept apart, in {evaluation.path}")
+    return evaluation.record
 
 
 def _of_model(
@@ -108,32 +112,33 @@ def _of_model(
     split: str,
     project: Project,
     options: dict[str, Any],
-) -> dict[str, Any]:
+) -> EvaluationRecord:
     from mrpo_tools.cache import Cache
 
-    names = list(project.references) if refs is None else [one for one in refs.split(",") if one]
+    names = list(project.references) if refs is None else [name for name in refs.split(",") if name]
     source = read_groups(dataset_of(project, options))
     from mrpo_tools.evaluation.evaluate import evaluate_model
 
     cache = Cache(options["cache"] or project.cache)
-    _precompute(names, source, cache, project, split, options)
-    name = word if word in project.references else "model"
-    found = evaluate_model(
-        name, model, source.groups, cache, names, split, project.references
-    ).metrics
-    return {**found, "model": word}
+    if options["precompute"]:
+        _precompute(names, source, cache, project, split)
+    record = evaluate_model(
+        word if word in project.references else "model",
+        model,
+        source.groups,
+        cache,
+        refs=names,
+        split=split,
+        project=project.references,
+    ).record
+    return record.model_copy(update={"model": word})
 
 
 def _precompute(
-    names: list[str],
-    source: Any,
-    cache: Any,
-    project: Project,
-    split: str,
-    options: dict[str, Any],
+    names: list[str], source: Source, cache: Cache, project: Project, split: str
 ) -> None:
-    """With --precompute: the references' missing numbers."""
-    if not options["precompute"] or not names:
+    """The references' missing numbers."""
+    if not names:
         return
     from mrpo_tools.evaluation.evaluate import references_to_score
     from mrpo_tools.precomputing.precompute import precompute
@@ -142,14 +147,10 @@ def _precompute(
     precompute(references, source.groups, cache, source.name, split)
 
 
-def _print(found: dict[str, Any]) -> None:
+def _print(record: EvaluationRecord) -> None:
     from mrpo_tools.runs.compare import NOT_COMPARABLE
 
-    def shown(value: float | None, ends: list[float | None] | None) -> str:
-        low, high = ends or (None, None)
-        return with_interval({"value": value, "low": low, "high": high})
-
-    untrained = "reference 1" if "model" in found else "untrained"
+    untrained = "untrained" if record.model is None else "reference 1"
     labels = {
         "accuracies": "own reward",
         "accuracies_step0": f"own reward, {untrained}",
@@ -157,23 +158,21 @@ def _print(found: dict[str, Any]) -> None:
         "accuracies_logp": "log-prob",
         "accuracies_logp_step0": f"log-prob, {untrained}",
     }
-    intervals = found["intervals"]
-    rows = [
-        (label, shown(found[key], intervals[key])) for key, label in labels.items() if key in found
+    estimates = [(label, record.estimate(metric)) for metric, label in labels.items()]
+    estimates += [
+        (f"reference {name.partition('@')[0]} alone", accuracy)
+        for name, accuracy in record.references_alone()
     ]
-    names = [f"reference {name.partition('@')[0]} alone" for name in found["references"]]
-    alone = found["reference_accuracies"]["summed"]
-    ends = intervals["reference_accuracies"]["summed"]
-    rows += [(name, shown(*one)) for name, *one in zip(names, alone, ends, strict=True)]
-    rows.append((LONGER, shown(found["accuracies_longer"], intervals["accuracies_longer"])))
-    print_table(("accuracy by", found.get("loss") or found["model"]), rows)
-    if found["margins"] is None:
-        print(f"no group of split {found['split']} has a pair")
+    estimates.append((LONGER, record.estimate("accuracies_longer")))
+    rows = [(label, with_interval(value)) for label, value in estimates if value is not None]
+    print_table(("accuracy by", record.loss or record.model or ""), rows)
+    if record.margins is None:
+        print(f"no group of split {record.split} has a pair")
     else:
-        before = found.get("margins_step0")
-        known = "" if before is None else f" ({untrained} {before:.4f})"
+        before = record.margins_step0
+        beside = "" if before is None else f" ({untrained} {before:.4f})"
         print(
-            f"margin {found['margins']:.4f}{known} on {found['groups']:,} groups of split "
-            f"{found['split']}"
+            f"margin {record.margins:.4f}{beside} on {record.groups:,} groups of split "
+            f"{record.split}"
         )
     print(NOT_COMPARABLE)

@@ -39,7 +39,7 @@ def generate(
         run = load_run(Path(model))
         reference = run.trained_policy
         if project.dataset is None:
-            project = Project(dataset=run.record["dataset"])
+            project = Project(dataset=run.record.dataset)
     source = read_groups(dataset_of(project, options))
     unique = {group.prompt_id: group for group in in_split(source.groups, split)}
     from mrpo_tools.generate import generate as verb

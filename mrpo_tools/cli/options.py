@@ -15,6 +15,7 @@ from mrpo_tools import words
 if TYPE_CHECKING:
     from mrpo_tools.cache import Cache
     from mrpo_tools.config import Dataset, Project, Reference
+    from mrpo_tools.runs.record import Estimate
     from mrpo_tools.sources import Source
 
 Row = Mapping[str, object]
@@ -277,15 +278,13 @@ def print_records(records: Sequence[Row]) -> None:
         print_table(tuple(records[0]), [tuple(record.values()) for record in records])
 
 
-def with_interval(measured: Mapping[str, float | None], *, signed: bool = False) -> str:
+def with_interval(measured: Estimate, form: str = ".3f") -> str:
     """`0.842 [0.820, 0.861]`; a dash where there is no value."""
-    value, low, high = measured["value"], measured["low"], measured["high"]
-    if value is None:
+    if measured.value is None:
         return "–"
-    form = "+.3f" if signed else ".3f"
-    if low is None or high is None:
-        return format(value, form)
-    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
+    if measured.low is None or measured.high is None:
+        return format(measured.value, form)
+    return f"{measured.value:{form}} [{measured.low:{form}}, {measured.high:{form}}]"
 
 
 def _cell(value: object) -> str:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mrpo_tools.cli.options import cache_option, json_option, print_json, print_table, with_interval
+
+if TYPE_CHECKING:
+    from mrpo_tools.evaluation.rank import Ranking
+    from mrpo_tools.evaluation.ranking import Agreement, VirtualReference
+    from mrpo_tools.evaluation.recommendation import Recommendation
 
 ROWS_SHOWN = 8
 PROMPT_SHOWN = 60
@@ -38,11 +43,18 @@ def rank(refs: str | None, split: str, dataset: str | None, epsilons: str, **opt
     names = [name for name in (refs or "").split(",") if name]
     project = load_project()
     cache = Cache(options["cache"] or project.cache)
-    found = verb(cache, names, split, dataset, _numbers(epsilons), project.references)
+    ranking = verb(
+        cache,
+        names,
+        split=split,
+        dataset=dataset,
+        epsilons=_numbers(epsilons),
+        references=project.references,
+    )
     if options["as_json"]:
-        print_json(found)
+        print_json(ranking.as_json())
     else:
-        _print(found)
+        _print(ranking)
 
 
 def _numbers(text: str) -> list[float]:
@@ -59,45 +71,40 @@ def _numbers(text: str) -> list[float]:
     return values
 
 
-def _print(found: dict[str, Any]) -> None:
+def _print(ranking: Ranking) -> None:
     print(
-        f"{found['groups']:,} groups of split {found['split']}, "
-        f"{found['groups_without_pairs']:,} of them without a pair. Accuracy with its 95 % interval"
+        f"{ranking.groups:,} groups of split {ranking.split}, "
+        f"{ranking.groups_without_pairs:,} of them without a pair. Accuracy with its 95 % interval"
         " (bootstrap over prompts):\n"
     )
-    for reason, count in found["dropped_responses"].items():
+    for reason, count in ranking.dropped_responses.items():
         print(f"left out {count:,} responses: {reason}")
-    _print_references(found)
-    if found["agreement"]:
-        _print_agreement(found["agreement"])
-        _print_clipped(found)
-        _print_virtual(found["virtual"])
-    if found["parts"]:
-        names = list(found["parts"][0]["accuracy"])
+    _print_references(ranking)
+    if ranking.agreement:
+        _print_agreement(ranking.agreement)
+        _print_clipped(ranking)
+        _print_virtual(ranking.virtual)
+    if ranking.parts:
         print("\nAccuracy by part:")
         print_table(
-            ("part", "groups", *names),
-            [(one["part"], one["groups"], *one["accuracy"].values()) for one in found["parts"]],
+            ("part", "groups", *ranking.parts[0].accuracy),
+            [(part.part, part.groups, *part.accuracy.values()) for part in ranking.parts],
         )
     print("\nRecommendation")
-    for key, value in _in_words(found["recommendation"]).items():
+    for key, value in _in_words(ranking.recommendation).items():
         print(f"  {key:<13}{value}")
 
 
-def _print_references(found: dict[str, Any]) -> None:
+def _print_references(ranking: Ranking) -> None:
     rows: list[tuple[object, ...]] = []
-    for one in found["references"]:
-        quantiles = one["margin_nats"]["quantiles"]
+    for reference in ranking.references:
+        margins = reference.margin_nats
+        ends = (f"{margins.quantiles[point]:.1f}" for point in ("0.05", "0.5", "0.95"))
+        accuracies = (with_interval(accuracy) for accuracy in reference.accuracy.values())
         rows.append(
-            (
-                one["name"],
-                *(with_interval(value) for value in one["accuracy"].values()),
-                one["margin_nats"]["mean"],
-                f"{quantiles['0.05']:.1f} | {quantiles['0.5']:.1f} | {quantiles['0.95']:.1f}",
-                one["mean_weight"],
-            )
+            (reference.name, *accuracies, margins.mean, " | ".join(ends), reference.mean_weight)
         )
-    rows.append(("always the longer", with_interval(found["longer"]), *[""] * 5))
+    rows.append(("always the longer", with_interval(ranking.longer), *[""] * 5))
     header = ("reference", "accuracy", "per token", "per byte", "margin", "5 | 50 | 95 %", "weight")
     print_table(header, rows)
     print(
@@ -105,65 +112,62 @@ def _print_references(found: dict[str, Any]) -> None:
     )
 
 
-def _print_agreement(rows: list[dict[str, Any]]) -> None:
+def _print_agreement(agreements: list[Agreement]) -> None:
     print("\nAgreement, pair by pair:")
-    header = ("references", "pairs", "both right", "first only", "second only", "both wrong",
-              "agree", "kappa")  # fmt: skip
     print_table(
-        header,
+        ("references", "pairs", "both right", "first only", "second only", "both wrong", "agree",
+         "kappa"),
         [
-            (f"{one['first']}, {one['second']}", one["pairs"], one["both_right"],
-             one["first_only"], one["second_only"], one["both_wrong"], one["agreement"],
-             one["kappa"])
-            for one in rows
+            (f"{two.first}, {two.second}", two.pairs, two.both_right, two.first_only,
+             two.second_only, two.both_wrong, two.agreement, two.kappa)
+            for two in agreements
         ],
     )  # fmt: skip
-    if any(one["disagreements"] for one in rows):
+    if any(two.disagreements for two in agreements):
         print("Where they differ most (accuracy on the group of the first, of the second):")
-    for one in rows:
-        for group in one["disagreements"][:2]:
-            prompt = " ".join(group["prompt"].split())
+    for two in agreements:
+        for group in two.disagreements[:2]:
+            prompt = " ".join(group.prompt.split())
             shown = prompt if len(prompt) <= PROMPT_SHOWN else f"{prompt[: PROMPT_SHOWN - 1]}…"
             print(
-                f"  {one['first']} {group['first']:.2f}, {one['second']} {group['second']:.2f}  "
-                f"{group['group_id'][:8]}  {shown}"
+                f"  {two.first} {group.first:.2f}, {two.second} {group.second:.2f}  "
+                f"{group.group_id[:8]}  {shown}"
             )
 
 
-def _print_clipped(found: dict[str, Any]) -> None:
-    names = list(found["clipped"][0]["shares"])
-    first = found["references"][0]["name"]
+def _print_clipped(ranking: Ranking) -> None:
+    first = ranking.references[0].name
     print(f"\nShare of responses clipped to the trust region around {first}:")
     print_table(
-        ("ε_max", *names),
-        [(f"{one['epsilon_max']:g}", *one["shares"].values()) for one in found["clipped"]],
+        ("ε_max", *ranking.clipped[0].shares),
+        [(f"{clipped.epsilon_max:g}", *clipped.shares.values()) for clipped in ranking.clipped],
     )
 
 
-def _print_virtual(rows: list[dict[str, Any]]) -> None:
+def _print_virtual(tried: list[VirtualReference]) -> None:
     print("\nVirtual references, the most accurate first (gain: over reference 1 alone):")
-    order = sorted(rows, key=lambda one: -one["accuracy"]["value"])
+    order = sorted(tried, key=lambda virtual: -(virtual.accuracy.value or 0.0))
     print_table(
         ("references", "combination", "ε_max", "accuracy", "gain"),
         [
-            (" + ".join(one["references"]), one["combination"],
-             "no clip" if one["epsilon_max"] is None else f"{one['epsilon_max']:g}",
-             with_interval(one["accuracy"]), with_interval(one["gain"], signed=True))
-            for one in order[:ROWS_SHOWN]
+            (" + ".join(virtual.references), virtual.combination,
+             "no clip" if virtual.epsilon_max is None else f"{virtual.epsilon_max:g}",
+             with_interval(virtual.accuracy), with_interval(virtual.gain, "+.3f"))
+            for virtual in order[:ROWS_SHOWN]
         ],
     )  # fmt: skip
-    if len(rows) > ROWS_SHOWN:
-        print(f"… and {len(rows) - ROWS_SHOWN} more with --json")
+    if len(tried) > ROWS_SHOWN:
+        print(f"… and {len(tried) - ROWS_SHOWN} more with --json")
 
 
-def _in_words(found: dict[str, Any]) -> dict[str, str]:
+def _in_words(advice: Recommendation) -> dict[str, str]:
     """The fixed fields as people read them."""
-    epsilon = "no clipping" if found["epsilon_max"] is None else f"{found['epsilon_max']:g}"
+    epsilon = "no clipping" if advice.epsilon_max is None else f"{advice.epsilon_max:g}"
     return {
-        "reference 1": found["reference_1"],
-        "others": ", ".join(found["others"]) or "none",
-        "combination": found["combination"] or "none",
-        "ε_max": epsilon if found["others"] else "none",
-        "why": found["why"],
-        "confidence": found["confidence"],
+        "reference 1": advice.reference_1,
+        "others": ", ".join(advice.others) or "none",
+        "combination": advice.combination or "none",
+        "ε_max": epsilon if advice.others else "none",
+        "why": advice.why,
+        "confidence": advice.confidence,
     }

@@ -25,7 +25,7 @@ def report(runs: tuple[Path, ...], output: Path, split: str, baselines: tuple[st
         mrpo report runs
         mrpo report runs/sweep --output report
     """
-    from mrpo_tools.report import report as verb
+    from mrpo_tools.report.write import report as verb
 
     for path in verb(runs, output, split, baselines):
         print(f"wrote {path}")

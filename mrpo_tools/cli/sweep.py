@@ -40,10 +40,11 @@ def sweep(
     grid: tuple[str, ...],
     settings: tuple[str, ...],
     refs: str | None,
-    no_baselines: bool,
     jobs: int,
     output: Path,
     split: str,
+    *,
+    no_baselines: bool,
     dry_run: bool,
     **options: Any,
 ) -> None:
@@ -69,11 +70,11 @@ def sweep(
         words["refs"] = list(project.references)
     from mrpo_tools.sweep.grid import parse_grid, parse_seeds, plan
 
-    planned = plan(words, parse_grid(grid), parse_seeds(seeds), not no_baselines)
+    planned = plan(words, parse_grid(grid), parse_seeds(seeds), baselines=not no_baselines)
     if dry_run:
         print_table(
             ("run", "loss", "references"),
-            [(one.name, one.recipe.loss, ", ".join(one.recipe.refs) or "–") for one in planned],
+            [(run.name, run.recipe.loss, ", ".join(run.recipe.refs) or "–") for run in planned],
         )
         return
     from mrpo_tools.runs.formats import render

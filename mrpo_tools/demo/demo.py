@@ -15,16 +15,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import mrpo_tools
-from mrpo_tools.config import load_project
+from mrpo_tools.config import Reference, load_project
 from mrpo_tools.demo.tasks import is_right
 from mrpo_tools.errors import MrpoError, UsageError
 from mrpo_tools.generate import generate
 from mrpo_tools.groups import Group, in_split
 from mrpo_tools.progress import bar_to
-from mrpo_tools.runs.run import METRICS, load_run
+from mrpo_tools.runs.read import evaluation_file
+from mrpo_tools.runs.record import EvaluationRecord, Metrics
+from mrpo_tools.runs.run import METRICS, is_finished, load_run
 from mrpo_tools.sources import load_groups
 
 Execute = Callable[[list[str]], int]
@@ -67,13 +68,13 @@ class Row:
 
     method: str
     references: str
-    accuracies: float
-    accuracies_step0: float
-    accuracies_reference_1: float
-    accuracies_logp: float
+    accuracies: float | None
+    accuracies_step0: float | None
+    accuracies_reference_1: float | None
+    accuracies_logp: float | None
     right_before: float
     right_after: float
-    margin: float
+    margin: float | None
     train_seconds: float
     peak_memory_mb: float
 
@@ -83,26 +84,35 @@ class Demo:
     """What the demo found; `results.json` in its directory holds the same."""
 
     rows: list[Row]
-    baselines: dict[str, float]
+    baselines: dict[str, float | None]
     seconds: float
 
 
-def demo(directory: Path, execute: Execute, show: Callable[[str], None] = print) -> Demo:
+def demo(
+    directory: Path,
+    execute: Execute,
+    show: Callable[[str], None] = print,
+    *,
+    recipe: str = RECIPE,
+    model_steps: int | None = None,
+) -> Demo:
     """Run the demo in a directory.
 
     Args:
         directory: new, empty, or that of an earlier demo.
         execute: runs one command line in this process and returns its exit code.
         show: prints a line.
+        recipe: the text of the training's YAML recipe.
+        model_steps: to train each tiny model for; None for as many as it needs.
 
     Raises:
         UsageError: the directory holds something else.
         MrpoError: a command failed; it has printed why.
     """
     started = time.monotonic()
-    _prepare(directory)
+    _prepare(directory, recipe)
     with contextlib.chdir(directory):
-        _models(show)
+        _make_models(show, model_steps)
         _type(execute, show, ["precompute", "--ref", ",".join(REFERENCES)])
         _type(execute, show, ["sql", QUERY])
         _type(execute, show, ["rank"])
@@ -120,11 +130,11 @@ def demo(directory: Path, execute: Execute, show: Callable[[str], None] = print)
 def shipped_data() -> Path:
     """The demo's data: in the installed package, or in the checkout beside it."""
     package = Path(mrpo_tools.__file__).parent
-    found = [path / "demo.jsonl" for path in (package / "data", package.parent / "data")]
-    return next(path for path in found if path.exists())
+    places = [path / "demo.jsonl" for path in (package / "data", package.parent / "data")]
+    return next(path for path in places if path.exists())
 
 
-def _prepare(directory: Path) -> None:
+def _prepare(directory: Path, recipe: str) -> None:
     if directory.is_file():
         raise UsageError(f"{directory} is a file; the demo needs a directory")
     ours = (directory / "mrpo.yaml").exists() and (directory / "demo.jsonl").exists()
@@ -133,14 +143,14 @@ def _prepare(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(shipped_data(), directory / "demo.jsonl")
     (directory / "mrpo.yaml").write_text(PROJECT, encoding="utf-8")
-    (directory / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    (directory / "recipe.yaml").write_text(recipe, encoding="utf-8")
 
 
-def _models(show: Callable[[str], None]) -> None:
+def _make_models(show: Callable[[str], None], steps: int | None) -> None:
     """Three tiny models of three families; made once."""
     if all(Path("models", name, "model.safetensors").exists() for name in REFERENCES):
         return
-    from mrpo_tools.demo.tiny_models import make_models
+    from mrpo_tools.demo.tiny_models import STEPS, make_models
     from mrpo_tools.references.loading import quiet_libraries
 
     quiet_libraries()
@@ -149,6 +159,7 @@ def _models(show: Callable[[str], None]) -> None:
     with bar_to("training the models", "steps") as report:
         make_models(
             "models",
+            steps=steps or STEPS,
             on_progress=lambda name, step, steps: report(
                 REFERENCES.index(name) * steps + step, len(REFERENCES) * steps
             ),
@@ -166,7 +177,7 @@ def _type(execute: Execute, show: Callable[[str], None], arguments: Sequence[str
 
 def _train(execute: Execute, show: Callable[[str], None], method: str, references: str) -> None:
     output = Path("runs", method)
-    if (output / METRICS).exists():
+    if is_finished(output):
         show(f"\n(runs/{method} is finished already)")
         return
     arguments = ["train", "--config", "recipe.yaml", "--loss", method, "--refs", references,
@@ -174,39 +185,38 @@ def _train(execute: Execute, show: Callable[[str], None], method: str, reference
     _type(execute, show, [*arguments, "--resume"] if output.exists() else arguments)
 
 
-def _results(show: Callable[[str], None]) -> tuple[list[Row], dict[str, float]]:
+def _results(show: Callable[[str], None]) -> tuple[list[Row], dict[str, float | None]]:
     """Greedy answers before and after, beside what `evaluate` measured."""
     project = load_project()
     test = in_split(load_groups("demo.jsonl").groups, "test")
     show("\nAnswering the test prompts greedily, before and after training …")
     before = right_share(_answers(project.references["llama"], test), test)
     rows = []
-    evaluated: dict[str, Any] = {}
     for method, references in METHODS.items():
         run = load_run(Path("runs", method))
-        trained = json.loads((run.path / METRICS).read_text())
-        evaluated = json.loads((run.path / "evaluation" / "test.json").read_text())
+        metrics = Metrics.read(run.path / METRICS)
+        evaluation = EvaluationRecord.read(evaluation_file(run.path, "test"))
         rows.append(
             Row(
-                method,
-                references,
-                evaluated["accuracies"],
-                evaluated["accuracies_step0"],
-                evaluated["accuracies_reference_1"],
-                evaluated["accuracies_logp"],
-                before,
-                right_share(_answers(run.trained_policy, test), test),
-                evaluated["margins"],
-                trained["train_seconds"],
-                trained["peak_memory_bytes"] / 1e6,
+                method=method,
+                references=references,
+                accuracies=evaluation.accuracies,
+                accuracies_step0=evaluation.accuracies_step0,
+                accuracies_reference_1=evaluation.accuracies_reference_1,
+                accuracies_logp=evaluation.accuracies_logp,
+                right_before=before,
+                right_after=right_share(_answers(run.trained_policy, test), test),
+                margin=evaluation.margins,
+                train_seconds=metrics.train_seconds or 0.0,
+                peak_memory_mb=(metrics.peak_memory_bytes or 0) / 1e6,
             )
         )
-    alone = dict(zip(REFERENCES, evaluated["reference_accuracies"]["summed"], strict=True))
-    baselines = {f"{name} alone": value for name, value in alone.items()}
-    return rows, {**baselines, LONGER: evaluated["accuracies_longer"]}
+    alone = evaluation.references_alone()
+    baselines = {f"{name.partition('@')[0]} alone": accuracy.value for name, accuracy in alone}
+    return rows, {**baselines, LONGER: evaluation.accuracies_longer}
 
 
-def _answers(reference: Any, groups: Sequence[Group]) -> list[str]:
+def _answers(reference: Reference, groups: Sequence[Group]) -> list[str]:
     return generate(reference, [group.prompt for group in groups], MAX_NEW_TOKENS)
 
 

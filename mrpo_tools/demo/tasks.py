@@ -26,11 +26,14 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mrpo_tools.demo.skills import FORMS, LETTERS, RELATED, SKILLS, WORDS
 
 Message = dict[str, str]
 Prompt = str | list[Message]
+Row = dict[str, Any]
+"""A group, or a response of one, as the data's JSON has it."""
 
 SEED = 0
 TRAIN, TEST = 600, 200
@@ -63,6 +66,7 @@ class Question:
 
     @property
     def kind(self) -> str:
+        """`number`, `letters` or `word`."""
         return SKILLS[self.skill].kind
 
     @property
@@ -179,7 +183,7 @@ def _draw_wrong(rng: random.Random, question: Question) -> str:
     return rng.choice(WORDS)
 
 
-def make_groups(seed: int = SEED, train: int = TRAIN, test: int = TEST) -> list[dict]:
+def make_groups(seed: int = SEED, train: int = TRAIN, test: int = TEST) -> list[Row]:
     """Canonical groups of four distinct scored answers; the skills take turns, no prompt repeats.
 
     One group in six has no answer in another form but a second near miss or a second wrong one, so
@@ -204,7 +208,7 @@ def make_groups(seed: int = SEED, train: int = TRAIN, test: int = TEST) -> list[
     return groups
 
 
-def _draw_responses(rng: random.Random, prompt: Prompt) -> list[dict]:
+def _draw_responses(rng: random.Random, prompt: Prompt) -> list[Row]:
     """Four distinct answers in random order, each with its score and its writer."""
     question = read(prompt)
     second = rng.choices(("off_form", "near", "wrong"), weights=(10, 1, 1))[0]
@@ -224,7 +228,7 @@ def _draw_responses(rng: random.Random, prompt: Prompt) -> list[dict]:
     return responses
 
 
-def longer_preferred(groups: Iterable[dict]) -> float:
+def longer_preferred(groups: Iterable[Row]) -> float:
     """Accuracy of always preferring the longer of two answers; equal lengths count one half."""
     marks = []
     for group in groups:
@@ -235,7 +239,7 @@ def longer_preferred(groups: Iterable[dict]) -> float:
     return sum(marks) / len(marks)
 
 
-def write(path: Path, groups: Iterable[dict]) -> None:
+def write(path: Path, groups: Iterable[Row]) -> None:
     """One group a line, the same bytes for the same groups on every machine."""
     lines = (json.dumps(group, ensure_ascii=False) + "\n" for group in groups)
     path.write_bytes("".join(lines).encode())

@@ -89,7 +89,11 @@ PLANS = {
 
 
 def make_models(
-    directory: str | Path, seed: int = 0, on_progress: Progress | None = None
+    directory: str | Path,
+    seed: int = 0,
+    on_progress: Progress | None = None,
+    *,
+    steps: int = STEPS,
 ) -> dict[str, Path]:
     """Train and save the three models, each with its tokenizer, in `directory`/NAME.
 
@@ -97,7 +101,10 @@ def make_models(
     bytes. No prompt of the data's test split is among the training texts.
 
     Args:
+        directory: made if it is not there.
+        seed: of weights and training texts.
         on_progress: called as (name, step, steps) after every step; all models take as many.
+        steps: of training.
     """
     paths = {}
     for index, name in enumerate(PLANS):
@@ -105,7 +112,7 @@ def make_models(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + index)
             rng = random.Random(f"{seed} {name}")
-            model, tokenizer = _make(name, rng, on_progress or (lambda *_: None))
+            model, tokenizer = _make(name, rng, steps, on_progress or (lambda *_: None))
         model.save_pretrained(path)
         tokenizer.save_pretrained(path)
         paths[name] = path
@@ -113,10 +120,10 @@ def make_models(
 
 
 def _make(
-    name: str, rng: random.Random, on_progress: Progress
+    name: str, rng: random.Random, steps: int, on_progress: Progress
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     plan = PLANS[name]
-    groups = [_draw_group(rng, plan) for _ in range(STEPS * BATCH)]
+    groups = [_draw_group(rng, plan) for _ in range(steps * BATCH)]
     questions = [turn.content for group in groups[:2000] for turn in group.prompt]
     answers = [group.responses[0].content for group in groups[:2000]]
     tokenizer = TOKENIZERS[name]([*questions, *answers])
@@ -130,8 +137,9 @@ def _make(
     )
     model = plan.model(config)
     rows = _encode(groups, Renderer(tokenizer, name=name))
-    _train(model, rows, rng, lambda step: on_progress(name, step, STEPS))
-    return model.eval(), tokenizer
+    _train(model, rows, rng, lambda step: on_progress(name, step, steps))
+    model.train(mode=False)
+    return model, tokenizer
 
 
 def _draw_group(rng: random.Random, plan: Plan) -> Group:
@@ -149,7 +157,7 @@ def _draw_group(rng: random.Random, plan: Plan) -> Group:
 
 def _encode(groups: list[Group], renderer: Renderer) -> list[Row]:
     encoded = (renderer.encode(group) for group in groups)
-    return [(list(one.prompt_ids), list(one.responses[0].ids)) for one in encoded]
+    return [(list(group.prompt_ids), list(group.responses[0].ids)) for group in encoded]
 
 
 def _train(
@@ -167,7 +175,7 @@ def _train(
     for step, batch in enumerate(_batches(rows, rng), start=1):
         loss = _loss(model, batch)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()

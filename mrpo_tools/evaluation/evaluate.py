@@ -11,19 +11,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mrpo_tools.cache import Cache, ReferenceStore
 from mrpo_tools.cache.current import stores_of
 from mrpo_tools.config import Dataset, Recipe, Reference
 from mrpo_tools.errors import CacheMissing, CacheStale
 from mrpo_tools.evaluation.policy_metrics import PolicyLogps, policy_metrics
-from mrpo_tools.files import save_json
 from mrpo_tools.groups import Group, hash_groups, in_split, kinds_of_judgement
 from mrpo_tools.methods.method import Method, resolve_method
 from mrpo_tools.methods.tensors import GroupTensors, look_up
 from mrpo_tools.precomputing.ensure import ensure
 from mrpo_tools.references.resolved import resolve
+from mrpo_tools.runs.read import evaluation_file
+from mrpo_tools.runs.record import EvaluationRecord
 from mrpo_tools.runs.run import EVALUATION, Run
 
 
@@ -34,11 +34,11 @@ class Evaluation:
     Attributes:
         path: the file that holds the same: `RUN/evaluation/<split>.json`, or for other data than
             the run's own `<split>-<hash>.json`; None without a run.
-        metrics: what `mrpo evaluate --json` prints.
+        record: what `mrpo evaluate --json` prints.
     """
 
     path: Path | None
-    metrics: dict[str, Any]
+    record: EvaluationRecord
 
 
 def evaluate(
@@ -62,29 +62,32 @@ def evaluate(
         CacheMissing: references have no numbers for it; names all of them and the command.
     """
     chosen = held_out(groups, split)
+    references = run.record.references
     method = _method(run.recipe, chosen)
-    accuracies = run.record["combination"]["accuracies"]
-    if accuracies is not None:
-        method = method.weighted_by(accuracies)
-    stores, tensors = _references(cache, run.reference_stores, chosen)
+    if run.record.combination.accuracies is not None:
+        method = method.weighted_by(run.record.combination.accuracies)
+    stores, tensors = _references(cache, references, chosen)
     own = Cache(run.path / EVALUATION)
     trained = _policy_logps(own, "policy", run.trained_policy, chosen)
-    if stores and stores[0].identity.hash == run.record["policy_identity"]:
+    if stores and stores[0].identity.hash == run.record.policy_identity:
         untrained = _first(tensors)
     else:
-        untrained = _policy_logps(own, "policy-step0", run.policy, chosen)
-    found = policy_metrics(method, tensors, trained, untrained)
-    found |= {"split": split, "loss": run.recipe.loss}
-    found |= _about(stores, run.reference_stores)
-    found |= {
-        "groups_hash": hash_groups(sorted(chosen, key=lambda group: group.group_id)),
-        "dataset": dataset.model_dump(mode="json") if dataset else run.record["dataset"],
+        untrained = _policy_logps(own, "policy-step0", run.record.policy, chosen)
+    groups_hash = hash_groups(sorted(chosen, key=lambda group: group.group_id))
+    dataset = dataset or run.record.dataset
+    about = {
+        "split": split,
+        "loss": run.recipe.loss,
+        "references": references,
+        "precompute_seconds": [store.wall_seconds() for store in stores],
+        "groups_hash": groups_hash,
+        "dataset": dataset,
     }
-    own_data = run.record["dataset"] in (None, found["dataset"])
-    name = split if own_data else f"{split}-{found['groups_hash'][:8]}"
-    path = run.path / EVALUATION / f"{name}.json"
-    save_json(path, found)
-    return Evaluation(path, found)
+    record = policy_metrics(method, tensors, trained, untrained).model_copy(update=about)
+    own_data = run.record.dataset in (None, dataset)
+    path = evaluation_file(run.path, split if own_data else f"{split}-{groups_hash[:8]}")
+    record.write(path)
+    return Evaluation(path, record)
 
 
 def evaluate_model(
@@ -122,12 +125,18 @@ def evaluate_model(
     policy = _first(look_up([ensure(home, subject, chosen).store], chosen))
     if refs:
         method = _method(Recipe(loss="mrpo", refs=list(refs)), chosen)
-        found = policy_metrics(method, tensors, policy, _first(tensors))
+        record = policy_metrics(method, tensors, policy, _first(tensors))
     else:
         alone = look_up([], chosen)
         method = _method(Recipe(loss="slic"), chosen)  # its reward is the log-prob
-        found = policy_metrics(method, alone, policy, None)
-    return Evaluation(None, {**found, "split": split, "model": name, **_about(stores, refs)})
+        record = policy_metrics(method, alone, policy, None)
+    about = {
+        "split": split,
+        "model": name,
+        "references": list(refs),
+        "precompute_seconds": [store.wall_seconds() for store in stores],
+    }
+    return Evaluation(None, record.model_copy(update=about))
 
 
 def references_to_score(
@@ -208,10 +217,3 @@ def _policy_logps(
 
 def _first(tensors: GroupTensors) -> PolicyLogps:
     return PolicyLogps(tensors.logps[..., 0], tensors.num_tokens[..., 0], tensors.mask)
-
-
-def _about(stores: Sequence[ReferenceStore], names: Sequence[str]) -> dict[str, Any]:
-    return {
-        "references": list(names),
-        "precompute_seconds": [store.wall_seconds() for store in stores],
-    }

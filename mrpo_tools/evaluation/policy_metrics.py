@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +14,11 @@ from mrpo_tools.maths.resampling import bootstrap_means, percentile_interval
 from mrpo_tools.methods.combination import Combined, combine
 from mrpo_tools.methods.method import Method
 from mrpo_tools.methods.tensors import GroupTensors, reference_rewards
+from mrpo_tools.runs.record import EvaluationRecord
+
+KeyT = TypeVar("KeyT")
+Ends = list[float | None] | None
+"""Of a 95 % interval; None without a value."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class PolicyLogps:
 
 def policy_metrics(
     method: Method, tensors: GroupTensors, trained: PolicyLogps, untrained: PolicyLogps | None
-) -> dict[str, Any]:
+) -> EvaluationRecord:
     """Everything that can be said of a policy beside its references, and itself untrained.
 
     Args:
@@ -38,7 +42,7 @@ def policy_metrics(
         untrained: the same before training; None where nothing stands for it.
 
     Returns:
-        The keys of `RUN/evaluation/<split>.json`; None for what no group can say.
+        What `RUN/evaluation/<split>.json` says of numbers; None for what no group can say.
     """
     mask = tensors.mask & trained.mask
     if untrained is not None:
@@ -47,7 +51,7 @@ def policy_metrics(
     seen = method.sides(tensors.judged).mask
     combined = combine(tensors.logps, seen, method.combination)
     columns = _columns(method, tensors, seen, combined, trained, untrained)
-    found, intervals = _means(columns, tensors.prompts)
+    means, intervals = _means(columns, tensors.prompts)
     references = {
         kind: [metrics.accuracies(reward, tensors.judged) for reward in rewards.unbind(-1)]
         for kind, rewards in reference_rewards(tensors).items()
@@ -56,19 +60,22 @@ def policy_metrics(
         kind: _means(dict(enumerate(one)), tensors.prompts) for kind, one in references.items()
     }
     own = columns["accuracies"]
-    return {
-        **found,
-        "reference_accuracies": {kind: list(one[0].values()) for kind, one in alone.items()},
+    values = {
+        **means,
+        "reference_accuracies": {kind: list(mean.values()) for kind, (mean, _) in alone.items()},
         "intervals": {
             **intervals,
-            "reference_accuracies": {kind: list(one[1].values()) for kind, one in alone.items()},
+            "reference_accuracies": {
+                kind: list(ends.values()) for kind, (_, ends) in alone.items()
+            },
         },
         "groups": int(own.isfinite().sum()),
         "groups_without_pairs": int(own.isnan().sum()),
-        "dropped_responses": dict(Counter({k: n for k, n in tensors.dropped.items() if n})),
-        "combination": asdict(report) if (report := combined.report()) else {},
-        "histograms": asdict(histograms) if (histograms := combined.histograms()) else None,
+        "dropped_responses": {reason: n for reason, n in tensors.dropped.items() if n},
+        "combination": combined.report() or {},
+        "histograms": combined.histograms(),
     }
+    return EvaluationRecord.model_validate(values)
 
 
 def _columns(
@@ -116,14 +123,16 @@ def _rewards(
     return applied.rewards
 
 
-def _means(columns: Mapping[Any, Tensor], prompts: Tensor) -> tuple[dict[Any, Any], dict[Any, Any]]:
+def _means(
+    columns: Mapping[KeyT, Tensor], prompts: Tensor
+) -> tuple[dict[KeyT, float | None], dict[KeyT, Ends]]:
     """Each metric's mean over the groups that have it, and its 95 % interval over prompts."""
     if not columns:
         return {}, {}
     values = torch.stack([one.to(torch.float64) for one in columns.values()], dim=-1)
     ends = percentile_interval(bootstrap_means(values, clusters=prompts))
     means = {name: _number(one) for name, one in zip(columns, values.nanmean(0), strict=True)}
-    intervals = {
+    intervals: dict[KeyT, Ends] = {
         name: None if means[name] is None else [_number(low), _number(high)]
         for name, (low, high) in zip(columns, ends, strict=True)
     }

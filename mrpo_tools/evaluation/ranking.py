@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from mrpo_tools.maths.shapes import fill, pair_differences
 from mrpo_tools.maths.statistics import cohens_kappa
 from mrpo_tools.methods.combination import Combination, combine
 from mrpo_tools.methods.tensors import GroupTensors
+from mrpo_tools.runs.record import Estimate
 from mrpo_tools.words import Combine
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -45,17 +46,78 @@ class Candidate:
         return f"{self.combination} of {' + '.join(self.references)}, {room}"
 
 
+@dataclass(frozen=True)
+class VirtualReference(Candidate):
+    """A candidate as measured.
+
+    Attributes:
+        accuracy: preference accuracy of its log-probs.
+        gain: over reference 1 alone; the intervals hold for all candidates together.
+    """
+
+    accuracy: Estimate
+    gain: Estimate
+
+
+@dataclass(frozen=True)
+class Margins:
+    """How one reference's margins (nats) are spread over groups; None without any."""
+
+    mean: float | None
+    std: float | None
+    quantiles: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A group on which two references differ, and the accuracy of each on it."""
+
+    group_id: str
+    prompt: str
+    first: float
+    second: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Two references, pair by pair.
+
+    Attributes:
+        first: a reference's name.
+        second: another's.
+        pairs: that have a better and a worse response.
+        both_right: pairs that both rank right.
+        first_only: that the first alone does.
+        second_only: that the second alone does.
+        both_wrong: that neither does.
+        agreement: share of pairs on which they agree; None without pairs.
+        kappa: Cohen's; None where it is not defined.
+        disagreements: the groups on which they differ most.
+    """
+
+    first: str
+    second: str
+    pairs: int
+    both_right: int
+    first_only: int
+    second_only: int
+    both_wrong: int
+    agreement: float | None
+    kappa: float | None
+    disagreements: list[Disagreement]
+
+
 def accuracy_columns(tensors: GroupTensors, rewards: Tensor) -> Tensor:
     """[G, N, M] rewards -> [G, M] preference accuracies of each group, NaN without a pair."""
     accuracies = [metrics.accuracies(reward, tensors.judged) for reward in rewards.unbind(-1)]
     return torch.stack(accuracies, dim=-1)
 
 
-def measured(values: Tensor, prompts: Tensor) -> list[dict[str, float | None]]:
+def measured(values: Tensor, prompts: Tensor) -> list[Estimate]:
     """[G, M], [G] -> for each column its mean over groups and the 95 % interval over prompts."""
     ends = percentile_interval(bootstrap_means(values, clusters=prompts))
     return [
-        {"value": number(mean), "low": number(low), "high": number(high)}
+        Estimate(number(mean), number(low), number(high))
         for mean, (low, high) in zip(values.nanmean(0), ends, strict=True)
     ]
 
@@ -66,67 +128,63 @@ def number(value: Tensor | float) -> float | None:
     return value if value == value else None
 
 
-def margin_distribution(tensors: GroupTensors) -> list[dict[str, Any]]:
+def margin_distribution(tensors: GroupTensors) -> list[Margins]:
     """For each reference: mean, standard deviation (nats) and quantiles of its groups' margins."""
-    found = []
+    distributions = []
     for logps in tensors.logps.unbind(-1):
         margins = metrics.margins(logps, tensors.judged)
-        known = margins[~margins.isnan()]
+        margins = margins[~margins.isnan()]
         points = torch.tensor(QUANTILES, dtype=torch.float64)
-        quantiles = known.quantile(points).tolist() if len(known) else [None] * len(QUANTILES)
-        found.append(
-            {
-                "mean": number(known.mean()),
-                "std": number(known.std()) if len(known) > 1 else None,
-                "quantiles": dict(zip(map(str, QUANTILES), quantiles, strict=True)),
-            }
+        quantiles = margins.quantile(points).tolist() if len(margins) else [None] * len(QUANTILES)
+        distributions.append(
+            Margins(
+                mean=number(margins.mean()),
+                std=number(margins.std()) if len(margins) > 1 else None,
+                quantiles=dict(zip(map(str, QUANTILES), quantiles, strict=True)),
+            )
         )
-    return found
+    return distributions
 
 
 def agreement(
     tensors: GroupTensors, names: Sequence[str], groups: Sequence[Group]
-) -> list[dict[str, Any]]:
+) -> list[Agreement]:
     """For every two references: on how many pairs both, one or none of them is right, and kappa."""
     pairs = tensors.judged.pairs
     right = [pair_differences(fill(one, tensors.mask)) > 0 for one in tensors.logps.unbind(-1)]
     accuracies = accuracy_columns(tensors, tensors.logps)
-    found = []
-    for a in range(len(names)):
-        for b in range(a + 1, len(names)):
-            counts = [
-                int((pairs & (right[a] == one) & (right[b] == other)).sum())
-                for one, other in ((True, True), (True, False), (False, True), (False, False))
-            ]
-            both, first_only, second_only, neither = counts
-            found.append(
-                {
-                    "first": names[a],
-                    "second": names[b],
-                    "pairs": sum(counts),
-                    "both_right": both,
-                    "first_only": first_only,
-                    "second_only": second_only,
-                    "both_wrong": neither,
-                    "agreement": (both + neither) / sum(counts) if sum(counts) else None,
-                    "kappa": cohens_kappa(both, first_only, second_only, neither),
-                    "disagreements": _disagreements(accuracies[:, a], accuracies[:, b], groups),
-                }
+    agreements = []
+    for a, b in itertools.combinations(range(len(names)), 2):
+        counts = [
+            int((pairs & (right[a] == by_first) & (right[b] == by_second)).sum())
+            for by_first, by_second in itertools.product((True, False), repeat=2)
+        ]
+        both, first_only, second_only, neither = counts
+        agreements.append(
+            Agreement(
+                first=names[a],
+                second=names[b],
+                pairs=sum(counts),
+                both_right=both,
+                first_only=first_only,
+                second_only=second_only,
+                both_wrong=neither,
+                agreement=(both + neither) / sum(counts) if sum(counts) else None,
+                kappa=cohens_kappa(both, first_only, second_only, neither),
+                disagreements=_disagreements(accuracies[:, a], accuracies[:, b], groups),
             )
-    return found
+        )
+    return agreements
 
 
-def _disagreements(first: Tensor, second: Tensor, groups: Sequence[Group]) -> list[dict[str, Any]]:
+def _disagreements(first: Tensor, second: Tensor, groups: Sequence[Group]) -> list[Disagreement]:
     """The groups on which two references differ most."""
     gap = (first - second).nan_to_num(0.0)
     order = sorted(range(len(groups)), key=lambda g: (-abs(float(gap[g])), groups[g].group_id))
     return [
-        {
-            "group_id": groups[g].group_id,
-            "prompt": groups[g].prompt[-1].content,
-            "first": float(first[g]),
-            "second": float(second[g]),
-        }
+        Disagreement(
+            groups[g].group_id, groups[g].prompt[-1].content, float(first[g]), float(second[g])
+        )
         for g in order[:SHOWN_DISAGREEMENTS]
         if gap[g] != 0
     ]
@@ -134,14 +192,14 @@ def _disagreements(first: Tensor, second: Tensor, groups: Sequence[Group]) -> li
 
 def clipped_shares(tensors: GroupTensors, epsilons: Sequence[float]) -> list[list[float]]:
     """For each ε_max: the share of responses at which each of references 2..K is clipped."""
-    found = []
+    shares = []
     for epsilon in epsilons:
         radius = references.trust_region_radius(tensors.logps, tensors.mask, epsilon)
         clipped = references.clip_to_trust_region(tensors.logps, radius)
         moved = (clipped != tensors.logps) & tensors.mask.unsqueeze(-1)
         count = max(int(tensors.mask.sum()), 1)
-        found.append([int(one) / count for one in moved[..., 1:].sum((0, 1))])
-    return found
+        shares.append([int(clips) / count for clips in moved[..., 1:].sum((0, 1))])
+    return shares
 
 
 def candidates(names: Sequence[str], epsilons: Sequence[float]) -> list[Candidate]:
@@ -157,14 +215,14 @@ def candidates(names: Sequence[str], epsilons: Sequence[float]) -> list[Candidat
     ]
 
 
-def virtual_logps(tensors: GroupTensors, names: Sequence[str], one: Candidate) -> Tensor:
+def virtual_logps(tensors: GroupTensors, names: Sequence[str], candidate: Candidate) -> Tensor:
     """[G, N] log-probs (nats) of a candidate, with confidence weights."""
-    places = [names.index(name) for name in one.references]
+    places = [names.index(name) for name in candidate.references]
     logps = tensors.of_references(places).logps
     how = Combination(
-        one.combination,
-        trust_region="none" if one.epsilon_max is None else "adaptive",
-        epsilon_max=one.epsilon_max or 0.0,
+        candidate.combination,
+        trust_region="none" if candidate.epsilon_max is None else "adaptive",
+        epsilon_max=candidate.epsilon_max or 0.0,
     )
     return combine(logps, tensors.mask, how).virtual
 
@@ -175,10 +233,10 @@ def parts_of(groups: Sequence[Group]) -> dict[str, list[int]]:
     A part is what stays of an id like `train-sum-012` or `sum/12` without its number and its split,
     if that leaves at least two and at most fifty different words.
     """
-    found: dict[str, list[int]] = defaultdict(list)
+    parts: dict[str, list[int]] = defaultdict(list)
     for index, group in enumerate(groups):
         name = _NUMBER.sub("", group.source_id or "")
         if group.split and name.startswith(group.split):
             name = name[len(group.split) :].lstrip("-_/:.# ")
-        found[name].append(index)
-    return dict(sorted(found.items())) if 2 <= len(found) <= MOST_PARTS and "" not in found else {}
+        parts[name].append(index)
+    return dict(sorted(parts.items())) if 2 <= len(parts) <= MOST_PARTS and "" not in parts else {}

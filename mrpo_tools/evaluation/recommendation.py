@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from mrpo_tools.evaluation.ranking import Candidate
+from mrpo_tools.evaluation.ranking import VirtualReference
 
 CLEAR_GAP = 0.01
 """Accuracy between reference 1 and the next that counts as something even if it is not certain."""
@@ -16,6 +15,27 @@ PAPER = (
     "arXiv 2512.10040 reports that DPO with a single reference, for 6 of 7 references, beat every "
     "multi-reference method it tried"
 )
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """Which references to train against.
+
+    Attributes:
+        reference_1: its name.
+        others: that join it; empty where one is enough.
+        combination: of them; None where one is enough.
+        epsilon_max: of the trust region; None where one is enough, or without clipping.
+        why: the numbers behind it, in sentences.
+        confidence: `low`, `medium` or `high`.
+    """
+
+    reference_1: str
+    others: list[str]
+    combination: str | None
+    epsilon_max: float | None
+    why: str
+    confidence: str
 
 
 @dataclass(frozen=True)
@@ -29,8 +49,7 @@ class Evidence:
         above_chance: whether reference 1's interval lies above 0.5.
         prompts: with a group that has a pair.
         longer: accuracy of always preferring the longer response.
-        tried: (description, gain over reference 1, its low end, its high end) of each virtual
-            reference; the ends hold for all of them together.
+        tried: the virtual references, in the order of `candidates`.
     """
 
     labels: Sequence[str]
@@ -39,21 +58,21 @@ class Evidence:
     above_chance: bool
     prompts: int
     longer: float
-    tried: Sequence[tuple[str, float, float, float]]
+    tried: Sequence[VirtualReference]
 
     @property
-    def best(self) -> int | None:
-        """The place of the virtual reference with the largest gain, the first of equal ones."""
-        return max(range(len(self.tried)), key=lambda place: self.tried[place][1], default=None)
+    def best(self) -> VirtualReference | None:
+        """The one tried with the largest gain, the first of equal ones."""
+        return max(self.tried, key=lambda virtual: virtual.gain.value or 0.0, default=None)
 
     @property
-    def several(self) -> bool:
-        """Whether the best virtual reference certainly beats reference 1 alone."""
-        return self.best is not None and self.tried[self.best][2] > 0
+    def winner(self) -> VirtualReference | None:
+        """The best one if it certainly beats reference 1 alone."""
+        return self.best if self.best is not None and (self.best.gain.low or 0.0) > 0 else None
 
 
-def recommend(evidence: Evidence, tried: Sequence[Candidate]) -> dict[str, Any]:
-    """The recommendation: fixed fields, by these rules.
+def recommend(evidence: Evidence) -> Recommendation:
+    """The recommendation, by these rules.
 
     * Reference 1 is the reference with the largest summed accuracy.
     * Others join it only if the best of the virtual references tried beats reference 1 alone:
@@ -65,15 +84,15 @@ def recommend(evidence: Evidence, tried: Sequence[Candidate]) -> dict[str, Any]:
       interval above 0) or alone, `medium` where the gap is at least 0.01 but not certain, `low`
       otherwise.
     """
-    chosen = tried[evidence.best] if evidence.best is not None and evidence.several else None
-    return {
-        "reference_1": evidence.labels[0],
-        "others": list(chosen.references[1:]) if chosen else [],
-        "combination": chosen.combination if chosen else None,
-        "epsilon_max": chosen.epsilon_max if chosen else None,
-        "why": " ".join(_reasons(evidence)),
-        "confidence": _confidence(evidence),
-    }
+    winner = evidence.winner
+    return Recommendation(
+        reference_1=evidence.labels[0],
+        others=list(winner.references[1:]) if winner else [],
+        combination=winner.combination if winner else None,
+        epsilon_max=winner.epsilon_max if winner else None,
+        why=" ".join(_reasons(evidence)),
+        confidence=_confidence(evidence),
+    )
 
 
 def _confidence(evidence: Evidence) -> str:
@@ -87,35 +106,35 @@ def _confidence(evidence: Evidence) -> str:
 def _reasons(evidence: Evidence) -> list[str]:
     """The numbers behind the recommendation, in sentences."""
     first = evidence.labels[0]
-    said = [f"{first} alone ranks {evidence.alone[0]:.1%} of a group's pairs right."]
+    reasons = [f"{first} alone ranks {evidence.alone[0]:.1%} of a group's pairs right."]
     if not evidence.above_chance:
-        said.append("That is not above chance: no reference here knows what is preferred.")
+        reasons.append("That is not above chance: no reference here knows what is preferred.")
     if evidence.longer > evidence.alone[0]:
-        said.append(f"Always preferring the longer response ranks more: {evidence.longer:.1%}.")
+        reasons.append(f"Always preferring the longer response ranks more: {evidence.longer:.1%}.")
     if evidence.prompts < ENOUGH_PROMPTS:
-        said.append(f"Prompts with a pair: {evidence.prompts}, too few to be sure of anything.")
+        reasons.append(f"Prompts with a pair: {evidence.prompts}, too few to be sure of anything.")
     if evidence.ahead is not None:
-        said.append(
+        reasons.append(
             f"It is {_points(evidence.alone[0] - evidence.alone[1])} points ahead of "
             f"{evidence.labels[1]} (95 % interval {_points(evidence.ahead[0])} to "
             f"{_points(evidence.ahead[1])})."
         )
     if evidence.best is not None:
-        what, gain, low, high = evidence.tried[evidence.best]
-        said.append(
-            f"The best of {len(evidence.tried)} virtual references ({what}) changes the "
-            f"accuracy by {_points(gain)} points (95 % interval for all of them together "
-            f"{_points(low)} to {_points(high)})."
+        gain = evidence.best.gain
+        reasons.append(
+            f"The best of {len(evidence.tried)} virtual references ({evidence.best}) changes the "
+            f"accuracy by {_points(gain.value)} points (95 % interval for all of them together "
+            f"{_points(gain.low)} to {_points(gain.high)})."
         )
-        if evidence.several:
-            said.append(
+        if evidence.winner:
+            reasons.append(
                 "That a combination ranks better is no promise that training against it does: "
                 f"compare it with single-reference DPO (mrpo sweep); {PAPER}."
             )
         elif evidence.above_chance:
-            said.append(f"So one well-chosen reference is enough; {PAPER}.")
-    return said
+            reasons.append(f"So one well-chosen reference is enough; {PAPER}.")
+    return reasons
 
 
-def _points(share: float) -> str:
-    return f"{100 * share:+.1f}"
+def _points(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:+.1f}"

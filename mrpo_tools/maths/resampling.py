@@ -13,11 +13,15 @@ from mrpo_tools.maths.shapes import fill
 
 RESAMPLES = 2000
 DRAWN_AT_ONCE = 4_000_000
-"""Indices held in memory."""
 
 
 def bootstrap_means(
-    values: Tensor, resamples: int = RESAMPLES, seed: int = 0, clusters: Tensor | None = None
+    values: Tensor,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    clusters: Tensor | None = None,
+    *,
+    drawn_at_once: int = DRAWN_AT_ONCE,
 ) -> Tensor:
     """[G, M] -> [R, M] float64: each column's mean over the groups of R draws of clusters.
 
@@ -29,6 +33,7 @@ def bootstrap_means(
         resamples: R.
         seed: of the draws; equal seeds give equal results.
         clusters: [G] which prompt a group is of, counted from 0; None means one each.
+        drawn_at_once: indices held in memory.
 
     Returns:
         NaN where a draw holds no group with a value.
@@ -45,7 +50,7 @@ def bootstrap_means(
         groups = int(clusters.max()) + 1
         clean = clean.new_zeros(groups, clean.shape[1]).index_add_(0, clusters, clean)
     generator = torch.Generator().manual_seed(seed)
-    chunk = max(1, DRAWN_AT_ONCE // groups)
+    chunk = max(1, drawn_at_once // groups)
     means = []
     for start in range(0, resamples, chunk):
         size = (min(chunk, resamples - start), groups)

@@ -14,6 +14,7 @@ from torch import Tensor
 from mrpo_tools.errors import UsageError
 from mrpo_tools.maths import references
 from mrpo_tools.maths.shapes import fill, masked_mean
+from mrpo_tools.runs.record import CombinationReport, Histograms
 from mrpo_tools.words import Combine, TrustRegion, Weights, WeightsLayout
 
 BINS = 40
@@ -31,41 +32,6 @@ class Combination:
     fixed_weights: Sequence[float] | None = None
     accuracies: Sequence[float] | None = None
     weights_layout: WeightsLayout = "paper"
-
-
-@dataclass(frozen=True)
-class CombinationReport:
-    """What a combination did, in figures.
-
-    Attributes:
-        mean_weights: of each reference, over groups.
-        clipped_fraction: the share of the numbers of references 2..K that were clipped.
-        mean_distance_from_reference_1_nats: of what the objective sees, over responses.
-        max_distance_from_reference_1_nats: the largest.
-    """
-
-    mean_weights: list[float]
-    clipped_fraction: float
-    mean_distance_from_reference_1_nats: float
-    max_distance_from_reference_1_nats: float
-
-
-@dataclass(frozen=True)
-class CombinationHistograms:
-    """How weights and distances are spread, as counts for a picture.
-
-    Attributes:
-        weights: for each reference, groups by weight in equal bins of [0, 1].
-        distances: for each of references 2..K, responses by (r_ik − r_i1)/|r_i1| before clipping,
-            in equal bins of [−1, 1], those beyond in the outer bins.
-        mean_radius: of the trust region, relative; None without clipping.
-        clipped: the share of responses clipped, for references 2..K.
-    """
-
-    weights: list[list[int]]
-    distances: list[list[int]]
-    mean_radius: float | None
-    clipped: list[float]
 
 
 @dataclass(frozen=True)
@@ -116,7 +82,7 @@ class Combined:
             max_distance_from_reference_1_nats=float(distance.max()) if distance.numel() else 0.0,
         )
 
-    def histograms(self) -> CombinationHistograms | None:
+    def histograms(self) -> Histograms | None:
         """How weights and distances are spread; None for fewer than two references."""
         if self.references.shape[-1] < 2:
             return None
@@ -124,7 +90,7 @@ class Combined:
         distances = (self.references[..., 1:] - first) / first.abs().clamp(min=1e-12)
         counts = self.clipped[..., 1:].sum((0, 1))
         radius = self.radius
-        return CombinationHistograms(
+        return Histograms(
             weights=[_counts(weights, 0.0, 1.0) for weights in self.weights.unbind(-1)],
             distances=[_counts(distance[mask], -1.0, 1.0) for distance in distances.unbind(-1)],
             mean_radius=None if radius is None else float(masked_mean(radius, mask, (0, 1))),

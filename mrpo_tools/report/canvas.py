@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -23,7 +24,8 @@ DPI = 150
 STYLES = ("-", (0, (4, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
-Draw = Callable[[Any, Palette], None]
+Draw = Callable[[Sequence[Axes], Palette], None]
+"""What draws a picture: takes its axes, from the top, and the palette."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,18 @@ def picture(
     text: str,
     alt: str,
     draw: Draw,
-    height: float = 3.8,
+    *,
+    height: float,
     rows: int = 1,
 ) -> Picture:
     """Draw a picture in both palettes.
 
     Args:
-        draw: takes the axes (a list of them for several rows) and the palette.
+        name: of its file.
+        title: above it.
+        text: beneath it.
+        alt: what it shows, in words and numbers.
+        draw: draws it.
         height: inches.
         rows: of axes, one above the other.
     """
@@ -74,16 +81,17 @@ def _png(draw: Draw, palette: Palette, height: float, rows: int) -> bytes:
         matplotlib.rcdefaults()
         figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
         figure.set_facecolor(palette.background)
-        axes = figure.subplots(rows, 1, squeeze=False)[:, 0]
-        for one in axes:
-            dress(one, palette)
-        draw(axes[0] if rows == 1 else list(axes), palette)
+        axes: list[Axes] = list(figure.subplots(rows, 1, squeeze=False)[:, 0])
+        for chart in axes:
+            dress(chart, palette)
+        draw(axes, palette)
         buffer = io.BytesIO()
-        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+        png: Any = FigureCanvasAgg(figure)  # whose print_png has no types
+        png.print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()
 
 
-def dress(axes: Any, palette: Palette) -> None:
+def dress(axes: Axes, palette: Palette) -> None:
     """Quiet axes: two spines, a light grid, text of the palette."""
     axes.set_facecolor(palette.background)
     for side, spine in axes.spines.items():
@@ -97,7 +105,7 @@ def dress(axes: Any, palette: Palette) -> None:
         label.set_fontsize(FONT)
 
 
-def legend(axes: Any, palette: Palette) -> None:
+def legend(axes: Axes, palette: Palette) -> None:
     """A legend below the picture, where it covers nothing; each label once."""
     handles, labels = axes.get_legend_handles_labels()
     entries = dict(zip(labels, handles, strict=True))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from matplotlib.axes import Axes
 
 from mrpo_tools.maths.statistics import mean_and_std
 from mrpo_tools.report.canvas import Picture, legend, legend_height, look, picture
@@ -43,9 +44,9 @@ def curve(method: MethodRuns, key: str) -> Curve | None:
     values: dict[int, list[float]] = defaultdict(list)
     for run in method.runs:
         for entry in run.history:
-            if isinstance(entry.get(key), (int, float)) and "step" in entry:
-                values[entry["step"]].append(float(entry[key]))
-    steps = sorted(step for step, one in values.items() if len(one) == len(method.runs))
+            if key in entry.values and entry.step is not None:
+                values[entry.step].append(entry.values[key])
+    steps = sorted(step for step, seeds in values.items() if len(seeds) == len(method.runs))
     if not steps:
         return None
     summary = [mean_and_std(values[step]) for step in steps]
@@ -55,14 +56,14 @@ def curve(method: MethodRuns, key: str) -> Curve | None:
 
 def curves(methods: Sequence[MethodRuns], key: str) -> list[Curve]:
     """Of as many methods as a picture holds: the first of every loss, then the second, …"""
-    found = [(method, one) for method in methods if (one := curve(method, key)) is not None]
-    places: dict[str, int] = defaultdict(int)
+    lines = [(method.loss, line) for method in methods if (line := curve(method, key)) is not None]
+    so_far: dict[str, int] = defaultdict(int)
     order = []
-    for place, (method, _) in enumerate(found):
-        order.append((places[method.loss], place))
-        places[method.loss] += 1
-    kept = sorted(place for _, place in sorted(order)[:MOST_LINES])
-    return [found[place][1] for place in kept]
+    for place, (loss, _) in enumerate(lines):
+        order.append((so_far[loss], place))
+        so_far[loss] += 1
+    drawn = sorted(place for _, place in sorted(order)[:MOST_LINES])
+    return [lines[place][1] for place in drawn]
 
 
 def measured(methods: Sequence[MethodRuns], key: str) -> tuple[list[Curve], str]:
@@ -71,7 +72,7 @@ def measured(methods: Sequence[MethodRuns], key: str) -> tuple[list[Curve], str]
     key_of_split = f"eval_{key}"
     by_split: dict[str, list[MethodRuns]] = defaultdict(list)
     for method in methods:
-        splits = {str(run.recipe.get("eval_split")) for run in method.runs}
+        splits = {result.run.recipe.eval_split for result in method.runs}
         if len(splits) == 1 and curve(method, key_of_split) is not None:
             by_split[splits.pop()].append(method)
     if not by_split:
@@ -83,39 +84,46 @@ def measured(methods: Sequence[MethodRuns], key: str) -> tuple[list[Curve], str]
 def accuracy_picture(methods: Sequence[MethodRuns]) -> Picture | None:
     """MRPO's Figures 1 and 2."""
     return _curves_picture(
-        methods, "rewards/accuracies", "accuracy", "Preference accuracy over training",
-        "preference accuracy",
-        "Share of pairs in {where} whose better response has the larger reward, mean over seeds, "
-        "with a band of ± one standard deviation where there are several. The reward is the "
+        methods,
+        "rewards/accuracies",
+        "accuracy",
+        title="Preference accuracy over training",
+        quantity="preference accuracy",
+        text="Share of pairs in {where} whose better response has the larger reward, mean over "
+        "seeds, with a band of ± one standard deviation where there are several. The reward is the "
         "method's own, so levels are not comparable between methods; rises are.",
-    )  # fmt: skip
+    )
 
 
 def margin_picture(methods: Sequence[MethodRuns]) -> Picture | None:
     """MRPO's Figure 3."""
     return _curves_picture(
-        methods, "rewards/margins", "margin", "Reward margin over training", "reward margin",
-        "Mean reward of the chosen responses less that of the rejected ones in {where}, mean over "
-        "seeds, ± one standard deviation where there are several. Rewards of different losses have "
-        "different units.",
-    )  # fmt: skip
+        methods,
+        "rewards/margins",
+        "margin",
+        title="Reward margin over training",
+        quantity="reward margin",
+        text="Mean reward of the chosen responses less that of the rejected ones in {where}, mean "
+        "over seeds, ± one standard deviation where there are several. Rewards of different losses "
+        "have different units.",
+    )
 
 
 def logps_picture(methods: Sequence[MethodRuns]) -> Picture | None:
     """Chosen and rejected log-probs, in two rows."""
-    (chosen, where), (rejected, _) = (measured(methods, f"logps/{s}") for s in SIDES)
+    (chosen, where), (rejected, _) = (measured(methods, f"logps/{side}") for side in SIDES)
     rows = [chosen, rejected]
     if not chosen or not rejected:
         return None
 
-    def draw(axes: Any, palette: Palette) -> None:
-        for one, name, found in zip(axes, SIDES, rows, strict=True):
-            _plot(one, palette, found)
-            one.set_ylabel(f"{name} (nats)")
+    def draw(axes: Sequence[Axes], palette: Palette) -> None:
+        for chart, side, lines in zip(axes, SIDES, rows, strict=True):
+            _plot(chart, palette, lines)
+            chart.set_ylabel(f"{side} (nats)")
         axes[1].set_xlabel("step")
         legend(axes[1], palette)
 
-    ends = [f"{name}: {_ends(found, '.2f')}" for name, found in zip(SIDES, rows, strict=True)]
+    ends = [f"{side}: {_ends(lines, '.2f')}" for side, lines in zip(SIDES, rows, strict=True)]
     return picture(
         "logps",
         "Log-probs of chosen and rejected responses",
@@ -123,48 +131,49 @@ def logps_picture(methods: Sequence[MethodRuns]) -> Picture | None:
         f"{where} under the policy. {FALLING}",
         f"Two line charts over training steps. At the last step, {'; '.join(ends)}.",
         draw,
-        5.4 + legend_height([one.label for one in rows[1]]),
+        height=5.4 + legend_height([line.label for line in rejected]),
         rows=2,
     )
 
 
 def _curves_picture(
-    methods: Sequence[MethodRuns], key: str, name: str, title: str, quantity: str, text: str
+    methods: Sequence[MethodRuns], key: str, name: str, *, title: str, quantity: str, text: str
 ) -> Picture | None:
-    found, where = measured(methods, key)
-    if not found:
+    lines, where = measured(methods, key)
+    if not lines:
         return None
     text = text.format(where=where)
 
-    def draw(axes: Any, palette: Palette) -> None:
-        _plot(axes, palette, found)
-        axes.set_xlabel("step")
-        axes.set_ylabel(quantity)
-        legend(axes, palette)
+    def draw(axes: Sequence[Axes], palette: Palette) -> None:
+        (chart,) = axes
+        _plot(chart, palette, lines)
+        chart.set_xlabel("step")
+        chart.set_ylabel(quantity)
+        legend(chart, palette)
 
-    if len(found) < len(methods):
-        text += f" {len(found)} of {len(methods)} methods are drawn; the table has all of them."
-    alt = f"Line chart of the {quantity} over training steps. At the last step: {_ends(found)}."
-    height = 3.5 + legend_height([one.label for one in found])
-    return picture(name, title, text, alt, draw, height)
+    if len(lines) < len(methods):
+        text += f" {len(lines)} of {len(methods)} methods are drawn; the table has all of them."
+    alt = f"Line chart of the {quantity} over training steps. At the last step: {_ends(lines)}."
+    height = 3.5 + legend_height([line.label for line in lines])
+    return picture(name, title, text, alt, draw, height=height)
 
 
-def _plot(axes: Any, palette: Palette, found: Sequence[Curve]) -> None:
-    alpha = min(0.15, 0.6 / max(len(found), 1))  # bands lie over each other
-    for place, one in enumerate(found):
+def _plot(chart: Axes, palette: Palette, lines: Sequence[Curve]) -> None:
+    alpha = min(0.15, 0.6 / max(len(lines), 1))  # bands lie over each other
+    for place, line in enumerate(lines):
         style = look(place, palette)
-        axes.plot(one.steps, one.means, label=one.label, **style)
-        if one.stds is None:
+        chart.plot(line.steps, line.means, label=line.label, **style)
+        if line.stds is None:
             continue
-        low = [mean - std for mean, std in zip(one.means, one.stds, strict=True)]
-        high = [mean + std for mean, std in zip(one.means, one.stds, strict=True)]
-        axes.fill_between(one.steps, low, high, color=style["color"], alpha=alpha, linewidth=0)
+        low = [mean - std for mean, std in zip(line.means, line.stds, strict=True)]
+        high = [mean + std for mean, std in zip(line.means, line.stds, strict=True)]
+        chart.fill_between(line.steps, low, high, color=style["color"], alpha=alpha, linewidth=0)
 
 
-def _ends(found: Sequence[Curve], form: str = ".3f") -> str:
+def _ends(lines: Sequence[Curve], form: str = ".3f") -> str:
     return ", ".join(
-        f"{one.label} {plus_minus(one.means[-1], one.stds[-1] if one.stds else None, form)}"
-        for one in found
+        f"{line.label} {plus_minus(line.means[-1], line.stds[-1] if line.stds else None, form)}"
+        for line in lines
     )
 
 

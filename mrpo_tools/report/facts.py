@@ -23,21 +23,19 @@ def cost_table(methods: Sequence[MethodRuns]) -> Table:
     """Time and memory of each method (MRPO's Table 9)."""
     rows = []
     for method in methods:
-        records = [run.metrics for run in method.runs]
-        seconds = [one["train_seconds"] for one in records if one.get("train_seconds")]
+        metrics = [run.metrics for run in method.runs]
+        seconds = [run.train_seconds for run in metrics if run.train_seconds]
         speeds = [
-            one["steps"] / one["train_seconds"]
-            for one in records
-            if one.get("train_seconds") and one.get("steps")
+            run.steps / run.train_seconds for run in metrics if run.train_seconds and run.steps
         ]
-        peaks = [one["peak_memory_bytes"] for one in records if one.get("peak_memory_bytes")]
+        peaks = [run.peak_memory_bytes for run in metrics if run.peak_memory_bytes]
         scoring = precompute_seconds(method)
         rows.append(
             [
                 method.label,
                 "–" if scoring is None else duration(scoring),
-                spread([duration(one) for one in _ends(seconds)]),
-                spread([f"{one:.2f}" for one in _ends(speeds)]),
+                spread([duration(end) for end in _ends(seconds)]),
+                spread([f"{end:.2f}" for end in _ends(speeds)]),
                 f"{max(peaks) / 1e9:.2f} GB" if peaks else "–",
             ]
         )
@@ -55,31 +53,32 @@ def cost_table(methods: Sequence[MethodRuns]) -> Table:
 def precompute_seconds(method: MethodRuns) -> float | None:
     """Seconds that scoring a method's references took; None where it is not recorded."""
     for run in method.runs:
-        found = (run.evaluation or {}).get("precompute_seconds")
-        if found and all(one is not None for one in found):
-            return float(sum(found))
+        seconds = run.evaluation.precompute_seconds if run.evaluation else []
+        measured = [second for second in seconds if second is not None]
+        if measured and len(measured) == len(seconds):
+            return sum(measured)
     return None
 
 
 def differences_table(methods: Sequence[MethodRuns]) -> Table:
     """Every setting in which the methods differ."""
-    keys = differing([one.settings for one in methods])
+    keys = differing([method.settings for method in methods])
     return Table(
         "differences",
         "What differs between the methods",
         "Every setting that is not the same in all runs, defaults resolved; a dash where a setting "
         "means nothing.",
         ["method", *keys],
-        [[one.label, *(shown(one.settings.get(key)) for key in keys)] for one in methods],
+        [[method.label, *(shown(method.settings.get(key)) for key in keys)] for method in methods],
     )
 
 
 def summary(methods: Sequence[MethodRuns], split: str) -> str:
     """One sentence of what is compared."""
-    runs = sum(len(one.runs) for one in methods)
-    seeds = sorted({len(one.runs) for one in methods})
+    runs = sum(len(method.runs) for method in methods)
+    seeds = sorted({len(method.runs) for method in methods})
     each = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    groups = {run.evaluation.get("groups", 0) for m in methods for run in m.runs if run.evaluation}
+    groups = {run.evaluation.groups or 0 for m in methods for run in m.runs if run.evaluation}
     measured = f"{max(groups):,} groups of split {split}" if groups else "no groups yet"
     return (
         f"{len(methods)} method{'s' * (len(methods) != 1)}, {runs} run{'s' * (runs != 1)} "

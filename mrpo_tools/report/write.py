@@ -63,16 +63,16 @@ def report(
     comparison = compare(results, split, baselines)
     methods = by_method(results)
     drawn = [(draw(methods), reason) for draw, reason in PICTURES]
-    pictures = [one for one, _ in drawn if one is not None]
+    pictures = [picture for picture, _ in drawn if picture is not None]
     words: dict[str, object] = {
         "summary": summary(methods, split),
         "pictures": pictures,
         "tables": [cost_table(methods), differences_table(methods)],
-        "missing": sorted({reason for one, reason in drawn if one is None}),
+        "missing": sorted({reason for picture, reason in drawn if picture is None}),
     }
     text = _template(MARKDOWN).render(table=render(comparison, "markdown"), **words)
     files = {PAGE: _page(comparison, words).encode(), MARKDOWN: text.encode()}
-    files |= {f"{one.name}.png": one.light for one in pictures}
+    files |= {f"{picture.name}.png": picture.light for picture in pictures}
     try:
         output.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():

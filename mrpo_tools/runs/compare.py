@@ -112,8 +112,10 @@ def compare(
     """
     methods = by_method(results)
     _check(methods, split, baselines)
-    marked = [one.label in baselines if baselines else one.baseline for one in methods]
-    columns = [_column(column.key, methods, marked, column.marked) for column in COLUMNS]
+    is_baseline = [
+        method.label in baselines if baselines else method.baseline for method in methods
+    ]
+    columns = [_column(column, methods, is_baseline) for column in COLUMNS]
     rows = tuple(
         Row(
             method.label,
@@ -121,20 +123,20 @@ def compare(
             tuple(run.seed for run in method.runs if run.evaluation is not None),
             {column.key: cells[place] for column, cells in zip(COLUMNS, columns, strict=True)},
         )
-        for place, (method, baseline) in enumerate(zip(methods, marked, strict=True))
+        for place, (method, baseline) in enumerate(zip(methods, is_baseline, strict=True))
     )
     return Comparison(split, COLUMNS, rows, _untrained(results))
 
 
 def _check(methods: Sequence[MethodRuns], split: str, baselines: Sequence[str]) -> None:
-    labels = [one.label for one in methods]
+    labels = [method.label for method in methods]
     for wanted in baselines:
         if wanted not in labels:
-            known = f"there are: {', '.join(labels)}"
             raise UsageError(
-                f"no method is labelled {wanted!r}; {known}", did_you_mean(wanted, labels)
+                f"no method is labelled {wanted!r}; there are: {', '.join(labels)}",
+                did_you_mean(wanted, labels),
             )
-    runs = [run for one in methods for run in one.runs]
+    runs = [run for method in methods for run in method.runs]
     missing = [run for run in runs if run.evaluation is None]
     if len(missing) == len(runs):
         raise UsageError(
@@ -143,7 +145,7 @@ def _check(methods: Sequence[MethodRuns], split: str, baselines: Sequence[str]) 
     for run in missing:
         say(f"warning: {run.path} was not evaluated on split {split!r}: mrpo evaluate {run.path}")
     _check_data(runs, split)
-    sizes = {run.evaluation.get("groups") for run in runs if run.evaluation}
+    sizes = {run.evaluation.groups for run in runs if run.evaluation}
     if len(sizes) > 1:
         say("warning: the runs were evaluated on different numbers of groups")
 
@@ -152,8 +154,8 @@ def _check_data(runs: Sequence[Result], split: str) -> None:
     """Refuse evaluations of different groups; older ones do not say which theirs were."""
     first: dict[str, Result] = {}
     for run in runs:
-        if run.evaluation and run.evaluation.get("groups_hash"):
-            first.setdefault(run.evaluation["groups_hash"], run)
+        if run.evaluation and run.evaluation.groups_hash:
+            first.setdefault(run.evaluation.groups_hash, run)
     if len(first) > 1:
         named = ", ".join(f"{run.path} (groups {key[:8]})" for key, run in first.items())
         raise UsageError(
@@ -163,33 +165,33 @@ def _check_data(runs: Sequence[Result], split: str) -> None:
 
 
 def _values(method: MethodRuns, key: str) -> tuple[float, ...]:
-    found = [run.evaluation.get(key) for run in method.runs if run.evaluation]
-    return tuple(float(one) for one in found if one is not None)
+    values = [getattr(run.evaluation, key) for run in method.runs if run.evaluation]
+    return tuple(value for value in values if value is not None)
 
 
 def _column(
-    key: str, methods: Sequence[MethodRuns], baselines: Sequence[bool], marked: bool
+    column: Column, methods: Sequence[MethodRuns], is_baseline: Sequence[bool]
 ) -> list[Cell]:
-    values = [_values(one, key) for one in methods]
-    known = [place for place, one in enumerate(values) if one]
-    summary = {place: mean_and_std(values[place]) for place in known}
-    order = sorted(known, key=lambda place: -summary[place][0])
-    best_baseline = next((place for place in order if baselines[place]), None)
+    """A column's cell of each method."""
+    values = [_values(method, column.key) for method in methods]
+    summary = {place: mean_and_std(seeds) for place, seeds in enumerate(values) if seeds}
+    order = sorted(summary, key=lambda place: -summary[place][0])
+    best_baseline = next((place for place in order if is_baseline[place]), None)
     effects: dict[int, float | None] = {}
     if best_baseline is not None:
         effects = {
             place: cohens_d(values[place], values[best_baseline])
-            for place in known
+            for place in summary
             if place != best_baseline
         }
     marks: dict[int, str] = {}
-    if marked and len(order) > 1:
+    if column.marked and len(order) > 1:
         if _is_clear(order, best_baseline, values):
             marks[order[0]] = BEST
         marks[order[1]] = SECOND
     return [
-        Cell(one, *summary[place], effects.get(place), marks.get(place)) if one else Cell(())
-        for place, one in enumerate(values)
+        Cell(seeds, *summary[place], effects.get(place), marks.get(place)) if seeds else Cell(())
+        for place, seeds in enumerate(values)
     ]
 
 
@@ -200,21 +202,20 @@ def _is_clear(
     if best_baseline is None:
         return False
     rivals = order[1:] if order[0] == best_baseline else [best_baseline]
-    effects = [cohens_d(values[order[0]], values[one]) for one in rivals]
-    return all(one is not None and one >= LARGE_ENOUGH for one in effects)
+    effects = [cohens_d(values[order[0]], values[rival]) for rival in rivals]
+    return all(d is not None and d >= LARGE_ENOUGH for d in effects)
 
 
 def _untrained(results: Sequence[Result]) -> tuple[tuple[str, float], ...]:
     """Each reference alone and always the longer; every run of the same data has the same."""
-    evaluations = [one.evaluation for one in results if one.evaluation is not None]
-    names = plain_names(name for one in evaluations for name in one.get("references", []))
-    found: dict[str, float] = {}
+    evaluations = [result.evaluation for result in results if result.evaluation is not None]
+    names = plain_names(name for evaluation in evaluations for name in evaluation.references)
+    alone: dict[str, float] = {}
     longer: float | None = None
     for evaluation in evaluations:
-        alone = evaluation.get("reference_accuracies", {}).get("summed", [])
-        for name, value in zip(evaluation.get("references", []), alone, strict=False):
-            if value is not None:
-                found.setdefault(f"{names[name]} alone", value)
-        longer = evaluation.get("accuracies_longer") if longer is None else longer
-    rows = sorted(found.items())
+        for name, accuracy in evaluation.references_alone():
+            if accuracy.value is not None:
+                alone.setdefault(f"{names[name]} alone", accuracy.value)
+        longer = evaluation.accuracies_longer if longer is None else longer
+    rows = sorted(alone.items())
     return (*rows, (LONGER, longer)) if longer is not None else tuple(rows)

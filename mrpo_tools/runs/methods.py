@@ -6,11 +6,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
+
+from pydantic import JsonValue
 
 from mrpo_tools.progress import say
 from mrpo_tools.runs.read import Result
 
+Settings: TypeAlias = dict[str, JsonValue]
+"""Everything that determines a method, by name, as it was resolved."""
 COMBINATION = (
     "combine", "weights", "trust_region", "epsilon_max", "fixed_weights", "weights_layout",
 )  # fmt: skip
@@ -41,12 +45,13 @@ class MethodRuns:
     """
 
     label: str
-    settings: dict[str, Any]
+    settings: Settings
     runs: tuple[Result, ...]
     baseline: bool
 
     @property
     def loss(self) -> str:
+        """As the recipe names it."""
         return str(self.settings["loss"])
 
 
@@ -59,56 +64,57 @@ def by_method(results: Sequence[Result]) -> list[MethodRuns]:
     groups: dict[str, list[Result]] = {}
     for result in results:
         groups.setdefault(json.dumps(settings_of(result), sort_keys=True), []).append(result)
-    settings = [json.loads(key) for key in groups]
-    found = []
+    settings: list[Settings] = [json.loads(key) for key in groups]
+    methods = []
     for mine, runs in zip(settings, groups.values(), strict=True):
         by_seed: dict[int, Result] = {}
-        for run in sorted(runs, key=lambda one: one.evaluation is None):
+        for run in sorted(runs, key=lambda result: result.evaluation is None):
             if by_seed.setdefault(run.seed, run) is not run:
                 say(f"warning: {run.path} is left out: {by_seed[run.seed].path} has its seed and "
                     "settings")  # fmt: skip
         ordered = [by_seed[seed] for seed in sorted(by_seed)]
         label = _label(mine, [other for other in settings if other["loss"] == mine["loss"]])
-        found.append(MethodRuns(label, mine, tuple(ordered), _is_baseline(mine)))
-    return sorted(found, key=_order)
+        methods.append(MethodRuns(label, mine, tuple(ordered), _is_baseline(mine)))
+    return sorted(methods, key=_order)
 
 
-def settings_of(result: Result) -> dict[str, Any]:
+def settings_of(result: Result) -> Settings:
     """Everything about a run but its seed: the recipe, defaults resolved; policy and data."""
-    values = dict(result.recipe)
-    several = len(result.record.get("references") or []) > 1
-    combination = result.record.get("combination") or {}
-    for word in COMBINATION:
-        values[word] = combination.get(word) if several else None
-    if values["weights_layout"] == "paper":
-        values["weights_layout"] = None
-    values |= result.record.get("hyper") or {}
-    values["policy"] = Path((result.record.get("policy") or {}).get("model") or "").name
-    dataset = (result.record.get("dataset") or {}).get("source")
-    values["dataset"] = Path(dataset).name if dataset else None
-    values["identities"] = list(result.record.get("references") or [])
-    for word in ("policy_identity", "groups_hash"):
-        values[word] = result.record.get(word)
-    kept = {key: one for key, one in values.items() if key not in NO_SETTING}
-    return {**kept, "loss": result.recipe.get("loss")}
+    recipe, record = result.run.recipe, result.run.record
+    several = len(record.references) > 1
+    combination = record.combination.model_dump() if several else {}
+    if combination.get("weights_layout") == "paper":
+        combination["weights_layout"] = None
+    values: Settings = {
+        **recipe.model_dump(mode="json"),
+        **{word: combination.get(word) for word in COMBINATION},
+        **record.hyper,
+        "policy": Path(record.policy.model).name,
+        "dataset": Path(record.dataset.source).name if record.dataset else None,
+        "identities": list(record.references),
+        "policy_identity": record.policy_identity,
+        "groups_hash": record.groups_hash,
+    }
+    settings = {key: value for key, value in values.items() if key not in NO_SETTING}
+    return {**settings, "loss": recipe.loss}
 
 
-def differing(settings: Sequence[dict[str, Any]]) -> list[str]:
+def differing(settings: Sequence[Settings]) -> list[str]:
     """The keys in which some settings differ; hashes only where nothing else tells them apart."""
-    keys = sorted({key for one in settings for key in one})
-    found = [key for key in keys if len({json.dumps(one.get(key)) for one in settings}) > 1]
+    every_key = sorted({key for method in settings for key in method})
+    keys = [key for key in every_key if _kinds(settings, [key]) > 1]
     for hashed in HASHES:
-        others = [key for key in found if key != hashed]
-        if _kinds(settings, others) == _kinds(settings, found):
-            found = others
-    return found
+        others = [key for key in keys if key != hashed]
+        if _kinds(settings, others) == _kinds(settings, keys):
+            keys = others
+    return keys
 
 
-def _kinds(settings: Sequence[dict[str, Any]], keys: Sequence[str]) -> int:
-    return len({json.dumps([one.get(key) for key in keys]) for one in settings})
+def _kinds(settings: Sequence[Settings], keys: Sequence[str]) -> int:
+    return len({json.dumps([method.get(key) for key in keys]) for method in settings})
 
 
-def shown(value: Any) -> str:
+def shown(value: JsonValue) -> str:
     """A setting as a label shows it."""
     if value is None:
         return "–"
@@ -117,7 +123,7 @@ def shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _label(mine: dict[str, Any], rivals: Sequence[dict[str, Any]]) -> str:
+def _label(mine: Settings, rivals: Sequence[Settings]) -> str:
     """The loss and every setting that tells it from its rivals, the telling ones first."""
     keys = differing(rivals)
     ordered = [key for key in BRIEFLY if key in keys] + [key for key in keys if key not in BRIEFLY]
@@ -125,16 +131,17 @@ def _label(mine: dict[str, Any], rivals: Sequence[dict[str, Any]]) -> str:
     return " ".join([str(mine["loss"]), *words])
 
 
-def _is_baseline(settings: dict[str, Any]) -> bool:
-    return settings["loss"] == "dpo" and len(settings.get("refs") or []) == 1
+def _is_baseline(settings: Settings) -> bool:
+    refs = settings.get("refs")
+    return settings["loss"] == "dpo" and isinstance(refs, list) and len(refs) == 1
 
 
-def _order(one: MethodRuns) -> tuple[Any, ...]:
+def _order(method: MethodRuns) -> tuple[bool, list[tuple[int, float, str]]]:
     """Baselines first, then by the words of the label, numbers by size."""
     words: list[tuple[int, float, str]] = []
-    for word in one.label.split():
+    for word in method.label.split():
         try:
             words.append((0, float(word.rpartition("=")[2]), word))
         except ValueError:
             words.append((1, 0.0, word))
-    return (not one.baseline, words)
+    return (not method.baseline, words)

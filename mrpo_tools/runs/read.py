@@ -1,52 +1,66 @@
-"""Run directories as plain values."""
+"""The reader of run directories: which there are, and every number in them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mrpo_tools.config import read_yaml
 from mrpo_tools.errors import UsageError
 from mrpo_tools.progress import say
-from mrpo_tools.runs.run import EVALUATION, METRICS, RECIPE, RUN, STATE, is_run
+from mrpo_tools.runs.record import EvaluationRecord, Metrics, read_object
+from mrpo_tools.runs.run import EVALUATION, METRICS, RUN, STATE, Run, is_finished, is_run, read_run
+
+
+@dataclass(frozen=True)
+class LogEntry:
+    """A line of a run's log.
+
+    Attributes:
+        step: of the optimizer; None where the entry is of no step.
+        values: every number in it but the step, by name.
+    """
+
+    step: int | None
+    values: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Result:
-    """One finished run.
+    """One finished run and what it measured.
 
     Attributes:
-        path: its directory.
-        recipe: every key with its value.
-        record: `run.json`: policy, references, what the combination was.
-        metrics: `metrics.json`: what training took and where it ended.
-        history: log entries by step, oldest first.
+        run: what it was.
+        metrics: what training took and where it ended.
+        history: the log, oldest first.
         evaluation: of one split; None where it was not evaluated.
     """
 
-    path: Path
-    recipe: dict[str, Any]
-    record: dict[str, Any]
-    metrics: dict[str, Any]
-    history: list[dict[str, Any]]
-    evaluation: dict[str, Any] | None
+    run: Run
+    metrics: Metrics
+    history: list[LogEntry]
+    evaluation: EvaluationRecord | None
+
+    @property
+    def path(self) -> Path:
+        """The run's directory."""
+        return self.run.path
 
     @property
     def seed(self) -> int:
-        return int(self.recipe.get("seed") or 0)
+        """Of the recipe."""
+        return self.run.recipe.seed
+
+    @property
+    def references(self) -> list[str]:
+        """`name@identity` of each reference, reference 1 first."""
+        return self.run.record.references
 
     @property
     def reference_names(self) -> list[str]:
         """Reference 1 first, without the digits of identities."""
         return [name.partition("@")[0] for name in self.references]
-
-    @property
-    def references(self) -> list[str]:
-        """`name@identity` of each reference, reference 1 first."""
-        return list(self.record.get("references") or [])
 
 
 def read_results(paths: Iterable[Path], split: str = "test") -> list[Result]:
@@ -57,22 +71,22 @@ def read_results(paths: Iterable[Path], split: str = "test") -> list[Result]:
     Raises:
         UsageError: a path is not there, holds no finished run, or one that cannot be read.
     """
-    found: dict[Path, Result] = {}
+    results: dict[Path, Result] = {}
     for path in paths:
         if not path.exists():
             raise UsageError(f"{path} holds no run: it is not there", "mrpo train --output DIR")
         for directory in run_directories(path):
             place = directory.resolve()
-            if place in found:
+            if place in results:
                 continue
-            if not (directory / METRICS).exists():
+            if not is_finished(directory):
                 say(f"warning: {directory} has not finished training; it is left out")
                 continue
-            found[place] = _read(directory, split)
-    if not found:
+            results[place] = read_result(directory, split)
+    if not results:
         named = ", ".join(map(str, paths))
         raise UsageError(f"no finished run in {named}", "mrpo train --output DIR makes one")
-    return list(found.values())
+    return list(results.values())
 
 
 def run_directories(path: Path) -> list[Path]:
@@ -82,34 +96,67 @@ def run_directories(path: Path) -> list[Path]:
     return sorted(record.parent for record in path.rglob(RUN) if is_run(record.parent))
 
 
-def plain_names(references: Iterable[str]) -> dict[str, str]:
-    """`name@identity` to what people read: the name; with digits where two share it."""
-    identities = sorted(set(references))
-    names = [one.partition("@")[0] for one in identities]
-    return {
-        one: f"{name}@{one.partition('@')[2][:4]}" if names.count(name) > 1 else name
-        for one, name in zip(identities, names, strict=True)
-    }
-
-
-def _read(path: Path, split: str) -> Result:
-    evaluation = path / EVALUATION / f"{split}.json"
-    state = path / STATE
+def read_result(path: Path, split: str) -> Result:
+    """A finished run, with its evaluation on a split if there is one."""
     return Result(
-        path,
-        read_yaml(path / RECIPE),
-        _json(path / RUN),
-        _json(path / METRICS),
-        _json(state).get("log_history", []) if state.exists() else [],
-        _json(evaluation) if evaluation.exists() else None,
+        read_run(path),
+        Metrics.read(path / METRICS),
+        read_history(path),
+        read_evaluation(path, split),
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def evaluation_file(path: Path, split: str) -> Path:
+    """Where a run's evaluation on a split of its own data is."""
+    return path / EVALUATION / f"{split}.json"
+
+
+def read_evaluation(path: Path, split: str) -> EvaluationRecord | None:
+    """A run's evaluation on a split of its own data; None where it was not evaluated."""
+    file = evaluation_file(path, split)
+    return EvaluationRecord.read(file) if file.exists() else None
+
+
+def read_history(path: Path) -> list[LogEntry]:
+    """The log of a run's training, oldest entry first; empty where there is none.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    file = path / STATE
+    if not file.exists():
+        return []
+    entries = read_object(file).get("log_history", [])
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from None
-    if not isinstance(values, dict):
-        raise UsageError(f"{path} is no JSON object")
-    return values
+        return [_log_entry(entry) for entry in entries]
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UsageError(f"{file} cannot be read: {error}") from None
+
+
+def _log_entry(entry: dict[str, Any]) -> LogEntry:
+    step = entry.get("step")
+    if not isinstance(step, int | None):
+        raise ValueError(f"step {step!r} is no number")
+    return LogEntry(step, dict(numbers({**entry, "step": None})))
+
+
+def numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """(`outer.inner.0`, number) for each number in nested JSON; truth counts as 1 and 0."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from numbers(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from numbers(inner, f"{name}.{index}" if name else str(index))
+    elif isinstance(value, (int, float)):
+        yield name, float(value)
+
+
+def plain_names(references: Iterable[str]) -> dict[str, str]:
+    """`name@identity` to what people read: the name; with digits where two share it."""
+    identities = sorted(set(references))
+    names = [identity.partition("@")[0] for identity in identities]
+    return {
+        identity: f"{name}@{identity.partition('@')[2][:4]}" if names.count(name) > 1 else name
+        for identity, name in zip(identities, names, strict=True)
+    }

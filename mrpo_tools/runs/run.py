@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from mrpo_tools.config import Dataset, Project, Recipe, Reference, parse, read_yaml
+from mrpo_tools.config import DEFAULT_CACHE, Project, Recipe, Reference, parse, read_yaml
 from mrpo_tools.errors import UsageError
+from mrpo_tools.runs.record import RunRecord
 
 RECIPE = "recipe.yaml"
 RUN = "run.json"
 METRICS = "metrics.json"
+"""Written last: a run that has it is finished."""
 STATE = "trainer_state.json"
 """The log of training, step by step."""
 EVALUATION = "evaluation"
@@ -34,28 +34,20 @@ class Run:
 
     path: Path
     recipe: Recipe
-    record: dict[str, Any]
+    record: RunRecord
 
     @property
-    def policy(self) -> Reference:
-        """The policy before training, as a reference."""
-        return Reference.model_validate(self.record["policy"])
+    def finished(self) -> bool:
+        """Whether it is trained to its end."""
+        return is_finished(self.path)
 
     @property
     def trained_policy(self) -> Reference:
         """The policy after training, as a reference."""
+        policy = self.record.policy
         if (self.path / "adapter_config.json").exists():
-            return self.policy.model_copy(update={"adapter": str(self.path)})
-        return self.policy.model_copy(update={"model": str(self.path), "revision": None})
-
-    @property
-    def dataset(self) -> Dataset:
-        return Dataset.model_validate(self.record["dataset"])
-
-    @property
-    def reference_stores(self) -> list[str]:
-        """`name@identity` of each reference, reference 1 first."""
-        return list(self.record["references"])
+            return policy.model_copy(update={"adapter": str(self.path)})
+        return policy.model_copy(update={"model": str(self.path), "revision": None})
 
 
 class Stage(Enum):
@@ -79,60 +71,75 @@ def stage_of(path: Path) -> Stage:
         return Stage.EMPTY
     if not (path / RECIPE).exists():
         raise UsageError(f"{path} is not empty and holds no run", "choose another --output")
-    if (path / METRICS).exists():
+    if is_finished(path):
         return Stage.FINISHED
     return Stage.INTERRUPTED if last_checkpoint(path) else Stage.BEGUN
 
 
+def is_run(path: Path) -> bool:
+    """Whether a directory holds a run, however far it has come."""
+    return (path / RUN).is_file() and (path / RECIPE).is_file()
+
+
+def is_finished(path: Path) -> bool:
+    """Whether a directory's run is trained to its end."""
+    return (path / METRICS).exists()
+
+
 def last_checkpoint(path: Path) -> str | None:
     """The latest checkpoint that was written to its end; a kill may leave a later one in part."""
-    whole = [one for one in path.glob("checkpoint-*") if (one / STATE).exists()]
-    latest = max(whole, key=lambda one: int(one.name.rpartition("-")[2]), default=None)
+    whole = [folder for folder in path.glob("checkpoint-*") if (folder / STATE).exists()]
+    latest = max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
     return None if latest is None else str(latest)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return values
-
-
-def project_of(path: Path) -> Project:
-    """The data, cache and models that a run began with."""
-    record = read_json(path / RUN)
-    return parse(
-        Project,
-        {name: record[key] for name, key in (("dataset", "dataset"), ("cache", "cache"),
-                                             ("references", "models"))},
-        str(path / RUN),
-    )  # fmt: skip
-
-
-def is_run(path: Path) -> bool:
-    return (path / RUN).exists() and (path / RECIPE).exists()
-
-
-def load_run(path: Path) -> Run:
-    """Read a run's directory.
+def read_run(path: Path) -> Run:
+    """What a run's directory says, however far it has come.
 
     Raises:
-        UsageError: there is no run there, or it has not finished.
+        UsageError: there is no run there, or its recipe or record cannot be read.
     """
     if not is_run(path):
         raise UsageError(
             f"{path} holds no run: it has no {RECIPE} and {RUN}",
             "mrpo train --output DIR makes one",
         )
-    recipe = parse(Recipe, read_yaml(path / RECIPE), str(path / RECIPE))
-    record = read_json(path / RUN)
-    trained = [*path.glob("adapter_model*"), *path.glob("model*.safetensors")]
-    if not trained:
+    return Run(path, read_recipe(path), RunRecord.read(path / RUN))
+
+
+def load_run(path: Path) -> Run:
+    """Read a run whose trained policy is to be used.
+
+    Raises:
+        UsageError: there is no run there, or it has not finished, or its weights are gone.
+    """
+    run = read_run(path)
+    if not run.finished:
         raise UsageError(f"{path} has not finished training", resume_command(path))
-    return Run(path, recipe, record)
+    if not (any(path.glob("adapter_model*")) or any(path.glob("model*.safetensors"))):
+        raise UsageError(f"{path} has lost its weights", "mrpo train --output DIR makes them anew")
+    return run
+
+
+def project_of(path: Path) -> Project:
+    """The data, cache and models that a run began with."""
+    record = RunRecord.read(path / RUN)
+    cache = record.cache or DEFAULT_CACHE
+    return Project(dataset=record.dataset, cache=cache, references=record.models)
 
 
 def resume_command(path: Path) -> str:
     """What finishes a run: its directory says everything else."""
     return f"mrpo train --resume --output {path}"
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The resolved recipe of a run's directory.
+
+    Raises:
+        UsageError: it cannot be read, or is none.
+    """
+    return parse(Recipe, read_yaml(path / RECIPE), str(path / RECIPE))
 
 
 def save_recipe(path: Path, recipe: Recipe) -> None:

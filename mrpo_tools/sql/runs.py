@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from mrpo_tools.config import read_yaml
 from mrpo_tools.errors import UsageError
 from mrpo_tools.progress import say
-from mrpo_tools.runs.run import EVALUATION, METRICS, RECIPE, RUN, STATE
+from mrpo_tools.runs.read import numbers, read_history, run_directories
+from mrpo_tools.runs.record import EvaluationRecord, Metrics, Record
+from mrpo_tools.runs.run import EVALUATION, METRICS, Run, read_run
 
-NOT_MEASURED = ("histograms", "dataset")
+NOT_MEASURED = ("version", "histograms", "dataset")
 DEFAULT_RUNS = Path("runs")
 
 RUNS_SCHEMA = pa.schema(
@@ -44,10 +44,9 @@ METRICS_SCHEMA = pa.schema(
 )
 
 UNREADABLE = (
-    OSError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError,
-    pa.ArrowException, UsageError,
+    UsageError, OSError, ValueError, ArithmeticError, RecursionError, pa.ArrowException,
 )  # fmt: skip
-"""What a file that is no run's, or holds other kinds of values than a run's, raises."""
+"""What a directory raises that cannot be read, or whose values fit no column."""
 
 
 def run_datasets(runs: Path | str | None) -> dict[str, ds.Dataset]:
@@ -67,69 +66,50 @@ def run_datasets(runs: Path | str | None) -> dict[str, ds.Dataset]:
     root = DEFAULT_RUNS if runs is None else Path(runs)
     if runs is not None and not root.is_dir():
         raise UsageError(f"no directory {root} with runs", "--runs DIR")
-    runs_found, metrics = [RUNS_SCHEMA.empty_table()], [METRICS_SCHEMA.empty_table()]
-    for path in _directories(root):
+    run_tables, metric_tables = [RUNS_SCHEMA.empty_table()], [METRICS_SCHEMA.empty_table()]
+    for path in run_directories(root):
+        name = path.name if path == root else path.relative_to(root).as_posix()
         try:
-            name = path.name if path == root else path.relative_to(root).as_posix()
-            run, measured = _read(path, name)
+            run, metrics = _run_table(read_run(path), name), _metrics_table(path, name)
         except UNREADABLE as error:
-            say(f"warning: {path} is left out of the views runs and metrics: {error}")
+            problems = str(error).replace("\n", "; ")
+            say(f"warning: {path} is left out of the views runs and metrics: {problems}")
             continue
-        runs_found.append(run)
-        metrics.append(measured)
+        run_tables.append(run)
+        metric_tables.append(metrics)
     return {
-        "stored_runs": ds.dataset(pa.concat_tables(runs_found)),
-        "stored_metrics": ds.dataset(pa.concat_tables(metrics)),
+        "stored_runs": ds.dataset(pa.concat_tables(run_tables)),
+        "stored_metrics": ds.dataset(pa.concat_tables(metric_tables)),
     }
 
 
-def flatten(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """(`outer.inner.0`, number) for each number in nested JSON; truth counts as 1 and 0."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from flatten(inner, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            yield from flatten(inner, f"{name}.{index}" if name else str(index))
-    elif isinstance(value, (int, float)):
-        yield name, float(value)
-
-
-def _directories(root: Path) -> list[Path]:
-    if (root / RUN).is_file():
-        return [root]
-    return sorted(path.parent for path in root.rglob(RUN))
-
-
-def _read(path: Path, name: str) -> tuple[pa.Table, pa.Table]:
-    """A run's row, and its metrics."""
-    record = _json(path / RUN)
-    references = record.get("references") or []
-    if not isinstance(references, list):
-        raise ValueError(f"references of {RUN} is no list")
-    recipe = read_yaml(path / RECIPE) if (path / RECIPE).exists() else {}
-    run = {
+def _run_table(run: Run, name: str) -> pa.Table:
+    """One row."""
+    recipe, record = run.recipe, run.record
+    row = {
         "run": name,
-        "path": str(path),
-        "loss": recipe.get("loss"),
-        "objective": record.get("objective"),
-        "reference_names": references,
-        "policy": (record.get("policy") or {}).get("model"),
-        "dataset": (record.get("dataset") or {}).get("source"),
-        "split": recipe.get("split"),
-        "seed": recipe.get("seed"),
-        "finished": (path / METRICS).exists(),
-        "recipe": json.dumps(recipe, ensure_ascii=False),
-        "record": json.dumps(record, ensure_ascii=False),
+        "path": str(run.path),
+        "loss": recipe.loss,
+        "objective": record.objective,
+        "reference_names": record.references,
+        "policy": record.policy.model,
+        "dataset": record.dataset.source if record.dataset else None,
+        "split": recipe.split,
+        "seed": recipe.seed,
+        "finished": run.finished,
+        "recipe": json.dumps(recipe.model_dump(mode="json"), ensure_ascii=False),
+        "record": json.dumps(record.as_json(), ensure_ascii=False),
     }
-    metrics = [
+    return pa.Table.from_pylist([row], schema=RUNS_SCHEMA)
+
+
+def _metrics_table(path: Path, name: str) -> pa.Table:
+    """A row for each number."""
+    rows = [
         {"run": name, "step": step, "metric": metric, "value": value}
         for step, metric, value in _measured(path)
     ]
-    return (
-        pa.Table.from_pylist([run], schema=RUNS_SCHEMA),
-        pa.Table.from_pylist(metrics, schema=METRICS_SCHEMA),
-    )
+    return pa.Table.from_pylist(rows, schema=METRICS_SCHEMA)
 
 
 def _measured(path: Path) -> Iterator[tuple[int | None, str, float]]:
@@ -137,22 +117,15 @@ def _measured(path: Path) -> Iterator[tuple[int | None, str, float]]:
 
     Only entries of the log have a step. What is no measurement is left out.
     """
+    records: list[tuple[str, Record]] = []
     if (path / METRICS).exists():
-        for name, value in flatten(_json(path / METRICS)):
-            yield None, name, value
-    for split in sorted(path.glob(f"{EVALUATION}/*.json")):
-        found = {key: one for key, one in _json(split).items() if key not in NOT_MEASURED}
-        for name, value in flatten(found, f"{EVALUATION}.{split.stem}"):
-            yield None, name, value
-    if (path / STATE).exists():
-        for entry in _json(path / STATE).get("log_history", []):
-            step = entry.get("step")
-            for name, value in flatten({key: one for key, one in entry.items() if key != "step"}):
-                yield step, name, value
-
-
-def _json(path: Path) -> dict[str, Any]:
-    values = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
-        raise ValueError(f"{path.name} is no JSON object")
-    return values
+        records.append(("", Metrics.read(path / METRICS)))
+    for file in sorted(path.glob(f"{EVALUATION}/*.json")):
+        records.append((f"{EVALUATION}.{file.stem}", EvaluationRecord.read(file)))
+    for prefix, record in records:
+        values = {key: inner for key, inner in record.as_json().items() if key not in NOT_MEASURED}
+        for metric, value in numbers(values, prefix):
+            yield None, metric, value
+    for entry in read_history(path):
+        for metric, value in entry.values.items():
+            yield entry.step, metric, value

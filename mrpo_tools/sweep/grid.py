@@ -42,9 +42,9 @@ def parse_seeds(text: str) -> list[int]:
     """
     seeds: dict[int, None] = {}
     for word in text.split(","):
-        found = _RANGE.fullmatch(word.strip())
-        if found and int(found[1]) <= int(found[2]) < int(found[1]) + MOST_RUNS:
-            seeds |= dict.fromkeys(range(int(found[1]), int(found[2]) + 1))
+        ends = _RANGE.fullmatch(word.strip())
+        if ends and int(ends[1]) <= int(ends[2]) < int(ends[1]) + MOST_RUNS:
+            seeds |= dict.fromkeys(range(int(ends[1]), int(ends[2]) + 1))
         elif word.strip().isdecimal():
             seeds[int(word)] = None
         else:
@@ -73,7 +73,7 @@ def parse_grid(settings: Iterable[str]) -> dict[str, list[Any]]:
             near = did_you_mean(key, Recipe.model_fields)
             raise UsageError(f"--grid {setting}: a recipe has no key {key}", near)
         values = [word.split("+") if key == "refs" else yaml_value(word) for word in words]
-        grid[key] = list({json.dumps(one): one for one in values}.values())
+        grid[key] = list({json.dumps(value): value for value in values}.values())
     return grid
 
 
@@ -81,6 +81,7 @@ def plan(
     words: Mapping[str, Any],
     grid: Mapping[str, Sequence[Any]],
     seeds: Sequence[int],
+    *,
     baselines: bool = True,
 ) -> list[Planned]:
     """The runs of a sweep, seed by seed within each method.
@@ -107,28 +108,30 @@ def plan(
         dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
     ]
     single = [{"loss": "dpo", "refs": [name]} for name in refs] if baselines else []
-    found: dict[str, Planned] = {}
+    methods: dict[str, Planned] = {}
     for extra in [*single, {}]:
         for combination in combinations:
-            mine = _meant({**words, **combination, **extra}, refs, "refs" in {**grid, **extra})
+            given = {**words, **combination, **extra}
+            mine = _meant(given, refs, refs_given="refs" in {**grid, **extra})
             mine.pop("seed", None)
             recipe = parse(Recipe, mine, "sweep")
             key = recipe.model_dump_json()
-            if key not in found:
+            if key not in methods:
                 resolve_method(recipe, scores=True)
-                found[key] = Planned(_name(recipe, grid), recipe)
-    if len(found) * len(seeds) > MOST_RUNS:
-        raise UsageError(f"{len(found) * len(seeds):,} runs; at most {MOST_RUNS:,} are taken on")
-    _check_names(list(found.values()))
+                methods[key] = Planned(_name(recipe, grid), recipe)
+    if len(methods) * len(seeds) > MOST_RUNS:
+        raise UsageError(f"{len(methods) * len(seeds):,} runs; at most {MOST_RUNS:,} are taken on")
+    _check_names(list(methods.values()))
     return [
-        Planned(f"{one.name}/seed-{seed}", one.recipe.model_copy(update={"seed": seed}))
-        for one in found.values()
+        Planned(f"{method.name}/seed-{seed}", method.recipe.model_copy(update={"seed": seed}))
+        for method in methods.values()
         for seed in seeds
     ]
 
 
-def _meant(words: dict[str, Any], refs: list[str], refs_given: bool) -> dict[str, Any]:
+def _meant(words: Mapping[str, Any], refs: list[str], *, refs_given: bool) -> dict[str, Any]:
     """A combination's words without those that mean nothing for its loss."""
+    words = dict(words)
     loss = find_loss(str(words.get("loss") or "mrpo"))
     row = objective_of(loss)
     first = words.get("policy") or refs[0]
@@ -162,7 +165,7 @@ def _name(recipe: Recipe, grid: Mapping[str, Sequence[Any]]) -> str:
 
 
 def _check_names(planned: Sequence[Planned]) -> None:
-    names = [one.name for one in planned]
+    names = [run.name for run in planned]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UsageError(

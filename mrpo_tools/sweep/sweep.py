@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -19,21 +19,23 @@ from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from mrpo_tools.cache import Cache
-from mrpo_tools.config import Dataset, Recipe, Reference, parse, pinned, read_yaml
+from mrpo_tools.config import Dataset, Reference, pinned
 from mrpo_tools.errors import MrpoError, Preempted, UsageError
 from mrpo_tools.evaluation.evaluate import evaluate, held_out
-from mrpo_tools.groups import hash_groups, in_split
+from mrpo_tools.groups import Group, hash_groups, in_split
 from mrpo_tools.progress import name_lines, say
 from mrpo_tools.runs.compare import Comparison, compare
 from mrpo_tools.runs.formats import FORMATS, render
-from mrpo_tools.runs.read import read_results
-from mrpo_tools.runs.run import EVALUATION, METRICS, RECIPE, RUN, load_run, read_json
+from mrpo_tools.runs.read import read_evaluation, read_results
+from mrpo_tools.runs.run import Run, is_finished, is_run, load_run, read_run
 from mrpo_tools.sources import Source, load_dataset
 from mrpo_tools.sweep.grid import Planned
 from mrpo_tools.training.policy import resolve_policy
 from mrpo_tools.training.train import train
 
 TABLE = "table"
+Attempt = tuple[Planned, MrpoError | None]
+"""A run that was tried, and the error it ended with."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,28 @@ class Work:
     split: str
 
 
-def sweep(planned: Sequence[Planned], work: Work, jobs: int = 1) -> Comparison:
+@dataclass(frozen=True)
+class Steps:
+    """What is done for each run, in this process and in others."""
+
+    load: Callable[[Dataset], Source] = load_dataset
+    train: Callable[..., object] = train
+    evaluate: Callable[..., object] = evaluate
+
+
+STEPS = Steps()
+
+
+def sweep(
+    planned: Sequence[Planned], work: Work, jobs: int = 1, steps: Steps = STEPS
+) -> Comparison:
     """Make every run that is not there, evaluate it, and write the tables.
 
     Args:
         planned: the runs.
         work: what they share.
         jobs: runs at a time, each in a process of its own; 1 trains in this process.
+        steps: how data is read and a run is trained and evaluated.
 
     Returns:
         The comparison, which `table.md`, `.tex`, `.csv` and `.json` in the sweep's directory hold.
@@ -72,19 +89,23 @@ def sweep(planned: Sequence[Planned], work: Work, jobs: int = 1) -> Comparison:
         MrpoError: some run failed; all others are done and in the table; its exit code is kept.
         Preempted: stopped by a signal.
     """
-    source = _read(work.dataset.model_dump_json())
+    source = steps.load(work.dataset)
     held_out(source.groups, work.split)
     dataset = pinned(work.dataset, source.revision)
-    work = replace(work, references=_known(planned, work), dataset=dataset)
-    todo = [one for one in planned if not _is_done(one, work)]
+    work = replace(work, references=_references(planned, work), dataset=dataset)
+    todo = [run for run in planned if not _is_done(run, work, source.groups)]
     say(f"{len(planned):,} runs, {len(planned) - len(todo):,} of them done already")
+    if jobs > 1 and len(todo) > 1:
+        attempts = _in_processes(todo, work, jobs, steps)
+    else:
+        attempts = _in_this_process(todo, work, source.groups, steps)
     failures: list[tuple[Planned, MrpoError]] = []
-    for done, (one, error) in enumerate(_all(todo, work, jobs), len(planned) - len(todo) + 1):
-        say(f"[{done}/{len(planned)}] {one.name}: {'done' if error is None else error}")
+    for done, (run, error) in enumerate(attempts, len(planned) - len(todo) + 1):
+        say(f"[{done}/{len(planned)}] {run.name}: {'done' if error is None else error}")
         if error is not None:
-            failures.append((one, error))
-    failed = [one for one, _ in failures]
-    finished = [work.output / one.name for one in planned if one not in failed]
+            failures.append((run, error))
+    failed = [run for run, _ in failures]
+    finished = [work.output / run.name for run in planned if run not in failed]
     if finished or not failures:
         comparison = _tabulate(finished, work)
     if failures:
@@ -101,7 +122,7 @@ def _tabulate(paths: Sequence[Path], work: Work) -> Comparison:
     return comparison
 
 
-def _known(planned: Sequence[Planned], work: Work) -> dict[str, Reference]:
+def _references(planned: Sequence[Planned], work: Work) -> dict[str, Reference]:
     """Where every reference's model is: as the project says, or else the cache.
 
     Imported numbers come without a model.
@@ -110,7 +131,8 @@ def _known(planned: Sequence[Planned], work: Work) -> dict[str, Reference]:
         CacheMissing: a reference that nobody has scored.
     """
     cache = Cache(work.cache)
-    stores = [cache.find(name) for name in dict.fromkeys(n for p in planned for n in p.recipe.refs)]
+    names = dict.fromkeys(name for run in planned for name in run.recipe.refs)
+    stores = [cache.find(name) for name in names]
     recorded = {
         store.name: store.recorded_reference()
         for store in stores
@@ -119,102 +141,105 @@ def _known(planned: Sequence[Planned], work: Work) -> dict[str, Reference]:
     return {**recorded, **work.references}
 
 
-def _is_done(one: Planned, work: Work) -> bool:
+def _is_done(planned: Planned, work: Work, groups: Sequence[Group]) -> bool:
     """Whether a run is trained and evaluated.
 
     Raises:
         UsageError: its directory holds a run of another recipe, data, references or policy.
     """
-    path = work.output / one.name
-    if not (path / RUN).exists():
+    path = work.output / planned.name
+    if not is_run(path):
         return False
-    before = parse(Recipe, read_yaml(path / RECIPE), str(path / RECIPE))
-    if before != one.recipe:
+    run = read_run(path)
+    if run.recipe != planned.recipe:
         raise UsageError(
             f"{path} holds a run of another recipe", "choose another --output, or remove that run"
         )
-    _check_same(path, one.recipe, work)
-    evaluation = path / EVALUATION / f"{work.split}.json"
-    if not (path / METRICS).exists() or not evaluation.exists():
+    _check_same(run, work, groups)
+    evaluation = read_evaluation(path, work.split)
+    if not run.finished or evaluation is None:
         return False
-    chosen = held_out(_read(work.dataset.model_dump_json()).groups, work.split)
-    now = hash_groups(sorted(chosen, key=lambda group: group.group_id))
-    return read_json(evaluation).get("groups_hash") in (None, now)
+    measured = sorted(held_out(groups, work.split), key=lambda group: group.group_id)
+    return evaluation.groups_hash in (None, hash_groups(measured))
 
 
-def _check_same(path: Path, recipe: Recipe, work: Work) -> None:
+def _check_same(run: Run, work: Work, groups: Sequence[Group]) -> None:
     """Refuse a run of other data, references or weights, as far as that is known unloaded.
 
     Raises:
         UsageError: names what differs.
     """
-    record = read_json(path / RUN)
-    stores = [Cache(work.cache).find(name) for name in recipe.refs]
-    groups = in_split(_read(work.dataset.model_dump_json()).groups, recipe.split)
-    now = {
+    stores = [Cache(work.cache).find(name) for name in run.recipe.refs]
+    now: dict[str, object] = {
         "dataset": work.dataset.model_dump(mode="json"),
         "references": [str(store) for store in stores],
-        "split_hash": hash_groups(groups),
+        "split_hash": hash_groups(in_split(groups, run.recipe.split)),
     }
     with contextlib.suppress(MrpoError):  # a model that is no longer here cannot be another one
-        now["policy_identity"] = resolve_policy(recipe, stores, work.references).identity.hash
+        policy = resolve_policy(run.recipe, stores, work.references)
+        now["policy_identity"] = policy.identity.hash
+    before = run.record.as_json()
     differing = [
-        f"{key.replace('_', ' ')} was {record[key]}, is now {value}"
+        f"{key.replace('_', ' ')} was {before[key]}, is now {value}"
         for key, value in now.items()
-        if record.get(key) not in (None, value)
+        if before.get(key) not in (None, value)
     ]
     if differing:
         raise UsageError(
-            f"{path} holds a run of other data or models: {'; '.join(differing)}",
+            f"{run.path} holds a run of other data or models: {'; '.join(differing)}",
             "choose another --output, or remove that run",
         )
 
 
-def make(one: Planned, work: Work) -> None:
+def _make(planned: Planned, work: Work, groups: Sequence[Group], steps: Steps) -> None:
     """Train and evaluate one run, going on where an earlier attempt stopped."""
-    path = work.output / one.name
-    groups = _read(work.dataset.model_dump_json()).groups
+    path = work.output / planned.name
     cache = Cache(work.cache)
-    if not (path / METRICS).exists():
-        resume = (path / RUN).exists()
-        train(one.recipe, groups, cache, work.references, path, work.dataset, resume)
-    evaluate(load_run(path), groups, cache, work.split)
+    if not is_finished(path):
+        steps.train(
+            planned.recipe,
+            groups,
+            cache,
+            work.references,
+            path,
+            dataset=work.dataset,
+            resume=is_run(path),
+        )
+    steps.evaluate(load_run(path), groups, cache, work.split)
 
 
-def _all(
-    todo: Sequence[Planned], work: Work, jobs: int
-) -> Iterator[tuple[Planned, MrpoError | None]]:
-    """Each run with the error it ended with, as they end."""
-    if jobs > 1 and len(todo) > 1:
-        yield from _in_processes(todo, work, jobs)
-        return
-    for one in todo:
+def _in_this_process(
+    todo: Sequence[Planned], work: Work, groups: Sequence[Group], steps: Steps
+) -> Iterator[Attempt]:
+    """Each run as it ends, one after another."""
+    for run in todo:
         try:
-            make(one, work)
+            _make(run, work, groups, steps)
         except Preempted:
             raise
         except MrpoError as error:
-            yield one, error
+            yield run, error
         else:
-            yield one, None
+            yield run, None
 
 
 def _in_processes(
-    todo: Sequence[Planned], work: Work, jobs: int
-) -> Iterator[tuple[Planned, MrpoError | None]]:
+    todo: Sequence[Planned], work: Work, jobs: int, steps: Steps
+) -> Iterator[Attempt]:
+    """Each run as it ends, several at a time."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with (
-        _forwarded_sigterm() as told,
+        _forwarded_sigterm() as signals,
         ProcessPoolExecutor(
             min(jobs, len(todo)), get_context("spawn"), _start_worker, (threads,)
         ) as pool,
     ):
-        futures = {pool.submit(_attempt, one, work): one for one in todo}
+        futures = {pool.submit(make_alone, run, work, steps): run for run in todo}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool:
-            if told:
+            if signals:
                 raise Preempted(
                     "the sweep was stopped by a signal; finished runs and checkpoints are kept",
                     "run the same command again; it goes on where it stopped",
@@ -230,17 +255,17 @@ def _in_processes(
 
 @contextlib.contextmanager
 def _forwarded_sigterm() -> Iterator[list[int]]:
-    """Pass SIGTERM on to this process's children; what was received."""
-    told: list[int] = []
+    """Pass SIGTERM on to this process's children; the signals received so far."""
+    signals: list[int] = []
 
     def forward(number: int, _: object) -> None:
-        told.append(number)
+        signals.append(number)
         for child in active_children():
             child.terminate()
 
     before = signal.signal(signal.SIGTERM, forward)
     try:
-        yield told
+        yield signals
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -254,16 +279,16 @@ def _start_worker(threads: int) -> None:
     quiet_libraries()
 
 
-def _attempt(one: Planned, work: Work) -> MrpoError | None:
-    """`make` in a process of its own; errors travel as plain `MrpoError`s with their exit code.
+def make_alone(planned: Planned, work: Work, steps: Steps) -> MrpoError | None:
+    """Make a run in a process of its own; an error travels as a plain one with its exit code.
 
     A signal ends the process, once training has saved: the pool must not give it another run.
     """
-    name_lines(one.name)
+    name_lines(planned.name)
     try:
-        make(one, work)
+        _make(planned, work, _groups(steps.load, work.dataset.model_dump_json()), steps)
     except Preempted as error:
-        print(f"{one.name}: {error}", file=sys.stderr, flush=True)
+        print(f"{planned.name}: {error}", file=sys.stderr, flush=True)
         os._exit(error.exit_code)
     except MrpoError as error:
         plain = MrpoError(str(error))
@@ -273,14 +298,14 @@ def _attempt(one: Planned, work: Work) -> MrpoError | None:
 
 
 @lru_cache(maxsize=1)
-def _read(dataset: str) -> Source:
+def _groups(load: Callable[[Dataset], Source], dataset: str) -> Sequence[Group]:
     """The data, read once in each process."""
-    return load_dataset(Dataset.model_validate_json(dataset))
+    return load(Dataset.model_validate_json(dataset)).groups
 
 
 def _failed(failures: Sequence[tuple[Planned, MrpoError]], runs: int) -> MrpoError:
     lines = [f"{len(failures)} of {runs} runs failed; the others are done"]
-    lines += [f"  {one.name}: {error}" for one, error in failures]
+    lines += [f"  {run.name}: {error}" for run, error in failures]
     error = MrpoError("\n".join(lines), "the same command again tries them alone")
     error.exit_code = failures[0][1].exit_code
     return error

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,39 +19,15 @@ from mrpo_tools.config import Recipe, Reference
 from mrpo_tools.errors import CacheStale, UsageError
 from mrpo_tools.groups import Group, in_split, kinds_of_judgement
 from mrpo_tools.maths.judgements import Judgements
-from mrpo_tools.methods.combination import CombinationReport, Combined, combine
+from mrpo_tools.methods.combination import Combined, combine
 from mrpo_tools.methods.method import Method, resolve_method
 from mrpo_tools.methods.tensors import look_up, reference_accuracies
 from mrpo_tools.progress import bar, say_once
 from mrpo_tools.references.rendering import EncodedGroup
 from mrpo_tools.references.resolved import ResolvedReference, renderer_of
+from mrpo_tools.runs.record import DataReport
 from mrpo_tools.training.groups import TrainingGroups
 from mrpo_tools.training.policy import resolve_policy
-
-
-@dataclass(frozen=True)
-class DataReport:
-    """What the run trains on, and what the combination did.
-
-    Attributes:
-        groups: that train.
-        dropped_responses: left out, by reason.
-        reference_accuracies: of each reference alone, `summed`, `per_token` and `per_byte`.
-        combination: over all groups; None without references.
-        skipped_groups: that the objective cannot use, by reason.
-    """
-
-    groups: int
-    dropped_responses: dict[str, int]
-    reference_accuracies: dict[str, list[float]]
-    combination: CombinationReport | None
-    skipped_groups: dict[str, int] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        """One flat object, as `run.json` and `metrics.json` hold it."""
-        flat = asdict(self)
-        combination = flat.pop("combination") or {}
-        return {**flat, **combination}
 
 
 @dataclass(frozen=True)
@@ -155,12 +131,12 @@ def _gather(
         _check_tokens(policy, stores[0], encoded, tensors.token_hashes, tensors.mask)
     sides = method.sides(tensors.judged)
     combined = combine(tensors.logps, sides.mask, method.combination)
-    report = DataReport(
-        groups=len(groups),
-        dropped_responses={reason: count for reason, count in dropped.items() if count},
-        reference_accuracies=reference_accuracies(tensors),
-        combination=combined.report(),
-    )
+    counted = {
+        "groups": len(groups),
+        "dropped_responses": {reason: count for reason, count in dropped.items() if count},
+        "reference_accuracies": reference_accuracies(tensors),
+    }
+    report = DataReport.model_validate({**counted, **dict(combined.report() or {})})
     tensors = tensors.within(sides.mask)
     training = TrainingGroups(
         method=method,
@@ -270,4 +246,5 @@ def _usable_only(training: TrainingGroups, report: DataReport) -> tuple[Training
         )
     skipped = len(training) - len(usable)
     skipped_groups = {reason: skipped} if skipped else {}
-    return usable, replace(report, groups=len(usable), skipped_groups=skipped_groups)
+    counted = {"groups": len(usable), "skipped_groups": skipped_groups}
+    return usable, report.model_copy(update=counted)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from mrpo_tools.cache import Cache, library_versions
 from mrpo_tools.config import Dataset, Recipe, Reference, absolute_paths
 from mrpo_tools.errors import ResourceError, UsageError
-from mrpo_tools.files import save_json
-from mrpo_tools.groups import hash_groups
-from mrpo_tools.runs.run import RUN, read_json, save_recipe
+from mrpo_tools.groups import Group, hash_groups, in_split
+from mrpo_tools.runs.record import CombinationWords, RunRecord
+from mrpo_tools.runs.run import RUN, save_recipe
 from mrpo_tools.training.prepare import Prepared
 
 FIXED = ("policy_identity", "references", "combination", "hyper", "groups_hash")
@@ -22,34 +21,36 @@ FIXED = ("policy_identity", "references", "combination", "hyper", "groups_hash")
 def run_record(
     recipe: Recipe,
     prepared: Prepared,
+    groups: Sequence[Group],
     cache: Cache,
     references: Mapping[str, Reference],
     dataset: Dataset | None,
-) -> dict[str, Any]:
-    """What `run.json` holds: with the recipe it says how to repeat the run."""
+) -> RunRecord:
+    """What `run.json` holds; `groups` are all of the data."""
     policy = absolute_paths(prepared.policy.reference).model_copy(
         update={"dtype": prepared.policy.dtype}
     )
     used = [name for name in references if name in (*recipe.refs, recipe.policy)]
-    return {
-        "policy": policy.model_dump(mode="json"),
-        "policy_identity": prepared.policy.identity.hash,
-        "references": [str(store) for store in prepared.stores],
-        "models": {name: absolute_paths(references[name]).model_dump(mode="json") for name in used},
-        "cache": str(cache.path.resolve()),
-        "dataset": dataset.model_dump(mode="json") if dataset else None,
-        "groups_hash": hash_groups(prepared.groups),
-        "objective": prepared.method.row.name,
-        "hyper": dict(prepared.method.hyper),
-        "combination": vars(prepared.method.combination),
-        "report": prepared.report.as_json(),
-        "versions": library_versions(),
-    }
+    return RunRecord(
+        policy=policy,
+        policy_identity=prepared.policy.identity.hash,
+        references=[str(store) for store in prepared.stores],
+        models={name: absolute_paths(references[name]) for name in used},
+        cache=str(cache.path.resolve()),
+        dataset=dataset,
+        groups_hash=hash_groups(prepared.groups),
+        objective=prepared.method.row.name,
+        hyper=dict(prepared.method.hyper),
+        combination=CombinationWords.model_validate(vars(prepared.method.combination)),
+        report=prepared.report,
+        versions=library_versions(),
+        split_hash=hash_groups(in_split(groups, recipe.split)),
+    )
 
 
-def check_record(output: Path, record: Mapping[str, Any]) -> None:
+def check_record(output: Path, record: RunRecord) -> None:
     """Refuse to go on with other data, references or weights than the run began with."""
-    before, now = read_json(output / RUN), json.loads(json.dumps(record))
+    before, now = RunRecord.read(output / RUN).as_json(), record.as_json()
     differing = [key.removesuffix("_hash") for key in FIXED if before.get(key) != now[key]]
     if differing:
         raise UsageError(
@@ -58,7 +59,7 @@ def check_record(output: Path, record: Mapping[str, Any]) -> None:
         )
 
 
-def begin_run(output: Path, recipe: Recipe, record: Mapping[str, Any]) -> None:
+def begin_run(output: Path, recipe: Recipe, record: RunRecord) -> None:
     """Make the run's directory, with the resolved recipe and the record.
 
     Raises:
@@ -67,7 +68,7 @@ def begin_run(output: Path, recipe: Recipe, record: Mapping[str, Any]) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         save_recipe(output, recipe)
-        save_json(output / RUN, record)
+        record.write(output / RUN)
     except OSError as error:
         raise ResourceError(
             f"cannot write to {output}: {error.strerror or error}", "choose another --output"

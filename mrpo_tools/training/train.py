@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from mrpo_tools.cache import Cache
-from mrpo_tools.config import Dataset, Recipe, Reference, parse, read_yaml
+from mrpo_tools.config import Dataset, Recipe, Reference
 from mrpo_tools.errors import Preempted, UsageError
-from mrpo_tools.files import save_json
-from mrpo_tools.groups import Group, hash_groups, in_split
+from mrpo_tools.groups import Group
 from mrpo_tools.progress import is_first_process, say_once
 from mrpo_tools.references.devices import (
     memory_errors,
@@ -25,12 +24,12 @@ from mrpo_tools.references.devices import (
     wait_for_everyone,
 )
 from mrpo_tools.references.resolved import renderer_of
+from mrpo_tools.runs.record import Metrics
 from mrpo_tools.runs.run import (
     METRICS,
-    RECIPE,
     Stage,
     last_checkpoint,
-    read_json,
+    read_recipe,
     resume_command,
     stage_of,
 )
@@ -43,6 +42,10 @@ from mrpo_tools.training.record import begin_run, check_record, model_card, run_
 from mrpo_tools.training.step0 import check_step0
 from mrpo_tools.training.trainer import GroupTrainer
 
+LESS_MEMORY = (
+    "set gradient_checkpointing: true, then lower per_device_train_batch_size, or use "
+    "quantization: nf4"
+)
 FREE = ("batch_tokens", "gradient_checkpointing")
 """Keys of a recipe that a resumed run may change: they change memory, not the result."""
 
@@ -86,40 +89,44 @@ def train(
     wait_for_everyone()
     if stage is Stage.FINISHED:
         say_once(f"{output} has finished already")
-        return TrainResult(output, read_json(output / METRICS))
+        return TrainResult(output, Metrics.read(output / METRICS).as_json())
     prepared = prepare(recipe, groups, cache, references)
     _tell(prepared)
-    record = run_record(recipe, prepared, cache, references, dataset)
-    record["split_hash"] = hash_groups(in_split(groups, recipe.split))
+    record = run_record(
+        recipe=recipe,
+        prepared=prepared,
+        groups=groups,
+        cache=cache,
+        references=references,
+        dataset=dataset,
+    )
     if stage is Stage.INTERRUPTED:
         check_record(output, record)
     elif is_first_process():
         begin_run(output, recipe, record)
     wait_for_everyone()
-    with memory_errors(
-        "training",
-        "set gradient_checkpointing: true, then lower per_device_train_batch_size, or use "
-        "quantization: nf4",
-    ):
-        metrics = _fit(recipe, prepared, output)
-    metrics |= {"total_seconds": time.monotonic() - started, **prepared.report.as_json()}
+    with memory_errors("training", LESS_MEMORY):
+        fitted = _fit(recipe, prepared, output)
+    seconds = time.monotonic() - started
+    values = {**fitted, "total_seconds": seconds, **prepared.report.model_dump()}
+    metrics = Metrics.model_validate(values)
     if is_first_process():
         (output / "README.md").write_text(model_card(recipe, prepared), encoding="utf-8")
-        save_json(output / METRICS, metrics)
-    return TrainResult(output, metrics)
+        metrics.write(output / METRICS)
+    return TrainResult(output, metrics.as_json())
 
 
 def _tell(prepared: Prepared) -> None:
     """What the combination did and what is left out, on stderr."""
-    report, combination = prepared.report, prepared.report.combination
-    if combination is not None and len(prepared.stores) > 1:
+    report = prepared.report
+    if len(prepared.stores) > 1:
         weights = ", ".join(
             f"{store.name} {weight:.2f}"
-            for store, weight in zip(prepared.stores, combination.mean_weights, strict=True)
+            for store, weight in zip(prepared.stores, report.mean_weights, strict=True)
         )
         say_once(
-            f"references: mean weights {weights}; {combination.clipped_fraction:.0%} of the "
-            f"others' numbers clipped; {combination.mean_distance_from_reference_1_nats:.3g} nats "
+            f"references: mean weights {weights}; {report.clipped_fraction:.0%} of the "
+            f"others' numbers clipped; {report.mean_distance_from_reference_1_nats:.3g} nats "
             "from reference 1 on average"
         )
     for reason, count in report.skipped_groups.items():
@@ -138,7 +145,7 @@ def _check_output(output: Path, recipe: Recipe, resume: bool) -> Stage:
             f"{output} already holds a run",
             f"go on with: {resume_command(output)}; or choose another --output",
         )
-    before = parse(Recipe, read_yaml(output / RECIPE), str(output / RECIPE))
+    before = read_recipe(output)
     differing = [
         f"{key} was {getattr(before, key)!r}, is now {getattr(recipe, key)!r}"
         for key in Recipe.model_fields
