@@ -22,17 +22,14 @@ from mrpo_tools.cli import run
 from mrpo_tools.config import Recipe, Reference
 from mrpo_tools.errors import CacheStale
 from mrpo_tools.groups import Response
+from mrpo_tools.precomputing.ensure import ensure
 from mrpo_tools.precomputing.precompute import precompute
-from mrpo_tools.references import identity, locate
+from mrpo_tools.references.identity import RENDERING_VERSION, Identity
+from mrpo_tools.references.resolved import resolve
 from mrpo_tools.training.train import prepare
 
 ROOT = Path(__file__).parent.parent
 DATED = "{{- strftime_now('%d %b %Y') -}}"
-
-
-@pytest.fixture
-def simulated(monkeypatch) -> Simulation:
-    return Simulation().install(monkeypatch.setattr)
 
 
 @pytest.fixture
@@ -113,7 +110,6 @@ CHANGES: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         lambda model: (model / "modeling.py").write_text("x = 1"), {"trust_remote_code": True},
         "code was None, is now '",
     ),
-    "rendering version": (lambda _: None, {}, "rendering_version was 1, is now 2"),
 }  # fmt: skip
 
 
@@ -125,17 +121,13 @@ def words_of(model: Path, **changed: Any) -> Reference:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_another_identity_never_reuses_numbers(
-    change, model, simulated, some_groups, tmp_path, monkeypatch
-):
-    """`train` refuses the old numbers and names field and values; `precompute` scores anew."""
+def test_another_identity_never_reuses_numbers(change, model, some_groups, tmp_path):
+    """`train` refuses the old numbers and names field and values; `precompute` computes anew."""
     act, words, message = CHANGES[change]
     cache, groups = Cache(tmp_path / "cache"), some_groups[:3]
     rows = {key for group in groups for key in group.response_ids}
-    assert precompute({"one": words_of(model)}, groups, cache, "some")[0].scored["ok"] == len(rows)
+    assert computed(cache, words_of(model), groups) == len(rows)
     act(model)
-    if change == "rendering version":
-        monkeypatch.setattr(identity, "RENDERING_VERSION", 2)
     now = words_of(model, **words)
     with pytest.raises(CacheStale, match="of another identity") as raised:
         prepare(Recipe(loss="dpo", refs=["one"]), groups, cache, {"one": now})
@@ -144,46 +136,59 @@ def test_another_identity_never_reuses_numbers(
         change in ("bos", "eos")
     )
     if change not in ("bos", "eos", "added token"):  # these made-up tokens cannot be loaded
-        simulated.loads = 0
-        summary = precompute({"one": now}, groups, cache, "some")[0]
-        assert (summary.reused, simulated.loads) == (0, 1)
+        assert computed(cache, now, groups) == len(rows)
         with pytest.raises(CacheStale, match="2 identities"):
             cache.find("one")
 
 
-def test_a_revision_is_an_identity(model, simulated, some_groups, tmp_path, monkeypatch):
-    """A hub model at another commit, though the files be the same."""
-    commit = ["aaa"]
-    monkeypatch.setattr(locate, "_download", lambda *_, **__: (commit[0], model))
+def computed(cache: Cache, reference: Reference, groups: list[Any], name: str = "one") -> int:
+    """Responses that a precompute finds missing."""
+    load = Simulation().load
+    return precompute({name: reference}, groups, cache, "some", load=load)[0].computed.total()
+
+
+def test_other_rules_of_rendering_never_reuse_numbers(model, some_groups, tmp_path):
+    """Numbers of an earlier rendering version are refused, though all words and files be equal."""
+    now = resolve("one", words_of(model))
+    fields = {**now.identity.fields, "rendering_version": RENDERING_VERSION - 1}
+    earlier = replace(now, identity=Identity(fields))
     cache, groups = Cache(tmp_path / "cache"), some_groups[:3]
-    hub = {"one": Reference(model="org/one", dtype="float32")}
-    precompute(hub, groups, cache, "some")
-    commit[0] = "bbb"
-    summary = precompute(hub, groups, cache, "some")[0]
-    assert summary.reused == 0
-    first, second = cache.references()
+    ensure(cache, earlier, groups, load=Simulation().load)
+    was = f"rendering_version was {RENDERING_VERSION - 1}, is now {RENDERING_VERSION}"
+    with pytest.raises(CacheStale, match=was):
+        prepare(Recipe(loss="dpo", refs=["one"]), groups, cache, {"one": words_of(model)})
+    assert ensure(cache, now, groups, load=Simulation().load).reused == 0
+
+
+def test_a_revision_is_an_identity(model, some_groups, tmp_path):
+    """A hub model at another commit, though the files be the same."""
+    cache, groups = Cache(tmp_path / "cache"), some_groups[:3]
+    hub = Reference(model="org/one", dtype="float32")
+    stores = []
+    for commit in ("aaa", "bbb"):
+        resolved = resolve("one", hub, download=lambda *_, commit=commit: (commit, model))
+        summary = ensure(cache, resolved, groups, load=Simulation().load)
+        assert summary.reused == 0
+        stores.append(summary.store)
+    first, second = stores
     assert [name for name, _, _ in first.identity.differences(second.identity)] == ["revision"]
 
 
-def test_what_does_not_matter_reuses_every_row(
-    model, simulated, some_groups, tiny_models, tmp_path
-):
-    """Batches, kernels, order, splits, names of data: nothing is scored; new rows, new responses
+def test_what_does_not_matter_reuses_every_row(model, some_groups, tiny_models, tmp_path):
+    """Batches, kernels, order, splits, names of data: nothing is computed; new rows, new responses
     and one reference more: only the new cells."""
     cache, groups = Cache(tmp_path / "cache"), some_groups[:6]
     rows = {key for group in groups for key in group.response_ids}
-    precompute({"one": words_of(model)}, groups, cache, "some")
-
-    def scored(reference: Reference, groups: list[Any], name: str = "one") -> int:
-        return precompute({name: reference}, groups, cache, "again")[0].scored.total()
-
-    assert scored(words_of(model, batch_tokens=64, attention="eager"), groups) == 0
-    assert scored(words_of(model), [one.with_split("test") for one in reversed(groups)]) == 0
+    assert computed(cache, words_of(model), groups) == len(rows)
+    other_words = words_of(model, batch_tokens=64, attention="eager")
+    assert computed(cache, other_words, groups) == 0
+    shuffled = [group.with_split("test") for group in reversed(groups)]
+    assert computed(cache, words_of(model), shuffled) == 0
     longer = replace(groups[0], responses=(*groups[0].responses, Response("one more")))
-    assert scored(words_of(model), [longer, *groups[1:]]) == 1
+    assert computed(cache, words_of(model), [longer, *groups[1:]]) == 1
     fresh = {key for group in some_groups[6:8] for key in group.response_ids} - rows
-    assert scored(words_of(model), some_groups[:8]) == len(fresh)
-    assert scored(words_of(model), groups, "two") == len(rows)
+    assert computed(cache, words_of(model), some_groups[:8]) == len(fresh)
+    assert computed(cache, words_of(model), groups, "two") == len(rows)
     recipes = ({"learning_rate": 1.0}, {"seed": 5}, {"per_device_train_batch_size": 7})
     for words in recipes:
         words |= {"loss": "dpo", "refs": ["one"], "policy": str(tiny_models["llama"])}
@@ -191,29 +196,29 @@ def test_what_does_not_matter_reuses_every_row(
 
 
 @pytest.mark.long
-def test_a_start_over_two_gigabytes_is_quick(tiny_models, some_groups, tmp_path, monkeypatch):
+def test_a_start_over_two_gigabytes_is_quick(tiny_models, some_groups, tmp_path):
     """Weights that were hashed once are not read again: with nothing to score, a second start
     takes under a second beyond imports."""
-    Simulation().install(monkeypatch.setattr)
     model = Path(shutil.copytree(tiny_models["llama"], tmp_path / "model"))
     with (model / "model.safetensors").open("r+b") as weights:
         weights.truncate(2 * 10**9)
-    reference = {"one": Reference(model=str(model), dtype="float32")}
-    cache = Cache(tmp_path / "cache")
+    reference, cache = Reference(model=str(model), dtype="float32"), Cache(tmp_path / "cache")
     times = []
     for _ in range(3):
         started = time.monotonic()
-        precompute(reference, some_groups[:6], cache, "some")
+        computed(cache, reference, some_groups[:6])
         times.append(time.monotonic() - started)
     print("seconds", times)
     assert times[0] > times[2]
     assert times[2] < 1
 
 
-def test_a_start_with_nothing_to_score_needs_no_torch(model, simulated, some_groups, tmp_path,
-                                                      monkeypatch):  # fmt: skip
+def test_a_start_with_nothing_to_score_needs_no_torch(
+    tiny_models, some_groups, tmp_path, monkeypatch
+):
     """It reads the data, hashes the files, looks at the cache, and is done."""
     monkeypatch.chdir(tmp_path)
+    model = tiny_models["llama"]
     lines = [json.dumps(group.as_dict()) + "\n" for group in some_groups[:3]]
     Path("data.jsonl").write_text("".join(lines))
     words = ["precompute", "--ref", f"one={model}", "--dtype", "float32", "--dataset", "data.jsonl"]

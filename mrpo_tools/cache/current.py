@@ -30,7 +30,7 @@ def stores_of(
 
     Raises:
         UsageError: one is named twice.
-        CacheMissing: nobody has scored one.
+        CacheMissing: one has no numbers.
         CacheStale: other files or settings than the project's, each field with both values; or
             several identities, and nothing that tells which.
     """
@@ -43,19 +43,19 @@ def stores_of(
     return stores
 
 
-def check_current(store: ReferenceStore, subject: ResolvedReference) -> None:
+def check_current(store: ReferenceStore, resolved: ResolvedReference) -> None:
     """Refuse numbers that belong to other files or settings than the project's.
 
     Raises:
         CacheStale: naming each field that differs, with both values.
     """
-    _refuse(subject.name, _from_files(store, subject))
+    _refuse(resolved.name, _from_files(store, resolved))
 
 
 def _meant(cache: Cache, name: str, references: Mapping[str, Reference]) -> ReferenceStore:
     stores = cache.named(name)
     if name in references and len(stores) > 1:
-        current = [one for one in stores if not _differences(one, references[name])]
+        current = [store for store in stores if not _differences(store, references[name])]
         if len(current) == 1:
             return current[0]
     return cache.find(name)
@@ -72,10 +72,10 @@ def _differences(store: ReferenceStore, reference: Reference) -> list[Difference
     return _from_files(store, resolve(store.name, reference.model_copy(update={"dtype": dtype})))
 
 
-def _from_files(store: ReferenceStore, subject: ResolvedReference) -> list[Difference]:
-    differing = subject.identity.differences(store.identity)
-    if subject.reference.dtype is None:  # left open: the cache's own dtype is as good
-        return [one for one in differing if one[0] != "dtype"]
+def _from_files(store: ReferenceStore, resolved: ResolvedReference) -> list[Difference]:
+    differing = resolved.identity.differences(store.identity)
+    if resolved.reference.dtype is None:  # left open: the cache's own dtype is as good
+        return [difference for difference in differing if difference[0] != "dtype"]
     return differing
 
 

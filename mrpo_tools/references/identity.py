@@ -62,6 +62,7 @@ class Identity:
 
     @cached_property
     def hash(self) -> str:
+        """SHA-256 of `content`, in hexadecimal."""
         return hashlib.sha256(self.content).hexdigest()
 
     @property
