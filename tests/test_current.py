@@ -9,15 +9,16 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from reference_changes import CHANGES, UNLOADABLE, flip_a_byte, words_of
 from simulated import Simulation
 
-from mrpo_tools.cache import Cache
+from mrpo_tools.cache import Cache, ReferenceStore
+from mrpo_tools.cache.current import check_current
 from mrpo_tools.cli import run
 from mrpo_tools.config import Recipe, Reference
 from mrpo_tools.errors import CacheStale
@@ -29,113 +30,36 @@ from mrpo_tools.references.resolved import resolve
 from mrpo_tools.training.train import prepare
 
 ROOT = Path(__file__).parent.parent
-DATED = "{{- strftime_now('%d %b %Y') -}}"
-
-
-@pytest.fixture
-def model(tiny_models, tmp_path) -> Path:
-    """A copy of a model to change, with a first adapter beside it."""
-    copy = Path(shutil.copytree(tiny_models["llama"], tmp_path / "model"))
-    for name in ("first", "second"):
-        make_adapter(tmp_path / name, name)
-    return copy
-
-
-def make_adapter(path: Path, content: str) -> None:
-    path.mkdir()
-    (path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    (path / "adapter_model.safetensors").write_bytes(content.encode())
-
-
-def edit_json(path: Path, **values: Any) -> None:
-    known = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps(known | values))
-
-
-def grow(path: Path, content: bytes) -> None:
-    path.write_bytes(path.read_bytes() + content)
-
-
-def add_token(model: Path) -> None:
-    state = json.loads((model / "tokenizer.json").read_text())
-    token = {**state["added_tokens"][-1], "id": 99_999, "content": "<new>", "special": False}
-    edit_json(model / "tokenizer.json", added_tokens=[*state["added_tokens"], token])
-
-
-def edit_template(model: Path, added: str) -> None:
-    path = model / "chat_template.jinja"
-    path.write_text(added + path.read_text())
-
-
-CHANGES: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
-    "weights": (lambda model: grow(model / "model.safetensors", b"\0"), {}, "weights was "),
-    "config": (
-        lambda model: edit_json(model / "config.json", rms_norm_eps=1e-3), {}, "config was ",
-    ),
-    "adapter": (
-        lambda _: None, {"adapter": "second"}, "adapter was ",
-    ),
-    "no adapter": (lambda _: None, {"adapter": None}, "is now None"),
-    "tokenizer": (
-        lambda model: edit_json(model / "special_tokens_map.json", x="y"), {}, "tokenizer was ",
-    ),
-    "added token": (add_token, {}, "tokenizer was "),
-    "chat template": (lambda model: edit_template(model, "{# new #}"), {}, "chat_template was "),
-    "template with today's date": (
-        lambda model: edit_template(model, DATED), {}, "pinned_date was None, is now '2024-07-26'",
-    ),
-    "bos": (
-        lambda model: edit_json(model / "tokenizer_config.json", bos_token="<b>"), {},
-        "bos_token was ",
-    ),
-    "eos": (
-        lambda model: edit_json(model / "tokenizer_config.json", eos_token="<e>"), {},
-        "eos_token was ",
-    ),
-    "dtype": (
-        lambda _: None, {"dtype": "bfloat16"}, "dtype was 'float32', is now 'bfloat16'",
-    ),
-    "quantization": (
-        lambda _: None, {"quantization": "nf4"}, "quantization was None, is now 'nf4'",
-    ),
-    "max_length": (lambda _: None, {"max_length": 500}, "max_length was 8192, is now 500"),
-    "overlong": (
-        lambda _: None, {"overlong": "truncate"}, "overlong was 'skip', is now 'truncate'",
-    ),
-    "system": (lambda _: None, {"system": "drop"}, "system was 'fold', is now 'drop'"),
-    "added_tokens": (
-        lambda _: None, {"added_tokens": "keep"}, "added_tokens was 'plain', is now 'keep'",
-    ),
-    "code": (
-        lambda model: (model / "modeling.py").write_text("x = 1"), {"trust_remote_code": True},
-        "code was None, is now '",
-    ),
-}  # fmt: skip
-
-
-def words_of(model: Path, **changed: Any) -> Reference:
-    words: dict[str, Any] = {"adapter": "first", "dtype": "float32", **changed}
-    adapter = words.pop("adapter")
-    place = str(model.parent / adapter) if adapter else None
-    return Reference(model=str(model), adapter=place, **words)
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_another_identity_never_reuses_numbers(change, model, some_groups, tmp_path):
-    """`train` refuses the old numbers and names field and values; `precompute` computes anew."""
-    act, words, message = CHANGES[change]
+    """`train` refuses the old numbers, names each field with both values and what to type, and
+    `precompute` computes anew."""
+    edit, words, fields = CHANGES[change]
     cache, groups = Cache(tmp_path / "cache"), some_groups[:3]
     rows = {key for group in groups for key in group.response_ids}
     assert computed(cache, words_of(model), groups) == len(rows)
-    act(model)
+    stored = cache.find("one").identity.fields
+    edit(model)
     now = words_of(model, **words)
     with pytest.raises(CacheStale, match="of another identity") as raised:
         prepare(Recipe(loss="dpo", refs=["one"]), groups, cache, {"one": now})
-    assert message in str(raised.value)
-    assert str(raised.value).count(" is now ") == 1 + (change == "template with today's date") + (
-        change in ("bos", "eos")
-    )
-    if change not in ("bos", "eos", "added token"):  # these made-up tokens cannot be loaded
+    message = str(raised.value)
+    assert message.count(" is now ") == len(fields)
+    assert all(f"{field} was " in message for field in fields)
+    for field in fields & {
+        "dtype",
+        "max_length",
+        "overlong",
+        "system",
+        "added_tokens",
+        "quantization",
+    }:
+        value = words.get(field, 128)
+        assert f"{field} was {stored[field]!r}, is now {value!r}" in message
+    assert "mrpo precompute --ref one" in raised.value.hint
+    if change not in UNLOADABLE:
         assert computed(cache, now, groups) == len(rows)
         with pytest.raises(CacheStale, match="2 identities"):
             cache.find("one")
@@ -193,6 +117,61 @@ def test_what_does_not_matter_reuses_every_row(model, some_groups, tiny_models, 
     for words in recipes:
         words |= {"loss": "dpo", "refs": ["one"], "policy": str(tiny_models["llama"])}
         prepare(Recipe(**words), groups, cache, {"one": words_of(model)})
+
+
+def stored(cache: Cache, reference: Reference) -> ReferenceStore:
+    """A store of the reference's identity, without rows."""
+    return cache.store("judge", resolve("judge", reference).identity)
+
+
+def stale(store: ReferenceStore, reference: Reference) -> str:
+    with pytest.raises(CacheStale, match="'judge'") as raised:
+        check_current(store, resolve("judge", reference))
+    return str(raised.value)
+
+
+def test_every_stale_field_is_named(model, tmp_path):
+    """Several differences are told together."""
+    store = stored(Cache(tmp_path), words_of(model))
+    flip_a_byte(model / "model.safetensors")
+    message = stale(store, words_of(model, max_length=32, system="error"))
+    assert message.count(" is now ") == 3
+    for field in ("weights", "max_length", "system"):
+        assert f"{field} was" in message
+
+
+def test_a_changed_template_is_shown_where_it_changed(model, tmp_path):
+    """Two long templates with one beginning: what the message shows of them differs."""
+    store = stored(Cache(tmp_path), words_of(model))
+    template = model / "chat_template.jinja"
+    template.write_text(template.read_text() + "{# changed #}")
+    message = stale(store, words_of(model))
+    was, now = message.split("chat_template was ")[1].split(", is now ")
+    assert was != now
+    assert len(message) < 500
+
+
+def test_current_numbers_are_used(model, tmp_path):
+    """The same words, an open dtype, other batch sizes: the numbers are current."""
+    store = stored(Cache(tmp_path), words_of(model))
+    for words in ({}, {"dtype": None}, {"batch_tokens": 16, "attention": "eager"}):
+        check_current(store, resolve("judge", words_of(model, **words)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_open_dtype_is_the_devices(model, dtype):
+    """`dtype` left open is what the device prefers, and that is written into the identity."""
+    prefers = resolve("judge", words_of(model, dtype=None), default_dtype=lambda: dtype)
+    named = resolve("judge", words_of(model, dtype=dtype))
+    assert prefers.identity == named.identity
+    assert named.identity.fields["dtype"] == dtype
+
+
+def test_an_open_dtype_takes_the_caches(model, tmp_path):
+    """`dtype` left open accepts numbers of any dtype; other fields are still told."""
+    store = stored(Cache(tmp_path), words_of(model, dtype="bfloat16"))
+    check_current(store, resolve("judge", words_of(model, dtype=None)))
+    assert "dtype" not in stale(store, words_of(model, dtype=None, max_length=32))
 
 
 @pytest.mark.long
