@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from chat_templates import CHATML
 from reference_changes import CHANGES, DATED, edit_json, flip_a_byte, read_json, words_of
-from tokenizer_families import CHATML
 
 from mrpo_tools.errors import UsageError
 from mrpo_tools.references import identity
