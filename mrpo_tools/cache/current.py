@@ -7,12 +7,9 @@ from collections.abc import Mapping, Sequence
 from mrpo_tools.cache import Cache, ReferenceStore
 from mrpo_tools.config import Reference
 from mrpo_tools.errors import CacheStale, UsageError
-from mrpo_tools.references.identity import changes, fields_of_words
+from mrpo_tools.references.identity import Difference, changes, fields_of_words
 from mrpo_tools.references.locate import is_here
 from mrpo_tools.references.resolved import ResolvedReference, resolve
-
-Difference = tuple[str, object, object]
-"""A field of the identity, its value now, its value in the cache."""
 
 
 def stores_of(
@@ -75,7 +72,7 @@ def _differences(store: ReferenceStore, reference: Reference) -> list[Difference
 def _from_files(store: ReferenceStore, resolved: ResolvedReference) -> list[Difference]:
     differing = resolved.identity.differences(store.identity)
     if resolved.reference.dtype is None:  # left open: the cache's own dtype is as good
-        return [difference for difference in differing if difference[0] != "dtype"]
+        return [difference for difference in differing if difference.field != "dtype"]
     return differing
 
 
@@ -88,7 +85,9 @@ def _from_words(store: ReferenceStore, reference: Reference) -> list[Difference]
         words["model"] = reference.model
     if reference.chat_template is None and recorded.chat_template is not None:
         words["chat_template"] = "the model's own"
-    return [(name, now, cached[name]) for name, now in words.items() if now != cached[name]]
+    return [
+        Difference(name, now, cached[name]) for name, now in words.items() if now != cached[name]
+    ]
 
 
 def _refuse(name: str, differing: Sequence[Difference]) -> None:
