@@ -141,14 +141,7 @@ def _compute(
     model = load(resolved.dtype)
     noise = model.self_check(sample)
     shares = model.shares
-    record = WriterRecord(
-        reference=absolute_paths(resolved.reference).model_dump(mode="json"),
-        device=str(model.device),
-        attention=model.attention,
-        dtype=resolved.dtype,
-        noise=noise,
-        started=started,
-    )
+    record = _record(model, resolved, noise=noise, started=started)
     with PartWriter(store, record, rows=part_rows) as writer:
         rows = _CountedRows(writer)
         total = sum(map(text_bytes, groups))
@@ -165,6 +158,20 @@ def _compute(
         tokens=tokens,
         padding=padding,
         warnings=_warnings(resolved.name, rows.counts, bad=len(bad), shares=shares),
+    )
+
+
+def _record(
+    model: LoadedReference, resolved: ResolvedReference, *, noise: float, started: float
+) -> WriterRecord:
+    """What the parts say of this run."""
+    return WriterRecord(
+        reference=absolute_paths(resolved.reference).model_dump(mode="json"),
+        device=str(model.device),
+        attention=model.attention,
+        dtype=resolved.dtype,
+        noise=noise,
+        started=started,
     )
 
 
