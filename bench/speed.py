@@ -19,8 +19,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-MAX_LENGTH = 768
-CHAT, FOUR = "chat_pairs_sharegpt.json", "vicuna_scored4.jsonl"
 COMPARISONS = [
     # name, ours, theirs, must, goal
     ("scoring against TRL's defaults", "score", "trl-score", 2.0, 2.4),

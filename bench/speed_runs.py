@@ -11,21 +11,22 @@ from pathlib import Path
 
 import torch
 from models import VOCABULARY, make_model
-from speed import CHAT, FOUR, MAX_LENGTH
 
 from mrpo_tools.cache import Cache
 from mrpo_tools.config import Recipe, Reference
-from mrpo_tools.precomputing import run as forward
 from mrpo_tools.precomputing.ensure import ensure
 from mrpo_tools.references.devices import peak_memory_bytes, reset_peak_memory
 from mrpo_tools.references.loading import load_model
-from mrpo_tools.references.resolved import resolve
-from mrpo_tools.scorer.scorer import BATCH_TOKENS, ROUTES, ResponseScorer, score
+from mrpo_tools.references.resolved import ResolvedReference, resolve
+from mrpo_tools.scorer.loaded import LoadedReference
+from mrpo_tools.scorer.scorer import BATCH_TOKENS, ROUTES, ResponseScorer, response_logps
 from mrpo_tools.scorer.trees import Row, batches, plan_rows
 from mrpo_tools.sources import load_groups
 
 CPU = torch.device("cpu")
 PAIRS, TRAINED_PAIRS, BATCH = 160, 48, 8
+MAX_LENGTH = 768
+CHAT, FOUR = "chat_pairs_sharegpt.json", "vicuna_scored4.jsonl"
 
 
 def run(name: str, data: Path, work: Path) -> dict:
@@ -96,10 +97,16 @@ class Stopwatch(ResponseScorer):
         return found
 
 
+def load_timed(resolved: ResolvedReference, dtype: str, device: torch.device) -> LoadedReference:
+    """The reference's model under a stopwatch."""
+    model = load_model(resolved.files, resolved.reference, dtype, device)
+    return LoadedReference(Stopwatch(model, resolved.reference.attention), device)
+
+
 def ours(data: Path, work: Path, name: str, plain: bool) -> dict:
     """`ensure` from nothing: files, tokens, model, self-check, forward passes, parts."""
     groups, reference = groups_of(data, name), reference_of(data, work)
-    forward.ResponseScorer, Stopwatch.plain = Stopwatch, plain
+    Stopwatch.plain = plain
     peaks = [peak_flops()]
     reset_peak_memory(CPU)
     with contextlib.ExitStack() as stack:
@@ -107,8 +114,7 @@ def ours(data: Path, work: Path, name: str, plain: bool) -> dict:
 
         cache = Cache(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "cache")
         started = time.perf_counter()
-        subject = resolve("model", reference)
-        summary = ensure(cache, subject, groups)
+        summary = ensure(cache, resolve("model", reference), groups, load=load_timed)
         seconds = time.perf_counter() - started
         rows = summary.store.table()
     peak_memory = peak_memory_bytes(CPU)
@@ -142,8 +148,7 @@ def decoder_parameters(reference: Reference) -> int:
 def equal_lengths(data: Path, work: Path, prompt: int, share: bool) -> dict:
     """Two responses of 128 tokens after a prompt of `prompt`; no padding anywhere."""
     reference = reference_of(data, work)
-    subject = resolve("model", reference)
-    model = load_model(subject.files, reference, "float32", CPU)
+    model = load_model(resolve("model", reference).files, reference, "float32", CPU)
     scorer = ResponseScorer(model)
     scorer.take(ROUTES[0])
     source = random.Random(0)
@@ -153,10 +158,10 @@ def equal_lengths(data: Path, work: Path, prompt: int, share: bool) -> dict:
 
     trees = [Row(ids(prompt), [ids(128), ids(128)], [2 * n, 2 * n + 1]) for n in range(24)]
     planned = batches(plan_rows(trees, share=share, hidden_size=512), BATCH_TOKENS[True])
-    score(scorer, planned[0], CPU)
+    response_logps(scorer, planned[0], CPU)
     started = time.perf_counter()
     for batch in planned:
-        score(scorer, batch, CPU)
+        response_logps(scorer, batch, CPU)
     return {"seconds": time.perf_counter() - started, "rows": sum(map(len, planned))}
 
 

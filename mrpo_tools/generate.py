@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mrpo_tools.config import Reference
 from mrpo_tools.groups import Message
@@ -21,10 +22,20 @@ BATCH = 64
 def generate(
     reference: Reference, prompts: Sequence[Sequence[Message]], max_new_tokens: int = 256
 ) -> list[str]:
-    """Greedy answers, rendered and tokenised as in scoring; special tokens are left out."""
-    subject = resolve("model", reference)
-    renderer, device = renderer_of(subject), pick_device()
-    model: Any = load_model(subject.files, reference, subject.dtype, device)
+    """Greedy answers, rendered and tokenised as in phase 1; special tokens are left out.
+
+    Args:
+        reference: the model.
+        prompts: messages each.
+        max_new_tokens: of an answer.
+
+    Raises:
+        ResourceError: out of memory.
+        UsageError: the model's files or its template cannot be used.
+    """
+    resolved = resolve("model", reference)
+    renderer, device = renderer_of(resolved), pick_device()
+    model: Any = load_model(resolved.files, reference, resolved.dtype, device)
     tokenizer: Any = renderer.tokenizer
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     encoded = [renderer.encode_prompt(prompt) for prompt in prompts]
@@ -33,12 +44,7 @@ def generate(
     with bar("generating", len(order), "prompts") as advance:
         for start in range(0, len(order), BATCH):
             places = order[start : start + BATCH]
-            width = max(len(encoded[i]) for i in places)
-            ids = torch.full((len(places), width), padding, dtype=torch.long)
-            seen = torch.zeros(len(places), width, dtype=torch.long)
-            for row, i in enumerate(places):
-                ids[row, width - len(encoded[i]) :] = torch.tensor(encoded[i])
-                seen[row, width - len(encoded[i]) :] = 1
+            ids, seen = _left_padded([encoded[place] for place in places], padding)
             with memory_errors("generating", "lower --max-new-tokens, or use a smaller model"):
                 output = model.generate(
                     input_ids=ids.to(device),
@@ -47,8 +53,19 @@ def generate(
                     do_sample=False,
                     pad_token_id=padding,
                 )
-            texts = tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
-            for i, text in zip(places, texts, strict=True):
-                answers[i] = text.strip()
+            texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+            for place, text in zip(places, texts, strict=True):
+                answers[place] = text.strip()
             advance(len(places))
     return answers
+
+
+def _left_padded(rows: Sequence[Sequence[int]], padding: int) -> tuple[Tensor, Tensor]:
+    """[R, T] ids that end together, and [R, T] 1 where they are no padding."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), padding, dtype=torch.long)
+    seen = torch.zeros(len(rows), width, dtype=torch.long)
+    for line, row in enumerate(rows):
+        ids[line, width - len(row) :] = torch.tensor(row)
+        seen[line, width - len(row) :] = 1
+    return ids, seen

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,18 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory, demo_groups) -> dict[s
         model.save_pretrained(root / name)
         tokenizer.save_pretrained(root / name)
     return {name: root / name for name in REFERENCES}
+
+
+@pytest.fixture
+def model(tiny_models, tmp_path) -> Path:
+    """A copy of a model to change, with two made-up adapters of it in directories beside it."""
+    copy = Path(shutil.copytree(tiny_models["llama"], tmp_path / "model"))
+    config = {"peft_type": "LORA", "base_model_name_or_path": str(copy)}
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(config))
+        (tmp_path / name / "adapter_model.safetensors").write_bytes(name.encode())
+    return copy
 
 
 @pytest.fixture(scope="session")

@@ -23,11 +23,10 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from simulated import Simulation, log_scored
+from simulated import Logged, Simulation, loading
 
-from mrpo_tools.cache import Cache, PartWriter, upkeep
+from mrpo_tools.cache import Cache, upkeep
 from mrpo_tools.config import Reference
-from mrpo_tools.precomputing import run as forward
 from mrpo_tools.precomputing.precompute import precompute
 from mrpo_tools.references.resolved import renderer_of, resolve
 from mrpo_tools.sources import load_groups
@@ -39,7 +38,6 @@ def main() -> None:
     kind, count, model, data, folder = sys.argv[1:]
     torch.set_num_threads(1)
     pa.set_cpu_count(1)
-    PartWriter.__init__.__kwdefaults__["rows"] = ROWS_OF_A_PART
     rounds = Rounds(kind, Path(model), Path(data), Path(folder))
     run = rounds.kill if kind in ("simulated", "real") else rounds.at_once
     rounds.import_everything()
@@ -53,16 +51,8 @@ class Rounds:
         self.kind, self.folder = kind, folder
         self.reference = Reference(model=str(model), dtype="float32", batch_tokens=64)
         self.data, self.log = data, folder / "scored"
-        if kind != "real":
-            Simulation(self.log, seconds=0.002).install()
-        else:
-            honest = forward.score
-
-            def score(scorer: Any, rows: list[Any], device: Any) -> list[float]:
-                log_scored(self.log, [one for row in rows for one in row.responses])
-                return honest(scorer, rows, device)
-
-            forward.score = score
+        simulation = Simulation(self.log, seconds=0.002)
+        self.load = loading(Logged, log=self.log) if kind == "real" else simulation.load
 
     def at_once(self, processes: int) -> dict[str, Any]:
         """Several writers of one cache while readers read, then one alone."""
@@ -143,7 +133,15 @@ class Rounds:
 
     def precompute(self, path: Path, shard: tuple[int, int] = (0, 1)) -> None:
         groups = load_groups(self.data).groups
-        precompute({"one": self.reference}, groups, Cache(path), "data", shard=shard)
+        precompute(
+            {"one": self.reference},
+            groups,
+            Cache(path),
+            "data",
+            shard=shard,
+            load=self.load,
+            part_rows=ROWS_OF_A_PART,
+        )
 
 
 Rows = dict[str, list[list[float]]]

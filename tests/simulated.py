@@ -1,4 +1,4 @@
-"""A scorer that needs no model: the code path of precompute with made-up, repeatable numbers."""
+"""A model that is none: the code path of precompute with made-up, repeatable numbers."""
 
 from __future__ import annotations
 
@@ -7,28 +7,10 @@ import time
 import zlib
 from array import array
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import torch
-
-from mrpo_tools.precomputing import run as forward
-from mrpo_tools.scorer.scorer import ROUTES
+from mrpo_tools.scorer.loaded import LoadedReference, load_reference
 from mrpo_tools.scorer.trees import Row, batches, plan_rows
-
-
-class SimulatedScorer(torch.nn.Module):
-    """What `forward` asks of a `ResponseScorer`, without a model in it."""
-
-    route = ROUTES[0]
-    config = SimpleNamespace(_attn_implementation="none")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one = torch.nn.Parameter(torch.zeros(1))
-
-    def batches(self, trees: list[Row], max_tokens: int | None = None) -> list[list[Row]]:
-        return batches(plan_rows(trees, hidden_size=64), max_tokens or 2048)
 
 
 def simulated_logp(response: Any) -> float:
@@ -36,42 +18,79 @@ def simulated_logp(response: Any) -> float:
     return -len(response) * (1 + zlib.crc32(array("q", response).tobytes()) / 2**31)
 
 
-class Simulation:
-    """Stands in for the model in `forward`.
+class Simulation(LoadedReference):
+    """What phase 1 asks of a loaded reference; `Simulation().load` is passed as `load`.
 
     Args:
-        log: every response that is scored is written there at once, a digit sequence per line.
+        log: every response that is computed is written there at once, a digit sequence per line.
         seconds: that each batch takes.
         shift: added to every number.
+
+    Attributes:
+        loads: how often a model was asked for.
     """
+
+    attention, packed, shares = "none", True, True
 
     def __init__(self, log: Path | None = None, seconds: float = 0.0, shift: float = 0.0) -> None:
         self.log, self.seconds, self.shift = log, seconds, shift
         self.loads = 0
 
-    def load(self, *_: object) -> SimulatedScorer:
+    def load(self, _resolved: object, _dtype: str, device: Any) -> LoadedReference:
+        self.device = device
         self.loads += 1
-        return SimulatedScorer()
-
-    def score(self, _: object, rows: list[Row], __: object) -> list[float]:
-        responses = [one for row in rows for one in row.responses]
-        log_scored(self.log, responses)
-        time.sleep(self.seconds)
-        return [simulated_logp(one) + self.shift for one in responses]
-
-    def install(self, patch: Any = setattr) -> Simulation:
-        """Put in place, by `patch(object, name, value)`."""
-        patch(forward, "load_scorer", self.load)
-        patch(forward, "score", self.score)
-        patch(forward, "plain_logps", lambda one, row, device: self.score(one, [row], device))
-        patch(forward, "self_check", lambda *_: 0.0)
         return self
 
+    def self_check(self, _rows: object) -> float:
+        return 0.0
 
-def log_scored(log: Path | None, responses: list[Any]) -> None:
+    def batches(self, trees: list[Row], max_tokens: int | None) -> list[list[Row]]:
+        return batches(plan_rows(trees, hidden_size=64), max_tokens or 2048)
+
+    def logps(self, rows: list[Row]) -> list[float]:
+        responses = [ids for row in rows for ids in row.responses]
+        log_computed(self.log, responses)
+        time.sleep(self.seconds)
+        return [simulated_logp(ids) + self.shift for ids in responses]
+
+    def plain_logps(self, row: Row) -> list[float]:
+        return self.logps([row])
+
+
+class Spoiled(LoadedReference):
+    """A real model whose batches begin with these numbers instead of its own."""
+
+    numbers: tuple[float, ...] = (float("nan"),)
+
+    def logps(self, rows: list[Row]) -> list[float]:
+        return [*self.numbers, *super().logps(rows)[len(self.numbers) :]]
+
+
+class Logged(LoadedReference):
+    """A real model that writes what it computes to a file, as a `Simulation` does."""
+
+    log: Path
+
+    def logps(self, rows: list[Row]) -> list[float]:
+        log_computed(self.log, [ids for row in rows for ids in row.responses])
+        return super().logps(rows)
+
+
+def loading(kind: type[LoadedReference], **attributes: Any) -> Any:
+    """A function that loads a reference's own model as another kind of `LoadedReference`."""
+    kind = type(kind.__name__, (kind,), attributes)
+
+    def load(*arguments: Any) -> LoadedReference:
+        honest = load_reference(*arguments)
+        return kind(honest.scorer, honest.device)
+
+    return load
+
+
+def log_computed(log: Path | None, responses: list[Any]) -> None:
     """Append the responses in one write, which a kill cannot halve."""
     if log is not None:
-        marks = [f"{zlib.crc32(array('q', one).tobytes())} {len(one)}\n" for one in responses]
+        marks = [f"{zlib.crc32(array('q', ids).tobytes())} {len(ids)}\n" for ids in responses]
         handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.write(handle, "".join(marks).encode())
         os.close(handle)

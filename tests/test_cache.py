@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
+from simulated import Spoiled, loading
 from stores import IDENTITY, row
 
 from mrpo_tools.cache import (
@@ -223,16 +224,16 @@ def test_what_is_cached_is_not_scored_again(references, some_groups, tmp_path):
     llama = {"llama": references["llama"]}
     first = precompute(llama, some_groups[:20], cache, "some")[0]
     count = len({key for group in some_groups[:20] for key in group.response_ids})
-    assert (first.scored["ok"], first.reused) == (count, 0)
+    assert (first.computed["ok"], first.reused) == (count, 0)
     before = numbers(cache)
     shuffled = [group.with_split("test") for group in reversed(some_groups[:20])]
     again = precompute(llama, shuffled, cache, "some")[0]
-    assert (again.scored["ok"], again.reused) == (0, count)
+    assert (again.computed["ok"], again.reused) == (0, count)
     precompute({"llama": references["llama"].model_copy(update={"batch_tokens": 64})},
                some_groups, cache, "some")  # fmt: skip
     assert before.items() <= numbers(cache).items()
     both = precompute({**llama, "qwen": references["qwen"]}, some_groups, cache, "some")
-    assert [summary.scored["ok"] > 0 for summary in both] == [False, True]
+    assert [summary.computed["ok"] > 0 for summary in both] == [False, True]
 
 
 def test_a_prompt_in_two_groups_is_scored_once(references, some_groups, tmp_path):
@@ -245,7 +246,7 @@ def test_a_prompt_in_two_groups_is_scored_once(references, some_groups, tmp_path
     ]
     cache = Cache(tmp_path / "cache")
     summary = precompute({"llama": references["llama"]}, pairs, cache, "pairs")[0]
-    assert summary.scored["ok"] == 3
+    assert summary.computed["ok"] == 3
     whole = Cache(tmp_path / "whole")
     precompute({"llama": references["llama"]}, [group], whole, "whole")
     for key, logp in numbers(cache).items():
@@ -258,7 +259,7 @@ def test_shards_make_the_whole(references, some_groups, tmp_path, shards):
     llama = {"llama": references["llama"]}
     precompute(llama, some_groups, whole, "some")
     scored = [
-        precompute(llama, some_groups, parts, "some", shard=(index, shards))[0].scored["ok"]
+        precompute(llama, some_groups, parts, "some", shard=(index, shards))[0].computed["ok"]
         for index in range(shards)
     ]
     assert all(scored)
@@ -266,23 +267,23 @@ def test_shards_make_the_whole(references, some_groups, tmp_path, shards):
     assert sum(scored) == len(numbers(whole))
 
 
-def test_a_nan_is_caught_rescored_and_never_used(references, some_groups, tmp_path, monkeypatch):
+def test_a_nan_is_caught_rescored_and_never_used(references, some_groups, tmp_path):
     """Numbers that cannot be log-probs: scored again alone; what stays bad is `nonfinite`."""
     from mrpo_tools.methods.tensors import look_up
-    from mrpo_tools.precomputing import run as forward
 
-    real, alone = forward.score, forward.plain_logps
-    monkeypatch.setattr(
-        forward, "score", lambda *a: [float("nan"), 1.0, float("-inf"), *real(*a)[3:]]
-    )
-    calls = iter(range(100))
-    monkeypatch.setattr(
-        forward, "plain_logps", lambda *a: [float("nan")] if next(calls) == 0 else alone(*a)
-    )
+    class FirstStaysBad(Spoiled):
+        numbers = (float("nan"), 1.0, float("-inf"))
+        first = True
+
+        def plain_logps(self, row):
+            first, self.first = self.first, False
+            return [float("nan")] if first else super().plain_logps(row)
+
     reference = references["llama"].model_copy(update={"batch_tokens": 10**6})
     cache = Cache(tmp_path / "cache")
-    summary = precompute({"llama": reference}, some_groups, cache, "some")[0]
-    assert summary.scored["nonfinite"] == 1
+    llama = {"llama": reference}
+    summary = precompute(llama, some_groups, cache, "some", load=loading(FirstStaysBad))[0]
+    assert summary.computed["nonfinite"] == 1
     assert "no finite log-prob" in summary.warnings[-1]
     statuses = cache.find("llama").count_by_status()
     assert statuses["nonfinite"] == 1

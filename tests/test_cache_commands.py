@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
-from simulated import Simulation
+from simulated import Simulation, Spoiled, loading
 from stores import row, said
 
 from mrpo_tools.cache import Cache
@@ -21,7 +21,6 @@ from mrpo_tools.evaluation.rank import cached_groups
 from mrpo_tools.files import make_directory, write_whole
 from mrpo_tools.methods.tensors import look_up
 from mrpo_tools.precomputing import rescore
-from mrpo_tools.precomputing import run as forward
 from mrpo_tools.precomputing.estimate import estimate
 from mrpo_tools.precomputing.precompute import precompute
 from mrpo_tools.references.devices import out_of_memory
@@ -29,17 +28,15 @@ from mrpo_tools.references.identity import Identity
 from mrpo_tools.references.resolved import resolve
 
 
-def test_an_interrupted_start_leaves_no_second_identity(cache, store, references, some_groups,
-                                                        monkeypatch):  # fmt: skip
+def test_an_interrupted_start_leaves_no_second_identity(cache, store, references, some_groups):
     """A model that does not load leaves nothing; a store without parts is not in the way."""
     store.append([row(0)])
 
     def broken(*_: object) -> None:
         raise UsageError("cannot be loaded")
 
-    monkeypatch.setattr(forward, "load_model", broken)
     with pytest.raises(UsageError):
-        precompute({"llama": references["llama"]}, some_groups[:2], cache, "some")
+        precompute({"llama": references["llama"]}, some_groups[:2], cache, "some", load=broken)
     assert [one.short for one in cache.references()] == [store.short]
     empty = cache.store("llama", Identity({"model": "other"}))
     make_directory(empty.directory)
@@ -50,16 +47,16 @@ def test_an_interrupted_start_leaves_no_second_identity(cache, store, references
 
 def test_what_is_saved_is_whole_whatever_is_scored(references, some_groups, tmp_path, monkeypatch):
     """A split or a shard of the data is scored; all of the data is saved, whoever ends last."""
-    Simulation().install(monkeypatch.setattr)
+    load = Simulation().load
     cache = Cache(tmp_path / "cache")
     groups = [one.with_split("test" if n % 2 else "train") for n, one in enumerate(some_groups[:8])]
     llama = {"llama": references["llama"]}
-    precompute(llama, groups, cache, "some", "test")
+    precompute(llama, groups, cache, "some", "test", load=load)
     assert cached_groups(cache, "all") == groups
     cache = Cache(cache.path, clock=lambda: 1e9)  # it stands, and went back
     changed = [one.with_split("train") for one in groups]
     for shard in ((1, 2), (0, 2), (1, 2)):
-        precompute(llama, changed, cache, "some", None, shard)
+        precompute(llama, changed, cache, "some", None, shard, load=load)
     assert cached_groups(cache, "all") == changed
 
 
@@ -135,7 +132,7 @@ def test_a_nan_in_the_weights_is_never_used(tiny_models, references, some_groups
     words = Reference(model=str(model), dtype="float32")
     summary = precompute({"llama": words}, groups, sick, "some")[0]
     precompute({"llama": references["llama"]}, groups, sound, "some")
-    assert summary.scored["nonfinite"] == len(uses[token])
+    assert summary.computed["nonfinite"] == len(uses[token])
     told = summary.warnings[-1]  # NaN reaches through the mask: siblings are scored again too
     assert f"{len(uses[token])} still have no finite log-prob; these are stored as nonfin" in told
     rows = {one["response_id"]: one for one in sick.find("llama").table().to_pylist()}
@@ -149,30 +146,26 @@ def test_a_nan_in_the_weights_is_never_used(tiny_models, references, some_groups
     assert bool(tensors.logps[tensors.mask].isfinite().all())
 
 
-def test_bad_bfloat16_numbers_are_right_in_float32(references, some_groups, tmp_path, monkeypatch):
+def test_bad_bfloat16_numbers_are_right_in_float32(references, some_groups, tmp_path):
     """A model whose 16-bit arithmetic overflows: scored again in float32 once it is out of
     memory, and right."""
     import weakref
 
-    honest = forward.load_scorer
+    honest = loading(Spoiled)
     loaded: list[tuple[str, weakref.ref[Any]]] = []
 
-    def load(subject: Any, dtype: str, device: torch.device) -> Any:
+    def load(resolved: Any, dtype: str, device: torch.device) -> Any:
         assert not loaded or loaded[-1][1]() is None, "two models in memory"
-        scorer = honest(subject, dtype, device)
-        loaded.append((dtype, weakref.ref(scorer)))
-        return scorer
+        model = honest(resolved, dtype, device)
+        loaded.append((dtype, weakref.ref(model.scorer)))
+        return model
 
-    real = forward.score
-    monkeypatch.setattr(forward, "load_scorer", load)
-    monkeypatch.setattr(forward, "score", lambda *a: [float("nan"), *real(*a)[1:]])
     words = references["llama"].model_copy(update={"dtype": "bfloat16", "batch_tokens": 10**6})
     coarse, exact = Cache(tmp_path / "coarse"), Cache(tmp_path / "exact")
-    summary = precompute({"llama": words}, some_groups[:6], coarse, "some")[0]
+    summary = precompute({"llama": words}, some_groups[:6], coarse, "some", load=load)[0]
     assert [dtype for dtype, _ in loaded] == ["bfloat16", "float32"]
-    monkeypatch.undo()
     precompute({"llama": references["llama"]}, some_groups[:6], exact, "some")
-    assert summary.scored["nonfinite"] == 0
+    assert summary.computed["nonfinite"] == 0
     columns = ("response_id", "logp")
     found, right = (
         dict(zip(*(one.find("llama").table()[c].to_pylist() for c in columns), strict=True))
@@ -182,22 +175,22 @@ def test_bad_bfloat16_numbers_are_right_in_float32(references, some_groups, tmp_
     assert found.keys() == right.keys()
 
 
-def test_a_full_cpu_memory_is_exit_4(references, some_groups, tmp_path, monkeypatch):
+def test_a_full_cpu_memory_is_exit_4(references, some_groups, tmp_path):
     """torch's CPU allocator raises a plain RuntimeError; what was scored so far is kept."""
-    Simulation().install(monkeypatch.setattr)
-    calls = []
 
-    def full(scorer: Any, rows: Any, device: Any) -> list[float]:
-        calls.append(rows)
-        if len(calls) > 2:
-            torch.empty(2**62, dtype=torch.uint8)
-        return [-1.0 for row in rows for _ in row.responses]
+    class Full(Simulation):
+        calls = 0
 
-    monkeypatch.setattr(forward, "score", full)
+        def logps(self, rows: Any) -> list[float]:
+            self.calls += 1
+            if self.calls > 2:
+                torch.empty(2**62, dtype=torch.uint8)
+            return super().logps(rows)
+
     words = references["llama"].model_copy(update={"batch_tokens": 64})
     cache = Cache(tmp_path / "cache")
     with pytest.raises(ResourceError, match="out of memory while scoring") as raised:
-        precompute({"llama": words}, some_groups[:6], cache, "some")
+        precompute({"llama": words}, some_groups[:6], cache, "some", load=Full().load)
     assert raised.value.exit_code == 4
     assert cache.find("llama").table().num_rows > 0
     assert not out_of_memory(RuntimeError("shapes do not match"))
@@ -258,7 +251,7 @@ def test_a_dry_run_counts_the_split_and_the_shard(references, some_groups, tmp_p
         expected = estimate(subject, groups, cache, split, shard)
         one = Cache(tmp_path / f"{split}-{shard[0]}")
         found = precompute({"llama": references["llama"]}, groups, one, "some", split, shard)[0]
-        assert found.scored["ok"] == expected.responses > 0
+        assert found.computed["ok"] == expected.responses > 0
     with pytest.raises(UsageError, match="no group is in split 'typo'"):
         estimate(subject, groups, cache, "typo")
 
@@ -283,8 +276,7 @@ def test_recorded_paths_work_from_elsewhere(tiny_models, some_groups, tmp_path, 
     monkeypatch.chdir(tiny_models["llama"].parent)
     cache = Cache(tmp_path / "cache")
     words = Reference(model="llama", dtype="float32")
-    Simulation().install(monkeypatch.setattr)
-    precompute({"one": words}, some_groups[:2], cache, "some")
+    precompute({"one": words}, some_groups[:2], cache, "some", load=Simulation().load)
     monkeypatch.chdir(tmp_path)
     assert cache.find("one").recorded_reference().model == str(tiny_models["llama"])
     hub = Reference(model="org/model", adapter="org/adapter")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -315,17 +316,19 @@ def test_debug_shows_the_traceback(capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_dry_run_loads_no_weights_and_writes_nothing(project, tiny_models, capsys, monkeypatch):
-    """Tokens of the dry run are those that scoring then computes."""
-    from mrpo_tools.precomputing import run as forward
-
-    words = ["precompute", "--ref", f"llama={tiny_models['llama']}", "--dataset", "data.jsonl"]
-    with monkeypatch.context() as patch:
-        patch.setattr(forward, "load_model", lambda *_: pytest.fail("weights were loaded"))
-        assert run([*words, "--dry-run", "--json"]) == 0
+def test_dry_run_loads_no_weights_and_writes_nothing(project, tiny_models, capsys):
+    """Tokens of the dry run are those that scoring then computes; it does without weights that
+    can be loaded."""
+    unloadable = Path(shutil.copytree(tiny_models["llama"], "unloadable"))
+    config = json.loads((unloadable / "config.json").read_text())
+    words = ["precompute", "--dataset", "data.jsonl", "--json", "--ref"]
+    (unloadable / "config.json").write_text(json.dumps({**config, "intermediate_size": 65}))
+    assert run([*words, "llama=./unloadable", "--dry-run"]) == 0
     estimate = json.loads(capsys.readouterr().out)[0]
     assert not Path("cache").exists()
-    assert run([*words, "--json"]) == 0
+    assert run([*words, "llama=./unloadable"]) == 2
+    assert "cannot be loaded" in capsys.readouterr().err
+    assert run([*words, f"llama={tiny_models['llama']}"]) == 0
     scored = json.loads(capsys.readouterr().out)[0]
     assert estimate["responses"] == scored["scored"]
     assert estimate["unique_tokens"] == scored["tokens"] <= estimate["tokens"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import gc
+import itertools
 import json
 import os
 import random
@@ -19,14 +21,11 @@ from typing import Any
 import pytest
 from simulated import Simulation
 
-from mrpo_tools import files as whole_files
-from mrpo_tools.cache import Cache, PartWriter, files, upkeep
+from mrpo_tools.cache import Cache, files, upkeep
 from mrpo_tools.cli import run
-from mrpo_tools.errors import CacheDamaged, CacheMissing
+from mrpo_tools.errors import CacheDamaged, CacheMissing, ResourceError
 from mrpo_tools.methods.tensors import look_up
-from mrpo_tools.precomputing import run as forward
 from mrpo_tools.precomputing.precompute import precompute
-from mrpo_tools.references.resolved import ResolvedReference, renderer_of
 from mrpo_tools.sql import open_sql
 
 HERE = Path(__file__).parent
@@ -132,30 +131,19 @@ def test_torchrun_splits_the_rows(tiny_models, data, tmp_path):
 
 @pytest.fixture
 def command(tiny_models, some_groups, tmp_path, monkeypatch) -> list[str]:
-    """A precompute of a few rows in parts of four, with a simulated scorer."""
-    Simulation().install(monkeypatch.setattr)
-    kept: list[Any] = []
-
-    def once(subject: ResolvedReference) -> Any:
-        kept[:] = kept or [renderer_of(subject)]
-        return kept[0]
-
-    monkeypatch.setattr(forward, "renderer_of", once)
-    monkeypatch.setattr(forward, "free_memory", lambda: None)
-    monkeypatch.setitem(PartWriter.__init__.__kwdefaults__, "rows", 4)
+    """A precompute of a few rows, in a directory of its own."""
     monkeypatch.chdir(tmp_path)
-    lines = [json.dumps(group.as_dict()) + "\n" for group in some_groups[:3]]
-    Path("data.jsonl").write_text("".join(lines))
+    lines = [json.dumps(group.as_dict()) for group in some_groups[:3]]
+    Path("data.jsonl").write_text("\n".join(lines))
     reference = f"llama={tiny_models['llama']}"
-    return ["precompute", "--ref", reference, "--dataset", "data.jsonl", "--dtype", "float32",
-            "--batch-tokens", "32"]  # fmt: skip
+    return ["precompute", "--ref", reference, "--dataset", "data.jsonl", "--dtype", "float32"]
 
 
 class FaultyOs:
-    """The `os` of the cache's files, in which one call fails.
+    """Calls of the operating system that are counted, one of which fails.
 
     Args:
-        call: which of the calls that are counted, from 1.
+        call: which one, from 1.
         code: its error.
     """
 
@@ -164,12 +152,12 @@ class FaultyOs:
     def __init__(self, call: int, code: int) -> None:
         self.left, self.code, self.failed = call, code, ""
 
-    def __getattr__(self, name: str) -> Any:
-        honest = getattr(os, name)
-        return self.counted(name, honest) if name in self.COUNTED else honest
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        for name in self.COUNTED:
+            patch.setattr(os, name, self.counted(name, getattr(os, name)))
 
     def counted(self, name: str, honest: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **words: Any) -> Any:
             self.left -= 1
             if self.left == 0:
                 self.failed = name
@@ -178,44 +166,60 @@ class FaultyOs:
                 if name == "write":  # a full disk takes what still fits
                     honest(arguments[0], bytes(arguments[1])[:3])
                 raise OSError(self.code, os.strerror(self.code))
-            return honest(*arguments)
+            return honest(*arguments, **words)
 
         return call
 
 
+@pytest.fixture
+def few_objects() -> Iterator[None]:
+    """What lives so far is never collected: so a collection takes no time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=["ENOSPC", "EIO"])
-def test_whichever_call_fails(command, capsys, monkeypatch, code):
+@pytest.mark.usefixtures("few_objects")
+def test_whichever_call_fails(references, some_groups, tmp_path, monkeypatch, code):
     """One line, exit 4, no temporary, nothing damaged; then it goes on where it was."""
-    assert run([*command, "--cache", "whole"]) == 0
-    whole = Cache("whole").find("llama").table().sort_by("response_id")
-    failed = set()
-    for call in range(1, 1000):
-        shutil.rmtree("cache", ignore_errors=True)
-        faulty = FaultyOs(call, code)
-        capsys.readouterr()
+    llama = {"llama": references["llama"].model_copy(update={"batch_tokens": 32})}
+
+    def compute(path: Path) -> None:
+        load = Simulation().load
+        precompute(llama, some_groups[:3], Cache(path), "data", load=load, part_rows=4)
+
+    compute(tmp_path / "whole")
+    whole = Cache(tmp_path / "whole").find("llama").table().sort_by("response_id")
+    path, failed, calls = tmp_path / "cache", set(), itertools.count(1)
+    while True:
+        shutil.rmtree(path, ignore_errors=True)
+        faulty, error = FaultyOs(next(calls), code), None
         with monkeypatch.context() as patch:
-            patch.setattr(whole_files, "os", faulty)
-            exit_code = run(command)
+            faulty.install(patch)
+            try:
+                compute(path)
+            except ResourceError as raised:
+                error = raised
         if not faulty.failed:
             break
         failed.add(faulty.failed)
-        check_failure(exit_code, capsys.readouterr().err, code)
-        assert run(command) == 0
-        assert Cache("cache").find("llama").table().sort_by("response_id").equals(whole)
-    assert exit_code == 0
-    assert call > 40
+        assert error is not None, faulty.failed
+        assert error.exit_code == 4
+        assert os.strerror(code) in error.what
+        assert "\n" not in error.what
+        assert error.hint
+        check_nothing_half_written(path)
+        compute(path)
+        assert Cache(path).find("llama").table().sort_by("response_id").equals(whole)
+    assert error is None
+    assert next(calls) > 40
     assert failed == set(FaultyOs.COUNTED)
 
 
-def check_failure(exit_code: int, said: str, code: int) -> None:
-    assert exit_code == 4
-    lines = said.splitlines()[-2:]
-    assert lines[0].startswith("error: ")
-    assert os.strerror(code) in lines[0]
-    assert lines[1].startswith("next:  ")
-    assert "Traceback" not in said
-    assert not list(Path("cache").rglob(".tmp-*"))
-    assert not Path("cache").exists() or upkeep.damaged(Cache("cache")) == []
+def check_nothing_half_written(path: Path) -> None:
+    assert not list(path.rglob(".tmp-*"))
+    assert not path.exists() or upkeep.damaged(Cache(path)) == []
 
 
 def test_a_limit_on_file_sizes(command, capsys):
@@ -226,7 +230,14 @@ def test_a_limit_on_file_sizes(command, capsys):
         exit_code = run(command)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    check_failure(exit_code, capsys.readouterr().err, errno.EFBIG)
+    assert exit_code == 4
+    said = capsys.readouterr().err
+    problem, way_out = said.splitlines()[-2:]
+    assert problem.startswith("error: ")
+    assert os.strerror(errno.EFBIG) in problem
+    assert way_out.startswith("next:  ")
+    assert "Traceback" not in said
+    check_nothing_half_written(Path("cache"))
     assert run(command) == 0
 
 
@@ -263,13 +274,10 @@ def test_a_reader_that_stops_early_is_no_error(command):
 def sound(tmp_path_factory, references, some_groups) -> Path:
     """A small cache of two references, with several parts; copy it before damaging it."""
     path = tmp_path_factory.mktemp("sound") / "cache"
-    patch = pytest.MonkeyPatch()
-    Simulation().install(patch.setattr)
-    patch.setitem(PartWriter.__init__.__kwdefaults__, "rows", 12)
     small = {"batch_tokens": 128}
     two = {name: references[name].model_copy(update=small) for name in ("llama", "qwen")}
-    precompute(two, some_groups[:12], Cache(path), "some")
-    patch.undo()
+    load = Simulation().load
+    precompute(two, some_groups[:12], Cache(path), "some", load=load, part_rows=12)
     return path
 
 
@@ -336,9 +344,8 @@ HARM: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("kind", ["part", "identity", "groups"])
 @pytest.mark.parametrize("harm", HARM)
-def test_repair_then_precompute_restores(rotten, references, some_groups, monkeypatch, harm, kind):
+def test_repair_then_precompute_restores(rotten, references, some_groups, harm, kind):
     """Each kind of damage to each kind of file; what can be kept is kept."""
-    Simulation().install(monkeypatch.setattr)
     cache = Cache(rotten)
     store = cache.find("llama")
     before = store.table().sort_by("response_id")
@@ -351,27 +358,31 @@ def test_repair_then_precompute_restores(rotten, references, some_groups, monkey
     check_refused(rotten, victims[kind], some_groups[:12])
     assert run(["cache", "verify", "--cache", str(rotten)]) == 3
     assert run(["cache", "repair", "--cache", str(rotten)]) == 0
-    summary = precompute({"llama": references["llama"]}, some_groups[:12], cache, "some")[0]
-    assert (summary.scored["ok"] > 0) == (kind == "part")
+    assert (computed_again(references, some_groups[:12], cache) > 0) == (kind == "part")
     assert cache.find("llama").table().sort_by("response_id").equals(before)
     assert len(cache.group_tables()) == 1
     assert upkeep.damaged(cache) == []
 
 
-def test_what_is_missing_is_counted_or_named(rotten, references, some_groups, monkeypatch):
+def computed_again(references, groups: list[Any], cache: Cache) -> int:
+    """Rows of reference llama that a precompute finds missing."""
+    llama = {"llama": references["llama"]}
+    return precompute(llama, groups, cache, "some", load=Simulation().load)[0].computed["ok"]
+
+
+def test_what_is_missing_is_counted_or_named(rotten, references, some_groups):
     """A part that is gone leaves rows to score; an identity that is gone is named."""
-    Simulation().install(monkeypatch.setattr)
     cache, groups = Cache(rotten), some_groups[:12]
     cache.find("llama").part_paths()[0].unlink()
     with pytest.raises(CacheMissing, match="has log-probs for"):
         look_up([cache.find("llama")], groups)
-    assert precompute({"llama": references["llama"]}, groups, cache, "some")[0].scored["ok"] > 0
+    assert computed_again(references, groups, cache) > 0
     look_up([cache.find("llama")], groups)
     identity = cache.find("llama").identity_path
     identity.unlink()
     check_refused(rotten, identity, groups)
     upkeep.repair(cache)
-    assert precompute({"llama": references["llama"]}, groups, cache, "some")[0].scored["ok"] == 0
+    assert computed_again(references, groups, cache) == 0
 
 
 def test_an_identity_that_no_part_knows_goes_with_its_parts(rotten):

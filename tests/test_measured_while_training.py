@@ -151,14 +151,14 @@ def test_a_signal_ends_measuring_and_the_checkpoint_comes_first(
             os.kill(os.getpid(), signal.SIGTERM)
         return score(*arguments)
 
-    calls, score = [], trainer.score
+    calls, score = [], trainer.response_logps
     words = recipe(eval_steps=2, batch_tokens=600)
-    monkeypatch.setattr(trainer, "score", told)
+    monkeypatch.setattr(trainer, "response_logps", told)
     with pytest.raises(Preempted):
         train(words, halves, cached, references, tmp_path / "run")
     assert len(calls) == 3
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-3"]
-    monkeypatch.setattr(trainer, "score", score)
+    monkeypatch.setattr(trainer, "response_logps", score)
     train(words, halves, cached, references, tmp_path / "run", resume=True)
     train(words, halves, cached, references, tmp_path / "whole")
     assert evaluated(tmp_path / "run")[5] == evaluated(tmp_path / "whole")[5]
@@ -200,8 +200,8 @@ def test_the_clock_leaves_measuring_out(references, halves, cached, tmp_path, mo
         time.sleep(0.2)
         return score(*arguments)
 
-    score = trainer.score
-    monkeypatch.setattr(trainer, "score", slow)
+    score = trainer.response_logps
+    monkeypatch.setattr(trainer, "response_logps", slow)
     words = recipe(max_steps=1, eval_steps=1, batch_tokens=100)
     metrics = train(words, halves, cached, references, tmp_path / "run").metrics
     assert metrics["total_seconds"] > 2

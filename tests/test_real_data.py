@@ -43,8 +43,8 @@ def test_the_pipeline(file, rows, loss, references, tmp_path):
     summaries = precompute(references, groups, cache, source.name)
     responses = {key for group in groups for key in group.response_ids}
     for summary in summaries:
-        assert summary.scored["ok"] == len(responses)
-        assert summary.scored["overlong"] == 0
+        assert summary.computed["ok"] == len(responses)
+        assert summary.computed["overlong"] == 0
     recipe = Recipe(
         loss=loss, refs=list(references), learning_rate=1e-3, max_steps=4, logging_steps=1
     )

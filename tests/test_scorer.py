@@ -9,7 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from mrpo_tools.errors import UsageError
 from mrpo_tools.maths.logprobs import sequence_logps, token_logps
-from mrpo_tools.scorer.scorer import ROUTES, ResponseScorer, score
+from mrpo_tools.precomputing.meter import Meter
+from mrpo_tools.scorer.loaded import LoadedReference
+from mrpo_tools.scorer.scorer import ROUTES, ResponseScorer, response_logps
 from mrpo_tools.scorer.self_check import self_check
 from mrpo_tools.scorer.trees import (
     Row,
@@ -72,7 +74,7 @@ def all_logps(scorer: ResponseScorer, rows: list[Row], max_tokens: int) -> torch
     total = torch.zeros(sum(len(row.keys) for row in rows), dtype=torch.float64)
     for batch in scorer.batches(rows, max_tokens):
         keys = [key for row in batch for key in row.keys]
-        total[keys] = torch.tensor(score(scorer, batch, CPU), dtype=torch.float64)
+        total[keys] = torch.tensor(response_logps(scorer, batch, CPU), dtype=torch.float64)
     return total
 
 
@@ -150,31 +152,24 @@ def test_useful_work_is_the_decoder_and_the_scored_head(references, name, quanti
     from mrpo_tools.references.loading import load_model
     from mrpo_tools.references.resolved import resolve
 
-    subject = resolve(name, references[name])
-    whole = load_model(subject.files, references[name], "float32", CPU)
+    files = resolve(name, references[name]).files
+    whole = load_model(files, references[name], "float32", CPU)
     inside = [*whole.model.layers.parameters(), *whole.model.norm.parameters()]
     decoder = sum(one.numel() for one in inside)
     head = len(whole.lm_head.weight) * whole.config.hidden_size
     reference = references[name].model_copy(update={"quantization": quantization})
-    scorer = ResponseScorer(load_model(subject.files, reference, "float32", CPU))
+    scorer = ResponseScorer(load_model(files, reference, "float32", CPU))
     assert scorer.useful_flops(1000, 10) == 2 * (1000 * decoder + 10 * head)
 
 
-def test_the_bar_says_what_is_computed(tiny_models, monkeypatch):
+def test_the_bar_says_what_is_computed(tiny_models):
     """Tokens are unique ones: a shared prompt counts once; padding is of masked rows only."""
-    from mrpo_tools.precomputing import run as forward
-    from mrpo_tools.precomputing.summary import Summary
-
-    monkeypatch.setattr(forward.sys.stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(forward, "peak_flops", lambda *_: 1e12)
     batch = [Row([5] * 30, [[6] * 10, [7] * 10], [0, 1]), Row([5] * 10, [[6] * 15], [2])]
-    for packed, padding in ((True, 0), (False, 25)):
-        meter, summary = (
-            forward.Meter(ResponseScorer(load(tiny_models["llama"])), CPU),
-            Summary(None),
-        )
-        meter.add(batch, packed, summary)
-        assert (summary.tokens, summary.padding, meter.scored) == (75, padding, 35)
+    for route, padding in ((ROUTES[0], 0), (ROUTES[1], 25)):
+        model = LoadedReference(scorer_on(load(tiny_models["llama"]), route), CPU)
+        meter = Meter(model, peak=1e12)
+        meter.add(batch)
+        assert (meter.tokens, meter.padding, meter.targets) == (75, padding, 35)
         assert meter.note.startswith(f"75 tokens, {padding}% padding, ")
 
 
@@ -263,9 +258,9 @@ def test_a_mask_without_the_window_would_be_wrong(tiny_models):
     """The door the window in the mask holds shut: Mistral forgets its window on a 4-D mask."""
     model = load(tiny_models["mistral"])
     row = random_rows(model.config.vocab_size)[3]
-    right = score(scorer_on(model, ROUTES[1]), [row], CPU)
+    right = response_logps(scorer_on(model, ROUTES[1]), [row], CPU)
     model.config.sliding_window = None
-    wrong = score(scorer_on(model, ROUTES[1]), [row], CPU)
+    wrong = response_logps(scorer_on(model, ROUTES[1]), [row], CPU)
     worst = max(abs(a - b) for a, b in zip(right, wrong, strict=True))
     assert worst > 0.01
 

@@ -539,12 +539,12 @@ def test_overlong_responses_are_left_out(tiny_models, some_groups, tmp_path):
     reference = Reference(model=str(tiny_models["llama"]), dtype="float32", max_length=40)
     cache = Cache(tmp_path / "cache")
     summary = precompute({"llama": reference}, some_groups, cache, "some")[0]
-    assert summary.scored["overlong"] > 0
+    assert summary.computed["overlong"] > 0
     result = train(
         recipe(loss="dpo", refs=["llama"], max_steps=1), some_groups, cache,
         {"llama": reference}, tmp_path / "run",
     )  # fmt: skip
-    assert result.metrics["dropped_responses"]["overlong"] == summary.scored["overlong"]
+    assert result.metrics["dropped_responses"]["overlong"] == summary.computed["overlong"]
 
 
 def test_a_run_is_not_overwritten(references, some_groups, cached, tmp_path):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
+from chat_templates import CHATML, GEMMA, LLAMA2, LLAMA3, MISTRAL_V1, MISTRAL_V3, PHI3
 from tokenizers import (
     AddedToken,
     Regex,
@@ -40,92 +41,6 @@ TEXTS = [
 ]
 WORDS = r"[ ▁]?\p{L}+|\p{N}{1,3}|[ ▁]?[^\s▁\p{L}\p{N}]+|\n+|\s+"
 PINNED = "26 Jul 2024"
-
-RAISE_ON_SYSTEM = (
-    "{%- if messages[0]['role'] == 'system' -%}"
-    "{{- raise_exception('System role not supported') -}}{%- endif -%}"
-)
-ALTERNATE = (
-    "{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}"
-    "{{- raise_exception('Conversation roles must alternate user/assistant/...') -}}{%- endif -%}"
-)
-LLAMA2 = (
-    "{%- if messages[0]['role'] == 'system' -%}"
-    "{%- set loop_messages = messages[1:] -%}{%- set system_message = messages[0]['content'] -%}"
-    "{%- else -%}"
-    "{%- set loop_messages = messages -%}{%- set system_message = false -%}"
-    "{%- endif -%}"
-    "{%- for message in loop_messages -%}"
-    + ALTERNATE
-    + "{%- if loop.index0 == 0 and system_message != false -%}"
-    "{%- set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] -%}"
-    "{%- else -%}{%- set content = message['content'] -%}{%- endif -%}"
-    "{%- if message['role'] == 'user' -%}"
-    "{{- bos_token + '[INST] ' + content.strip() + ' [/INST]' -}}"
-    "{%- else -%}{{- ' ' + content.strip() + ' ' + eos_token -}}{%- endif -%}"
-    "{%- endfor -%}"
-)
-LLAMA3 = (
-    "{{- bos_token -}}"
-    "{%- if not date_string is defined -%}"
-    "{%- if strftime_now is defined -%}{%- set date_string = strftime_now('%d %b %Y') -%}"
-    "{%- else -%}{%- set date_string = '26 Jul 2024' -%}{%- endif -%}{%- endif -%}"
-    "{%- if messages[0]['role'] == 'system' -%}"
-    "{%- set system_message = messages[0]['content'] | trim -%}{%- set turns = messages[1:] -%}"
-    "{%- else -%}{%- set system_message = '' -%}{%- set turns = messages -%}{%- endif -%}"
-    "{{- '<|start_header_id|>system<|end_header_id|>\\n\\n' -}}"
-    "{{- 'Cutting Knowledge Date: December 2023\\nToday Date: ' + date_string + '\\n\\n' -}}"
-    "{{- system_message + '<|eot_id|>' -}}"
-    "{%- for message in turns -%}"
-    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' -}}"
-    "{{- (message['content'] | trim) + '<|eot_id|>' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}"
-    "{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}{%- endif -%}"
-)
-MISTRAL_V1 = (
-    "{{- bos_token -}}{%- for message in messages -%}"
-    + ALTERNATE
-    + "{%- if message['role'] == 'user' -%}"
-    "{{- '[INST] ' + message['content'] + ' [/INST]' -}}"
-    "{%- else -%}{{- message['content'] + eos_token + ' ' -}}{%- endif -%}"
-    "{%- endfor -%}"
-)
-MISTRAL_V3 = (
-    "{%- if messages[0]['role'] == 'system' -%}"
-    "{%- set system_message = messages[0]['content'] -%}{%- set turns = messages[1:] -%}"
-    "{%- else -%}{%- set turns = messages -%}{%- endif -%}"
-    "{{- bos_token -}}{%- for message in turns -%}"
-    + ALTERNATE
-    + "{%- if message['role'] == 'user' -%}"
-    "{%- if loop.first and system_message is defined -%}"
-    "{{- '[INST] ' + system_message + '\\n\\n' + message['content'] + '[/INST]' -}}"
-    "{%- else -%}{{- '[INST] ' + message['content'] + '[/INST]' -}}{%- endif -%}"
-    "{%- else -%}{{- ' ' + message['content'] + eos_token -}}{%- endif -%}"
-    "{%- endfor -%}"
-)
-CHATML = (
-    "{%- for message in messages -%}"
-    "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
-)
-GEMMA = (
-    "{{- bos_token -}}"
-    + RAISE_ON_SYSTEM
-    + "{%- for message in messages -%}"
-    + ALTERNATE
-    + "{%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}"
-    "{{- '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<start_of_turn>model\\n' -}}{%- endif -%}"
-)
-PHI3 = (
-    "{%- for message in messages -%}"
-    "{{- '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- endif -%}"
-)
 
 
 @dataclass(frozen=True)
@@ -256,12 +171,33 @@ def with_template(one: Family, template: str | None, **changes: Any) -> PreTrain
     )
 
 
-def _llama2() -> Family:
-    special = ("<unk>", "<s>", "</s>")
-    tokenizer = _pieces(special, "prepend")
-    _begin_with(tokenizer, "<s>")
-    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    return Family("llama2", _wrap(tokenizer, LLAMA2, names), "segment", True, special)
+BASE = ("<unk>", "<s>", "</s>")
+
+
+def _like_llama2(
+    name: str,
+    template: str,
+    *,
+    system: bool = True,
+    marks: Sequence[str] = (),
+    marks_are_pieces: bool = False,
+    rstrip: bool = False,
+    bos: bool = True,
+    eos: str = "</s>",
+) -> Family:
+    """Pieces of SentencePiece with `<s>` before, and control marks of the family's own.
+
+    They are pieces of the vocabulary (then a space begins the text only), or added behind it.
+    """
+    tokenizer = _pieces((*BASE, *marks) if marks_are_pieces else BASE,
+                        "metaspace" if marks_are_pieces else "prepend")  # fmt: skip
+    if not marks_are_pieces:
+        tokenizer.add_special_tokens(_added(marks, special=True, rstrip=rstrip))
+    if bos:
+        _begin_with(tokenizer, "<s>")
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": eos}
+    prefix = "first" if marks_are_pieces else "segment"
+    return Family(name, _wrap(tokenizer, template, names), prefix, system, (*BASE, *marks))
 
 
 def _llama3() -> Family:
@@ -283,22 +219,6 @@ def _llama3() -> Family:
     names = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
     wrapped = _wrap(tokenizer, LLAMA3, names)
     return Family("llama3", wrapped, "none", True, special, bytes_level=True)
-
-
-def _mistral_v1() -> Family:
-    special = ("<unk>", "<s>", "</s>")
-    tokenizer = _pieces(special, "prepend")
-    _begin_with(tokenizer, "<s>")
-    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    return Family("mistral_v1", _wrap(tokenizer, MISTRAL_V1, names), "segment", False, special)
-
-
-def _mistral_v3() -> Family:
-    special = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]")
-    tokenizer = _pieces(special, "metaspace")
-    _begin_with(tokenizer, "<s>")
-    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    return Family("mistral_v3", _wrap(tokenizer, MISTRAL_V3, names), "first", True, special)
 
 
 def _qwen() -> Family:
@@ -328,35 +248,31 @@ def _gemma() -> Family:
     return Family("gemma", wrapped, "none", False, special, added, spaces)
 
 
-def _hermes() -> Family:
-    """ChatML marks added behind a Llama-2 vocabulary, as fine-tunes of Mistral have them."""
-    special = ("<unk>", "<s>", "</s>", "<|im_end|>", "<|im_start|>")
-    tokenizer = _pieces(special[:3], "prepend")
-    tokenizer.add_special_tokens(_added(special[3:], special=True))
-    _begin_with(tokenizer, "<s>")
-    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "<|im_end|>"}
-    return Family("hermes", _wrap(tokenizer, CHATML, names), "segment", True, special)
-
-
-def _phi3() -> Family:
-    """A Llama-2 vocabulary with marks that swallow the white space after them."""
-    marks = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")
-    tokenizer = _pieces(("<unk>", "<s>", "</s>"), "prepend")
-    tokenizer.add_special_tokens(_added(marks, special=True, rstrip=True))
-    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "<|endoftext|>"}
-    special = ("<unk>", "<s>", "</s>", *marks)
-    return Family("phi3", _wrap(tokenizer, PHI3, names), "segment", True, special)
-
-
 MAKERS = {
-    "llama2": _llama2,
+    "llama2": lambda: _like_llama2("llama2", LLAMA2),
     "llama3": _llama3,
-    "mistral_v1": _mistral_v1,
-    "mistral_v3": _mistral_v3,
+    "mistral_v1": lambda: _like_llama2("mistral_v1", MISTRAL_V1, system=False),
+    "mistral_v3": lambda: _like_llama2(
+        "mistral_v3",
+        MISTRAL_V3,
+        marks=("[INST]", "[/INST]", "[TOOL_CALLS]"),
+        marks_are_pieces=True,
+    ),
     "qwen": _qwen,
     "gemma": _gemma,
-    "hermes": _hermes,
-    "phi3": _phi3,
+    # ChatML marks added behind a Llama-2 vocabulary, as fine-tunes of Mistral have them.
+    "hermes": lambda: _like_llama2(
+        "hermes", CHATML, marks=("<|im_end|>", "<|im_start|>"), eos="<|im_end|>"
+    ),
+    # A Llama-2 vocabulary with marks that swallow the white space after them.
+    "phi3": lambda: _like_llama2(
+        "phi3",
+        PHI3,
+        marks=("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"),
+        rstrip=True,
+        bos=False,
+        eos="<|endoftext|>",
+    ),
 }
 FAMILIES = ("llama2", "llama3", "mistral_v1", "mistral_v3", "qwen", "gemma")
 """The six families; `hermes` and `phi3` mix their structures."""

@@ -7,12 +7,9 @@ from collections.abc import Mapping, Sequence
 from mrpo_tools.cache import Cache, ReferenceStore
 from mrpo_tools.config import Reference
 from mrpo_tools.errors import CacheStale, UsageError
-from mrpo_tools.references.identity import changes, fields_of_words
+from mrpo_tools.references.identity import Difference, changes, fields_of_words
 from mrpo_tools.references.locate import is_here
 from mrpo_tools.references.resolved import ResolvedReference, resolve
-
-Difference = tuple[str, object, object]
-"""A field of the identity, its value now, its value in the cache."""
 
 
 def stores_of(
@@ -30,7 +27,7 @@ def stores_of(
 
     Raises:
         UsageError: one is named twice.
-        CacheMissing: nobody has scored one.
+        CacheMissing: one has no numbers.
         CacheStale: other files or settings than the project's, each field with both values; or
             several identities, and nothing that tells which.
     """
@@ -43,19 +40,19 @@ def stores_of(
     return stores
 
 
-def check_current(store: ReferenceStore, subject: ResolvedReference) -> None:
+def check_current(store: ReferenceStore, resolved: ResolvedReference) -> None:
     """Refuse numbers that belong to other files or settings than the project's.
 
     Raises:
         CacheStale: naming each field that differs, with both values.
     """
-    _refuse(subject.name, _from_files(store, subject))
+    _refuse(resolved.name, _from_files(store, resolved))
 
 
 def _meant(cache: Cache, name: str, references: Mapping[str, Reference]) -> ReferenceStore:
     stores = cache.named(name)
     if name in references and len(stores) > 1:
-        current = [one for one in stores if not _differences(one, references[name])]
+        current = [store for store in stores if not _differences(store, references[name])]
         if len(current) == 1:
             return current[0]
     return cache.find(name)
@@ -72,10 +69,10 @@ def _differences(store: ReferenceStore, reference: Reference) -> list[Difference
     return _from_files(store, resolve(store.name, reference.model_copy(update={"dtype": dtype})))
 
 
-def _from_files(store: ReferenceStore, subject: ResolvedReference) -> list[Difference]:
-    differing = subject.identity.differences(store.identity)
-    if subject.reference.dtype is None:  # left open: the cache's own dtype is as good
-        return [one for one in differing if one[0] != "dtype"]
+def _from_files(store: ReferenceStore, resolved: ResolvedReference) -> list[Difference]:
+    differing = resolved.identity.differences(store.identity)
+    if resolved.reference.dtype is None:  # left open: the cache's own dtype is as good
+        return [difference for difference in differing if difference.field != "dtype"]
     return differing
 
 
@@ -88,7 +85,9 @@ def _from_words(store: ReferenceStore, reference: Reference) -> list[Difference]
         words["model"] = reference.model
     if reference.chat_template is None and recorded.chat_template is not None:
         words["chat_template"] = "the model's own"
-    return [(name, now, cached[name]) for name, now in words.items() if now != cached[name]]
+    return [
+        Difference(name, now, cached[name]) for name, now in words.items() if now != cached[name]
+    ]
 
 
 def _refuse(name: str, differing: Sequence[Difference]) -> None:

@@ -44,7 +44,7 @@ def generate(
     unique = {group.prompt_id: group for group in in_split(source.groups, split)}
     from mrpo_tools.generate import generate as verb
 
-    answers = verb(reference, [one.prompt for one in unique.values()], max_new_tokens)
+    answers = verb(reference, [group.prompt for group in unique.values()], max_new_tokens)
     lines = (
         json.dumps(
             {

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mrpo_tools.cache import Cache
     from mrpo_tools.config import Reference
     from mrpo_tools.groups import Group
+    from mrpo_tools.precomputing.estimate import Estimate
     from mrpo_tools.precomputing.summary import Summary
 
 
@@ -64,12 +65,20 @@ def precompute(refs: tuple[str, ...], split: str | None, shard: str | None, **op
     source = read_groups(dataset)
     cache = Cache(options["cache"] or project.cache)
     if options["dry_run"]:
-        _dry_run(references, source.groups, cache, split, part, options["as_json"])
+        estimates = _estimates(references, source.groups, cache, split, part)
+        _print_estimates(estimates, as_json=options["as_json"])
         return
     from mrpo_tools.precomputing.precompute import precompute as phase1
 
-    summaries = phase1(references, source.groups, cache, source.name, split, part)
-    _print(summaries, options["as_json"])
+    summaries = phase1(
+        references=references,
+        groups=source.groups,
+        cache=cache,
+        dataset=source.name,
+        split=split,
+        shard=part,
+    )
+    _print(summaries, as_json=options["as_json"])
 
 
 def _shard(text: str | None) -> tuple[int, int]:
@@ -93,47 +102,55 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdecimal()
 
 
-def _dry_run(
+def _estimates(
     references: dict[str, Reference],
     groups: list[Group],
     cache: Cache,
     split: str | None,
     shard: tuple[int, int],
-    as_json: bool,
-) -> None:
+) -> list[Estimate]:
     from mrpo_tools.precomputing.estimate import estimate
     from mrpo_tools.references.resolved import resolve
 
-    subjects = [resolve(name, one) for name, one in references.items()]
-    found = [estimate(subject, groups, cache, split, shard) for subject in subjects]
+    every = [resolve(name, reference) for name, reference in references.items()]
+    return [estimate(resolved, groups, cache, split=split, shard=shard) for resolved in every]
+
+
+def _print_estimates(estimates: list[Estimate], *, as_json: bool) -> None:
     if as_json:
-        print_json([vars(one) for one in found])
+        print_json([vars(estimate) for estimate in estimates])
         return
-    print_table(
-        ("reference", "responses", "tokens", "unique tokens", "padding", "overlong", "memory MB",
-         "disk MB", "seconds"),
-        [
-            (one.name, one.responses, one.tokens, one.unique_tokens, one.padding, one.overlong,
-             round(one.memory_bytes / 1e6), round(one.disk_bytes / 1e6, 1), round(one.seconds, 1))
-            for one in found
-        ],
-    )  # fmt: skip
+    rows = [
+        {
+            "reference": estimate.name,
+            "responses": estimate.responses,
+            "tokens": estimate.tokens,
+            "unique tokens": estimate.unique_tokens,
+            "padding": estimate.padding,
+            "overlong": estimate.overlong,
+            "memory MB": round(estimate.memory_bytes / 1e6),
+            "disk MB": round(estimate.disk_bytes / 1e6, 1),
+            "seconds": round(estimate.seconds, 1),
+        }
+        for estimate in estimates
+    ]
+    print_table(tuple(rows[0]), [tuple(row.values()) for row in rows])
     print("memory, disk and seconds are estimates; loading the model is not in the seconds")
 
 
-def _print(summaries: list[Summary], as_json: bool) -> None:
+def _print(summaries: list[Summary], *, as_json: bool) -> None:
     rows = [
         {
-            "reference": one.store.name,
-            "identity": one.store.short,
-            "reused": one.reused,
-            "scored": one.scored["ok"],
-            "overlong": one.scored["overlong"],
-            "nonfinite": one.scored["nonfinite"],
-            "tokens": one.tokens,
-            "seconds": round(one.seconds, 2),
+            "reference": summary.store.name,
+            "identity": summary.store.short,
+            "reused": summary.reused,
+            "scored": summary.computed["ok"],
+            "overlong": summary.computed["overlong"],
+            "nonfinite": summary.computed["nonfinite"],
+            "tokens": summary.tokens,
+            "seconds": round(summary.seconds, 2),
         }
-        for one in summaries
+        for summary in summaries
     ]
     if as_json:
         print_json(rows)

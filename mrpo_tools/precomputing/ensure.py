@@ -1,4 +1,4 @@
-"""Which rows are missing -> score -> store. Phase 1 and the evaluation of policies use it alike.
+"""Which rows are missing -> compute -> store. Phase 1 and the evaluation of policies use it alike.
 
 torch is imported only when something is missing: a start with nothing to do is quick.
 """
@@ -7,58 +7,71 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mrpo_tools.cache import Cache
+from mrpo_tools.cache.parts import PART_ROWS
 from mrpo_tools.groups import Group, Response
 from mrpo_tools.precomputing.summary import Summary
 from mrpo_tools.references.resolved import ResolvedReference
 
 if TYPE_CHECKING:
-    pass
+    from mrpo_tools.scorer.loaded import LoadReference
 
 
 def ensure(
     cache: Cache,
-    subject: ResolvedReference,
+    resolved: ResolvedReference,
     groups: Iterable[Group],
     shard: tuple[int, int] = (0, 1),
+    *,
+    load: LoadReference | None = None,
+    part_rows: int = PART_ROWS,
 ) -> Summary:
-    """Score the responses that have no number yet under this identity, and store them.
+    """Compute the log-probs that are missing under this identity, and store them.
 
     Args:
         cache: where to look and to write.
-        subject: from `resolve`.
+        resolved: from `resolve`.
         groups: what should have numbers; prompts that repeat are computed once.
         shard: (i, n) takes the prompts whose id is i modulo n, for several processes.
+        load: gives the model; None takes `load_reference`, and torch only where it is needed.
+        part_rows: rows of a part: what a kill can lose.
 
     Raises:
-        ResourceError: out of memory or disk; what was scored so far is kept.
-        UsageError: the template cannot render a group; what was scored so far is kept.
+        ResourceError: out of memory or disk; what was computed so far is kept.
+        UsageError: the template cannot render a group; what was computed so far is kept.
     """
     started = time.monotonic()
-    todo, reused = missing(cache, subject, groups, shard)
-    summary = Summary(cache.store(subject.name, subject.identity), reused=reused)
-    if todo:
-        from mrpo_tools.precomputing.run import score_missing
+    incomplete, reused = missing_responses(cache, resolved, groups, shard)
+    summary = Summary(cache.store(resolved.name, resolved.identity))
+    if incomplete:
+        from mrpo_tools.precomputing.run import compute_missing
+        from mrpo_tools.scorer.loaded import load_reference
 
-        score_missing(subject, todo, summary)
-    summary.seconds = time.monotonic() - started
-    return summary
+        summary = compute_missing(
+            resolved,
+            summary.store,
+            incomplete,
+            load=load or load_reference,
+            part_rows=part_rows,
+        )
+    return replace(summary, reused=reused, seconds=time.monotonic() - started)
 
 
-def missing(
+def missing_responses(
     cache: Cache,
-    subject: ResolvedReference,
+    resolved: ResolvedReference,
     groups: Iterable[Group],
     shard: tuple[int, int] = (0, 1),
 ) -> tuple[list[Group], int]:
     """Each prompt with its responses that have no number yet, and how many responses have one."""
     prompts = _by_prompt(groups, shard)
     wanted = {key for prompt in prompts for key in prompt.response_ids}
-    absent = wanted - cache.store(subject.name, subject.identity).response_ids()
-    todo = [part for prompt in prompts if (part := _only(prompt, absent)) is not None]
-    return todo, len(wanted) - len(absent)
+    absent = wanted - cache.store(resolved.name, resolved.identity).response_ids()
+    parts = (_only(prompt, absent) for prompt in prompts)
+    return [part for part in parts if part is not None], len(wanted) - len(absent)
 
 
 def in_shard(group: Group, shard: tuple[int, int]) -> bool:
@@ -82,11 +95,11 @@ def _by_prompt(groups: Iterable[Group], shard: tuple[int, int]) -> list[Group]:
 
 def _only(group: Group, response_ids: set[str]) -> Group | None:
     """The group with these responses only; None when none is left."""
-    kept = tuple(
+    responses = tuple(
         response
         for response, key in zip(group.responses, group.response_ids, strict=True)
         if key in response_ids
     )
-    if len(kept) == len(group.responses):
+    if len(responses) == len(group.responses):
         return group
-    return Group(group.prompt, kept) if kept else None
+    return Group(group.prompt, responses) if responses else None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from mrpo_tools.cache import Cache, ReferenceStore
+from mrpo_tools.cache.parts import PART_ROWS
 from mrpo_tools.config import Reference
 from mrpo_tools.groups import Group, in_split
 from mrpo_tools.precomputing.ensure import ensure
@@ -12,6 +14,9 @@ from mrpo_tools.precomputing.summary import Summary
 from mrpo_tools.progress import say
 from mrpo_tools.references.identity import changes
 from mrpo_tools.references.resolved import resolve
+
+if TYPE_CHECKING:
+    from mrpo_tools.scorer.loaded import LoadReference
 
 
 def precompute(
@@ -21,32 +26,38 @@ def precompute(
     dataset: str,
     split: str | None = None,
     shard: tuple[int, int] = (0, 1),
+    *,
+    load: LoadReference | None = None,
+    part_rows: int = PART_ROWS,
 ) -> list[Summary]:
-    """Score the missing responses of the data under each reference, and keep the data beside them.
+    """Compute each reference's missing log-probs of the data, and keep the data beside them.
 
     Args:
-        references: by name; scored in this order, one at a time.
+        references: by name; computed in this order, one in memory at a time.
         groups: the data.
         cache: created if it is not there.
         dataset: its short name, for the file that keeps it.
-        split: None scores every split.
+        split: None takes every split.
         shard: (i, n) takes every n-th part of the prompts.
+        load: gives a reference's model; None takes `load_reference`.
+        part_rows: rows of a part of the cache.
 
     Raises:
         UsageError: no group is in the split, or a reference's files or template cannot be used;
             references before it are kept.
     """
-    chosen = in_split(groups, split)
-    subjects = [resolve(name, reference) for name, reference in references.items()]
-    if shard[0] == 0:  # at the start, so that the data can be asked about while it is scored
+    in_question = in_split(groups, split)
+    every = [resolve(name, reference) for name, reference in references.items()]
+    if shard[0] == 0:  # at the start, so that the data can be asked about meanwhile
         cache.save_groups(dataset, groups)
     summaries = []
-    for subject in subjects:
-        summaries.append(ensure(cache, subject, chosen, shard))
-        _tell_namesakes(cache, summaries[-1].store)
-        for warning in summaries[-1].warnings:  # at once: the next reference may fail
+    for resolved in every:
+        summary = ensure(cache, resolved, in_question, shard, load=load, part_rows=part_rows)
+        summaries.append(summary)
+        _tell_namesakes(cache, summary.store)
+        for warning in summary.warnings:  # at once: the next reference may fail
             say(f"warning: {warning}")
-        if summaries[-1].tokens:
+        if summary.tokens:
             _free()
     if shard[0] != 0:
         cache.save_groups(dataset, groups)

@@ -32,9 +32,9 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator
     def results() -> Iterator[Result]:
         try:
             while waiting:
-                found = waiting.popleft().result()
+                result = waiting.popleft().result()
                 waiting.extend(thread.submit(function, item) for item in islice(rest, 1))
-                yield found
+                yield result
         finally:
             thread.shutdown(cancel_futures=True)
 

@@ -5,19 +5,16 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import NamedTuple
 
 from mrpo_tools.cache import Cache, ReferenceStore, group_from_row
 from mrpo_tools.cache.current import check_current
 from mrpo_tools.errors import UsageError
-from mrpo_tools.precomputing.run import is_log_prob, load_scorer
+from mrpo_tools.precomputing.run import is_log_prob
 from mrpo_tools.references.devices import pick_device
 from mrpo_tools.references.rendering import EncodedGroup
 from mrpo_tools.references.resolved import ResolvedReference, renderer_of
-from mrpo_tools.scorer.scorer import ResponseScorer
-from mrpo_tools.scorer.self_check import plain_logps
+from mrpo_tools.scorer.loaded import LoadedReference, LoadReference, load_reference
 from mrpo_tools.scorer.trees import Row
 
 
@@ -31,7 +28,7 @@ class Rescored:
         logp: its number computed now, nats.
         cached: its number in the cache.
         per_token: the largest difference, nats per token.
-        other_tokens: responses whose tokens are not those that were scored.
+        other_tokens: responses whose tokens are not those of the cached number.
     """
 
     rows: int
@@ -43,54 +40,73 @@ class Rescored:
 
 
 def rescore(
-    cache: Cache, store: ReferenceStore, subject: ResolvedReference, count: int, seed: int = 0
+    cache: Cache,
+    store: ReferenceStore,
+    resolved: ResolvedReference,
+    count: int,
+    seed: int = 0,
+    *,
+    load: LoadReference = load_reference,
 ) -> Rescored:
     """Compute some cached numbers again by the shortest way there is.
 
+    Args:
+        cache: with the text of the rows.
+        store: of the reference.
+        resolved: the model as it is now.
+        count: rows at most.
+        seed: of the draw.
+        load: gives the model.
+
     Raises:
-        CacheStale: the model's files are not those that were scored.
+        CacheStale: the model's files are not those of the numbers.
         UsageError: no text of this reference's rows is saved.
     """
-    check_current(store, subject)
-    table = store.table()
-    known = {row["response_id"]: row for row in table.to_pylist() if row["status"] == "ok"}
-    groups = [group_from_row(row) for row in cache.groups_table().to_pylist()]
+    check_current(store, resolved)
+    columns = store.table().select(("response_id", "status", "logp", "token_hash"))
+    cached = {
+        key: (logp, token_hash)
+        for key, status, logp, token_hash in zip(*columns.to_pydict().values(), strict=True)
+        if status == "ok"
+    }
     places = {
         key: (group, index)
-        for group in groups
+        for group in map(group_from_row, cache.groups_table().to_pylist())
         for index, key in enumerate(group.response_ids)
-        if key in known
+        if key in cached
     }
     if not places:
         raise UsageError(f"{store} has no rows whose text is saved", "mrpo cache status")
-    chosen = random.Random(seed).sample(sorted(places), min(count, len(places)))
-    device = pick_device()
-    scorer = load_scorer(subject, subject.dtype, device)
-    renderer = renderer_of(subject)
-    found = [
-        _again(scorer, renderer.encode(places[key][0]), places[key][1], known[key], device)
-        for key in chosen
-    ]
-    worst = max(range(len(chosen)), key=lambda i: found[i][1])
+    drawn = random.Random(seed).sample(sorted(places), min(count, len(places)))
+    model = load(resolved, resolved.dtype, pick_device())
+    renderer = renderer_of(resolved)
+    again = {}
+    for key in drawn:
+        group, index = places[key]
+        again[key] = _again(model, renderer.encode(group), index, *cached[key])
+    worst = max(drawn, key=lambda key: again[key].per_token)
     return Rescored(
-        len(chosen),
-        chosen[worst],
-        found[worst][0],
-        known[chosen[worst]]["logp"],
-        found[worst][1],
-        sum(other for _, _, other in found),
+        rows=len(drawn),
+        worst=worst,
+        logp=again[worst].logp,
+        cached=cached[worst][0],
+        per_token=again[worst].per_token,
+        other_tokens=sum(number.other_tokens for number in again.values()),
     )
 
 
+class _Again(NamedTuple):
+    """A log-prob computed now, its difference from the cached one, and whether tokens differ."""
+
+    logp: float
+    per_token: float
+    other_tokens: bool
+
+
 def _again(
-    scorer: ResponseScorer,
-    encoded: EncodedGroup,
-    index: int,
-    row: dict[str, Any],
-    device: torch.device,
-) -> tuple[float, float, bool]:
-    """(log-prob now, difference per token, whether the tokens are others) of a cached row."""
+    model: LoadedReference, encoded: EncodedGroup, index: int, cached: float, token_hash: str
+) -> _Again:
     response = encoded.responses[index]
-    logp = plain_logps(scorer, Row(encoded.prompt_ids, [response.ids], [0]), device)[0]
-    apart = abs(logp - row["logp"]) / max(len(response.ids), 1)
-    return logp, apart if is_log_prob(logp) else math.inf, response.token_hash != row["token_hash"]
+    logp = model.plain_logps(Row(encoded.prompt_ids, [response.ids], [0]))[0]
+    apart = abs(logp - cached) / max(len(response.ids), 1) if is_log_prob(logp) else math.inf
+    return _Again(logp, apart, response.token_hash != token_hash)

@@ -8,34 +8,39 @@ from __future__ import annotations
 
 import gc
 import math
-import sys
 import time
-from array import array
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
-from mrpo_tools.cache import LogpRow, PartWriter, WriterRecord
+from mrpo_tools.cache import LogpRow, PartWriter, ReferenceStore, WriterRecord
+from mrpo_tools.cache.parts import PART_ROWS
 from mrpo_tools.config import absolute_paths
 from mrpo_tools.groups import Group
+from mrpo_tools.precomputing.encoded import (
+    EncodedPrompt,
+    Place,
+    encode,
+    places_of,
+    text_bytes,
+    trees_of,
+)
+from mrpo_tools.precomputing.meter import Meter
 from mrpo_tools.precomputing.prefetch import ahead
 from mrpo_tools.precomputing.summary import Summary
 from mrpo_tools.progress import bar
 from mrpo_tools.references.devices import (
     memory_errors,
-    peak_flops,
     peak_memory_bytes,
     pick_device,
     reset_peak_memory,
 )
-from mrpo_tools.references.loading import load_model
-from mrpo_tools.references.rendering import EncodedResponse, Renderer
 from mrpo_tools.references.resolved import ResolvedReference, renderer_of
-from mrpo_tools.scorer.scorer import ResponseScorer, score
-from mrpo_tools.scorer.self_check import plain_logps, self_check
-from mrpo_tools.scorer.trees import Row
+from mrpo_tools.scorer.loaded import LoadedReference, LoadReference, load_reference
 
 WINDOW = 512
 """Prompts that are tokenised and ordered by length together."""
@@ -44,37 +49,48 @@ CHECKED_BYTES = 2000
 CHECKED_GROUPS = 4
 CHECKED_GROUPS_COARSE = 32
 
-Wanted = tuple["Encoded", int]
-"""A response: its prompt, and its place among the prompt's responses."""
 
+def compute_missing(
+    resolved: ResolvedReference,
+    store: ReferenceStore,
+    groups: Sequence[Group],
+    *,
+    load: LoadReference = load_reference,
+    part_rows: int = PART_ROWS,
+) -> Summary:
+    """Compute the log-prob of every response of `groups`, and store it.
 
-@dataclass
-class Encoded:
-    """A prompt's missing responses as ids of this reference."""
-
-    group: Group
-    prompt_ids: array[int]
-    responses: list[EncodedResponse]
-
-
-def score_missing(subject: ResolvedReference, groups: Sequence[Group], summary: Summary) -> None:
-    """Score every response of `groups`, store the numbers, and count them in `summary`.
-
-    Tokenising, scoring and writing overlap: the next prompts are tokenised in one thread and the
+    Tokenising, computing and writing overlap: the next prompts are tokenised in one thread and the
     last parts written in another while the model computes. The longest prompts come first.
 
+    Args:
+        resolved: the reference.
+        store: of its identity.
+        groups: prompts with the responses that have no number yet.
+        load: gives the model; called again for float32 where numbers are no log-probs.
+        part_rows: rows of a part.
+
+    Returns:
+        What was computed; `reused` and `seconds` are the caller's to know.
+
     Raises:
-        ResourceError: out of memory or disk; what was scored so far is kept.
-        UsageError: the template cannot render a group; what was scored so far is kept.
+        ResourceError: out of memory or disk; what was computed so far is kept.
+        UsageError: the template cannot render a group; what was computed so far is kept.
     """
     device = pick_device()
     reset_peak_memory(device)
     with memory_errors(
-        f"scoring reference {subject.name!r}",
+        f"scoring reference {resolved.name!r}",
         "lower `batch_tokens` or set `quantization: nf4` for this reference",
     ):
-        _score(subject, sorted(groups, key=_bytes, reverse=True), device, summary)
-    summary.peak_bytes = peak_memory_bytes(device)
+        summary = _compute(
+            resolved=resolved,
+            store=store,
+            groups=sorted(groups, key=text_bytes, reverse=True),
+            load=lambda dtype: load(resolved, dtype, device),
+            part_rows=part_rows,
+        )
+    return replace(summary, peak_bytes=peak_memory_bytes(device))
 
 
 def free_memory() -> None:
@@ -84,180 +100,132 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _score(
-    subject: ResolvedReference, groups: Sequence[Group], device: torch.device, summary: Summary
-) -> None:
-    started = time.time()
-    renderer = renderer_of(subject)
-    sample = trees_of(encode(renderer, _check_sample(groups, subject.dtype)))
-    windows = [groups[start : start + WINDOW] for start in range(0, len(groups), WINDOW)]
-    encoded = ahead(partial(encode, renderer), windows)
-    scorer = load_scorer(subject, subject.dtype, device)
-    noise = self_check(scorer, sample, device)
-    if not scorer.route.share:
-        summary.warnings.append(
-            f"{subject.name}: shared prompts disagree with plain rows here; using plain rows"
-        )
-    record = replace(_record(scorer, subject, device, noise), started=started)
-    with PartWriter(summary.store, record) as writer:
-        bad = _run(scorer, subject, encoded, sum(map(_bytes, groups)), writer, summary)
-        if bad and subject.dtype != "float32":
-            writer.flush()
-            del scorer
-            free_memory()
-            scorer = load_scorer(subject, "float32", device)
-        if bad:
-            _rescore(scorer, subject, bad, writer, summary)
-    if summary.scored["overlong"]:
-        summary.warnings.append(
-            f"{summary.scored['overlong']:,} responses do not fit max_length; they are stored as "
-            "overlong (set `overlong: truncate`, or a larger max_length)"
-        )
-
-
-def load_scorer(subject: ResolvedReference, dtype: str, device: torch.device) -> ResponseScorer:
-    """A subject's model, ready to score in a dtype."""
-    return ResponseScorer(
-        load_model(subject.files, subject.reference, dtype, device), subject.reference.attention
-    )
-
-
-def _record(
-    scorer: ResponseScorer, subject: ResolvedReference, device: torch.device, noise: float
-) -> WriterRecord:
-    """What a part says of its writer, beside the library versions."""
-    return WriterRecord(
-        reference=absolute_paths(subject.reference).model_dump(mode="json"),
-        device=str(device),
-        attention=scorer.config._attn_implementation,
-        dtype=subject.dtype,
-        noise=noise,
-    )
-
-
-def _run(
-    scorer: ResponseScorer,
-    subject: ResolvedReference,
-    windows: Iterable[list[Encoded]],
-    total: int,
-    writer: PartWriter,
-    summary: Summary,
-) -> list[Wanted]:
-    """All batches of all windows; returns the responses whose numbers are no log-probs."""
-    device = next(scorer.parameters()).device
-    bad: list[Wanted] = []
-    meter = Meter(scorer, device)
-    with bar(f"scoring {subject.name}", total / 1000, "kB of text") as advance:
-        for window in windows:
-            flat = [(one, index) for one in window for index in range(len(one.responses))]
-            overlong = [(one, index) for one, index in flat if one.responses[index].overlong]
-            writer.add(_row(one, index, None, "overlong") for one, index in overlong)
-            summary.scored["overlong"] += len(overlong)
-            advance(sum(_share(*one) for one in overlong) / 1000)
-            for batch in scorer.batches(trees_of(window), subject.reference.batch_tokens):
-                keys = [key for row in batch for key in row.keys]
-                logps = score(scorer, batch, device)
-                good = [(k, v) for k, v in zip(keys, logps, strict=True) if is_log_prob(v)]
-                bad += [flat[k] for k, v in zip(keys, logps, strict=True) if not is_log_prob(v)]
-                writer.add(_row(*flat[key], value, "ok") for key, value in good)
-                summary.scored["ok"] += len(good)
-                meter.add(batch, scorer.route.packed, summary)
-                advance(sum(_share(*flat[key]) for key in keys) / 1000, note=meter.note)
-    return bad
-
-
-def _rescore(
-    alone: ResponseScorer,
-    subject: ResolvedReference,
-    bad: Sequence[Wanted],
-    writer: PartWriter,
-    summary: Summary,
-) -> None:
-    """Bad numbers once more, one row at a time in float32; what stays bad is `nonfinite`."""
-    device = next(alone.parameters()).device
-    for one, index in bad:
-        response = one.responses[index]
-        value = plain_logps(alone, Row(one.prompt_ids, [response.ids], [0]), device)[0]
-        status = "ok" if is_log_prob(value) else "nonfinite"
-        writer.add([_row(one, index, value if status == "ok" else None, status)])
-        summary.scored[status] += 1
-    summary.warnings.append(
-        f"{subject.name}: {len(bad):,} numbers were no log-probs; scored again alone in float32, "
-        f"{summary.scored['nonfinite']:,} still have no finite log-prob; these are stored as "
-        "nonfinite and never used"
-    )
-
-
-class Meter:
-    """What the bar says: tokens, padding, tokens a second, useful share of the peak, memory."""
-
-    def __init__(self, scorer: ResponseScorer, device: torch.device) -> None:
-        self.device, self.started = device, time.monotonic()
-        self.shown = sys.stderr.isatty()
-        self.peak = peak_flops(device, next(scorer.parameters()).dtype) if self.shown else 0.0
-        self.scorer, self.scored, self.note = scorer, 0, ""
-
-    def add(self, batch: Sequence[Row], packed: bool, summary: Summary) -> None:
-        """Count a batch, and renew the note."""
-        tokens = sum(map(len, batch))
-        summary.tokens += tokens
-        summary.padding += 0 if packed else len(batch) * max(map(len, batch)) - tokens
-        if not self.shown:
-            return
-        self.scored += sum(len(one) for row in batch for one in row.responses)
-        seconds = time.monotonic() - self.started
-        speed = summary.tokens / seconds
-        share = self.scorer.useful_flops(summary.tokens, self.scored) / seconds / self.peak
-        padding = summary.padding / (summary.tokens + summary.padding)
-        memory = peak_memory_bytes(self.device) / 1e9
-        self.note = (
-            f"{summary.tokens:,} tokens, {padding:.0%} padding, {speed:,.0f} tokens/s, "
-            f"{share:.0%} of peak, {memory:.1f} GB"
-        )
-
-
 def is_log_prob(value: float) -> bool:
     """Whether a number can be the log of a probability."""
     return math.isfinite(value) and value <= 0
 
 
-def _row(one: Encoded, index: int, logp: float | None, status: str) -> LogpRow:
-    response = one.responses[index]
-    return LogpRow(
-        one.group.response_ids[index],
-        one.group.prompt_id,
-        logp,
-        len(response.ids),
-        len(one.group.responses[index].content.encode()),
-        status,
-        response.truncated,
-        response.token_hash,
+class _CountedRows:
+    """Rows on their way to a writer, counted by status."""
+
+    def __init__(self, writer: PartWriter) -> None:
+        self.writer = writer
+        self.counts: Counter[str] = Counter()
+
+    def add(self, rows: Sequence[LogpRow]) -> None:
+        self.writer.add(rows)
+        self.counts.update(row.status for row in rows)
+
+
+class _Pass(NamedTuple):
+    """All batches of a model: tokens and padding computed, and whose numbers are no log-probs."""
+
+    tokens: int
+    padding: int
+    bad: list[Place]
+
+
+def _compute(
+    *,
+    resolved: ResolvedReference,
+    store: ReferenceStore,
+    groups: Sequence[Group],
+    load: Callable[[str], LoadedReference],
+    part_rows: int,
+) -> Summary:
+    started = time.time()
+    renderer = renderer_of(resolved)
+    sample = trees_of(encode(renderer, _check_sample(groups, resolved.dtype)))
+    windows = [groups[start : start + WINDOW] for start in range(0, len(groups), WINDOW)]
+    encoded = ahead(partial(encode, renderer), windows)
+    model = load(resolved.dtype)
+    noise = model.self_check(sample)
+    shares = model.shares
+    record = _record(model, resolved, noise=noise, started=started)
+    with PartWriter(store, record, rows=part_rows) as writer:
+        rows = _CountedRows(writer)
+        total = sum(map(text_bytes, groups))
+        tokens, padding, bad = _all_batches(model, resolved, encoded, total, rows)
+        if bad and resolved.dtype != "float32":
+            writer.flush()
+            del model
+            free_memory()
+            model = load("float32")
+        _alone(model, bad, rows)
+    return Summary(
+        store,
+        computed=rows.counts,
+        tokens=tokens,
+        padding=padding,
+        warnings=_warnings(resolved.name, rows.counts, bad=len(bad), shares=shares),
     )
 
 
-def encode(renderer: Renderer, groups: Sequence[Group]) -> list[Encoded]:
-    """Ids of prompts and responses, as a reference's renderer makes them."""
-    encoded = []
-    for group in groups:
-        ids = renderer.encode(group)
-        responses = [
-            EncodedResponse(array("l", one.ids), one.token_hash, one.truncated, one.overlong)
-            for one in ids.responses
-        ]
-        encoded.append(Encoded(group, array("l", ids.prompt_ids), responses))
-    return encoded
+def _record(
+    model: LoadedReference, resolved: ResolvedReference, *, noise: float, started: float
+) -> WriterRecord:
+    """What the parts say of this run."""
+    return WriterRecord(
+        reference=absolute_paths(resolved.reference).model_dump(mode="json"),
+        device=str(model.device),
+        attention=model.attention,
+        dtype=resolved.dtype,
+        noise=noise,
+        started=started,
+    )
 
 
-def trees_of(encoded: Sequence[Encoded]) -> list[Row]:
-    """Each prompt with its responses that fit; a key counts the responses of all prompts."""
-    trees, first = [], 0
-    for one in encoded:
-        fitting = [i for i, response in enumerate(one.responses) if not response.overlong]
-        if fitting:
-            ids = [one.responses[i].ids for i in fitting]
-            trees.append(Row(one.prompt_ids, ids, [first + i for i in fitting]))
-        first += len(one.responses)
-    return trees
+def _all_batches(
+    model: LoadedReference,
+    resolved: ResolvedReference,
+    windows: Iterable[list[EncodedPrompt]],
+    total_bytes: int,
+    rows: _CountedRows,
+) -> _Pass:
+    """Write what is overlong and what is a log-prob."""
+    bad: list[Place] = []
+    meter = Meter(model)
+    with bar(f"scoring {resolved.name}", total_bytes / 1000, "kB of text") as advance:
+        for window in windows:
+            places = places_of(window)
+            overlong = [place for place in places if place.response.overlong]
+            rows.add([place.row(None, "overlong") for place in overlong])
+            advance(sum(place.text_bytes for place in overlong) / 1000)
+            for batch in model.batches(trees_of(window), resolved.reference.batch_tokens):
+                computed = [places[key] for row in batch for key in row.keys]
+                pairs = list(zip(computed, model.logps(batch), strict=True))
+                rows.add([place.row(logp, "ok") for place, logp in pairs if is_log_prob(logp)])
+                bad += [place for place, logp in pairs if not is_log_prob(logp)]
+                meter.add(batch)
+                advance(sum(place.text_bytes for place in computed) / 1000, note=meter.note)
+    return _Pass(meter.tokens, meter.padding, bad)
+
+
+def _alone(model: LoadedReference, bad: Sequence[Place], rows: _CountedRows) -> None:
+    """Write bad numbers computed once more, one row at a time; bad ones are `nonfinite` then."""
+    for place in bad:
+        logp = model.plain_logps(place.alone())[0]
+        good = is_log_prob(logp)
+        rows.add([place.row(logp, "ok") if good else place.row(None, "nonfinite")])
+
+
+def _warnings(name: str, counts: Mapping[str, int], *, bad: int, shares: bool) -> tuple[str, ...]:
+    """What the user should know, in words."""
+    warnings = []
+    if not shares:
+        warnings.append(f"{name}: shared prompts disagree with plain rows here; using plain rows")
+    if bad:
+        warnings.append(
+            f"{name}: {bad:,} numbers were no log-probs; scored again alone in float32, "
+            f"{counts['nonfinite']:,} still have no finite log-prob; these are stored as "
+            "nonfinite and never used"
+        )
+    if counts["overlong"]:
+        warnings.append(
+            f"{counts['overlong']:,} responses do not fit max_length; they are stored as "
+            "overlong (set `overlong: truncate`, or a larger max_length)"
+        )
+    return tuple(warnings)
 
 
 def _check_sample(groups: Sequence[Group], dtype: str) -> list[Group]:
@@ -267,16 +235,5 @@ def _check_sample(groups: Sequence[Group], dtype: str) -> list[Group]:
     """
     several = [group for group in groups if len(group.responses) > 1] or list(groups)
     short = several[-(CHECKED_GROUPS if dtype == "float32" else CHECKED_GROUPS_COARSE) :]
-    quick = [group for group in several if _bytes(group) <= CHECKED_BYTES]
+    quick = [group for group in several if text_bytes(group) <= CHECKED_BYTES]
     return [*short, *quick[:1]]
-
-
-def _bytes(group: Group) -> int:
-    """Bytes of a group's text."""
-    texts = [turn.content for turn in group.prompt] + [one.content for one in group.responses]
-    return sum(len(text.encode()) for text in texts)
-
-
-def _share(one: Encoded, index: int) -> float:
-    """The part of a group's bytes that one of its responses stands for."""
-    return _bytes(one.group) / len(one.responses)

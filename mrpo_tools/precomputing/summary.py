@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from mrpo_tools.cache import ReferenceStore
 
 
-@dataclass
+@dataclass(frozen=True)
 class Summary:
     """What `ensure` did for one reference.
 
     Attributes:
         store: where the numbers are.
         reused: responses whose numbers were there already.
-        scored: responses scored now, by status.
+        computed: responses computed now, by status.
         tokens: tokens computed now, each prompt once per row.
         padding: positions computed now that hold no token.
         seconds: wall time, loading included.
@@ -25,9 +25,9 @@ class Summary:
 
     store: ReferenceStore
     reused: int = 0
-    scored: Counter[str] = field(default_factory=Counter)
+    computed: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
     padding: int = 0
     seconds: float = 0.0
     peak_bytes: int = 0
-    warnings: list[str] = field(default_factory=list)
+    warnings: tuple[str, ...] = ()

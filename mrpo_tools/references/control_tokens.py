@@ -20,6 +20,8 @@ from mrpo_tools.errors import UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+State = dict[str, Any]
+"""A tokenizer as the JSON of the `tokenizers` library."""
 PRIVATE = 0xF0000
 PLACEHOLDER = 0x100000
 PLACEHOLDERS = "\U00100000-\U0010fffd"
@@ -122,14 +124,14 @@ class ControlSafeEncoder:
         return self._hidden[literal]
 
 
-def _rename(state: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+def _rename(state: State, names: dict[str, str]) -> State:
     """A tokenizer's state in which control tokens are known by their private names only."""
     model = dict(state["model"])
     vocab = model["vocab"]
     if isinstance(vocab, dict):
         model["vocab"] = {names.get(text, text): index for text, index in vocab.items()}
     else:
-        model["vocab"] = [[names.get(text, text), score] for text, score in vocab]
+        model["vocab"] = [[names.get(text, text), weight] for text, weight in vocab]
     if model.get("unk_token") in names:
         model["unk_token"] = names[model["unk_token"]]
     if model.get("merges"):
@@ -159,24 +161,24 @@ def _without_prefix_space(state: Any) -> Any:
         return [_without_prefix_space(part) for part in state if not _prepends(part)]
     if not isinstance(state, dict):
         return state
-    kept: dict[str, Any] = {}
+    bare: State = {}
     for key, value in state.items():
         if key in ("normalizer", "pre_tokenizer") and _prepends(value):
-            kept[key] = None
+            bare[key] = None
         elif key == "prepend_scheme":
-            kept[key] = "never"
+            bare[key] = "never"
         elif key == "add_prefix_space":
-            kept[key] = False
+            bare[key] = False
         else:
-            kept[key] = value if key in ("model", "added_tokens") else _without_prefix_space(value)
-    return kept
+            bare[key] = value if key in ("model", "added_tokens") else _without_prefix_space(value)
+    return bare
 
 
 def _prepends(part: Any) -> bool:
     return isinstance(part, dict) and part.get("type") == "Prepend"
 
 
-def _load(state: dict[str, Any], ids: dict[str, int], name: str) -> Any:
+def _load(state: State, ids: dict[str, int], name: str) -> Any:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(json.dumps(state))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import torch
 
 from mrpo_tools.errors import ResourceError
@@ -71,26 +74,32 @@ def memory_errors(doing: str, hint: str) -> Iterator[None]:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start measuring `peak_memory_bytes` anew, where the system can."""
+    """Start measuring `peak_memory_bytes` anew, where the system can (CUDA; a CPU under Linux)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of `getrusage`; no library does it
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory held since the last reset: on the accelerator, or resident on a CPU."""
+    """The most memory held since the last reset: on the accelerator, or resident on a CPU.
+
+    On a CPU it is the process's maximum resident set, shared libraries counted. Under Linux that
+    is at least the one of the process that started this one, as `getrusage` has it.
+    """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource
-    import sys
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak) * (1 if sys.platform == "darwin" else 1024)
+    return peak * (1 if sys.platform == "darwin" else 1024)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory not in use: of the accelerator, its allocator's idle blocks counted, or of this
+    machine."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    return int(psutil.virtual_memory().available)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

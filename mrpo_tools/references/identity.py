@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mrpo_tools.config import Reference
 from mrpo_tools.errors import UsageError
@@ -49,6 +49,14 @@ FIELDS = (
 """Of every identity; `differences` names them. Imported numbers have an `origin` besides."""
 
 
+class Difference(NamedTuple):
+    """A field in which two identities differ, with the value of each."""
+
+    field: str
+    now: object
+    cached: object
+
+
 @dataclass(frozen=True)
 class Identity:
     """The fields that determine a reference's log-probs."""
@@ -62,6 +70,7 @@ class Identity:
 
     @cached_property
     def hash(self) -> str:
+        """SHA-256 of `content`, in hexadecimal."""
         return hashlib.sha256(self.content).hexdigest()
 
     @property
@@ -69,14 +78,11 @@ class Identity:
         """The twelve digits that a directory's name carries."""
         return self.hash[:12]
 
-    def differences(self, other: Identity) -> list[tuple[str, Any, Any]]:
-        """(field, this value, the other's value) for each field that differs."""
-        names = sorted(self.fields.keys() | other.fields.keys())
-        return [
-            (name, self.fields.get(name), other.fields.get(name))
-            for name in names
-            if self.fields.get(name) != other.fields.get(name)
-        ]
+    def differences(self, cached: Identity) -> list[Difference]:
+        """Each field that differs, with this value first, by name."""
+        names = sorted(self.fields.keys() | cached.fields.keys())
+        pairs = [Difference(name, self.fields.get(name), cached.fields.get(name)) for name in names]
+        return [pair for pair in pairs if pair.now != pair.cached]
 
 
 def identify(
@@ -134,22 +140,20 @@ def imported_identity(origin: str, model: str | None = None) -> Identity:
     return Identity({**dict.fromkeys(FIELDS), "origin": origin, "model": model})
 
 
-def shown(one: object, other: object) -> tuple[str, str]:
+def shown(first: object, second: object) -> tuple[str, str]:
     """Two differing values for a message, long ones cut around the place where they differ."""
-    texts = (repr(one), repr(other))
+    texts = (repr(first), repr(second))
     start = next(
         (i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts))
     )
-    first = max(0, start - 20)
-    return (_window(texts[0], first), _window(texts[1], first))
+    begin = max(0, start - 20)
+    return _window(texts[0], begin), _window(texts[1], begin)
 
 
-def changes(differing: Iterable[tuple[str, object, object]]) -> str:
-    """`max_length was 100, is now 200; …` of (field, value now, cached value) each."""
-    return "; ".join(
-        f"{field} was {was}, is now {now}"
-        for field, (was, now) in ((field, shown(cached, now)) for field, now, cached in differing)
-    )
+def changes(differences: Iterable[Difference]) -> str:
+    """`max_length was 100, is now 200; …`"""
+    texts = [(pair.field, *shown(pair.cached, pair.now)) for pair in differences]
+    return "; ".join(f"{field} was {was}, is now {now}" for field, was, now in texts)
 
 
 def fields_of_words(reference: Reference) -> dict[str, Any]:
@@ -206,6 +210,6 @@ def _hash_names(hashes: dict[str, str]) -> str:
 
 
 def _hash_json(path: Path, ignored: frozenset[str]) -> str:
-    kept = {key: value for key, value in read_json(path).items() if key not in ignored}
-    text = json.dumps(kept, sort_keys=True)  # a configuration may hold Infinity
+    values = {key: value for key, value in read_json(path).items() if key not in ignored}
+    text = json.dumps(values, sort_keys=True)  # a configuration may hold Infinity
     return hashlib.sha256(text.encode()).hexdigest()

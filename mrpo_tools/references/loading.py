@@ -38,7 +38,7 @@ def load_model(
     *,
     quantized: bool = True,
 ) -> PreTrainedModel:
-    """A causal LM ready to score, on the device, with its adapter and without dropout.
+    """A causal LM on the device, with its adapter and without dropout.
 
     Args:
         files: where it lies.
@@ -90,7 +90,8 @@ def nf4(dtype: str) -> Any:
     """4-bit NormalFloat with double quantisation (QLoRA, Dettmers et al. 2023)."""
     from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(
+    configuration: Any = BitsAndBytesConfig  # transformers does not type it
+    return configuration(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
@@ -113,9 +114,10 @@ def add_lora(
             for name, parameter in model.named_parameters()
             if parameter.is_floating_point()
         }
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        prepare: Any = prepare_model_for_kbit_training  # peft does not type it
+        model = prepare(model, use_gradient_checkpointing=False)
         for name, parameter in model.named_parameters():
-            if name in norms:  # the helper widens them; the reference was scored without that
+            if name in norms:  # the helper widens them; the reference was computed without that
                 parameter.data = parameter.data.to(norms[name])
     torch.manual_seed(seed)
     config = LoraConfig(
@@ -136,8 +138,9 @@ def merge_adapter(model: PreTrainedModel) -> PreTrainedModel:
 
 def quiet_libraries() -> None:
     """Keep the libraries' own bars and notices out of the output; their errors still show."""
-    from transformers.utils import logging as transformers_logging
+    from transformers.utils import logging as untyped
 
+    transformers_logging: Any = untyped
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

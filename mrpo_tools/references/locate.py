@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,49 +10,70 @@ from mrpo_tools.config import Reference
 from mrpo_tools.errors import UsageError
 from mrpo_tools.references.model_files import ModelFiles, read_json
 
-DOWNLOADED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
-
-
-NOT_READ = ["consolidated*.safetensors", "original/*"]
+DOWNLOADED = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
+NOT_READ = ("consolidated*.safetensors", "original/*")
 """Second copies of the weights in other layouts, which some repositories hold."""
 
+Download = Callable[[str, str | None, Sequence[str]], tuple[str, Path]]
+"""(hub id, revision, patterns of file names) -> (commit, directory with the files)."""
 
-def locate(reference: Reference) -> ModelFiles:
+
+def download(hub_id: str, revision: str | None, patterns: Sequence[str]) -> tuple[str, Path]:
+    """(commit, snapshot directory) of a hub repository.
+
+    Raises:
+        UsageError: the hub does not give it.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot = Path(
+            snapshot_download(
+                hub_id,
+                revision=revision,
+                allow_patterns=list(patterns),
+                ignore_patterns=list(NOT_READ),
+            )
+        )
+    except Exception as error:  # the hub client's errors share no useful base
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(
+            f"model {hub_id!r} is no directory here and cannot be downloaded: {reason}",
+            "check the path or the hub id, `hf auth login` for gated models, or HF_HUB_OFFLINE",
+        ) from None
+    return snapshot.name, snapshot
+
+
+def locate(reference: Reference, *, download: Download = download) -> ModelFiles:
     """Find a reference's files, downloading a hub model that is not here yet.
 
     A directory that holds only an adapter stands for its base model with that adapter.
 
+    Args:
+        reference: its words.
+        download: gets a hub repository's files.
+
     Raises:
         UsageError: neither a directory with a model nor a hub id that can be downloaded.
     """
-    adapter = locate_adapter(reference.adapter)
-    found = _locate_model(reference.model, reference.revision, reference.trust_remote_code)
-    if (found.model / "config.json").exists():
-        return replace(found, adapter=adapter)
-    if adapter is not None or not (found.model / "adapter_config.json").exists():
+    patterns = (*DOWNLOADED, "*.py") if reference.trust_remote_code else DOWNLOADED
+    adapter = locate_adapter(reference.adapter, download=download)
+    files = _locate_model(reference.model, reference.revision, patterns, download)
+    if (files.model / "config.json").exists():
+        return replace(files, adapter=adapter)
+    if adapter is not None or not (files.model / "adapter_config.json").exists():
         raise UsageError(
-            f"{found.model} holds no model: it has no config.json", "give a model directory"
+            f"{files.model} holds no model: it has no config.json", "give a model directory"
         )
-    base = read_json(found.model / "adapter_config.json").get("base_model_name_or_path")
-    revision = reference.revision if found.hub_id is None else None
-    beneath = _locate_model(base, revision, reference.trust_remote_code) if base else found
-    if not (beneath.model / "config.json").exists():
+    base = read_json(files.model / "adapter_config.json").get("base_model_name_or_path")
+    revision = reference.revision if files.hub_id is None else None
+    base_files = _locate_model(base, revision, patterns, download) if base else files
+    if not (base_files.model / "config.json").exists():
         raise UsageError(
-            f"the adapter {found.model} does not name a model as its base, but {base!r}",
+            f"the adapter {files.model} does not name a model as its base, but {base!r}",
             "name the model, and this directory with --adapter",
         )
-    return replace(beneath, adapter=found.model)
-
-
-def _locate_model(model: str, revision: str | None, with_code: bool) -> ModelFiles:
-    """A directory here, or the snapshot of a hub repository."""
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return ModelFiles(path)
-    if _looks_like_a_path(model):
-        raise UsageError(f"no directory {model}", "check the model's path")
-    commit, snapshot = _download(model, revision, with_code=with_code)
-    return ModelFiles(snapshot, None, model, commit)
+    return replace(base_files, adapter=files.model)
 
 
 def is_here(reference: Reference) -> bool:
@@ -62,11 +84,16 @@ def is_here(reference: Reference) -> bool:
         return False
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(reference.model, "config.json", revision=reference.revision)
-    return isinstance(found, str)
+    config = try_to_load_from_cache(reference.model, "config.json", revision=reference.revision)
+    return isinstance(config, str)
 
 
-def locate_adapter(adapter: str | None) -> Path | None:
+def locate_adapter(adapter: str | None, *, download: Download = download) -> Path | None:
+    """The directory of an adapter: a path, or the snapshot of a hub repository.
+
+    Raises:
+        UsageError: there is none.
+    """
     if adapter is None:
         return None
     path = Path(adapter).expanduser()
@@ -79,28 +106,21 @@ def locate_adapter(adapter: str | None) -> Path | None:
         return path
     if _looks_like_a_path(adapter):
         raise UsageError(f"no directory {adapter}", "check the adapter's path")
-    return _download(adapter, None, with_code=False)[1]
+    return download(adapter, None, DOWNLOADED)[1]
+
+
+def _locate_model(
+    model: str, revision: str | None, patterns: Sequence[str], download: Download
+) -> ModelFiles:
+    """A directory here, or the snapshot of a hub repository."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return ModelFiles(path)
+    if _looks_like_a_path(model):
+        raise UsageError(f"no directory {model}", "check the model's path")
+    commit, snapshot = download(model, revision, patterns)
+    return ModelFiles(snapshot, None, model, commit)
 
 
 def _looks_like_a_path(text: str) -> bool:
     return text.startswith((".", "/", "~")) or text.count("/") != 1 or "\\" in text
-
-
-def _download(hub_id: str, revision: str | None, *, with_code: bool) -> tuple[str, Path]:
-    """(commit, snapshot directory) of a hub repository."""
-    from huggingface_hub import snapshot_download
-
-    patterns = [*DOWNLOADED, "*.py"] if with_code else DOWNLOADED
-    try:
-        snapshot = Path(
-            snapshot_download(
-                hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=NOT_READ
-            )
-        )
-    except Exception as error:  # the hub client's errors share no useful base
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(
-            f"model {hub_id!r} is no directory here and cannot be downloaded: {reason}",
-            "check the path or the hub id, `hf auth login` for gated models, or HF_HUB_OFFLINE",
-        ) from None
-    return snapshot.name, snapshot

@@ -30,14 +30,14 @@ def merge(reference: Reference, output: Path) -> Path:
     """
     if output.exists() and (output.is_file() or any(output.iterdir())):
         raise UsageError(f"{output} is not empty", "choose another --output")
-    subject = resolve("model", reference)
-    if subject.files.adapter is None:
+    resolved = resolve("model", reference)
+    if resolved.files.adapter is None:
         raise UsageError(f"{reference.model} has no adapter to merge", "it is whole already")
     with memory_errors("merging", "merge on a machine with more memory"):
         model: Any = merge_adapter(
-            load_model(subject.files, reference, subject.dtype, quantized=False)
+            load_model(resolved.files, reference, resolved.dtype, quantized=False)
         )
-    tokenizer = load_tokenizer(subject.files, reference)
+    tokenizer = load_tokenizer(resolved.files, reference)
     try:
         with whole_directory(output) as folder:
             model.save_pretrained(folder)

@@ -57,7 +57,7 @@ def template_text(model: Path, override: str | None = None) -> str | None:
         return jinja.read_text(encoding="utf-8")
     template = tokenizer_settings(model).get("chat_template")
     if isinstance(template, list):
-        named = {one["name"]: one["template"] for one in template}
+        named = {entry["name"]: entry["template"] for entry in template}
         template = named.get("default")
     return template if isinstance(template, str) else None
 

@@ -12,15 +12,16 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mrpo_tools.errors import UsageError
 from mrpo_tools.groups import Group, Message
 from mrpo_tools.references.control_tokens import ControlSafeEncoder
 from mrpo_tools.references.identity import PINNED_DATE, uses_date
+from mrpo_tools.references.transformers_private import compile_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,7 +40,7 @@ FALLBACK_TEMPLATE = (
 
 @dataclass(frozen=True)
 class EncodedResponse:
-    """One response as ids: those that are scored, the end of turn among them.
+    """One response as ids: those that its log-prob sums over, the end of turn among them.
 
     Attributes:
         ids: the response's tokens.
@@ -61,6 +62,12 @@ class EncodedGroup:
 
     prompt_ids: Sequence[int]
     responses: list[EncodedResponse]
+
+
+class _Render(Protocol):
+    """(role, content) messages -> text, with the template's generation prompt or without."""
+
+    def __call__(self, messages: Sequence[tuple[str, str]], *, generation: bool = False) -> str: ...
 
 
 class Renderer:
@@ -128,8 +135,8 @@ class Renderer:
         return EncodedGroup(
             prompt_ids,
             [
-                self._fit(prompt_ids, self._response_ids(messages, prompt_text, hide(one.content)))
-                for one in group.responses
+                self._fit(prompt_ids, self._response_ids(messages, prompt_text, hide(text)))
+                for text in (response.content for response in group.responses)
             ],
         )
 
@@ -145,28 +152,28 @@ class Renderer:
         return ids if ids[:1] == self._bos else [*self._bos, *ids]
 
     def _prompt_text(self, messages: list[tuple[str, str]]) -> str:
-        text = self._render_or_refuse(messages, True)
+        text = self._render_or_refuse(messages, generation=True)
         position = 0
         for role, content in messages:
             if content.strip() not in text:
                 raise self._refusal(f"drops or rewrites a {role} message", content)
-            found = text.find(content.strip(), position)  # a system message may come later
-            position = found + len(content.strip()) if found >= 0 else position
+            place = text.find(content.strip(), position)  # a system message may come later
+            position = place + len(content.strip()) if place >= 0 else position
         return text
 
     def _response_ids(
         self, messages: list[tuple[str, str]], prompt_text: str, content: str
     ) -> list[int]:
-        full = self._render_or_refuse([*messages, ("assistant", content)], False)
+        full = self._render_or_refuse([*messages, ("assistant", content)])
         if not full.startswith(prompt_text):
             raise self._refusal("does not extend its own rendering of the prompt", content)
         text = full[len(prompt_text) :]
-        kept = content if content in text else content.strip()
-        if kept not in text:
+        written = content if content in text else content.strip()
+        if written not in text:
             raise self._refusal("drops or rewrites the response", content)
-        self.counts["trimmed"] += kept != content
+        self.counts["trimmed"] += written != content
         ids = self._encoder.encode_after(prompt_text, text)
-        ends = self._encoder.has_control(text[text.index(kept) + len(kept) :])
+        ends = self._encoder.has_control(text[text.index(written) + len(written) :])
         return ids if ends or self._eos is None else [*ids, self._eos]
 
     def _fit(self, prompt_ids: list[int], ids: list[int]) -> EncodedResponse:
@@ -201,13 +208,15 @@ class Renderer:
         if role == "system":
             turns = [("system", probe), *turns]
         try:
-            return probe in self._render(turns, False)
+            return probe in self._render(turns)
         except Exception:  # a template may raise anything, refusing is its own affair
             return None
 
-    def _render_or_refuse(self, messages: list[tuple[str, str]], generation: bool) -> str:
+    def _render_or_refuse(
+        self, messages: list[tuple[str, str]], *, generation: bool = False
+    ) -> str:
         try:
-            return self._render(messages, generation)
+            return self._render(messages, generation=generation)
         except Exception as error:  # whatever a template raises, it refuses this conversation
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise self._refusal(f"refuses a conversation ({reason})", messages[-1][1]) from None
@@ -226,22 +235,17 @@ def token_hash(prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _compile(
-    template: str, special_tokens: dict[str, Any]
-) -> Callable[[list[tuple[str, str]], bool], str]:
-    """A function from (role, content) messages and `add_generation_prompt` to text."""
-    from transformers.utils.chat_template_utils import _compile_jinja_template
-
-    compiled = _compile_jinja_template(template)
+def _compile(template: str, special_tokens: dict[str, Any]) -> _Render:
+    """A template as a function; it sees what the library would show it, on the pinned day."""
+    compiled = compile_template(template)
     variables: dict[str, Any] = {"tools": None, "documents": None}
     variables |= {key: str(value) for key, value in special_tokens.items()}
     if uses_date(template):
         today = date.fromisoformat(PINNED_DATE)
         variables |= {"strftime_now": today.strftime, "date_string": today.strftime("%d %b %Y")}
 
-    def render(messages: list[tuple[str, str]], generation: bool) -> str:
+    def render(messages: Sequence[tuple[str, str]], *, generation: bool = False) -> str:
         turns = [{"role": role, "content": content} for role, content in messages]
-        text: str = compiled.render(messages=turns, add_generation_prompt=generation, **variables)
-        return text
+        return compiled(messages=turns, add_generation_prompt=generation, **variables)
 
     return render

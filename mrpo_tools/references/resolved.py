@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mrpo_tools.config import Reference
 from mrpo_tools.references.identity import Identity, identify
-from mrpo_tools.references.locate import locate
+from mrpo_tools.references.locate import Download, download, locate
 from mrpo_tools.references.model_files import ModelFiles
 
 if TYPE_CHECKING:
@@ -16,7 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ResolvedReference:
-    """A reference with its files found and its identity known; no weights loaded."""
+    """A reference with its files found and its identity known; no weights loaded.
+
+    Attributes:
+        name: as the project calls it.
+        reference: its words.
+        files: where they lie.
+        dtype: the arithmetic, also where the words leave it open.
+        identity: which numbers are its.
+    """
 
     name: str
     reference: Reference
@@ -25,31 +34,48 @@ class ResolvedReference:
     identity: Identity
 
 
-def resolve(name: str, reference: Reference) -> ResolvedReference:
-    """Find a reference's files and compute its identity (weights are hashed, not loaded)."""
-    files = locate(reference)
-    dtype = reference.dtype or _device_dtype()
+def device_dtype() -> str:
+    """The arithmetic that this device prefers."""
+    from mrpo_tools.references.devices import default_dtype
+
+    return default_dtype()
+
+
+def resolve(
+    name: str,
+    reference: Reference,
+    *,
+    download: Download = download,
+    default_dtype: Callable[[], str] = device_dtype,
+) -> ResolvedReference:
+    """Find a reference's files and compute its identity (weights are hashed, not loaded).
+
+    Args:
+        name: as the project calls it.
+        reference: its words.
+        download: gets a hub repository's files.
+        default_dtype: the arithmetic of a reference that leaves it open.
+
+    Raises:
+        UsageError: the files are not there, or are no model's.
+    """
+    files = locate(reference, download=download)
+    dtype = reference.dtype or default_dtype()
     return ResolvedReference(name, reference, files, dtype, identify(reference, files, dtype))
 
 
-def renderer_of(subject: ResolvedReference) -> Renderer:
+def renderer_of(resolved: ResolvedReference) -> Renderer:
     """The renderer that this reference's identity describes."""
     from mrpo_tools.references.loading import load_tokenizer
     from mrpo_tools.references.rendering import Renderer
 
-    fields = subject.identity.fields
+    fields = resolved.identity.fields
     return Renderer(
-        load_tokenizer(subject.files, subject.reference),
-        name=subject.name,
+        load_tokenizer(resolved.files, resolved.reference),
+        name=resolved.name,
         chat_template=fields["chat_template"],
         system=fields["system"],
         added_tokens=fields["added_tokens"],
         max_length=fields["max_length"],
         overlong=fields["overlong"],
     )
-
-
-def _device_dtype() -> str:
-    from mrpo_tools.references.devices import default_dtype
-
-    return default_dtype()

@@ -4,4 +4,5 @@ trees        prompts with their responses as trees: a shared prompt is computed 
 attention    attention over trees in one line, without padding
 scorer       a causal LM as a function from token batches to log-probs
 self_check   the fastest route that is exact for a model
+loaded       a reference's model as phase 1 asks it
 """

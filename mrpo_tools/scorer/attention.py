@@ -50,6 +50,7 @@ def tree_attention(
     Returns:
         [1, T, H, E], and None for the weights.
     """
+    del attention_mask  # the forest says what it would
     if forest is None:
         raise ValueError("attention `tree` needs the forest of a packed batch")
     if sliding_window == UNTOLD:
@@ -75,13 +76,13 @@ def _piece_by_piece(
 ) -> Tensor:
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
-        key, value = (one.repeat_interleave(groups, dim=1) for one in (key, value))
+        key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
     attend = scaled_dot_product_attention if softcap is None else _softcapped(softcap)
-    found = []
+    outputs = []
     for whole in forest.pieces:
         piece = _seen(whole, window)
         mask = _mask(forest, piece, window, query)
-        found.append(
+        outputs.append(
             attend(
                 query[:, :, piece.start : piece.end],
                 _keys(key, piece),
@@ -91,7 +92,7 @@ def _piece_by_piece(
                 scale=scaling,
             )
         )
-    return torch.cat(found, dim=2).transpose(1, 2)
+    return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
 def _seen(piece: Piece, window: int | None) -> Piece:
@@ -126,8 +127,8 @@ def _mask(forest: Forest, piece: Piece, window: int | None, like: Tensor) -> Ten
         seen = (distance >= 0) & (distance < (window or before + length))
         mask = torch.zeros(seen.shape, dtype=like.dtype).masked_fill(~seen, float("-inf"))
         forest.memory[name] = mask.to(like.device)
-    found: Tensor = forest.memory[name]
-    return found
+    remembered: Tensor = forest.memory[name]
+    return remembered
 
 
 def _softcapped(cap: float) -> Any:
@@ -137,6 +138,7 @@ def _softcapped(cap: float) -> Any:
         query: Tensor,
         key: Tensor,
         value: Tensor,
+        *,
         attn_mask: Tensor | None,
         is_causal: bool,
         scale: float | None,
@@ -164,8 +166,8 @@ def _variable_length(
     from torch.nn.attention.varlen import varlen_attn
 
     places, query_ends, key_ends, longest = _variable_lengths(forest, window, query.device)
-    lines = [one[0].transpose(0, 1) for one in (query, key, value)]
-    found: Any = varlen_attn(
+    lines = [states[0].transpose(0, 1) for states in (query, key, value)]
+    output: Any = varlen_attn(
         lines[0],
         lines[1][places],
         lines[2][places],
@@ -176,7 +178,7 @@ def _variable_length(
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    return torch.as_tensor(found).unsqueeze(0)
+    return torch.as_tensor(output).unsqueeze(0)
 
 
 def _variable_lengths(
@@ -193,15 +195,15 @@ def _variable_lengths(
     if name not in forest.memory:
         pieces = [_seen(piece, window) for piece in forest.pieces]
         places = [
-            torch.cat((torch.arange(one.prefix, max(one.prefix, one.prefix_end)),
-                       torch.arange(one.start, one.end)))
-            for one in pieces
+            torch.cat((torch.arange(piece.prefix, max(piece.prefix, piece.prefix_end)),
+                       torch.arange(piece.start, piece.end)))
+            for piece in pieces
         ]  # fmt: skip
-        lengths = [one.end - one.start for one in pieces], [len(one) for one in places]
+        lengths = [piece.end - piece.start for piece in pieces], [len(keys) for keys in places]
         borders = [
             torch.tensor([0, *counts]).cumsum(0).to(device, torch.int32) for counts in lengths
         ]
         longest = (max(lengths[0]), max(lengths[1]))
         forest.memory[name] = (torch.cat(places).to(device), *borders, longest)
-    found: tuple[Tensor, Tensor, Tensor, tuple[int, int]] = forest.memory[name]
-    return found
+    remembered: tuple[Tensor, Tensor, Tensor, tuple[int, int]] = forest.memory[name]
+    return remembered

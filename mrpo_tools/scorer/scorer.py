@@ -7,12 +7,13 @@ It is the module that DDP and FSDP wrap: the decoder and its head are called ins
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from mrpo_tools.maths.logprobs import sequence_logps, token_logps
+from mrpo_tools.references.transformers_private import attention_of
 from mrpo_tools.scorer.attention import TREE
 from mrpo_tools.scorer.trees import (
     PADDING,
@@ -39,8 +40,8 @@ class Route(NamedTuple):
     Attributes:
         packed: trees in one line without padding, with the attention function `tree`.
         share: a row may hold several responses of a prompt.
-        tiled: the head runs on scored positions only; otherwise the model's own `forward` makes
-            the logits of every position.
+        tiled: the head runs only where a response is predicted; otherwise the model's own
+            `forward` makes the logits of every position.
     """
 
     packed: bool
@@ -74,7 +75,7 @@ class ResponseScorer(nn.Module):
     def __init__(self, model: PreTrainedModel, attention: str = "auto") -> None:
         super().__init__()
         self.model = model
-        self.own_attention: str = self.config._attn_implementation
+        self.own_attention = attention_of(self.config)
         self.routes = {"auto": ROUTES, TREE: ROUTES[:1]}.get(attention, ROUTES[1:])
         self.alone = _depends_on_length(self.config)
         if self.alone and attention != TREE:
@@ -90,22 +91,29 @@ class ResponseScorer(nn.Module):
 
     @property
     def config(self) -> Any:
+        """The configuration of that model, in transformers' own class."""
         return self.causal_lm.config
 
     @property
+    def attention(self) -> str:
+        """The attention function that the model uses now."""
+        return attention_of(self.config)
+
+    @property
     def hidden_size(self) -> int:
+        """Numbers of a token's hidden state."""
         return int(self.config.get_text_config().hidden_size)
 
-    def useful_flops(self, tokens: int, scored: int) -> int:
+    def useful_flops(self, tokens: int, targets: int) -> int:
         """Two operations for each parameter and token: of the decoder for all `tokens`, of the head
-        for the `scored` ones. Attention's own products are not counted."""
+        for those of responses, the `targets`. Attention's own products are not counted."""
         model = self.causal_lm
         embedding, head = (
-            one.weight for one in (model.get_input_embeddings(), model.get_output_embeddings())
+            layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())
         )
-        outside = {id(one): one.numel() for one in (embedding, head)}  # once where they are tied
-        decoder = model.num_parameters() - sum(outside.values())
-        return 2 * (decoder * tokens + int(head.numel()) * scored)
+        outside = {id(weight): int(weight.numel()) for weight in (embedding, head)}
+        decoder = int(model.num_parameters()) - sum(outside.values())  # tied ones count once
+        return 2 * (decoder * tokens + outside[id(head)] * targets)
 
     def take(self, route: Route) -> None:
         """Use a route from now on, with the attention function it needs."""
@@ -135,10 +143,10 @@ class ResponseScorer(nn.Module):
         return collate(rows, packed=self.route.packed)
 
     def forward(self, batches: Sequence[TokenBatch], sequences: int) -> Tensor:
-        """Sum of the scored tokens' log-probs for each sequence.
+        """Sum of the target tokens' log-probs for each sequence.
 
         Args:
-            batches: in the form of the scorer's route; their owners are 0 to `sequences` − 1.
+            batches: in the form of the scorer's route; their owners are indices below `sequences`.
             sequences: S.
 
         Returns:
@@ -208,7 +216,7 @@ def _depends_on_length(config: Any) -> bool:
     """Whether a call's longest row decides the positions of all."""
     text = config.get_text_config()
     words = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
-    kinds = [words, *(one for one in words.values() if isinstance(one, dict))]
+    kinds = [words, *(part for part in words.values() if isinstance(part, dict))]
     return any(
         name == "longrope" or "dynamic" in name
         for name in (str(kind.get("rope_type", kind.get("type"))) for kind in kinds)
@@ -226,8 +234,10 @@ def _remove_dropout(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def score(scorer: ResponseScorer, rows: Sequence[Row], device: torch.device) -> list[float]:
-    """Log-probs of one batch of rows, in the order of the rows and their responses."""
+def response_logps(
+    scorer: ResponseScorer, rows: Sequence[Row], device: torch.device
+) -> list[float]:
+    """Log-probs, in nats, of one batch of rows, in the order of the rows and their responses."""
     keys = [key for row in rows for key in row.keys]
     place = {key: index for index, key in enumerate(keys)}
     renamed = [Row(row.prompt, row.responses, [place[key] for key in row.keys]) for row in rows]
@@ -237,9 +247,9 @@ def score(scorer: ResponseScorer, rows: Sequence[Row], device: torch.device) -> 
 
 
 def to_device(batch: TokenBatch, device: torch.device) -> TokenBatch:
+    """The batch with every tensor on a device."""
     moved: Any = {
         name: value.to(device) if isinstance(value, Tensor) else value
         for name, value in batch.items()
     }
-    found: TokenBatch = moved
-    return found
+    return cast("TokenBatch", moved)

@@ -10,7 +10,7 @@ import torch
 
 from mrpo_tools.errors import UsageError
 from mrpo_tools.references.devices import out_of_memory
-from mrpo_tools.scorer.scorer import ROUTES, ResponseScorer, score
+from mrpo_tools.scorer.scorer import ROUTES, ResponseScorer, response_logps
 from mrpo_tools.scorer.trees import Row
 
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-8}
@@ -21,7 +21,10 @@ COARSE = (0.01, 0.05)
 
 @torch.no_grad()
 def plain_logps(scorer: ResponseScorer, row: Row, device: torch.device) -> list[float]:
-    """The same by the shortest way there is: `log_softmax` of `model(ids).logits`, one row each."""
+    """Log-probs of a row's responses, in nats, by the shortest way there is.
+
+    That is `log_softmax` of `model(ids).logits`, each response after its prompt in a pass alone.
+    """
     sums = []
     with _model_as_it_was(scorer):
         for response in row.responses:
@@ -48,13 +51,13 @@ def _model_as_it_was(scorer: ResponseScorer) -> Iterator[None]:
 def self_check(scorer: ResponseScorer, rows: Sequence[Row], device: torch.device) -> float:
     """Choose the fastest route that agrees with the model's own logits.
 
-    Leaves `scorer` set to the first route that agrees.
+    Leaves `scorer` set to the first route that agrees. Rows that have no finite log-prob say
+    nothing and are left out.
 
     Args:
         scorer: of any model.
         rows: trees; some with several responses, or shared prompts go unchecked.
-
-    Rows that have no finite log-prob say nothing and are left out.
+        device: where the model is.
 
     Returns:
         The noise: the largest difference, nats per token.
@@ -62,17 +65,17 @@ def self_check(scorer: ResponseScorer, rows: Sequence[Row], device: torch.device
     Raises:
         UsageError: attention `tree` was forced, and the model does not agree with it.
     """
-    known = [(row, plain_logps(scorer, row, device)) for row in rows]
-    known = [(row, logps) for row, logps in known if all(map(math.isfinite, logps))]
-    if not known:
+    pairs = [(row, plain_logps(scorer, row, device)) for row in rows]
+    expected = [(row, logps) for row, logps in pairs if all(map(math.isfinite, logps))]
+    if not expected:
         scorer.take(scorer.routes[-1])
         return 0.0
-    tolerance = _tolerance(scorer, known, device)
+    tolerance = _tolerance(scorer, expected, device)
     noise = float("inf")
     for route in scorer.routes:
         scorer.take(route)
         try:
-            noise = _noise(scorer, known, device)
+            noise = _noise(scorer, expected, device)
         except Exception as error:
             if route is ROUTES[-1] or out_of_memory(error):
                 raise
@@ -89,32 +92,32 @@ def self_check(scorer: ResponseScorer, rows: Sequence[Row], device: torch.device
 
 
 def _tolerance(
-    scorer: ResponseScorer, known: Sequence[tuple[Row, list[float]]], device: torch.device
+    scorer: ResponseScorer, expected: Sequence[tuple[Row, list[float]]], device: torch.device
 ) -> float:
     """What exact routes may differ by: in 16 bits four times what plain rows do."""
     dtype = next(scorer.parameters()).dtype
     if dtype in TOLERANCE:
         return TOLERANCE[dtype]
     scorer.take(ROUTES[-1])
-    return min(max(COARSE[0], 4 * _noise(scorer, known, device)), COARSE[1])
+    return min(max(COARSE[0], 4 * _noise(scorer, expected, device)), COARSE[1])
 
 
 def _noise(
-    scorer: ResponseScorer, known: Sequence[tuple[Row, list[float]]], device: torch.device
+    scorer: ResponseScorer, expected: Sequence[tuple[Row, list[float]]], device: torch.device
 ) -> float:
-    return max(_difference(_own_route(scorer, row, device), logps, row) for row, logps in known)
+    return max(_difference(_own_route(scorer, row, device), logps, row) for row, logps in expected)
 
 
 def _own_route(scorer: ResponseScorer, row: Row, device: torch.device) -> list[float]:
     if scorer.route.share:
-        return score(scorer, [row], device)
-    parts = [Row(row.prompt, [one], [0]) for one in row.responses]
-    return [score(scorer, [part], device)[0] for part in parts]
+        return response_logps(scorer, [row], device)
+    parts = [Row(row.prompt, [ids], [0]) for ids in row.responses]
+    return [response_logps(scorer, [part], device)[0] for part in parts]
 
 
-def _difference(found: list[float], expected: list[float], row: Row) -> float:
+def _difference(logps: list[float], expected: list[float], row: Row) -> float:
     apart = [
         abs(a - b) / max(len(response), 1)
-        for a, b, response in zip(found, expected, row.responses, strict=True)
+        for a, b, response in zip(logps, expected, row.responses, strict=True)
     ]
     return max(apart) if all(map(math.isfinite, apart)) else math.inf

@@ -58,15 +58,15 @@ class Forest:
 
 
 class TokenBatch(TypedDict):
-    """One batch for `ResponseScorer.forward`: R lines of T tokens, M scored tokens.
+    """One batch for `ResponseScorer.forward`: R lines of T tokens, M target tokens.
 
     Keys:
         input_ids: [R, T].
         position_ids: [R, T] positions, restarting after the prompt for every response.
-        segments: [R, T] 0 for the prompt, 1, 2, … for the line's responses, −1 for padding.
-        sources: [M] index into R·T of the position that predicts a scored token.
-        targets: [M] the scored tokens.
-        owners: [M] the key of the response that a scored token belongs to.
+        segments: [R, T] 0 for the prompt, 1, 2, … for the line's responses, `PADDING` for padding.
+        sources: [M] index into R·T of the position that predicts a target.
+        targets: [M] the tokens of responses.
+        owners: [M] the key of the response that a target belongs to.
         forest: of a packed line; None for padded ones.
     """
 
@@ -118,25 +118,25 @@ def plan_rows(
             Row(tree.prompt, [response], [key])
             for response, key in zip(tree.responses, tree.keys, strict=True)
         ]
-        price = cost([tree], hidden_size, packed) / cost(plain, hidden_size, packed)
+        price = cost([tree], hidden_size, packed=packed) / cost(plain, hidden_size, packed=packed)
         rows += [tree] if share and price < WORTH_SHARING else plain
     return sorted(rows, key=len, reverse=True)
 
 
-def cost(rows: Iterable[Row], hidden_size: int, packed: bool = True) -> float:
+def cost(rows: Iterable[Row], hidden_size: int, *, packed: bool = True) -> float:
     """Relative work of computing rows, in tokens: 24·D² operations a token in linear layers, and
     4·D for each pair of tokens that attention computes."""
-    return sum(len(row) + _pairs(row, packed) / (6 * hidden_size) for row in rows)
+    return sum(len(row) + _pairs(row, packed=packed) / (6 * hidden_size) for row in rows)
 
 
-def _pairs(row: Row, packed: bool) -> float:
+def _pairs(row: Row, *, packed: bool) -> float:
     """Pairs that attention computes: all of a masked rectangle, half of a causal square."""
     if not packed:
         return len(row) ** 2
     if len(row.responses) == 1:
         return len(row) ** 2 / 2
     prompt = len(row.prompt)
-    return prompt**2 / 2 + sum(len(one) * (prompt + len(one)) for one in row.responses)
+    return prompt**2 / 2 + sum(len(ids) * (prompt + len(ids)) for ids in row.responses)
 
 
 def batches(rows: Sequence[Row], max_tokens: int, *, packed: bool = True) -> list[list[Row]]:
@@ -144,20 +144,20 @@ def batches(rows: Sequence[Row], max_tokens: int, *, packed: bool = True) -> lis
 
     A row longer than that is a batch of its own. Rows are expected longest first.
     """
-    found: list[list[Row]] = []
+    planned: list[list[Row]] = []
     used = 0
     for row in rows:
         if packed:
             fits = used + len(row) <= max_tokens
         else:
-            fits = bool(found) and len(found[-1][0]) * (len(found[-1]) + 1) <= max_tokens
-        if found and fits:
-            found[-1].append(row)
+            fits = bool(planned) and len(planned[-1][0]) * (len(planned[-1]) + 1) <= max_tokens
+        if planned and fits:
+            planned[-1].append(row)
             used += len(row)
         else:
-            found.append([row])
+            planned.append([row])
             used = len(row)
-    return found
+    return planned
 
 
 def collate(rows: Sequence[Row], *, packed: bool = False) -> TokenBatch:

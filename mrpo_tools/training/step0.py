@@ -12,7 +12,7 @@ import torch
 
 from mrpo_tools.errors import CacheStale, NonFiniteError
 from mrpo_tools.progress import say_once
-from mrpo_tools.scorer.scorer import ResponseScorer, score
+from mrpo_tools.scorer.scorer import ResponseScorer, response_logps
 from mrpo_tools.scorer.self_check import self_check
 from mrpo_tools.scorer.trees import Row
 from mrpo_tools.training.groups import TrainingGroups
@@ -54,7 +54,7 @@ def check_step0(scorer: ResponseScorer, prepared: Prepared, device: torch.device
         )
         return None
     apart = [
-        abs(score(scorer, [row], device)[0] - float(groups.tensors.logps[g, n, 0]))
+        abs(response_logps(scorer, [row], device)[0] - float(groups.tensors.logps[g, n, 0]))
         / max(len(row.responses[0]), 1)
         for g, n, row in _sample(groups)
     ]

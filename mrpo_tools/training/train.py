@@ -24,6 +24,7 @@ from mrpo_tools.references.devices import (
     wait_for_everyone,
 )
 from mrpo_tools.references.resolved import renderer_of
+from mrpo_tools.references.transformers_private import use_one_gpu
 from mrpo_tools.runs.record import Metrics
 from mrpo_tools.runs.run import (
     METRICS,
@@ -261,7 +262,7 @@ def _arguments(recipe: Recipe, output: Path) -> Any:
         gradient_checkpointing=False,  # the model's own is set before it is wrapped
     )
     _ = arguments.device  # finds the devices; more than one would mean nn.DataParallel
-    arguments._n_gpu = min(1, arguments.n_gpu)
+    use_one_gpu(arguments)
     return arguments
 
 

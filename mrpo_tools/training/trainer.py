@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from mrpo_tools.scorer.scorer import ResponseScorer, score
+from mrpo_tools.scorer.scorer import ResponseScorer, response_logps
 from mrpo_tools.training.callbacks import Clock, FiniteGuard, StopOnSignal
 from mrpo_tools.training.figures import Averages, figures
 from mrpo_tools.training.groups import GroupCollator, TrainingGroups, group_seeds
@@ -145,7 +145,8 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
             if self._is_stopped():
                 break
             keys = [key for row in rows for key in row.keys]
-            logps[keys] = torch.tensor(score(scorer, rows, self.args.device), dtype=logps.dtype)
+            values = response_logps(scorer, rows, self.args.device)
+            logps[keys] = torch.tensor(values, dtype=logps.dtype)
             self.control = self.callback_handler.on_prediction_step(
                 self.args, self.state, self.control
             )

@@ -1,0 +1,82 @@
+"""A reference's model, loaded: what phase 1 asks of it, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from mrpo_tools.references.loading import load_model
+from mrpo_tools.references.resolved import ResolvedReference
+from mrpo_tools.scorer.scorer import ResponseScorer, response_logps
+from mrpo_tools.scorer.self_check import plain_logps, self_check
+from mrpo_tools.scorer.trees import Row
+
+
+class LoadedReference:
+    """A reference's model on its device, ready to compute log-probs.
+
+    Args:
+        scorer: of the model.
+        device: where it is.
+    """
+
+    def __init__(self, scorer: ResponseScorer, device: torch.device) -> None:
+        self.scorer, self.device = scorer, device
+
+    @property
+    def attention(self) -> str:
+        """The attention function of the route that is taken."""
+        return self.scorer.attention
+
+    @property
+    def packed(self) -> bool:
+        """Whether batches hold no padding."""
+        return self.scorer.route.packed
+
+    @property
+    def shares(self) -> bool:
+        """Whether a prompt is computed once for several responses."""
+        return self.scorer.route.share
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its parameters."""
+        return next(self.scorer.parameters()).dtype
+
+    def useful_flops(self, tokens: int, targets: int) -> int:
+        """See `ResponseScorer.useful_flops`."""
+        return self.scorer.useful_flops(tokens, targets)
+
+    def self_check(self, rows: Sequence[Row]) -> float:
+        """Take the fastest exact route; its noise, nats per token. See `self_check`."""
+        return self_check(self.scorer, rows, self.device)
+
+    def batches(self, trees: Sequence[Row], max_tokens: int | None) -> list[list[Row]]:
+        """Trees in the rows and batches of the route. See `ResponseScorer.batches`."""
+        return self.scorer.batches(trees, max_tokens)
+
+    def logps(self, rows: Sequence[Row]) -> list[float]:
+        """Log-probs of one batch, in nats, in the order of the rows and their responses."""
+        return response_logps(self.scorer, rows, self.device)
+
+    def plain_logps(self, row: Row) -> list[float]:
+        """The same for one row, by the shortest way there is."""
+        return plain_logps(self.scorer, row, self.device)
+
+
+LoadReference = Callable[[ResolvedReference, str, torch.device], LoadedReference]
+"""(reference, dtype, device) -> its model in that arithmetic on that device."""
+
+
+def load_reference(
+    resolved: ResolvedReference, dtype: str, device: torch.device
+) -> LoadedReference:
+    """The model of a reference's files, in a dtype that need not be the reference's own.
+
+    Raises:
+        ResourceError: it does not fit into memory.
+        UsageError: the files cannot be loaded.
+    """
+    model = load_model(resolved.files, resolved.reference, dtype, device)
+    return LoadedReference(ResponseScorer(model, resolved.reference.attention), device)

@@ -1,0 +1,67 @@
+"""The private names of transformers that the project uses are where it says they are."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import transformers
+
+from mrpo_tools.references import transformers_private
+from mrpo_tools.references.transformers_private import PRIVATE_NAMES, PrivateName
+from mrpo_tools.training.trainer import GroupTrainer
+
+PACKAGE = Path(transformers_private.__file__).parent.parent
+
+
+def moved(private: PrivateName) -> str | None:
+    """What is other than the table says, in a sentence; None where nothing is."""
+    told = f"last seen in transformers {private.last_seen}; here is {transformers.__version__}"
+    place = importlib.import_module(private.module)
+    for step in private.name.split("."):
+        owner, place = place, getattr(place, step, None)
+    if place is None and f" self.{step} = " not in inspect.getsource(owner):
+        return f"transformers moved or removed {private.module}.{private.name} ({told})"
+    if private.parameters is None:
+        return None
+    names = tuple(name for name in inspect.signature(place).parameters if name != "self")
+    if names == private.parameters:
+        return None
+    return (
+        f"{private.module}.{private.name} takes {names} and not {private.parameters} any more "
+        f"({told})"
+    )
+
+
+@pytest.mark.parametrize("private", PRIVATE_NAMES, ids=lambda private: private.name)
+def test_a_private_name_is_where_it_was(private):
+    assert moved(private) is None
+
+
+def test_a_name_that_moved_is_told():
+    gone = PrivateName("transformers", "Trainer._no_such_method", (), "", "5.0")
+    changed = PrivateName("transformers", "Trainer._save", ("folder",), "", "5.0")
+    assert "moved or removed transformers.Trainer._no_such_method" in moved(gone)
+    assert "last seen in transformers 5.0" in moved(gone)
+    assert "('output_dir', 'state_dict') and not ('folder',)" in moved(changed)
+
+
+def test_every_overridden_private_method_is_in_the_table():
+    private = {name for name in vars(GroupTrainer) if re.match(r"_[a-z]", name)}
+    overridden = {f"Trainer.{name}" for name in private if hasattr(transformers.Trainer, name)}
+    assert overridden == {one.name for one in PRIVATE_NAMES if one.name.startswith("Trainer.")}
+
+
+def test_private_names_are_used_in_their_module_alone():
+    """Others call its functions; the Trainer's methods are overridden where the Trainer is."""
+    names = [one.name.rpartition(".")[2] for one in PRIVATE_NAMES
+             if not one.name.startswith("Trainer.")]  # fmt: skip
+    users = {
+        path.name
+        for path in PACKAGE.rglob("*.py")
+        if re.search(rf"\b({'|'.join(names)})\b", path.read_text(encoding="utf-8"))
+    }
+    assert users == {"transformers_private.py"}
