@@ -224,7 +224,7 @@ def code_lines(function: ast.FunctionDef) -> int:
 
 def test_functions_are_short(sources):
     """No function has more than 40 lines of code but those that only list options or arguments."""
-    listing = {"_fit", "_arguments", "_results"}
+    listing = {"_fit", "training_arguments", "_results"}
     for module, source in sources.items():
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.FunctionDef):

@@ -18,7 +18,7 @@ from mrpo_tools.references.loading import add_lora
 from mrpo_tools.references.resolved import renderer_of, resolve
 from mrpo_tools.scorer.scorer import ResponseScorer
 from mrpo_tools.training.prepare import prepare
-from mrpo_tools.training.train import _arguments
+from mrpo_tools.training.arguments import training_arguments
 from mrpo_tools.training.trainer import GroupTrainer
 
 NAMES = ("llama", "mistral", "qwen")
@@ -100,7 +100,7 @@ def test_first_step_equals_live_references(
     trainer = GroupTrainer(
         ResponseScorer(model),
         prepared.training,
-        _arguments(recipe, tmp_path),
+        training_arguments(recipe, tmp_path),
     )
     batch = trainer.data_collator(list(range(8)))
     found = trainer.compute_loss(trainer.model, batch)

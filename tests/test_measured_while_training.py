@@ -77,7 +77,7 @@ def test_the_last_measurement_is_that_of_evaluate(words, references, halves, cac
     for name, key in (("accuracies", "rewards/accuracies"), ("margins", "rewards/margins")):
         assert found[5][f"eval_{key}"] == pytest.approx(evaluation[name], abs=1e-5)
         assert found[0][f"eval_{key}"] == pytest.approx(evaluation[f"{name}_step0"], abs=1e-5)
-    assert result.metrics["last_evaluation"]["eval_loss"] == found[5]["eval_loss"]
+    assert result.metrics.last_evaluation["eval_loss"] == found[5]["eval_loss"]
     if words.get("loss") == "dpo":  # the tied group has no loss, and does not count
         assert found[0]["eval_loss"] == pytest.approx(math.log(2), abs=1e-5)
 
@@ -110,10 +110,10 @@ def test_a_resumed_run_measures_and_counts_on(references, halves, cached, tmp_pa
         train(recipe(eval_steps=1, save_steps=2), halves, cached, references, run, resume=True)
     result = train(recipe(eval_steps=2, save_steps=2), halves, cached, references, run, resume=True)
     assert list(evaluated(run)) == [0, 2, 4, 5]
-    assert 1000 < result.metrics["train_seconds"] < 1000 + result.metrics["total_seconds"]
-    assert result.metrics["train_loss"] == pytest.approx(whole.metrics["train_loss"], abs=1e-6)
+    assert 1000 < result.metrics.train_seconds < 1000 + result.metrics.total_seconds
+    assert result.metrics.train_loss == pytest.approx(whole.metrics.train_loss, abs=1e-6)
     for key in ("eval_loss", "eval_rewards/margins"):
-        after, before = (one.metrics["last_evaluation"][key] for one in (result, whole))
+        after, before = (one.metrics.last_evaluation[key] for one in (result, whole))
         assert after == pytest.approx(before, abs=1e-6)
 
 
@@ -128,7 +128,7 @@ def test_a_checkpoint_between_log_entries_loses_none_of_the_log(
     for path in (run / "metrics.json", run / "checkpoint-6" / "trainer_state.json"):
         path.unlink()
     result = train(words, halves, cached, references, run, resume=True)
-    assert result.metrics["train_loss"] == whole.metrics["train_loss"]
+    assert result.metrics.train_loss == whole.metrics.train_loss
     logs = [[(one["step"], one.get("loss")) for one in history(tmp_path / name)]
             for name in ("whole", "parts")]  # fmt: skip
     assert logs[0] == logs[1]
@@ -174,7 +174,7 @@ def test_groups_without_a_judgement_are_left_out(references, halves, cached, tmp
     assert {silent[3].split, silent[4].split} == {"train", "test"}
     run = tmp_path / "run"
     result = train(recipe(eval_steps=5), silent, cached, references, run)
-    assert result.metrics["skipped_groups"]
+    assert result.metrics.skipped_groups
     assert evaluate(load_run(run), silent, cached, "test").record.groups_without_pairs >= 2
 
 

@@ -49,13 +49,13 @@ def test_the_pipeline(file, rows, loss, references, tmp_path):
         loss=loss, refs=list(references), learning_rate=1e-3, max_steps=4, logging_steps=1
     )
     result = train(recipe, groups, cache, references, tmp_path / "run")
-    assert result.metrics["step0_difference_nats_per_token"] <= 1e-5
+    assert result.metrics.step0_difference_nats_per_token <= 1e-5
     tied = sum(
         len({response.score for response in group.responses}) == 1
         for group in groups
         if group.split == "train" and group.has_scores
     )
-    assert sum(result.metrics["skipped_groups"].values()) >= tied
+    assert sum(result.metrics.skipped_groups.values()) >= tied
     metrics = evaluate(load_run(tmp_path / "run"), groups, cache).record.as_json()
     for name in ("accuracies", "accuracies_step0", "accuracies_reference_1", "accuracies_logp"):
         assert 0 <= metrics[name] <= 1

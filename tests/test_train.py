@@ -24,7 +24,8 @@ from mrpo_tools.scorer.scorer import ResponseScorer
 from mrpo_tools.training.callbacks import FiniteGuard
 from mrpo_tools.training.groups import group_seeds
 from mrpo_tools.training.prepare import prepare
-from mrpo_tools.training.train import _arguments, train
+from mrpo_tools.training.arguments import training_arguments
+from mrpo_tools.training.train import train
 from mrpo_tools.training.trainer import GroupTrainer
 
 NAMES = ["llama", "mistral", "qwen"]
@@ -48,7 +49,7 @@ def trainer_on(prepared, model, words: Recipe, output: Path, groups=None) -> Gro
     return GroupTrainer(
         ResponseScorer(model),
         groups or prepared.training,
-        _arguments(words, output),
+        training_arguments(words, output),
     )
 
 
@@ -127,9 +128,9 @@ def test_one_two_or_three_references(loss, count, references, some_groups, cache
         recipe(loss=loss, refs=NAMES[:count], max_steps=2), some_groups, cached, references,
         tmp_path / "run",
     )  # fmt: skip
-    last = result.metrics["last_log"]
+    last = result.metrics.last_log
     assert math.isfinite(last["loss"])
-    assert result.metrics["step0_difference_nats_per_token"] <= 1e-5
+    assert result.metrics.step0_difference_nats_per_token <= 1e-5
     weights = [last[f"references/{name}/weight"] for name in NAMES[:count]]
     assert sum(weights) == pytest.approx(1)
     for name in ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins",
@@ -151,7 +152,7 @@ def test_training_lowers_the_loss_and_the_run_can_be_evaluated(
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     losses = [entry["loss"] for entry in history if "loss" in entry]
     assert losses[-1] < losses[0]
-    difference = result.metrics["step0_difference_nats_per_token"]
+    difference = result.metrics.step0_difference_nats_per_token
     assert difference <= 1e-5 or words.get("quantization") == "nf4"
     found = evaluate(load_run(tmp_path / "run"), some_groups, cached, "all").record.as_json()
     assert found["accuracies"] > found["accuracies_step0"]
@@ -193,7 +194,7 @@ def test_a_run_killed_after_its_last_step_trains_no_other(
     for name in ("adapter_model.safetensors", "metrics.json"):
         (tmp_path / "run" / name).unlink()
     result = train(words, some_groups, cached, references, tmp_path / "run", resume=True)
-    assert result.metrics["steps"] == 6
+    assert result.metrics.steps == 6
     after = weights_of(tmp_path / "run")
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -214,7 +215,7 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(references, some_groups,
 def test_the_last_figures_are_those_of_the_last_step(references, some_groups, cached, tmp_path):
     result = train(recipe(max_steps=6, logging_steps=100), some_groups, cached, references,
                    tmp_path / "run")  # fmt: skip
-    assert result.metrics["last_log"]["step"] == 6
+    assert result.metrics.last_log["step"] == 6
 
 
 def test_a_finished_run_stays_as_it_is(references, some_groups, cached, tmp_path, capsys):
@@ -223,7 +224,7 @@ def test_a_finished_run_stays_as_it_is(references, some_groups, cached, tmp_path
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     again = train(words, some_groups, cached, references, tmp_path / "run", resume=True)
     assert "has finished already" in capsys.readouterr().err
-    assert again.metrics == json.loads(json.dumps(first.metrics))
+    assert again.metrics.as_json() == first.metrics.as_json()
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
 
 
@@ -245,7 +246,7 @@ def test_a_run_that_failed_before_its_first_checkpoint_begins_anew(
             tmp_path / "run",
         )  # fmt: skip
     result = train(recipe(max_steps=1), some_groups, cached, references, tmp_path / "run")
-    assert result.metrics["steps"] == 1
+    assert result.metrics.steps == 1
 
 
 @pytest.mark.parametrize(
@@ -412,7 +413,7 @@ def test_a_policy_that_is_not_reference_1_is_warned_of(
                max_steps=1), some_groups, cached, references, tmp_path / "run",
     )  # fmt: skip
     assert "the policy is not reference 1 (mistral)" in capsys.readouterr().err
-    assert result.metrics["step0_difference_nats_per_token"] is None
+    assert result.metrics.step0_difference_nats_per_token is None
     found = evaluate(load_run(tmp_path / "run"), some_groups, cached, "all").record.as_json()
     assert 0 <= found["accuracies_step0"] <= 1
 
@@ -437,7 +438,7 @@ def test_a_policy_with_an_adapter_is_merged_first(references, some_groups, cache
     for one, other in zip(*(table["logp"].to_pylist() for table in tables), strict=True):
         assert one == pytest.approx(other, abs=1e-3)
     third = words.model_copy(update={"policy": str(tmp_path / "merged"), "dtype": "float32"})
-    assert train(third, some_groups, cached, references, tmp_path / "third").metrics["steps"] == 2
+    assert train(third, some_groups, cached, references, tmp_path / "third").metrics.steps == 2
     with pytest.raises(UsageError, match="has no adapter to merge"):
         merge(merged, tmp_path / "again")
 
@@ -544,7 +545,7 @@ def test_overlong_responses_are_left_out(tiny_models, some_groups, tmp_path):
         recipe(loss="dpo", refs=["llama"], max_steps=1), some_groups, cache,
         {"llama": reference}, tmp_path / "run",
     )  # fmt: skip
-    assert result.metrics["dropped_responses"]["overlong"] == summary.computed["overlong"]
+    assert result.metrics.dropped_responses["overlong"] == summary.computed["overlong"]
 
 
 def test_a_run_is_not_overwritten(references, some_groups, cached, tmp_path):

@@ -25,6 +25,7 @@ from mrpo_tools.cli.options import (
 
 if TYPE_CHECKING:
     from mrpo_tools.config import Recipe
+    from mrpo_tools.runs.record import Metrics
 
 RECIPE_OPTIONS = (
     "loss", "policy", "combine", "weights", "trust_region", "epsilon_max", "chosen", "pairing",
@@ -54,7 +55,7 @@ RECIPE_OPTIONS = (
               help="Go on with the run in --output, its recipe and data.")  # fmt: skip
 @json_option
 def train(
-    config: Path | None, output: Path, settings: tuple[str, ...], resume: bool, **options: Any
+    *, config: Path | None, output: Path, settings: tuple[str, ...], resume: bool, **options: Any
 ) -> None:
     """Train a policy against cached references.
 
@@ -92,11 +93,19 @@ def train(
     from mrpo_tools.training.train import train as phase2
 
     recorded = pinned(dataset, source.revision)
-    result = phase2(recipe, source.groups, cache, references, output, recorded, resume)
+    result = phase2(
+        recipe=recipe,
+        groups=source.groups,
+        cache=cache,
+        references=references,
+        output=output,
+        dataset=recorded,
+        resume=resume,
+    )
     if not is_first_process():
         return
     if options["as_json"]:
-        print_json({"run": str(output), **result.metrics})
+        print_json({"run": str(output), **result.metrics.as_json()})
         return
     _print(result.metrics, recipe)
     print(f"next: mrpo evaluate {output}")
@@ -114,20 +123,20 @@ def _recipe(config: Path | None, options: dict[str, Any], settings: tuple[str, .
     return parse(Recipe, values, str(config) if config else "recipe")
 
 
-def _print(metrics: dict[str, Any], recipe: Recipe) -> None:
-    last = metrics["last_log"]
+def _print(metrics: Metrics, recipe: Recipe) -> None:
+    last = metrics.last_log
     print_table(
         ("loss", "steps", "groups", "last loss", "accuracy", "margin", "seconds", "peak MB"),
         [
             (
                 recipe.loss,
-                metrics["steps"],
-                metrics["groups"],
+                metrics.steps,
+                metrics.groups,
                 last.get("loss"),
                 last.get("rewards/accuracies"),
                 last.get("rewards/margins"),
-                round(metrics["train_seconds"], 1),
-                round(metrics["peak_memory_bytes"] / 1e6),
+                round(metrics.train_seconds or 0.0, 1),
+                round((metrics.peak_memory_bytes or 0) / 1e6),
             )
         ],
     )

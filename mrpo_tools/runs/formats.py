@@ -47,14 +47,17 @@ def effect_text(row: Row) -> str:
 
 
 def label_text(row: Row) -> str:
+    """A method's label, with a star where it is a baseline."""
     return f"{row.label} *" if row.baseline else row.label
 
 
 def header(comparison: Comparison) -> list[str]:
+    """The titles of the columns."""
     return ["method", "seeds", *(column.title for column in comparison.columns), "d"]
 
 
 def markdown(comparison: Comparison) -> str:
+    """Tables for a README or an issue, with what the marks mean."""
     marks = {BEST: "**{}**", SECOND: "*{}*", None: "{}"}
     lines = [_bar(header(comparison)), "|---|" + "---:|" * (len(comparison.columns) + 2)]
     for row in comparison.rows:
@@ -71,6 +74,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def latex(comparison: Comparison) -> str:
+    """A `tabular` with booktabs' rules."""
     marks = {BEST: r"\textbf{{{}}}", SECOND: r"\textit{{{}}}", None: "{}"}
     lines = [
         r"\begin{tabular}{l" + "r" * (len(comparison.columns) + 2) + "}",
@@ -153,6 +157,7 @@ FORMATS: dict[str, tuple[str, Callable[[Comparison], str]]] = {
 
 
 def render(comparison: Comparison, name: str) -> str:
+    """The comparison in a format of `FORMATS`."""
     return FORMATS[name][1](comparison)
 
 

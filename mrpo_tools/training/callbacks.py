@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState, PrinterCallback
 
 from mrpo_tools.errors import NonFiniteError
 from mrpo_tools.progress import Advance, bar, say, say_once
@@ -19,7 +19,7 @@ from mrpo_tools.progress import Advance, bar, say, say_once
 BAD_STEPS = 3
 
 
-class FiniteGuard(TrainerCallback):  # type: ignore[misc]
+class FiniteGuard(TrainerCallback):
     """Keeps a step whose loss or gradient is not finite from moving the weights.
 
     Three such steps in a row stop the run.
@@ -64,7 +64,7 @@ def _any_process(flag: torch.Tensor) -> bool:
     return bool(raised)
 
 
-class Clock(TrainerCallback, ExportableState):  # type: ignore[misc]
+class Clock(TrainerCallback, ExportableState):
     """Seconds spent on the steps that a run is made of, in all its processes one after another.
 
     Checkpoints carry it. Evaluation between the steps does not count.
@@ -75,6 +75,7 @@ class Clock(TrainerCallback, ExportableState):  # type: ignore[misc]
 
     @property
     def seconds(self) -> float:
+        """Until now."""
         return self._before + (0.0 if self._since is None else time.monotonic() - self._since)
 
     def _stop(self) -> None:
@@ -98,14 +99,16 @@ class Clock(TrainerCallback, ExportableState):  # type: ignore[misc]
         self._before = kept["attributes"]["seconds"]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock where the checkpoint's stood."""
         self.restore(state)
         self._since = time.monotonic()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stop the clock."""
         self._stop()
 
 
-class StopOnSignal(TrainerCallback):  # type: ignore[misc]
+class StopOnSignal(TrainerCallback):
     """On SIGTERM: finish the step, save a checkpoint, stop."""
 
     def __init__(self) -> None:
@@ -122,6 +125,7 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
         self.received = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        """Ask for a checkpoint and the end, if a signal came to any process."""
         self.received = _any_process(torch.tensor(self.received, device=args.device))
         if state.global_step >= state.max_steps:
             control.should_log = True  # the last figures, whatever logging_steps
@@ -135,7 +139,7 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
         return control
 
 
-class ProgressLog(TrainerCallback):  # type: ignore[misc]
+class ProgressLog(TrainerCallback):
     """A bar on a terminal; elsewhere one line on stderr for each log entry."""
 
     def __init__(self, eval_split: str) -> None:
@@ -145,32 +149,39 @@ class ProgressLog(TrainerCallback):  # type: ignore[misc]
         self._last = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Show the bar."""
         if state.is_world_process_zero:
             self._advance = self._stack.enter_context(bar("training", state.max_steps, "steps"))
             self._last = 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Move the bar."""
         if self._advance:
             self._advance(state.global_step - self._last)
             self._last = state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Show what the log says of the steps."""
         if not self._advance or not logs or "loss" not in logs:
             return
-        shown = {
-            "loss": logs["loss"],
-            "accuracy": logs.get("rewards/accuracies"),
-            "margin": logs.get("rewards/margins"),
-        }
-        self._tell(state, shown)
+        self._tell(
+            state,
+            {
+                "loss": logs["loss"],
+                "accuracy": logs.get("rewards/accuracies"),
+                "margin": logs.get("rewards/margins"),
+            },
+        )
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Say that it measures."""
         if self._advance:
             self._advance(0, note="evaluating")
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any
     ) -> None:
+        """Show what was measured."""
         if self._advance and metrics:
             self._tell(
                 state,
@@ -181,12 +192,20 @@ class ProgressLog(TrainerCallback):  # type: ignore[misc]
                 },
             )
 
-    def _tell(self, state: Any, shown: dict[str, float | None]) -> None:
-        note = "  ".join(f"{name} {one:.3f}" for name, one in shown.items() if one is not None)
+    def _tell(self, state: Any, figures: dict[str, float | None]) -> None:
+        words = [f"{name} {value:.3f}" for name, value in figures.items() if value is not None]
+        note = "  ".join(words)
         if self._advance:
             self._advance(0, note=note)
         if note and not sys.stderr.isatty():
             say(f"step {state.global_step}/{state.max_steps}  {note}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take the bar away."""
         self._stack.close()
+
+
+def show_progress(trainer: Trainer, eval_split: str) -> None:
+    """Progress in the project's own way: one bar on a terminal, log lines on stderr elsewhere."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(ProgressLog(eval_split))

@@ -113,6 +113,7 @@ class GroupCollator:
         self.groups, self.scorer, self.batch_tokens = groups, scorer, batch_tokens
 
     def __call__(self, index: list[int]) -> dict[str, Any]:
+        """What `GroupTrainer.compute_loss` takes of the groups at these places."""
         packed = self.scorer.batches(self.groups.trees(index), self.batch_tokens)
         return {
             "tokens": {

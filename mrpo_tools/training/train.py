@@ -19,12 +19,10 @@ from mrpo_tools.references.devices import (
     memory_errors,
     peak_memory_bytes,
     pick_device,
-    process_backend,
     reset_peak_memory,
     wait_for_everyone,
 )
 from mrpo_tools.references.resolved import renderer_of
-from mrpo_tools.references.transformers_private import use_one_gpu
 from mrpo_tools.runs.record import Metrics
 from mrpo_tools.runs.run import (
     METRICS,
@@ -36,6 +34,8 @@ from mrpo_tools.runs.run import (
 )
 from mrpo_tools.scorer.scorer import ResponseScorer
 from mrpo_tools.training.activations import activations_fit
+from mrpo_tools.training.arguments import training_arguments
+from mrpo_tools.training.callbacks import StopOnSignal, show_progress
 from mrpo_tools.training.groups import TrainingGroups
 from mrpo_tools.training.policy import load_policy
 from mrpo_tools.training.prepare import Prepared, prepare
@@ -56,7 +56,7 @@ class TrainResult:
     """What a finished run reports; `metrics.json` holds the same."""
 
     path: Path
-    metrics: dict[str, Any]
+    metrics: Metrics
 
 
 def train(
@@ -66,6 +66,7 @@ def train(
     references: Mapping[str, Reference],
     output: Path,
     dataset: Dataset | None = None,
+    *,
     resume: bool = False,
 ) -> TrainResult:
     """Train one policy and write its run.
@@ -86,11 +87,13 @@ def train(
         Preempted: SIGTERM; a checkpoint is saved.
     """
     started = time.monotonic()
-    stage = _check_output(output, recipe, resume)
+    stage = stage_of(output)
+    if stage not in (Stage.EMPTY, Stage.BEGUN):
+        _check_recipe(output, recipe, resume=resume)
     wait_for_everyone()
     if stage is Stage.FINISHED:
         say_once(f"{output} has finished already")
-        return TrainResult(output, Metrics.read(output / METRICS).as_json())
+        return TrainResult(output, Metrics.read(output / METRICS))
     prepared = prepare(recipe, groups, cache, references)
     _tell(prepared)
     record = run_record(
@@ -108,13 +111,15 @@ def train(
     wait_for_everyone()
     with memory_errors("training", LESS_MEMORY):
         fitted = _fit(recipe, prepared, output)
-    seconds = time.monotonic() - started
-    values = {**fitted, "total_seconds": seconds, **prepared.report.model_dump()}
-    metrics = Metrics.model_validate(values)
+    metrics = Metrics(
+        **prepared.report.model_dump(),
+        **fitted.model_dump(exclude={"version"}),
+        total_seconds=time.monotonic() - started,
+    )
     if is_first_process():
         (output / "README.md").write_text(model_card(recipe, prepared), encoding="utf-8")
         metrics.write(output / METRICS)
-    return TrainResult(output, metrics.as_json())
+    return TrainResult(output, metrics)
 
 
 def _tell(prepared: Prepared) -> None:
@@ -136,11 +141,8 @@ def _tell(prepared: Prepared) -> None:
         say_once(f"left out {count:,} responses: {reason.replace('_', ' ')}")
 
 
-def _check_output(output: Path, recipe: Recipe, resume: bool) -> Stage:
+def _check_recipe(output: Path, recipe: Recipe, *, resume: bool) -> None:
     """Refuse to overwrite a run, or to go on with another recipe."""
-    stage = stage_of(output)
-    if stage in (Stage.EMPTY, Stage.BEGUN):
-        return stage
     if not resume:
         raise UsageError(
             f"{output} already holds a run",
@@ -157,13 +159,10 @@ def _check_output(output: Path, recipe: Recipe, resume: bool) -> Stage:
             f"{output} holds a run of another recipe: {'; '.join(differing)}",
             f"go on as it was: {resume_command(output)}",
         )
-    return stage
 
 
-def _fit(recipe: Recipe, prepared: Prepared, output: Path) -> dict[str, Any]:
+def _fit(recipe: Recipe, prepared: Prepared, output: Path) -> Metrics:
     """Load the policy, check it against its cached reference, train, save."""
-    from mrpo_tools.training.callbacks import StopOnSignal
-
     device = pick_device()
     reset_peak_memory(device)
     scorer = ResponseScorer(
@@ -175,13 +174,13 @@ def _fit(recipe: Recipe, prepared: Prepared, output: Path) -> dict[str, Any]:
         trainer = GroupTrainer(
             scorer,
             prepared.training,
-            _arguments(recipe, output),
+            training_arguments(recipe, output),
             prepared.held_out,
             batch_tokens=recipe.batch_tokens,
             stop=stop,
             processing_class=renderer_of(prepared.policy).tokenizer,
         )
-        _quiet(trainer, recipe.eval_split)
+        show_progress(trainer, recipe.eval_split)
         _run(trainer, output)
         if stop.received:
             raise Preempted(
@@ -191,16 +190,17 @@ def _fit(recipe: Recipe, prepared: Prepared, output: Path) -> dict[str, Any]:
     trainer.save_model(str(output))
     trainer.forget_closing_entry()
     trainer.save_state()
-    return {
-        "steps": trainer.state.global_step,
-        "peak_memory_bytes": peak_memory_bytes(device),
-        "step0_difference_nats_per_token": difference,
-        "gradient_checkpointing": recomputed,
-        "train_loss": _mean_loss(trainer.state.log_history),
-        "train_seconds": trainer.clock.seconds,
-        "last_log": _last(trainer.state.log_history, "loss"),
-        "last_evaluation": _last(trainer.state.log_history, "eval_loss"),
-    }
+    history = trainer.state.log_history
+    return Metrics(
+        steps=trainer.state.global_step,
+        peak_memory_bytes=peak_memory_bytes(device),
+        step0_difference_nats_per_token=difference,
+        gradient_checkpointing=recomputed,
+        train_loss=_mean_loss(history),
+        train_seconds=trainer.clock.seconds,
+        last_log=_last(history, "loss"),
+        last_evaluation=_last(history, "eval_loss"),
+    )
 
 
 def _recompute_activations(
@@ -225,55 +225,6 @@ def _run(trainer: GroupTrainer, output: Path) -> None:
             return
         trainer.args.eval_on_start = False
     trainer.train(resume_from_checkpoint=checkpoint)
-
-
-def _arguments(recipe: Recipe, output: Path) -> Any:
-    from transformers import TrainingArguments
-
-    on_cpu = pick_device().type == "cpu"
-    arguments = TrainingArguments(
-        output_dir=str(output),
-        learning_rate=recipe.learning_rate,
-        per_device_train_batch_size=recipe.per_device_train_batch_size,
-        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
-        num_train_epochs=recipe.num_train_epochs,
-        max_steps=recipe.max_steps,
-        lr_scheduler_type=recipe.lr_scheduler_type,
-        warmup_steps=recipe.warmup_ratio,
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        logging_steps=recipe.logging_steps,
-        save_steps=recipe.save_steps,
-        save_total_limit=recipe.save_total_limit,
-        eval_strategy="steps" if recipe.eval_steps else "no",
-        eval_steps=recipe.eval_steps,
-        eval_on_start=recipe.eval_steps is not None,
-        logging_first_step=True,
-        disable_tqdm=True,
-        report_to=[],
-        remove_unused_columns=False,
-        bf16=recipe.finetuning == "full" and not on_cpu,  # products; the weights are float32
-        dataloader_pin_memory=not on_cpu,
-        use_cpu=on_cpu,
-        ddp_backend=process_backend(),
-        ddp_find_unused_parameters=False,
-        gradient_checkpointing=False,  # the model's own is set before it is wrapped
-    )
-    _ = arguments.device  # finds the devices; more than one would mean nn.DataParallel
-    use_one_gpu(arguments)
-    return arguments
-
-
-def _quiet(trainer: Any, eval_split: str) -> None:
-    """Progress in the project's own way: one bar on a terminal, log lines on stderr elsewhere."""
-    from transformers.trainer_callback import PrinterCallback
-
-    from mrpo_tools.training.callbacks import ProgressLog
-
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(ProgressLog(eval_split))
 
 
 def _last(history: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:

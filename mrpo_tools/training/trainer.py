@@ -23,7 +23,7 @@ from mrpo_tools.training.figures import Averages, figures
 from mrpo_tools.training.groups import GroupCollator, TrainingGroups, group_seeds
 
 
-class GroupTrainer(Trainer):  # type: ignore[misc]
+class GroupTrainer(Trainer):
     """Trains a `ResponseScorer` on groups.
 
     Args:
@@ -80,7 +80,7 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
         self,
         model: torch.nn.Module,
         inputs: dict[str, Any],
-        return_outputs: bool = False,
+        return_outputs: bool = False,  # noqa: FBT001, FBT002  the Trainer's own signature
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Sum of the groups' losses over the usable groups of the optimizer step."""
@@ -104,8 +104,8 @@ class GroupTrainer(Trainer):  # type: ignore[misc]
 
     def evaluate(
         self,
-        eval_dataset: Any = None,
-        ignore_keys: list[str] | None = None,
+        eval_dataset: Any = None,  # noqa: ARG002  the Trainer's own signature
+        ignore_keys: list[str] | None = None,  # noqa: ARG002
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Loss and figures of the held-out groups under the policy as it is, logged as `eval_…`."""
