@@ -299,7 +299,5 @@ def find_reference(name: str, project: Project) -> Reference:
     if not project.references and name in ALIASES:
         return Reference(model=ALIASES[name])
     near = did_you_mean(name, project.references or ALIASES)
-    raise UsageError(
-        f"no reference is named {name!r}",
-        f"{near} Or give it a path: --ref {name}=PATH_OR_HUB_ID",
-    )
+    path = f"give it a path: --ref {name}=PATH_OR_HUB_ID"
+    raise UsageError(f"no reference is named {name!r}", f"{near} Or {path}" if near else path)

@@ -120,8 +120,13 @@ def test_aliases_outside_a_project():
     for name, model in expected.items():
         assert find_reference(name, Project()).model == model
     project = Project(references={"mine": Reference(model="x")})
-    with pytest.raises(UsageError, match="no reference is named 'llama'"):
+    with pytest.raises(UsageError, match="no reference is named 'llama'") as error:
         find_reference("llama", project)
+    assert error.value.hint == "known: mine Or give it a path: --ref llama=PATH_OR_HUB_ID"
+    many = Project(references={f"m{n}": Reference(model="x") for n in range(20)})
+    with pytest.raises(UsageError) as error:
+        find_reference("llama", many)
+    assert error.value.hint == "give it a path: --ref llama=PATH_OR_HUB_ID"
 
 
 def test_paths_that_are_there_become_absolute(tmp_path, monkeypatch):
