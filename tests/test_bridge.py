@@ -17,8 +17,8 @@ from mrpo_tools.maths import references as maths_references
 from mrpo_tools.references.loading import add_lora
 from mrpo_tools.references.resolved import renderer_of, resolve
 from mrpo_tools.scorer.scorer import ResponseScorer
-from mrpo_tools.training.prepare import prepare
 from mrpo_tools.training.arguments import training_arguments
+from mrpo_tools.training.prepare import prepare
 from mrpo_tools.training.trainer import GroupTrainer
 
 NAMES = ("llama", "mistral", "qwen")

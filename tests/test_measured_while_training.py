@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import time
 from dataclasses import replace
 
 import pytest
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from mrpo_tools.cache import Cache
 from mrpo_tools.config import Recipe
@@ -135,33 +139,31 @@ def test_a_checkpoint_between_log_entries_loses_none_of_the_log(
     assert [step for step, _ in logs[0]] == [1, 2, 4, 5, 6]  # and no closing entry
 
 
+class AtEachBatch(TrainerCallback):
+    """Does something whenever a batch was measured."""
+
+    def __init__(self, what) -> None:
+        self.what, self.batches = what, 0
+
+    def on_prediction_step(self, args, state, control, **_):
+        self.batches += 1
+        self.what(self.batches)
+
+
 def test_a_signal_ends_measuring_and_the_checkpoint_comes_first(
-    references, halves, cached, tmp_path, monkeypatch
+    references, halves, cached, tmp_path
 ):
     """Told to stop in the second measurement: it ends, nothing half is logged, then one step and a
     checkpoint without another measurement; the resumed run ends as ever."""
-    import os
-    import signal
-
-    from mrpo_tools.training import trainer
-
-    def told(*arguments):
-        calls.append(1)
-        if len(calls) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return score(*arguments)
-
-    calls, score = [], trainer.response_logps
-    words = recipe(eval_steps=2, batch_tokens=600)
-    monkeypatch.setattr(trainer, "response_logps", told)
+    third = AtEachBatch(lambda batch: batch == 3 and os.kill(os.getpid(), signal.SIGTERM))
+    words, run = recipe(eval_steps=2, batch_tokens=600), tmp_path / "run"
     with pytest.raises(Preempted):
-        train(words, halves, cached, references, tmp_path / "run")
-    assert len(calls) == 3
-    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-3"]
-    monkeypatch.setattr(trainer, "response_logps", score)
-    train(words, halves, cached, references, tmp_path / "run", resume=True)
+        train(words, halves, cached, references, run, callbacks=[third])
+    assert third.batches == 3
+    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-3"]
+    train(words, halves, cached, references, run, resume=True)
     train(words, halves, cached, references, tmp_path / "whole")
-    assert evaluated(tmp_path / "run")[5] == evaluated(tmp_path / "whole")[5]
+    assert evaluated(run)[5] == evaluated(tmp_path / "whole")[5]
 
 
 def test_groups_without_a_judgement_are_left_out(references, halves, cached, tmp_path, capsys):
@@ -190,22 +192,14 @@ def test_a_split_that_cannot_be_measured_is_told(references, halves, cached, tmp
     assert "/5  \n" not in err
 
 
-def test_the_clock_leaves_measuring_out(references, halves, cached, tmp_path, monkeypatch):
+def test_the_clock_leaves_measuring_out(references, halves, cached, tmp_path):
     """A measurement that takes a second is in the whole time, not in that of training."""
-    import time
-
-    from mrpo_tools.training import trainer
-
-    def slow(*arguments):
-        time.sleep(0.2)
-        return score(*arguments)
-
-    score = trainer.response_logps
-    monkeypatch.setattr(trainer, "response_logps", slow)
+    slow = AtEachBatch(lambda batch: time.sleep(0.2))
     words = recipe(max_steps=1, eval_steps=1, batch_tokens=100)
-    metrics = train(words, halves, cached, references, tmp_path / "run").metrics
-    assert metrics["total_seconds"] > 2
-    assert metrics["train_seconds"] < 1
+    run = tmp_path / "run"
+    metrics = train(words, halves, cached, references, run, callbacks=[slow]).metrics
+    assert metrics.total_seconds > 2
+    assert metrics.train_seconds < 1
 
 
 def test_the_mean_loss_weighs_the_steps_of_each_entry():

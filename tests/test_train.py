@@ -21,10 +21,10 @@ from mrpo_tools.evaluation.evaluate import evaluate
 from mrpo_tools.precomputing.precompute import precompute
 from mrpo_tools.runs.run import load_run
 from mrpo_tools.scorer.scorer import ResponseScorer
+from mrpo_tools.training.arguments import training_arguments
 from mrpo_tools.training.callbacks import FiniteGuard
 from mrpo_tools.training.groups import group_seeds
 from mrpo_tools.training.prepare import prepare
-from mrpo_tools.training.arguments import training_arguments
 from mrpo_tools.training.train import train
 from mrpo_tools.training.trainer import GroupTrainer
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -70,7 +70,6 @@ def train(
     """
     from mrpo_tools.cache import Cache
     from mrpo_tools.config import load_project, pinned
-    from mrpo_tools.errors import UsageError
     from mrpo_tools.runs.run import RECIPE, is_run, project_of
 
     project = load_project()
@@ -78,7 +77,7 @@ def train(
         project = project_of(output)
         config = config or output / RECIPE
     elif resume and config is None and options["loss"] is None and options["refs"] is None:
-        raise UsageError(f"{output} holds no run to go on with", "mrpo train --output RUN")
+        _refuse_to_resume(output)
     recipe = _recipe(config, options, settings)
     references = {**project.references, **references_named(options["definitions"], project, {})}
     dataset = dataset_of(project, options)
@@ -92,23 +91,28 @@ def train(
     quiet_libraries()  # before they are imported
     from mrpo_tools.training.train import train as phase2
 
-    recorded = pinned(dataset, source.revision)
     result = phase2(
         recipe=recipe,
         groups=source.groups,
         cache=cache,
         references=references,
         output=output,
-        dataset=recorded,
+        dataset=pinned(dataset, source.revision),
         resume=resume,
     )
     if not is_first_process():
         return
     if options["as_json"]:
         print_json({"run": str(output), **result.metrics.as_json()})
-        return
-    _print(result.metrics, recipe)
-    print(f"next: mrpo evaluate {output}")
+    else:
+        _print(result.metrics, recipe)
+        print(f"next: mrpo evaluate {output}")
+
+
+def _refuse_to_resume(output: Path) -> NoReturn:
+    from mrpo_tools.errors import UsageError
+
+    raise UsageError(f"{output} holds no run to go on with", "mrpo train --output RUN")
 
 
 def _recipe(config: Path | None, options: dict[str, Any], settings: tuple[str, ...]) -> Recipe:

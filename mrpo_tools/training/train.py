@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
 
 from mrpo_tools.cache import Cache
 from mrpo_tools.config import Dataset, Recipe, Reference
@@ -68,6 +69,7 @@ def train(
     dataset: Dataset | None = None,
     *,
     resume: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainResult:
     """Train one policy and write its run.
 
@@ -80,6 +82,7 @@ def train(
             stopped before its first checkpoint begins anew.
         dataset: where the groups came from, for the record.
         resume: go on from the last checkpoint in `output`; a finished run is left as it is.
+        callbacks: of transformers' Trainer, beside the project's own.
 
     Raises:
         UsageError, CacheError: before anything is written.
@@ -110,7 +113,7 @@ def train(
         begin_run(output, recipe, record)
     wait_for_everyone()
     with memory_errors("training", LESS_MEMORY):
-        fitted = _fit(recipe, prepared, output)
+        fitted = _fit(recipe, prepared, output, callbacks)
     metrics = Metrics(
         **prepared.report.model_dump(),
         **fitted.model_dump(exclude={"version"}),
@@ -161,7 +164,9 @@ def _check_recipe(output: Path, recipe: Recipe, *, resume: bool) -> None:
         )
 
 
-def _fit(recipe: Recipe, prepared: Prepared, output: Path) -> Metrics:
+def _fit(
+    recipe: Recipe, prepared: Prepared, output: Path, callbacks: Sequence[TrainerCallback]
+) -> Metrics:
     """Load the policy, check it against its cached reference, train, save."""
     device = pick_device()
     reset_peak_memory(device)
@@ -178,6 +183,7 @@ def _fit(recipe: Recipe, prepared: Prepared, output: Path) -> Metrics:
             prepared.held_out,
             batch_tokens=recipe.batch_tokens,
             stop=stop,
+            callbacks=list(callbacks),
             processing_class=renderer_of(prepared.policy).tokenizer,
         )
         show_progress(trainer, recipe.eval_split)
