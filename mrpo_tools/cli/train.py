@@ -25,7 +25,7 @@ from mrpo_tools.cli.options import (
 
 if TYPE_CHECKING:
     from mrpo_tools.config import Recipe
-    from mrpo_tools.runs.record import Metrics
+    from mrpo_tools.training.train import TrainResult
 
 RECIPE_OPTIONS = (
     "loss", "policy", "combine", "weights", "trust_region", "epsilon_max", "chosen", "pairing",
@@ -104,9 +104,8 @@ def train(
         return
     if options["as_json"]:
         print_json({"run": str(output), **result.metrics.as_json()})
-    else:
-        _print(result.metrics, recipe)
-        print(f"next: mrpo evaluate {output}")
+        return
+    _print(result, recipe.loss)
 
 
 def _refuse_to_resume(output: Path) -> NoReturn:
@@ -127,13 +126,14 @@ def _recipe(config: Path | None, options: dict[str, Any], settings: tuple[str, .
     return parse(Recipe, values, str(config) if config else "recipe")
 
 
-def _print(metrics: Metrics, recipe: Recipe) -> None:
-    last = metrics.last_log
+def _print(result: TrainResult, loss: str) -> None:
+    """Where the run ended, and the next command."""
+    metrics, last = result.metrics, result.metrics.last_log
     print_table(
         ("loss", "steps", "groups", "last loss", "accuracy", "margin", "seconds", "peak MB"),
         [
             (
-                recipe.loss,
+                loss,
                 metrics.steps,
                 metrics.groups,
                 last.get("loss"),
@@ -144,3 +144,4 @@ def _print(metrics: Metrics, recipe: Recipe) -> None:
             )
         ],
     )
+    print(f"next: mrpo evaluate {result.path}")
