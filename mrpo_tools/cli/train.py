@@ -80,8 +80,7 @@ def train(
         _refuse_to_resume(output)
     recipe = _recipe(config, options, settings)
     references = {**project.references, **references_named(options["definitions"], project, {})}
-    dataset = dataset_of(project, options)
-    cache = Cache(options["cache"] or project.cache)
+    dataset, cache = dataset_of(project, options), Cache(options["cache"] or project.cache)
     if recipe.refs:
         cache.references()  # refuses a cache that is not there before anything is read
     source = read_groups(dataset)
