@@ -18,7 +18,7 @@ from mrpo_tools.cache import Cache
 from mrpo_tools.cli import run
 from mrpo_tools.config import Dataset, Recipe
 from mrpo_tools.errors import CacheDamaged, CacheMissing, UsageError
-from mrpo_tools.evaluation.evaluate import evaluate, evaluate_model, references_to_score
+from mrpo_tools.evaluation.evaluate import evaluate, evaluate_model, references_to_compute
 from mrpo_tools.precomputing.precompute import precompute
 from mrpo_tools.runs.run import load_run
 from mrpo_tools.training.train import train
@@ -156,10 +156,10 @@ def test_missing_references_are_all_named(trained, groups, cached, references, t
 def test_references_are_scored_as_they_were(references, cached, tmp_path):
     """The project's words where they give the identity, else those that the cache recorded."""
     store = cached.find("llama")
-    assert references_to_score([str(store)], cached, references) == {"llama": references["llama"]}
+    assert references_to_compute([str(store)], cached, references) == {"llama": references["llama"]}
     changed = {"llama": references["llama"].model_copy(update={"max_length": 64})}
-    assert references_to_score([str(store)], cached, changed)["llama"].max_length is None
-    assert references_to_score(["llama"], cached, changed) == changed
+    assert references_to_compute([str(store)], cached, changed)["llama"].max_length is None
+    assert references_to_compute(["llama"], cached, changed) == changed
 
 
 def test_own_reward_is_asked_of_what_training_saw(groups, cached, references, tmp_path):

@@ -252,6 +252,11 @@ class Estimate:
     low: float | None = None
     high: float | None = None
 
+    @property
+    def interval(self) -> Interval | None:
+        """Both ends; None without a value."""
+        return None if self.value is None else (self.low, self.high)
+
 
 class EvaluationRecord(Record, Measurements[float]):
     """`evaluation/<split>.json`: the metrics of one policy on one split.
