@@ -20,6 +20,7 @@ from mrpo_tools.config import Dataset, Recipe
 from mrpo_tools.errors import CacheDamaged, CacheMissing, UsageError
 from mrpo_tools.evaluation.evaluate import evaluate, evaluate_model, references_to_compute
 from mrpo_tools.precomputing.precompute import precompute
+from mrpo_tools.runs.record import EvaluationRecord, Metrics, RunRecord
 from mrpo_tools.runs.run import load_run
 from mrpo_tools.training.train import train
 
@@ -63,6 +64,18 @@ def shares(groups, reward) -> list[float]:
         pairs = [values[a] > values[b] for a in places for b in places if scores[a] > scores[b]]
         accuracies += [sum(pairs) / len(pairs)] if pairs else []
     return accuracies
+
+
+def test_no_record_of_a_run_has_a_key_of_no_field(trained, record):
+    """What is written is what the records document."""
+    files = {
+        "run.json": RunRecord,
+        "metrics.json": Metrics,
+        "evaluation/test.json": EvaluationRecord,
+    }
+    for name, kind in files.items():
+        assert kind.read(trained / name).model_extra == {}, name
+    assert EvaluationRecord.read(trained / "evaluation/test.json") == record
 
 
 def test_accuracies_and_intervals_by_a_plain_loop(record, trained, groups, cached):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from tokenizers import (
     AddedToken,
@@ -153,8 +152,4 @@ def _begin_with_bos(tokenizer: Tokenizer, special: Sequence[str]) -> None:
 
 
 def _wrap(tokenizer: Tokenizer, template: str, **names: str | list[str]) -> PreTrainedTokenizerFast:
-    fast: Any = PreTrainedTokenizerFast  # which has no types
-    wrapped: PreTrainedTokenizerFast = fast(
-        tokenizer_object=tokenizer, chat_template=template, **names
-    )
-    return wrapped
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template, **names)

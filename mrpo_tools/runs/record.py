@@ -272,7 +272,7 @@ class EvaluationRecord(Record, Measurements[float]):
         loss: of the run; None for a model.
         model: as the user named it; None for a run.
         references: `name@identity` of a run's, names of a model's, reference 1 first.
-        precompute_seconds: that scoring the data took, for each reference.
+        precompute_seconds: that the log-probs of the data took, for each reference.
         groups_hash: of the groups.
         dataset: where they came from.
     """
