@@ -183,7 +183,7 @@ def _stores(
 
 
 def cached_groups(cache: Cache, split: str, dataset: str | None = None) -> list[Group]:
-    """The groups that were scored into a cache, each once; of a split if they have any."""
+    """The groups of a cache, each once; of a split if they have any."""
     groups = [group_from_row(row) for row in cache.groups_table(dataset).to_pylist()]
     if not groups:
         there = ", ".join(sorted(cache.group_tables())) or "none"

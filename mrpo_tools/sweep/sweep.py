@@ -128,7 +128,7 @@ def _references(planned: Sequence[Planned], work: Work) -> dict[str, Reference]:
     Imported numbers come without a model.
 
     Raises:
-        CacheMissing: a reference that nobody has scored.
+        CacheMissing: a reference without numbers.
     """
     cache = Cache(work.cache)
     names = dict.fromkeys(name for run in planned for name in run.recipe.refs)
