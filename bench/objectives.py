@@ -21,6 +21,7 @@ from mrpo_tools.evaluation.evaluate import evaluate
 from mrpo_tools.generate import generate
 from mrpo_tools.groups import in_split
 from mrpo_tools.methods.method import LOSSES, PRESETS, objective_of
+from mrpo_tools.runs.read import read_history
 from mrpo_tools.runs.run import load_run
 from mrpo_tools.sources import load_groups
 from mrpo_tools.training.train import train
@@ -38,6 +39,7 @@ def references_of(loss: str) -> list[str]:
 
 
 def main(directory: str) -> None:
+    """Measure every objective in a demo's directory."""
     with contextlib.chdir(directory):
         project = load_project()
         groups = load_groups("demo.jsonl").groups
@@ -48,7 +50,7 @@ def main(directory: str) -> None:
         rows = []
         for loss in LOSSES:
             with tempfile.TemporaryDirectory() as run:
-                rows.append(one(loss, groups, cache, project, Path(run) / "run", before))
+                rows.append(measure(loss, groups, cache, project, Path(run) / "run", before))
             print(rows[-1], file=sys.stderr)
     measured = {
         "what": f"LoRA of rank 8, {EPOCHS} epochs over 600 groups, learning rate 1e-3, otherwise "
@@ -56,13 +58,13 @@ def main(directory: str) -> None:
         "share of greedy answers to the test prompts that the tasks' rule calls right.",
         "command": "python bench/objectives.py demo && python docs/generate.py",
         "date": datetime.date.today().isoformat(),
-        "versions": ", ".join(f"{name} {one}" for name, one in library_versions().items()),
+        "versions": ", ".join(f"{name} {version}" for name, version in library_versions().items()),
         "rows": rows,
     }
     OUTPUT.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
 
 
-def one(loss, groups, cache, project, run: Path, before: float) -> dict[str, object]:
+def measure(loss, groups, cache, project, run: Path, before: float) -> dict[str, object]:
     """Train, evaluate and answer with one objective."""
     refs = references_of(loss)
     recipe = Recipe(
@@ -73,10 +75,9 @@ def one(loss, groups, cache, project, run: Path, before: float) -> dict[str, obj
     started = time.monotonic()
     train(recipe, groups, cache, project.references, run)
     seconds = time.monotonic() - started
-    state = json.loads((run / "trainer_state.json").read_text())
-    losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    losses = [entry.values["loss"] for entry in read_history(run) if "loss" in entry.values]
     epoch = len(losses) // EPOCHS
-    found = evaluate(load_run(run), groups, cache).record.as_json()
+    evaluation = evaluate(load_run(run), groups, cache).record
     test = in_split(groups, "test")
     answers = generate(load_run(run).trained_policy, [group.prompt for group in test], 32)
     return {
@@ -84,8 +85,8 @@ def one(loss, groups, cache, project, run: Path, before: float) -> dict[str, obj
         "references": len(refs),
         "first": sum(losses[:epoch]) / epoch,
         "last": sum(losses[-epoch:]) / epoch,
-        "logp_before": found["accuracies_logp_step0"],
-        "logp_after": found["accuracies_logp"],
+        "logp_before": evaluation.accuracies_logp_step0,
+        "logp_after": evaluation.accuracies_logp,
         "right_before": before,
         "right_after": right_share(answers, test),
         "seconds": seconds,

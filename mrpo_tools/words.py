@@ -35,6 +35,8 @@ ResultFormat = Literal["table", "csv", "json", "jsonl", "markdown", "parquet"]
 """How the result of a query is written."""
 PairsFormat = Literal["trl", "jsonl", "parquet"]
 """How exported pairs are written."""
+TableFormat = Literal["markdown", "latex", "csv", "json"]
+"""What a comparison of runs is written as."""
 
 Finetuning = Literal["lora", "full"]
 Scheduler = Literal[

@@ -51,8 +51,8 @@ def with_accuracies(runs: Path, to: Path, accuracies: dict[str, list[float]]) ->
             path = to / f"{name}-{seed}"
             shutil.copytree(runs / f"{name}-{seed}", path)
             evaluation = path / "evaluation" / "test.json"
-            found = json.loads(evaluation.read_text()) | {"accuracies_logp": value}
-            evaluation.write_text(json.dumps(found))
+            record = json.loads(evaluation.read_text()) | {"accuracies_logp": value}
+            evaluation.write_text(json.dumps(record))
     return to
 
 
@@ -68,7 +68,7 @@ def test_golden_files(runs, name):
 
 def test_runs_that_differ_in_seed_alone_are_one_method(runs):
     methods = by_method(read_results([runs]))
-    assert [(one.label, one.baseline, len(one.runs)) for one in methods] == [
+    assert [(method.label, method.baseline, len(method.runs)) for method in methods] == [
         ("dpo llama", True, 3), ("dpo qwen", True, 3), ("mrpo ε=0.1", False, 3),
         ("mrpo ε=1e+06", False, 3), ("multi_dpo", False, 3),
     ]  # fmt: skip
@@ -107,11 +107,11 @@ MARKS = {
 def test_marks(runs, tmp_path, case):
     baseline, method, expected = MARKS[case]
     root = with_accuracies(runs, tmp_path, {"dpo-llama": baseline, "mrpo": method})
-    found = compare(read_results([root]))
+    table = compare(read_results([root]))
     marks = {row.label.replace("dpo", "dpo-llama"): row.cells["accuracies_logp"].mark
-             for row in found.rows}  # fmt: skip
+             for row in table.rows}  # fmt: skip
     assert {name: marks[name] for name in expected} == expected
-    others = [cell for row in found.rows for key, cell in row.cells.items()
+    others = [cell for row in table.rows for key, cell in row.cells.items()
               if key != "accuracies_logp"]  # fmt: skip
     assert [cell.mark for cell in others] == [None] * len(others)  # no one thing for all methods
 
@@ -135,8 +135,8 @@ def test_effects_are_against_the_best_baseline(runs, tmp_path):
 
 
 def test_without_a_baseline_nothing_is_bold(runs):
-    found = compare(read_results(sorted(runs.glob("m*"))))
-    marks = {cell.mark for row in found.rows for cell in row.cells.values()}
+    table = compare(read_results(sorted(runs.glob("m*"))))
+    marks = {cell.mark for row in table.rows for cell in row.cells.values()}
     assert marks == {None, "second"}
 
 
@@ -149,12 +149,12 @@ def test_other_data_and_policies_are_other_methods(tmp_path):
         record |= {"groups_hash": groups, "policy_identity": policy}
         (path / "run.json").write_text(json.dumps(record))
     methods = by_method(read_results([tmp_path]))
-    assert [one.label for one in methods] == [
+    assert [method.label for method in methods] == [
         "dpo policy 00000000 groups aaaaaaaa", "dpo policy 00000000 groups bbbbbbbb",
         "dpo policy 11111111 groups bbbbbbbb",
     ]  # fmt: skip
     two = by_method(read_results([tmp_path / "0", tmp_path / "1"]))
-    assert [one.label for one in two] == ["dpo groups aaaaaaaa", "dpo groups bbbbbbbb"]
+    assert [method.label for method in two] == ["dpo groups aaaaaaaa", "dpo groups bbbbbbbb"]
 
 
 def test_other_groups_are_not_compared(runs, tmp_path):
@@ -187,15 +187,14 @@ def test_names_that_repeat_keep_their_digits(tmp_path):
     for seed, digits in enumerate(["aaaa11112222", "bbbb11112222"]):
         path = made_up_run(tmp_path / str(seed), "mrpo", ["llama", "qwen"], seed)
         for name in ("run.json", "evaluation/test.json"):
-            found = json.loads((path / name).read_text())
-            found["references"][0] = f"llama@{digits}"
-            (path / name).write_text(json.dumps(found))
-    found = compare(read_results([tmp_path]))
-    assert [what for what, _ in found.untrained] == [
+            record = json.loads((path / name).read_text())
+            record["references"][0] = f"llama@{digits}"
+            (path / name).write_text(json.dumps(record))
+    table = compare(read_results([tmp_path]))
+    assert [what for what, _ in table.untrained] == [
         "llama@aaaa alone", "llama@bbbb alone", "qwen alone", "always the longer",
     ]  # fmt: skip
-    shown = ranking(by_method(read_results([tmp_path])))
-    assert {row.name for row in shown} == {
+    assert {row.name for row in ranking(by_method(read_results([tmp_path])))} == {
         "llama@aaaa", "llama@bbbb", "qwen", "always the longer",
     }  # fmt: skip
 
@@ -205,7 +204,7 @@ def test_the_same_run_twice_counts_once(runs, tmp_path, capsys):
     assert len(read_results([path, path, runs / ".." / runs.name / "mrpo-0"])) == 1
     shutil.copytree(path, tmp_path / "copy")
     (method,) = by_method(read_results([path, tmp_path / "copy"]))
-    assert [one.path for one in method.runs] == [path]
+    assert [result.path for result in method.runs] == [path]
     assert "has its seed and settings" in capsys.readouterr().err
 
 
@@ -251,9 +250,9 @@ def test_names_are_escaped(runs, tmp_path):
     """A label of a user's own names stays text in LaTeX and Markdown."""
     path = made_up_run(tmp_path / "a", "dpo", ["a_b.c"], 0)
     other = made_up_run(tmp_path / "b", "dpo", ["d"], 0)
-    found = compare(read_results([path, other]))
-    assert r"dpo a\_b.c *" in render(found, "latex")
-    assert "| `dpo a_b.c` \\* |" in render(found, "markdown")
+    table = compare(read_results([path, other]))
+    assert r"dpo a\_b.c *" in render(table, "latex")
+    assert "| `dpo a_b.c` \\* |" in render(table, "markdown")
 
 
 def test_printed(runs, capsys):

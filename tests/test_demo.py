@@ -36,9 +36,9 @@ def test_the_table_is_complete_and_true(made, capsys):
     for row in before["rows"]:
         line = next(line for line in out.splitlines() if line.startswith(f"{row['method']} "))
         numbers = re.findall(r"-?\d+\.\d+", line)
-        shown = [row["accuracies"], row["accuracies_step0"], row["accuracies_reference_1"],
+        printed = [row["accuracies"], row["accuracies_step0"], row["accuracies_reference_1"],
                  row["accuracies_logp"], row["right_before"], row["right_after"]]  # fmt: skip
-        assert numbers[:6] == [f"{value:.3f}" for value in shown]
+        assert numbers[:6] == [f"{value:.3f}" for value in printed]
         assert row["train_seconds"] > 0
         assert row["peak_memory_mb"] > 100
     assert [row["method"] for row in before["rows"]] == ["dpo", "mrpo", "mpo"]
@@ -58,8 +58,8 @@ def test_the_baselines_are_those_of_the_data(made):
             if a.score > b.score
         ]
         shares.append(sum(pairs) / len(pairs))
-    found = json.loads((made / "results.json").read_text())["baselines"]
-    assert found[demo.LONGER] == pytest.approx(sum(shares) / len(shares))
+    baselines = json.loads((made / "results.json").read_text())["baselines"]
+    assert baselines[demo.LONGER] == pytest.approx(sum(shares) / len(shares))
 
 
 def test_right_answers_are_counted_by_the_rule(made):
@@ -82,8 +82,8 @@ def test_right_answers_are_counted_by_the_rule(made):
         )  # fmt: skip
         text = renderer.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
         right += tasks.is_right([turn.as_dict() for turn in group.prompt], text.strip())
-    found = json.loads((made / "results.json").read_text())["rows"][0]["right_before"]
-    assert found == pytest.approx(right / len(test), abs=0.011)
+    share = json.loads((made / "results.json").read_text())["rows"][0]["right_before"]
+    assert share == pytest.approx(right / len(test), abs=0.011)
 
 
 def test_another_directory_is_left_alone(tmp_path, capsys):

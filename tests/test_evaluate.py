@@ -18,8 +18,9 @@ from mrpo_tools.cache import Cache
 from mrpo_tools.cli import run
 from mrpo_tools.config import Dataset, Recipe
 from mrpo_tools.errors import CacheDamaged, CacheMissing, UsageError
-from mrpo_tools.evaluation.evaluate import evaluate, evaluate_model, references_to_score
+from mrpo_tools.evaluation.evaluate import evaluate, evaluate_model, references_to_compute
 from mrpo_tools.precomputing.precompute import precompute
+from mrpo_tools.runs.record import EvaluationRecord, Metrics, RunRecord
 from mrpo_tools.runs.run import load_run
 from mrpo_tools.training.train import train
 
@@ -44,7 +45,7 @@ def trained(tmp_path_factory, references, groups, cached) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(trained, groups, cached):
+def record(trained, groups, cached):
     return evaluate(load_run(trained), groups, cached).record
 
 
@@ -55,17 +56,29 @@ def logps_of(cache: Cache, name: str) -> dict[str, float]:
 
 def shares(groups, reward) -> list[float]:
     """Each group's share of right pairs by a reward of (response id, response); none left out."""
-    found = []
+    accuracies = []
     for group in groups:
-        values = [reward(*one) for one in zip(group.response_ids, group.responses, strict=True)]
-        scores = [one.score for one in group.responses]
+        values = [reward(*pair) for pair in zip(group.response_ids, group.responses, strict=True)]
+        scores = [response.score for response in group.responses]
         places = range(len(scores))
         pairs = [values[a] > values[b] for a in places for b in places if scores[a] > scores[b]]
-        found += [sum(pairs) / len(pairs)] if pairs else []
-    return found
+        accuracies += [sum(pairs) / len(pairs)] if pairs else []
+    return accuracies
 
 
-def test_accuracies_and_intervals_by_a_plain_loop(found, trained, groups, cached):
+def test_no_record_of_a_run_has_a_key_of_no_field(trained, record):
+    """What is written is what the records document."""
+    files = {
+        "run.json": RunRecord,
+        "metrics.json": Metrics,
+        "evaluation/test.json": EvaluationRecord,
+    }
+    for name, kind in files.items():
+        assert kind.read(trained / name).model_extra == {}, name
+    assert EvaluationRecord.read(trained / "evaluation/test.json") == record
+
+
+def test_accuracies_and_intervals_by_a_plain_loop(record, trained, groups, cached):
     """The four and the others; their intervals are scipy's within the scatter of resampling."""
     test = [group for group in groups if group.split == "test"]
     policy = logps_of(Cache(trained / "evaluation"), "policy")
@@ -77,49 +90,49 @@ def test_accuracies_and_intervals_by_a_plain_loop(found, trained, groups, cached
         "accuracies_longer": shares(test, lambda _, one: len(one.content.encode())),
     }
     for name, values in expected.items():
-        assert getattr(found, name) == pytest.approx(np.mean(values)), name
+        assert getattr(record, name) == pytest.approx(np.mean(values)), name
         interval = scipy.stats.bootstrap(
             (values,), np.mean, n_resamples=5000, method="percentile", rng=0
         ).confidence_interval
-        assert getattr(found.intervals, name) == pytest.approx(tuple(interval), abs=0.03), name
+        assert getattr(record.intervals, name) == pytest.approx(tuple(interval), abs=0.03), name
     for k, name in enumerate(NAMES):
         logps = logps_of(cached, name)
         alone = np.mean(shares(test, lambda key, _, logps=logps: logps[key]))
-        assert found.reference_accuracies["summed"][k] == pytest.approx(alone)
-        low, high = found.intervals.reference_accuracies["summed"][k]
+        assert record.reference_accuracies["summed"][k] == pytest.approx(alone)
+        low, high = record.intervals.reference_accuracies["summed"][k]
         assert low <= alone <= high
 
 
-def test_histograms_count_every_response(found, groups):
+def test_histograms_count_every_response(record, groups):
     test = [group for group in groups if group.split == "test"]
     responses = sum(len(group.responses) for group in test)
-    histograms = found.histograms
-    assert [sum(one) for one in histograms.weights] == [len(test)] * 3
-    assert [sum(one) for one in histograms.distances] == [responses] * 2
+    histograms = record.histograms
+    assert [sum(counts) for counts in histograms.weights] == [len(test)] * 3
+    assert [sum(counts) for counts in histograms.distances] == [responses] * 2
     sizes = [len(group.responses) for group in test]
     mean_radius = 0.1 * len(sizes) / sum(sizes)  # each group's radii sum to ε_max
     assert histograms.mean_radius == pytest.approx(mean_radius)
-    assert np.mean(histograms.clipped) == pytest.approx(found.combination.clipped_fraction)
-    assert all(one > 0 for one in found.precompute_seconds)
+    assert np.mean(histograms.clipped) == pytest.approx(record.combination.clipped_fraction)
+    assert all(seconds > 0 for seconds in record.precompute_seconds)
 
 
 def test_a_cached_model_is_its_own_reference(references, groups, cached):
     """Reference 1 evaluated as a model: no reward against itself, its own accuracy as log-prob."""
-    found = evaluate_model("llama", references["llama"], groups, cached, NAMES).record
-    assert found.accuracies_reference_1 == 0.0
-    assert found.accuracies == found.accuracies_step0
-    assert found.accuracies_logp == found.reference_accuracies["summed"][0]
+    record = evaluate_model("llama", references["llama"], groups, cached, NAMES).record
+    assert record.accuracies_reference_1 == 0.0
+    assert record.accuracies == record.accuracies_step0
+    assert record.accuracies_logp == record.reference_accuracies["summed"][0]
     assert not (cached.path / "evaluation").exists()
 
 
 def test_another_model_is_scored_beside_the_references(references, groups, cached):
     """The model qwen against reference llama: pairs by the difference of two cached numbers."""
-    found = evaluate_model("model", references["qwen"], groups, cached, ["llama"]).record
+    record = evaluate_model("model", references["qwen"], groups, cached, ["llama"]).record
     test = [group for group in groups if group.split == "test"]
     qwen, llama = logps_of(cached, "qwen"), logps_of(cached, "llama")
     expected = np.mean(shares(test, lambda key, _: qwen[key] - llama[key]))
-    assert found.accuracies == pytest.approx(expected)
-    assert found.accuracies_reference_1 == pytest.approx(expected)
+    assert record.accuracies == pytest.approx(expected)
+    assert record.accuracies_reference_1 == pytest.approx(expected)
     assert {store.name for store in cached.references()} == set(NAMES)
     alone = evaluate_model("model", references["qwen"], groups, cached).record
     expected = np.mean(shares(test, lambda key, _: qwen[key]))
@@ -156,10 +169,10 @@ def test_missing_references_are_all_named(trained, groups, cached, references, t
 def test_references_are_scored_as_they_were(references, cached, tmp_path):
     """The project's words where they give the identity, else those that the cache recorded."""
     store = cached.find("llama")
-    assert references_to_score([str(store)], cached, references) == {"llama": references["llama"]}
+    assert references_to_compute([str(store)], cached, references) == {"llama": references["llama"]}
     changed = {"llama": references["llama"].model_copy(update={"max_length": 64})}
-    assert references_to_score([str(store)], cached, changed)["llama"].max_length is None
-    assert references_to_score(["llama"], cached, changed) == changed
+    assert references_to_compute([str(store)], cached, changed)["llama"].max_length is None
+    assert references_to_compute(["llama"], cached, changed) == changed
 
 
 def test_own_reward_is_asked_of_what_training_saw(groups, cached, references, tmp_path):
@@ -168,23 +181,23 @@ def test_own_reward_is_asked_of_what_training_saw(groups, cached, references, tm
     By a plain loop: radii from the two references' sums over the two, ε_max 0.5; then Eq. 8, 10, 7.
     """
     names = ["llama", "qwen"]
-    groups = [one for one in groups if len({r.score for r in one.responses}) == len(one.responses)]
-    assert any(len(one.responses) > 2 for one in groups if one.split == "test")
+    groups = [g for g in groups if len({r.score for r in g.responses}) == len(g.responses)]
+    assert any(len(group.responses) > 2 for group in groups if group.split == "test")
     path = tmp_path / "run"
     recipe = Recipe(loss="mpo", refs=names, chosen="top_bottom", top_bottom=1, epsilon_max=0.5,
                     max_steps=1)  # fmt: skip
     train(recipe, groups, cached, references, path)
-    found = evaluate(load_run(path), groups, cached).record
+    record = evaluate(load_run(path), groups, cached).record
     logps = [logps_of(cached, name) for name in names]
     policy = logps_of(Cache(path / "evaluation"), "policy")
     right = []
-    for group in (one for one in groups if one.split == "test"):
-        scores = [one.score for one in group.responses]
+    for group in (group for group in groups if group.split == "test"):
+        scores = [response.score for response in group.responses]
         ends = [scores.index(max(scores)), scores.index(min(scores))]
-        first, second = ([one[group.response_ids[i]] for i in ends] for one in logps)
+        first, second = ([of[group.response_ids[i]] for i in ends] for of in logps)
         sums = [abs(a + b) for a, b in zip(first, second, strict=True)]
-        spreads = [abs(one[0] - one[1]) for one in (first, second)]
-        weights = [one / sum(spreads) for one in spreads]
+        spreads = [abs(best - worst) for best, worst in (first, second)]
+        weights = [spread / sum(spreads) for spread in spreads]
         rewards = []
         for place, a, b, size in zip(ends, first, second, sums, strict=True):
             radius = 0.5 * size / sum(sums)
@@ -192,9 +205,9 @@ def test_own_reward_is_asked_of_what_training_saw(groups, cached, references, tm
             r = -math.log(weights[0] * math.exp(-a) + weights[1] * math.exp(-b))
             rewards.append(policy[group.response_ids[place]] - r)
         right.append(rewards[0] > rewards[1])
-    assert len(right) == found.groups
-    assert found.accuracies == pytest.approx(np.mean(right))
-    assert found.top1 == pytest.approx(np.mean(right))
+    assert len(right) == record.groups
+    assert record.accuracies == pytest.approx(np.mean(right))
+    assert record.top1 == pytest.approx(np.mean(right))
 
 
 def test_no_group_in_the_split(trained, groups, cached):
@@ -244,9 +257,9 @@ def test_the_command_on_models(project, tiny_models, capsys):
         assert label in out  # fmt: skip
     assert "not comparable between methods" in out
     assert run(["evaluate", "mistral", "--refs", "llama", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["model"] == "mistral"
-    assert found["references"] == ["llama"]
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["model"] == "mistral"
+    assert printed["references"] == ["llama"]
     assert run(["evaluate", qwen, "--refs", ""]) == 0
     assert "reference 1" not in capsys.readouterr().out
 
@@ -274,10 +287,10 @@ def test_other_data_are_kept_apart(project, references, groups, cached, tmp_path
     common = ["evaluate", "run", "--cache", str(cached.path)]
     assert run(common) == 0
     before = (evaluations / "test.json").read_bytes()
-    found = json.loads(before)
+    record = json.loads(before)
     ids = sorted(group.group_id for group in groups if group.split == "test")
-    assert found["groups_hash"] == hashlib.sha256("\n".join(ids).encode()).hexdigest()
-    assert found["dataset"]["source"] == str(data)
+    assert record["groups_hash"] == hashlib.sha256("\n".join(ids).encode()).hexdigest()
+    assert record["dataset"]["source"] == str(data)
     assert run([*common, "--limit", "20"]) == 0
     assert "not the run's own data" in capsys.readouterr().err
     Path("copy.jsonl").write_bytes(data.read_bytes())
@@ -285,8 +298,8 @@ def test_other_data_are_kept_apart(project, references, groups, cached, tmp_path
     names = {path.name: json.loads(path.read_text()) for path in evaluations.glob("*.json")}
     assert len(names) == 3
     assert (evaluations / "test.json").read_bytes() == before
-    copied = names[f"test-{found['groups_hash'][:8]}.json"]
-    assert copied["accuracies_logp"] == found["accuracies_logp"]
+    copied = names[f"test-{record['groups_hash'][:8]}.json"]
+    assert copied["accuracies_logp"] == record["accuracies_logp"]
     capsys.readouterr()
     assert run([*common, "--dataset", "data.jsonl"]) == 0
     assert "not the run's own" not in capsys.readouterr().err

@@ -31,7 +31,7 @@ def cache(tmp_path_factory, groups) -> Cache:
 
 
 @pytest.fixture(scope="module")
-def found(cache):
+def ranking(cache):
     return rank(cache)
 
 
@@ -46,10 +46,10 @@ def pairs_of(group):
     return [(a, b) for a in n for b in n if group.responses[a].score > group.responses[b].score]
 
 
-def test_accuracies_by_a_plain_loop(cache, groups, found):
+def test_accuracies_by_a_plain_loop(cache, groups, ranking):
     train = in_split(groups, "train")
-    for one in found.references:
-        logps = logps_of(cache, one.name)
+    for reference in ranking.references:
+        logps = logps_of(cache, reference.name)
         for kind, size in (
             ("summed", lambda text: 1),
             ("per_token", lambda text: 1 + len(text) // 4),
@@ -63,14 +63,14 @@ def test_accuracies_by_a_plain_loop(cache, groups, found):
                 ]
                 hits = [rewards[a] > rewards[b] for a, b in pairs_of(group)]
                 shares.append(sum(hits) / len(hits))
-            accuracy = one.accuracy[kind]
+            accuracy = reference.accuracy[kind]
             assert accuracy.value == pytest.approx(sum(shares) / len(shares))
             assert accuracy.low < accuracy.value < accuracy.high
-    assert [one.name for one in found.references] == ["good", "fair", "blind"]
+    assert [reference.name for reference in ranking.references] == ["good", "fair", "blind"]
 
 
-def test_agreement_by_a_plain_loop(cache, groups, found):
-    first = next(one for one in found.agreement if one.second == "fair")
+def test_agreement_by_a_plain_loop(cache, groups, ranking):
+    first = next(two for two in ranking.agreement if two.second == "fair")
     good, fair = logps_of(cache, "good"), logps_of(cache, "fair")
     decisions = []
     for group in in_split(groups, "train"):
@@ -87,7 +87,7 @@ def test_agreement_by_a_plain_loop(cache, groups, found):
     assert first.kappa == pytest.approx(kappa)
 
 
-def test_the_same_by_sql(cache, found):
+def test_the_same_by_sql(cache, ranking):
     """Weights, clipping and the virtual reference as the macros compute them."""
     order = "['good', 'fair', 'blind']"
     with open_sql(cache.path) as database:
@@ -112,24 +112,24 @@ def test_the_same_by_sql(cache, found):
                   SELECT avg((a.logp > b.logp)::INTEGER) AS share FROM v a JOIN v b
                   ON a.group_id = b.group_id AND a.score > b.score GROUP BY a.group_id)"""
         )
-    mean_weights = {one.name: one.mean_weight for one in found.references}
+    mean_weights = {reference.name: reference.mean_weight for reference in ranking.references}
     assert mean_weights == pytest.approx(weights)
-    shares = next(one.shares for one in found.clipped if one.epsilon_max == 0.1)
+    shares = next(row.shares for row in ranking.clipped if row.epsilon_max == 0.1)
     assert shares == pytest.approx({name: clipped[name] for name in ("fair", "blind")})
     three = next(
-        one for one in found.virtual
-        if len(one.references) == 3 and one.combination == "harmonic" and one.epsilon_max == 0.1
+        row for row in ranking.virtual
+        if len(row.references) == 3 and row.combination == "harmonic" and row.epsilon_max == 0.1
     )  # fmt: skip
     assert three.accuracy.value == pytest.approx(virtual["all"])
 
 
-def test_parts_are_those_of_the_ids(found):
-    assert [(one.part, one.groups) for one in found.parts] == [("sort", 32), ("sum", 32)]
+def test_parts_are_those_of_the_ids(ranking):
+    assert [(part.part, part.groups) for part in ranking.parts] == [("sort", 32), ("sum", 32)]
 
 
-def test_one_reference_is_enough_where_the_others_add_nothing(found):
-    advice = found.recommendation
-    assert list(found.as_json()["recommendation"]) == [
+def test_one_reference_is_enough_where_the_others_add_nothing(ranking):
+    advice = ranking.recommendation
+    assert list(ranking.as_json()["recommendation"]) == [
         "reference_1", "others", "combination", "epsilon_max", "why", "confidence",
     ]  # fmt: skip
     assert advice.reference_1 == "good"
@@ -160,10 +160,10 @@ def test_references_that_know_nothing_are_called_so(tmp_path, groups):
 def test_few_groups_give_no_confidence(tmp_path):
     """Five groups ranked perfectly: their bootstrap interval is a point, and says nothing."""
     groups = made_up_groups(6)
-    found = rank(made_up_cache(tmp_path / "cache", groups, {"sure": knowing(0.0)}))
-    assert found.references[0].accuracy["summed"] == Estimate(1.0, 1.0, 1.0)
-    assert found.recommendation.confidence == "low"
-    assert "Prompts with a pair: 5, too few" in found.recommendation.why
+    ranking = rank(made_up_cache(tmp_path / "cache", groups, {"sure": knowing(0.0)}))
+    assert ranking.references[0].accuracy["summed"] == Estimate(1.0, 1.0, 1.0)
+    assert ranking.recommendation.confidence == "low"
+    assert "Prompts with a pair: 5, too few" in ranking.recommendation.why
 
 
 def test_groups_of_one_prompt_count_once(tmp_path):
@@ -180,7 +180,7 @@ def test_groups_of_one_prompt_count_once(tmp_path):
     )
     assert "Prompts with a pair: 4, too few" in clustered.recommendation.why
     assert "too few" not in single.recommendation.why
-    wide, narrow = (one.references[0].accuracy["summed"] for one in (clustered, single))
+    wide, narrow = (measured.references[0].accuracy["summed"] for measured in (clustered, single))
     assert wide.value == narrow.value == 0.5
     assert (wide.low, wide.high) == (0.0, 1.0)  # all four prompts of one kind: 2/16 of draws
     assert 0.35 < narrow.low < narrow.high < 0.65
@@ -193,32 +193,32 @@ def test_labels_without_scores_and_without_splits(tmp_path):
         for i in range(40)
     ]
     blind = {"blind": lambda rng, index, one: -10 + rng.gauss(0, 1)}
-    found = rank(made_up_cache(tmp_path / "cache", groups, blind))
-    assert found.split == "all"
-    assert found.longer.value == 1.0
-    assert "the longer response ranks more: 100.0%" in found.recommendation.why
+    ranking = rank(made_up_cache(tmp_path / "cache", groups, blind))
+    assert ranking.split == "all"
+    assert ranking.longer.value == 1.0
+    assert "the longer response ranks more: 100.0%" in ranking.recommendation.why
 
 
 def test_a_single_reference(cache):
-    found = rank(cache, ["fair"])
-    assert found.agreement == found.virtual == found.clipped == []
-    assert found.recommendation.reference_1 == "fair"
+    ranking = rank(cache, ["fair"])
+    assert ranking.agreement == ranking.virtual == ranking.clipped == []
+    assert ranking.recommendation.reference_1 == "fair"
 
 
-def test_twice_the_same(cache, found):
-    assert rank(cache) == found
+def test_twice_the_same(cache, ranking):
+    assert rank(cache) == ranking
 
 
-def test_the_command(cache, found, capsys, tmp_path, monkeypatch):
+def test_the_command(cache, ranking, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(["rank", "--cache", str(cache.path)]) == 0
     out = capsys.readouterr().out
-    good = found.references[0].accuracy["summed"]
+    good = ranking.references[0].accuracy["summed"]
     assert f"good               {good.value:.3f} [{good.low:.3f}, {good.high:.3f}]" in out
     assert "  reference 1  good\n  others       none\n" in out
     assert run(["rank", "--cache", str(cache.path), "--json", "--epsilon-max", "0.5"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert [one["epsilon_max"] for one in printed["clipped"]] == [0.5]
+    assert [row["epsilon_max"] for row in printed["clipped"]] == [0.5]
 
 
 def test_what_cannot_be_ranked(cache, groups, tmp_path):

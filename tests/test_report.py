@@ -101,32 +101,32 @@ def test_nothing_is_loaded_from_anywhere(page):
     assert len(loaded) == 2 * len(PICTURES)
     assert all(value.startswith("data:image/png;base64,") for value in loaded)
     assert not elements.named("script", "link", "iframe", "object", "embed", "base")
-    assert all(one["href"].startswith("#") for one in elements.named("a"))
+    assert all(link["href"].startswith("#") for link in elements.named("a"))
     assert not re.search(r"https?:|url\(|@import", page)
-    policy = next(one for one in elements.named("meta") if "http-equiv" in one)["content"]
+    policy = next(tag for tag in elements.named("meta") if "http-equiv" in tag)["content"]
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def test_every_image_has_an_alternative(page):
-    alternatives = [one["alt"] for one in Elements(page).named("img")]
+    alternatives = [image["alt"] for image in Elements(page).named("img")]
     assert len(alternatives) == len(set(alternatives)) == len(PICTURES)
-    assert all(len(one) > 40 and re.search(r"\d", one) for one in alternatives)
+    assert all(len(text) > 40 and re.search(r"\d", text) for text in alternatives)
 
 
 def test_the_page_is_well_formed(page):
     elements = Elements(page)
     ids = Counter(attributes["id"] for _, attributes in elements.tags if "id" in attributes)
     assert max(ids.values()) == 1
-    assert {one["href"][1:] for one in elements.named("a")} == set(ids)
+    assert {link["href"][1:] for link in elements.named("a")} == set(ids)
     assert elements.named("html")[0]["lang"] == "en"
     headings = [tag for tag, _ in elements.tags if re.fullmatch("h[1-6]", tag)]
     assert headings[0] == "h1"
     assert set(headings[1:]) == {"h2"}
-    assert all(one.get("scope") in ("row", "col") for one in elements.named("th"))
-    for one in elements.named("div"):
-        if "scroll" in one.get("class", ""):
-            assert one["tabindex"] == "0"
-            assert one["aria-label"]
+    assert all(cell.get("scope") in ("row", "col") for cell in elements.named("th"))
+    for box in elements.named("div"):
+        if "scroll" in box.get("class", ""):
+            assert box["tabindex"] == "0"
+            assert box["aria-label"]
 
 
 def test_names_are_text(page):
@@ -135,7 +135,7 @@ def test_names_are_text(page):
     assert "<script" not in page
 
 
-@pytest.mark.parametrize("palette", BOTH, ids=lambda one: one.name)
+@pytest.mark.parametrize("palette", BOTH, ids=lambda palette: palette.name)
 def test_contrast(palette):
     for background in (palette.background, palette.panel):
         for colour in (palette.text, palette.quiet, palette.link):
@@ -181,18 +181,18 @@ def test_a_second_report_has_the_same_bytes_without_torch(runs, made, tmp_path):
 
 def test_curves_are_means_over_seeds(runs):
     """At each step, the mean and sample deviation of the two seeds' logs."""
-    method = next(one for one in by_method(read_results([runs])) if one.loss == "dpo")
-    found = curve(method, "rewards/margins")
-    for place, step in enumerate(found.steps):
+    method = next(each for each in by_method(read_results([runs])) if each.loss == "dpo")
+    line = curve(method, "rewards/margins")
+    for place, step in enumerate(line.steps):
         values = [
             entry.values["rewards/margins"]
-            for one in method.runs
-            for entry in one.history
+            for result in method.runs
+            for entry in result.history
             if entry.step == step
         ]
         assert len(values) == 2
-        assert found.means[place] == pytest.approx(statistics.fmean(values))
-        assert found.stds[place] == pytest.approx(statistics.stdev(values))
+        assert line.means[place] == pytest.approx(statistics.fmean(values))
+        assert line.stds[place] == pytest.approx(statistics.stdev(values))
     assert curve(method, "no such number") is None
 
 
@@ -206,16 +206,16 @@ def test_held_out_curves_come_before_those_of_the_training_batches(tmp_path):
         (logps_picture, "logps/chosen"),
     ):
         assert "the training batches" in picture(methods).text
-        for one in methods[0].runs:
-            one.history.extend(
+        for result in methods[0].runs:
+            result.history.extend(
                 LogEntry(step, {f"eval_{other}": 0.125 * step})
                 for step in (0, 4)
                 for other in (name, "logps/rejected")
             )
-        found = picture(methods)
-        assert "split dev" in found.text
-        assert "the training batches" not in found.text
-        assert "0.5" in found.alt
+        drawn = picture(methods)
+        assert "split dev" in drawn.text
+        assert "the training batches" not in drawn.text
+        assert "0.5" in drawn.alt
         assert measured(methods, name)[0][0].steps == [0, 4]
 
 
@@ -232,7 +232,7 @@ def test_one_seed_has_no_deviation(tmp_path):
 
 
 def test_steps_that_a_run_lacks_are_left_out(runs):
-    method = next(one for one in by_method(read_results([runs])) if one.loss == "dpo")
+    method = next(each for each in by_method(read_results([runs])) if each.loss == "dpo")
     del method.runs[0].history[3:5]
     assert curve(method, "loss").steps == [10, 20, 30, 60, 70, 80, 90, 100]
 
@@ -244,7 +244,7 @@ def test_many_methods_show_every_loss(tmp_path):
     for name in THREE[:2]:
         made_up_run(tmp_path / name, "dpo", [name], 0)
     methods = by_method(read_results([tmp_path]))
-    labels = [one.label for one in curves(methods, "loss")]
+    labels = [line.label for line in curves(methods, "loss")]
     assert len(labels) == MOST_LINES
     assert labels[:2] == ["dpo llama", "dpo mistral"]
     assert labels[2:] == [f"mrpo ε={index}" for index in range(8)]
@@ -257,12 +257,12 @@ def test_costs(runs):
     methods = by_method(read_results([runs]))
     rows = {row[0]: row[1:] for row in cost_table(methods).rows}
     for method in methods:
-        speeds = sorted(100 / one.metrics.train_seconds for one in method.runs)
-        low, high = (f"{one:.2f}" for one in (speeds[0], speeds[-1]))
+        speeds = sorted(100 / result.metrics.train_seconds for result in method.runs)
+        low, high = (f"{speed:.2f}" for speed in (speeds[0], speeds[-1]))
         assert rows[method.label][2] == (low if low == high else f"{low} to {high}")
     assert rows["dpo"][0] == "30 s"
     assert [rows[label][0] for label in rows if label != "dpo"] == ["1.6 min"] * 2  # 30 + 31 + 32 s
-    assert [duration(one) for one in (4.25, 59, 90, 5400)] == ["4.2 s", "59 s", "1.5 min", "1.50 h"]
+    assert [duration(s) for s in (4.25, 59, 90, 5400)] == ["4.2 s", "59 s", "1.5 min", "1.50 h"]
 
 
 def test_what_cannot_be_drawn_is_said(tmp_path):
@@ -272,7 +272,7 @@ def test_what_cannot_be_drawn_is_said(tmp_path):
     text = Elements((tmp_path / "out" / "report.html").read_text()).text
     assert "no run has a log of training" in text
     assert "no method has several references" in text
-    assert {one.name for one in (tmp_path / "out").glob("*.png")} == {"references.png"}
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"references.png"}
 
 
 def test_the_command(runs, tmp_path, capsys):
@@ -347,24 +347,24 @@ def test_in_a_browser(browser, made, width, scheme):
     context = browser.new_context(
         viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
     )
-    shown = context.new_page()
+    tab = context.new_page()
     requests: list[str] = []
     problems: list[str] = []
-    shown.on("request", lambda one: requests.append(one.url))
-    shown.on("console", lambda one: problems.append(one.text))
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.on("console", lambda message: problems.append(message.text))
     address = (made / "report.html").as_uri()
-    shown.goto(address)
-    assert [one for one in requests if not one.startswith("data:")] == [address]
+    tab.goto(address)
+    assert [url for url in requests if not url.startswith("data:")] == [address]
     assert problems == []
-    wide, room = shown.evaluate(
+    wide, room = tab.evaluate(
         "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
     )
     assert wide <= room
-    assert shown.evaluate(OUTSIDE) == []
-    contrasts = shown.evaluate(CONTRASTS)
+    assert tab.evaluate(OUTSIDE) == []
+    contrasts = tab.evaluate(CONTRASTS)
     assert len(contrasts) > 50
     assert [text for ratio, text in contrasts if ratio < 4.5] == []
-    images = shown.evaluate(
+    images = tab.evaluate(
         "[...document.images].map(i => [i.alt, i.naturalWidth, i.currentSrc === i.src])"
     )
     assert len(images) == len(PICTURES)

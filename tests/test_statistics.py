@@ -44,8 +44,8 @@ def test_kappa_with_scipys_expected_counts(counts):
     table = np.array([[both, first], [second, neither]])
     expected = scipy.stats.contingency.expected_freq(table)
     share, chance = np.trace(table) / table.sum(), np.trace(expected) / table.sum()
-    found = statistics.cohens_kappa(both, first, second, neither)
-    assert found == pytest.approx((share - chance) / (1 - chance))
+    kappa = statistics.cohens_kappa(both, first, second, neither)
+    assert kappa == pytest.approx((share - chance) / (1 - chance))
 
 
 def test_kappa_by_hand_and_undefined():
@@ -61,10 +61,10 @@ def test_kendall_is_scipys():
     scores = torch.randint(0, 5, (200, 6), generator=generator).double()
     sizes = torch.randint(2, 7, (200,), generator=generator)
     mask = torch.arange(6) < sizes.unsqueeze(1)
-    found = metrics.kendall_tau(rewards, Judgements(mask, scores, None))
+    taus = metrics.kendall_tau(rewards, Judgements(mask, scores, None))
     for row, size in enumerate(sizes.tolist()):
         expected = scipy.stats.kendalltau(rewards[row, :size], scores[row, :size]).statistic
-        assert float(found[row]) == pytest.approx(float(expected), nan_ok=True)
+        assert float(taus[row]) == pytest.approx(float(expected), nan_ok=True)
 
 
 def test_bootstrap_interval_is_scipys():
@@ -109,7 +109,7 @@ def test_bootstrap_draws_prompts_with_all_of_their_groups():
     values = torch.tensor([[1.0], [0.0], [1.0], [0.0], [1.0]])
     clusters = torch.tensor([0, 1, 0, 1, 0])
     means = resampling.bootstrap_means(values, clusters=clusters)
-    shares = {one: float((means == one).double().mean()) for one in (0.0, 0.6, 1.0)}
+    shares = {mean: float((means == mean).double().mean()) for mean in (0.0, 0.6, 1.0)}
     assert shares == pytest.approx({0.0: 0.25, 0.6: 0.5, 1.0: 0.25}, abs=0.04)
     alone = resampling.bootstrap_means(values, clusters=torch.arange(5))
     assert torch.equal(alone, resampling.bootstrap_means(values))

@@ -62,40 +62,40 @@ def test_grids_that_are_none(settings, message):
 
 def names(words: dict, *settings: str, baselines: bool = True) -> dict[str, Recipe]:
     return {
-        one.name.removesuffix("/seed-0"): one.recipe
-        for one in plan({"refs": REFS, **words}, parse_grid(settings), [0], baselines=baselines)
+        run.name.removesuffix("/seed-0"): run.recipe
+        for run in plan({"refs": REFS, **words}, parse_grid(settings), [0], baselines=baselines)
     }
 
 
 def test_dpo_is_reference_1_alone_and_baselines_start_from_it():
-    found = names({}, "loss=dpo,mrpo")
-    assert list(found) == ["dpo-a", "dpo-b", "dpo-c", "mrpo"]
-    assert [found[name].refs for name in found] == [["a"], ["b"], ["c"], REFS]
-    assert [found[name].policy for name in found] == [None, "a", "a", None]
+    recipes = names({}, "loss=dpo,mrpo")
+    assert list(recipes) == ["dpo-a", "dpo-b", "dpo-c", "mrpo"]
+    assert [recipes[name].refs for name in recipes] == [["a"], ["b"], ["c"], REFS]
+    assert [recipes[name].policy for name in recipes] == [None, "a", "a", None]
     assert list(names({}, "loss=dpo,mrpo", baselines=False)) == ["dpo-a", "mrpo"]
 
 
 def test_keys_without_a_meaning_make_no_run_twice():
     """ε_max only where references are combined, γ only where SimPO is, nothing for the rest."""
-    found = names({"beta": 0.1}, "loss=dpo,mrpo,simpo,sft", "epsilon_max=0,0.1", "gamma=1,2")
-    assert list(found) == [
+    recipes = names({"beta": 0.1}, "loss=dpo,mrpo,simpo,sft", "epsilon_max=0,0.1", "gamma=1,2")
+    assert list(recipes) == [
         "dpo-a", "dpo-b", "dpo-c", "mrpo-epsilon_max=0", "mrpo-epsilon_max=0.1",
         "simpo-gamma=1", "simpo-gamma=2", "sft",
     ]  # fmt: skip
-    assert found["sft"].beta is None
-    assert found["sft"].policy == "a"
-    assert found["sft"].refs == []
+    assert recipes["sft"].beta is None
+    assert recipes["sft"].policy == "a"
+    assert recipes["sft"].refs == []
 
 
 def test_baselines_get_the_same_search():
-    found = names({}, "loss=mrpo", "learning_rate=1e-3,1e-4")
-    assert len(found) == 8
-    assert found["dpo-c-learning_rate=0.0001"].learning_rate == 1e-4
+    recipes = names({}, "loss=mrpo", "learning_rate=1e-3,1e-4")
+    assert len(recipes) == 8
+    assert recipes["dpo-c-learning_rate=0.0001"].learning_rate == 1e-4
 
 
 def test_references_of_the_grid():
-    found = names({}, "loss=mrpo", "refs=a+b,b+a", baselines=False)
-    assert {name: (one.refs, one.policy) for name, one in found.items()} == {
+    recipes = names({}, "loss=mrpo", "refs=a+b,b+a", baselines=False)
+    assert {name: (recipe.refs, recipe.policy) for name, recipe in recipes.items()} == {
         "mrpo-a+b": (["a", "b"], None), "mrpo-b+a": (["b", "a"], "a"),
     }  # fmt: skip
 
@@ -256,7 +256,7 @@ def test_references_with_imported_numbers(project, capsys, cached):
     qwen = cache.find("qwen")
     table = qwen.table()
     columns = [table[name].to_pylist() for name in LogpRow.__annotations__]
-    rows = [LogpRow(*one) for one in zip(*columns, strict=True)]
+    rows = [LogpRow(*values) for values in zip(*columns, strict=True)]
     cache.store("far", imported_identity("elsewhere", None)).append(rows)
     words = Path("mrpo.yaml").read_text()
     Path("mrpo.yaml").write_text(words.replace(f"cache: {cached.path}", "cache: cache"))

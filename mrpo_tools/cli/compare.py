@@ -6,6 +6,9 @@ from pathlib import Path
 
 import click
 
+from mrpo_tools import words
+from mrpo_tools.cli.options import choice
+
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN…")
@@ -13,10 +16,14 @@ import click
 @click.option("--baseline", "baselines", multiple=True, metavar="METHOD",
               help="Repeats.  [default: dpo with a single reference]")  # fmt: skip
 @click.option("--format", "form", default="markdown", show_default=True,
-              type=click.Choice(["markdown", "latex", "csv", "json"]))  # fmt: skip
+              type=choice(words.TableFormat))  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE")
 def compare(
-    runs: tuple[Path, ...], split: str, baselines: tuple[str, ...], form: str, output: Path | None
+    runs: tuple[Path, ...],
+    split: str,
+    baselines: tuple[str, ...],
+    form: words.TableFormat,
+    output: Path | None,
 ) -> None:
     """Compare evaluated runs: mean ± std over seeds, and Cohen's d against the best baseline.
 

@@ -35,7 +35,7 @@ LONGER = "always the longer (a tie counts 0)"
 )
 @dataset_options
 @click.option("--split", default="test", show_default=True, help="`all` for everything.")
-@click.option("--precompute", is_flag=True, help="Score what the references have no numbers for.")
+@click.option("--precompute", is_flag=True, help="Compute what the references have no numbers for.")
 @cache_option
 @json_option
 def evaluate(run_or_model: str, refs: str | None, split: str, **options: Any) -> None:
@@ -140,10 +140,10 @@ def _precompute(
     """The references' missing numbers."""
     if not names:
         return
-    from mrpo_tools.evaluation.evaluate import references_to_score
+    from mrpo_tools.evaluation.evaluate import references_to_compute
     from mrpo_tools.precomputing.precompute import precompute
 
-    references = references_to_score(names, cache, project.references)
+    references = references_to_compute(names, cache, project.references)
     precompute(references, source.groups, cache, source.name, split)
 
 

@@ -138,8 +138,7 @@ def _make(
     model = plan.model(config)
     rows = _encode(groups, Renderer(tokenizer, name=name))
     _train(model, rows, rng, lambda step: on_progress(name, step, steps))
-    model.train(mode=False)
-    return model, tokenizer
+    return model.eval(), tokenizer
 
 
 def _draw_group(rng: random.Random, plan: Plan) -> Group:
@@ -175,7 +174,7 @@ def _train(
     for step, batch in enumerate(_batches(rows, rng), start=1):
         loss = _loss(model, batch)
         optimizer.zero_grad()
-        torch.autograd.backward(loss)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()

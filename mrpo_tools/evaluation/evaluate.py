@@ -1,9 +1,9 @@
 """Evaluation: the metrics of docs/methods.md §5 with their uncertainty, from cached numbers.
 
-The evaluated policy is scored like any reference, into a cache of its own, so that evaluation can
-be interrupted, repeated at no cost and asked with SQL. Four accuracies always stand together: the
-method's own reward is not comparable between methods, because a reference that ranks well lowers
-it and one that ranks badly lifts it, with no training at all.
+The evaluated policy's log-probs are computed like any reference's, into a cache of its own, so that
+evaluation can be interrupted, repeated at no cost and asked with SQL. Four accuracies always stand
+together: the method's own reward is not comparable between methods, because a reference that ranks
+well lowers it and one that ranks badly lifts it, with no training at all.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def evaluate(
     split: str = "test",
     dataset: Dataset | None = None,
 ) -> Evaluation:
-    """Score a run's policy on a split and compare it with its references and itself untrained.
+    """Compare a run's policy on a split with its references and with itself untrained.
 
     Args:
         run: a finished run.
@@ -61,19 +61,19 @@ def evaluate(
         UsageError: no group is in the split.
         CacheMissing: references have no numbers for it; names all of them and the command.
     """
-    chosen = held_out(groups, split)
+    measured = in_split(groups, split)
     references = run.record.references
-    method = _method(run.recipe, chosen)
+    method = _method(run.recipe, measured)
     if run.record.combination.accuracies is not None:
         method = method.weighted_by(run.record.combination.accuracies)
-    stores, tensors = _references(cache, references, chosen)
+    stores, tensors = _references(cache, references, measured)
     own = Cache(run.path / EVALUATION)
-    trained = _policy_logps(own, "policy", run.trained_policy, chosen)
+    trained = _policy_logps(own, "policy", run.trained_policy, measured)
     if stores and stores[0].identity.hash == run.record.policy_identity:
         untrained = _first(tensors)
     else:
-        untrained = _policy_logps(own, "policy-step0", run.record.policy, chosen)
-    groups_hash = hash_groups(sorted(chosen, key=lambda group: group.group_id))
+        untrained = _policy_logps(own, "policy-step0", run.record.policy, measured)
+    groups_hash = hash_groups(sorted(measured, key=lambda group: group.group_id))
     dataset = dataset or run.record.dataset
     about = {
         "split": split,
@@ -102,12 +102,12 @@ def evaluate_model(
     """The same for any model, without a run: its reward is that of MRPO against `refs`.
 
     In place of the untrained policy stands reference 1. Without references the reward is the
-    log-prob itself. A model that the cache knows by this name and identity is not scored again;
-    another one's numbers are kept in a cache of their own, beside the references.
+    log-prob itself. A model that the cache knows by this name and identity is not asked again;
+    another's numbers are stored in a cache of their own, beside the references.
 
     Args:
         name: what to call the model.
-        reference: where it is and how it is scored.
+        reference: where it is and how its log-probs are computed.
         groups: all of the data.
         cache: where the references' numbers are.
         refs: names of cached references, reference 1 first.
@@ -117,18 +117,18 @@ def evaluate_model(
     Raises:
         As `evaluate`; CacheStale where a reference's files or settings have changed.
     """
-    chosen = held_out(groups, split)
-    stores, tensors = _references(cache, refs, chosen, project)
+    measured = in_split(groups, split)
+    stores, tensors = _references(cache, refs, measured, project)
     subject = resolve(name, reference)
-    known = [store for store in stores if store.identity.hash == subject.identity.hash]
-    home = cache if known and known[0].name == name else Cache(cache.path / EVALUATION)
-    policy = _first(look_up([ensure(home, subject, chosen).store], chosen))
+    same = [store for store in stores if store.identity.hash == subject.identity.hash]
+    home = cache if same and same[0].name == name else Cache(cache.path / EVALUATION)
+    policy = _first(look_up([ensure(home, subject, measured).store], measured))
     if refs:
-        method = _method(Recipe(loss="mrpo", refs=list(refs)), chosen)
+        method = _method(Recipe(loss="mrpo", refs=list(refs)), measured)
         record = policy_metrics(method, tensors, policy, _first(tensors))
     else:
-        alone = look_up([], chosen)
-        method = _method(Recipe(loss="slic"), chosen)  # its reward is the log-prob
+        alone = look_up([], measured)
+        method = _method(Recipe(loss="slic"), measured)  # its reward is the log-prob
         record = policy_metrics(method, alone, policy, None)
     about = {
         "split": split,
@@ -139,10 +139,10 @@ def evaluate_model(
     return Evaluation(None, record.model_copy(update=about))
 
 
-def references_to_score(
+def references_to_compute(
     names: Sequence[str], cache: Cache, project: Mapping[str, Reference]
 ) -> dict[str, Reference]:
-    """How each of these references is to be scored, so that a run's numbers stay of one kind.
+    """How to compute each of these references' log-probs, so that a run's stay of one kind.
 
     A name with digits, `mistral@ab12…`, must come out with that identity: as the project has it,
     or else as the cache recorded it.
@@ -150,31 +150,25 @@ def references_to_score(
     Raises:
         CacheStale: neither gives that identity any more.
     """
-    found: dict[str, Reference] = {}
+    references: dict[str, Reference] = {}
     for wanted in names:
         name, _, digits = wanted.partition("@")
-        known = [project[name]] if name in project else []
-        if digits or not known:
-            known.append(cache.find(wanted).recorded_reference())
-        fitting = [
-            one for one in known if resolve(name, one).identity.short.startswith(digits)
-        ] if digits else known  # fmt: skip
+        fitting = [project[name]] if name in project else []
+        if digits or not fitting:
+            fitting.append(cache.find(wanted).recorded_reference())
+        if digits:
+            fitting = [
+                reference
+                for reference in fitting
+                if resolve(name, reference).identity.short.startswith(digits)
+            ]
         if not fitting:
             raise CacheStale(
                 f"the model of reference {wanted} has changed since it was scored",
                 f"restore it, or score and train anew: mrpo precompute --ref {name}",
             )
-        found[name] = fitting[0]
-    return found
-
-
-def held_out(groups: Sequence[Group], split: str) -> list[Group]:
-    """The groups to evaluate on.
-
-    Raises:
-        UsageError: there are none.
-    """
-    return in_split(groups, split)
+        references[name] = fitting[0]
+    return references
 
 
 def _method(recipe: Recipe, groups: Sequence[Group]) -> Method:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from mrpo_tools.evaluation.estimates import estimates, references_alone
 from mrpo_tools.maths import metrics
-from mrpo_tools.maths.resampling import bootstrap_means, percentile_interval
 from mrpo_tools.methods.combination import Combined, combine
 from mrpo_tools.methods.method import Method
-from mrpo_tools.methods.tensors import GroupTensors, reference_rewards
+from mrpo_tools.methods.tensors import GroupTensors
 from mrpo_tools.runs.record import EvaluationRecord
-
-KeyT = TypeVar("KeyT")
-Ends = list[float | None] | None
-"""Of a 95 % interval; None without a value."""
 
 
 @dataclass(frozen=True)
@@ -51,31 +45,26 @@ def policy_metrics(
     seen = method.sides(tensors.judged).mask
     combined = combine(tensors.logps, seen, method.combination)
     columns = _columns(method, tensors, seen, combined, trained, untrained)
-    means, intervals = _means(columns, tensors.prompts)
-    references = {
-        kind: [metrics.accuracies(reward, tensors.judged) for reward in rewards.unbind(-1)]
-        for kind, rewards in reference_rewards(tensors).items()
-    }
-    alone = {
-        kind: _means(dict(enumerate(one)), tensors.prompts) for kind, one in references.items()
-    }
-    own = columns["accuracies"]
-    values = {
-        **means,
-        "reference_accuracies": {kind: list(mean.values()) for kind, (mean, _) in alone.items()},
-        "intervals": {
-            **intervals,
-            "reference_accuracies": {
-                kind: list(ends.values()) for kind, (_, ends) in alone.items()
+    values = torch.stack([column.to(torch.float64) for column in columns.values()], dim=-1)
+    measured = dict(zip(columns, estimates(values, tensors.prompts), strict=True))
+    alone = references_alone(tensors)
+    means = {kind: [accuracy.value for accuracy in of] for kind, of in alone.items()}
+    ends = {kind: [accuracy.interval for accuracy in of] for kind, of in alone.items()}
+    return EvaluationRecord.model_validate(
+        {
+            **{metric: estimate.value for metric, estimate in measured.items()},
+            "reference_accuracies": means,
+            "intervals": {
+                **{metric: estimate.interval for metric, estimate in measured.items()},
+                "reference_accuracies": ends,
             },
-        },
-        "groups": int(own.isfinite().sum()),
-        "groups_without_pairs": int(own.isnan().sum()),
-        "dropped_responses": {reason: n for reason, n in tensors.dropped.items() if n},
-        "combination": combined.report() or {},
-        "histograms": combined.histograms(),
-    }
-    return EvaluationRecord.model_validate(values)
+            "groups": int(columns["accuracies"].isfinite().sum()),
+            "groups_without_pairs": int(columns["accuracies"].isnan().sum()),
+            "dropped_responses": {reason: n for reason, n in tensors.dropped.items() if n},
+            "combination": combined.report() or {},
+            "histograms": combined.histograms(),
+        }
+    )
 
 
 def _columns(
@@ -98,7 +87,7 @@ def _columns(
         "accuracies_logp": trained.logps,
         "accuracies_longer": tensors.num_bytes.to(torch.float64),
     }
-    found = {
+    columns = {
         "accuracies": metrics.accuracies(own, mine),
         "margins": metrics.margins(own, mine),
         "top1": metrics.top1(own, mine),
@@ -106,13 +95,13 @@ def _columns(
     if untrained is not None:
         before = _rewards(method, tensors, combined, untrained)
         rewards["accuracies_logp_step0"] = untrained.logps
-        found["accuracies_step0"] = metrics.accuracies(before, mine)
-        found["margins_step0"] = metrics.margins(before, mine)
+        columns["accuracies_step0"] = metrics.accuracies(before, mine)
+        columns["margins_step0"] = metrics.margins(before, mine)
     if tensors.logps.shape[-1]:
         rewards["accuracies_reference_1"] = trained.logps - tensors.logps[..., 0]
     if judged.scores is not None:
-        found["kendall_tau"] = metrics.kendall_tau(own, mine)
-    return found | {name: metrics.accuracies(one, judged) for name, one in rewards.items()}
+        columns["kendall_tau"] = metrics.kendall_tau(own, mine)
+    return columns | {name: metrics.accuracies(of, judged) for name, of in rewards.items()}
 
 
 def _rewards(
@@ -121,23 +110,3 @@ def _rewards(
     """[G, N] the method's own reward of a policy's log-probs."""
     applied = method.on(tensors.judged, combined, policy_logps=policy.logps, lengths=policy.lengths)
     return applied.rewards
-
-
-def _means(
-    columns: Mapping[KeyT, Tensor], prompts: Tensor
-) -> tuple[dict[KeyT, float | None], dict[KeyT, Ends]]:
-    """Each metric's mean over the groups that have it, and its 95 % interval over prompts."""
-    if not columns:
-        return {}, {}
-    values = torch.stack([one.to(torch.float64) for one in columns.values()], dim=-1)
-    ends = percentile_interval(bootstrap_means(values, clusters=prompts))
-    means = {name: _number(one) for name, one in zip(columns, values.nanmean(0), strict=True)}
-    intervals: dict[KeyT, Ends] = {
-        name: None if means[name] is None else [_number(low), _number(high)]
-        for name, (low, high) in zip(columns, ends, strict=True)
-    }
-    return means, intervals
-
-
-def _number(value: Tensor) -> float | None:
-    return float(value) if bool(value.isfinite()) else None

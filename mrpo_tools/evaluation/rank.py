@@ -16,17 +16,20 @@ from mrpo_tools.cache import Cache, ReferenceStore, group_from_row
 from mrpo_tools.cache.current import stores_of
 from mrpo_tools.config import Reference
 from mrpo_tools.errors import CacheMissing, UsageError
+from mrpo_tools.evaluation.estimates import (
+    accuracy_columns,
+    estimates,
+    number,
+    references_alone,
+)
 from mrpo_tools.evaluation.ranking import (
     Agreement,
     Margins,
     VirtualReference,
-    accuracy_columns,
     agreement,
     candidates,
     clipped_shares,
     margin_distribution,
-    measured,
-    number,
     parts_of,
     virtual_logps,
 )
@@ -38,7 +41,7 @@ from mrpo_tools.maths.resampling import (
     percentile_interval,
     simultaneous_intervals,
 )
-from mrpo_tools.methods.tensors import GroupTensors, look_up, reference_rewards
+from mrpo_tools.methods.tensors import GroupTensors, look_up
 from mrpo_tools.runs.record import VERSION, Estimate
 
 EPSILONS = (0.01, 0.1, 1.0)
@@ -155,7 +158,7 @@ def rank(
         groups_without_pairs=int(accuracies[:, 0].isnan().sum()),
         dropped_responses={reason: n for reason, n in tensors.dropped.items() if n},
         references=_references(tensors, labels, [stores[k] for k in order]),
-        longer=measured(_longer(tensors), tensors.prompts)[0],
+        longer=estimates(_longer(tensors), tensors.prompts)[0],
         agreement=agreement(tensors, labels, groups),
         clipped=_clipped(tensors, labels, epsilons),
         virtual=list(evidence.tried),
@@ -180,7 +183,7 @@ def _stores(
 
 
 def cached_groups(cache: Cache, split: str, dataset: str | None = None) -> list[Group]:
-    """The groups that were scored into a cache, each once; of a split if they have any."""
+    """The groups of a cache, each once; of a split if they have any."""
     groups = [group_from_row(row) for row in cache.groups_table(dataset).to_pylist()]
     if not groups:
         there = ", ".join(sorted(cache.group_tables())) or "none"
@@ -207,10 +210,7 @@ def _labels(stores: Sequence[ReferenceStore]) -> list[str]:
 def _references(
     tensors: GroupTensors, labels: Sequence[str], stores: Sequence[ReferenceStore]
 ) -> list[RankedReference]:
-    accuracies = {
-        name: measured(accuracy_columns(tensors, rewards), tensors.prompts)
-        for name, rewards in reference_rewards(tensors).items()
-    }
+    accuracies = references_alone(tensors)
     margins = margin_distribution(tensors)
     weights = references.confidence_weights(tensors.logps, tensors.mask).mean(0).tolist()
     return [
@@ -256,7 +256,7 @@ def _evidence(tensors: GroupTensors, labels: Sequence[str], epsilons: Sequence[f
     alone = columns.nanmean(0)
     gain = alone[count:] - alone[0]
     gains = simultaneous_intervals(means[:, count:] - means[:, :1], gain)
-    accuracy = measured(columns[:, count:], tensors.prompts)
+    accuracy = estimates(columns[:, count:], tensors.prompts)
     ahead = percentile_interval(means[:, :1] - means[:, 1:2])[0].tolist() if count > 1 else None
     return Evidence(
         labels=labels,

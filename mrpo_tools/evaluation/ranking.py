@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mrpo_tools.evaluation.estimates import accuracy_columns, number
 from mrpo_tools.groups import Group
 from mrpo_tools.maths import metrics, references
-from mrpo_tools.maths.resampling import bootstrap_means, percentile_interval
 from mrpo_tools.maths.shapes import fill, pair_differences
 from mrpo_tools.maths.statistics import cohens_kappa
 from mrpo_tools.methods.combination import Combination, combine
@@ -107,27 +107,6 @@ class Agreement:
     disagreements: list[Disagreement]
 
 
-def accuracy_columns(tensors: GroupTensors, rewards: Tensor) -> Tensor:
-    """[G, N, M] rewards -> [G, M] preference accuracies of each group, NaN without a pair."""
-    accuracies = [metrics.accuracies(reward, tensors.judged) for reward in rewards.unbind(-1)]
-    return torch.stack(accuracies, dim=-1)
-
-
-def measured(values: Tensor, prompts: Tensor) -> list[Estimate]:
-    """[G, M], [G] -> for each column its mean over groups and the 95 % interval over prompts."""
-    ends = percentile_interval(bootstrap_means(values, clusters=prompts))
-    return [
-        Estimate(number(mean), number(low), number(high))
-        for mean, (low, high) in zip(values.nanmean(0), ends, strict=True)
-    ]
-
-
-def number(value: Tensor | float) -> float | None:
-    """A float, or None where there is none."""
-    value = float(value)
-    return value if value == value else None
-
-
 def margin_distribution(tensors: GroupTensors) -> list[Margins]:
     """For each reference: mean, standard deviation (nats) and quantiles of its groups' margins."""
     distributions = []
@@ -151,7 +130,7 @@ def agreement(
 ) -> list[Agreement]:
     """For every two references: on how many pairs both, one or none of them is right, and kappa."""
     pairs = tensors.judged.pairs
-    right = [pair_differences(fill(one, tensors.mask)) > 0 for one in tensors.logps.unbind(-1)]
+    right = [pair_differences(fill(logps, tensors.mask)) > 0 for logps in tensors.logps.unbind(-1)]
     accuracies = accuracy_columns(tensors, tensors.logps)
     agreements = []
     for a, b in itertools.combinations(range(len(names)), 2):

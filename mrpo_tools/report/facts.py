@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mrpo_tools.runs.methods import MethodRuns, differing, shown
+from mrpo_tools.runs.methods import MethodRuns, differing, setting_text
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ def cost_table(methods: Sequence[MethodRuns]) -> Table:
             run.steps / run.train_seconds for run in metrics if run.train_seconds and run.steps
         ]
         peaks = [run.peak_memory_bytes for run in metrics if run.peak_memory_bytes]
-        scoring = precompute_seconds(method)
+        precompute = precompute_seconds(method)
         rows.append(
             [
                 method.label,
-                "–" if scoring is None else duration(scoring),
+                "–" if precompute is None else duration(precompute),
                 spread([duration(end) for end in _ends(seconds)]),
                 spread([f"{end:.2f}" for end in _ends(speeds)]),
                 f"{max(peaks) / 1e9:.2f} GB" if peaks else "–",
@@ -51,7 +51,7 @@ def cost_table(methods: Sequence[MethodRuns]) -> Table:
 
 
 def precompute_seconds(method: MethodRuns) -> float | None:
-    """Seconds that scoring a method's references took; None where it is not recorded."""
+    """Seconds that the log-probs of a method's references took; None where it is not recorded."""
     for run in method.runs:
         seconds = run.evaluation.precompute_seconds if run.evaluation else []
         measured = [second for second in seconds if second is not None]
@@ -69,7 +69,10 @@ def differences_table(methods: Sequence[MethodRuns]) -> Table:
         "Every setting that is not the same in all runs, defaults resolved; a dash where a setting "
         "means nothing.",
         ["method", *keys],
-        [[method.label, *(shown(method.settings.get(key)) for key in keys)] for method in methods],
+        [
+            [method.label, *(setting_text(method.settings.get(key)) for key in keys)]
+            for method in methods
+        ],
     )
 
 

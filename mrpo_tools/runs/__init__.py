@@ -1,6 +1,7 @@
 """The run directory: written, read, compared and tabulated; no torch.
 
 run       what a run is, and how far it has come
-read      what runs measured
+record    its files: what it was, what training took, what evaluations measured
+read      the reader of run directories
 methods   runs grouped into methods; `compare` them; `formats` of the table
 """

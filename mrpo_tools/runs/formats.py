@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from mrpo_tools.runs.compare import BEST, NOT_COMPARABLE, SECOND, Cell, Column, Comparison, Row
+from mrpo_tools.words import TableFormat
 
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
@@ -79,7 +80,7 @@ def latex(comparison: Comparison) -> str:
     lines = [
         r"\begin{tabular}{l" + "r" * (len(comparison.columns) + 2) + "}",
         r"\toprule",
-        _row([_escaped(one) for one in header(comparison)]),
+        _row([_escaped(title) for title in header(comparison)]),
         r"\midrule",
     ]
     for row in comparison.rows:
@@ -147,7 +148,7 @@ def as_json(comparison: Comparison) -> str:
     return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-FORMATS: dict[str, tuple[str, Callable[[Comparison], str]]] = {
+FORMATS: dict[TableFormat, tuple[str, Callable[[Comparison], str]]] = {
     "markdown": ("md", markdown),
     "latex": ("tex", latex),
     "csv": ("csv", comma_separated),
@@ -156,8 +157,8 @@ FORMATS: dict[str, tuple[str, Callable[[Comparison], str]]] = {
 """Name: (file ending, writer)."""
 
 
-def render(comparison: Comparison, name: str) -> str:
-    """The comparison in a format of `FORMATS`."""
+def render(comparison: Comparison, name: TableFormat) -> str:
+    """The text of a comparison in one of `FORMATS`."""
     return FORMATS[name][1](comparison)
 
 

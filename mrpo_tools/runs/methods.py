@@ -114,12 +114,12 @@ def _kinds(settings: Sequence[Settings], keys: Sequence[str]) -> int:
     return len({json.dumps([method.get(key) for key in keys]) for method in settings})
 
 
-def shown(value: JsonValue) -> str:
+def setting_text(value: JsonValue) -> str:
     """A setting as a label shows it."""
     if value is None:
         return "–"
     if isinstance(value, list):
-        return "+".join(map(shown, value)) or "none"
+        return "+".join(map(setting_text, value)) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -127,7 +127,7 @@ def _label(mine: Settings, rivals: Sequence[Settings]) -> str:
     """The loss and every setting that tells it from its rivals, the telling ones first."""
     keys = differing(rivals)
     ordered = [key for key in BRIEFLY if key in keys] + [key for key in keys if key not in BRIEFLY]
-    words = [BRIEFLY.get(key, f"{key}={{}}").format(shown(mine.get(key))) for key in ordered]
+    words = [BRIEFLY.get(key, f"{key}={{}}").format(setting_text(mine.get(key))) for key in ordered]
     return " ".join([str(mine["loss"]), *words])
 
 

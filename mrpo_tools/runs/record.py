@@ -252,6 +252,11 @@ class Estimate:
     low: float | None = None
     high: float | None = None
 
+    @property
+    def interval(self) -> Interval | None:
+        """Both ends; None without a value."""
+        return None if self.value is None else (self.low, self.high)
+
 
 class EvaluationRecord(Record, Measurements[float]):
     """`evaluation/<split>.json`: the metrics of one policy on one split.
@@ -267,7 +272,7 @@ class EvaluationRecord(Record, Measurements[float]):
         loss: of the run; None for a model.
         model: as the user named it; None for a run.
         references: `name@identity` of a run's, names of a model's, reference 1 first.
-        precompute_seconds: that scoring the data took, for each reference.
+        precompute_seconds: that the log-probs of the data took, for each reference.
         groups_hash: of the groups.
         dataset: where they came from.
     """

@@ -21,7 +21,7 @@ from pathlib import Path
 from mrpo_tools.cache import Cache
 from mrpo_tools.config import Dataset, Reference, pinned
 from mrpo_tools.errors import MrpoError, Preempted, UsageError
-from mrpo_tools.evaluation.evaluate import evaluate, held_out
+from mrpo_tools.evaluation.evaluate import evaluate
 from mrpo_tools.groups import Group, hash_groups, in_split
 from mrpo_tools.progress import name_lines, say
 from mrpo_tools.runs.compare import Comparison, compare
@@ -90,7 +90,7 @@ def sweep(
         Preempted: stopped by a signal.
     """
     source = steps.load(work.dataset)
-    held_out(source.groups, work.split)
+    in_split(source.groups, work.split)
     dataset = pinned(work.dataset, source.revision)
     work = replace(work, references=_references(planned, work), dataset=dataset)
     todo = [run for run in planned if not _is_done(run, work, source.groups)]
@@ -128,7 +128,7 @@ def _references(planned: Sequence[Planned], work: Work) -> dict[str, Reference]:
     Imported numbers come without a model.
 
     Raises:
-        CacheMissing: a reference that nobody has scored.
+        CacheMissing: a reference without numbers.
     """
     cache = Cache(work.cache)
     names = dict.fromkeys(name for run in planned for name in run.recipe.refs)
@@ -159,7 +159,7 @@ def _is_done(planned: Planned, work: Work, groups: Sequence[Group]) -> bool:
     evaluation = read_evaluation(path, work.split)
     if not run.finished or evaluation is None:
         return False
-    measured = sorted(held_out(groups, work.split), key=lambda group: group.group_id)
+    measured = sorted(in_split(groups, work.split), key=lambda group: group.group_id)
     return evaluation.groups_hash in (None, hash_groups(measured))
 
 
