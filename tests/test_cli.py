@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -314,30 +313,6 @@ def test_interrupting_ends_with_130(capsys):
 def test_debug_shows_the_traceback(capsys):
     assert run(["--debug", "evaluate", "nowhere"]) == 2
     assert "Traceback" in capsys.readouterr().err
-
-
-def test_dry_run_loads_no_weights_and_writes_nothing(project, tiny_models, capsys):
-    """Tokens of the dry run are those that scoring then computes; it does without weights that
-    can be loaded."""
-    unloadable = Path(shutil.copytree(tiny_models["llama"], "unloadable"))
-    config = json.loads((unloadable / "config.json").read_text())
-    words = ["precompute", "--dataset", "data.jsonl", "--json", "--ref"]
-    (unloadable / "config.json").write_text(json.dumps({**config, "intermediate_size": 65}))
-    assert run([*words, "llama=./unloadable", "--dry-run"]) == 0
-    estimate = json.loads(capsys.readouterr().out)[0]
-    assert not Path("cache").exists()
-    assert run([*words, "llama=./unloadable"]) == 2
-    assert "cannot be loaded" in capsys.readouterr().err
-    assert run([*words, f"llama={tiny_models['llama']}"]) == 0
-    scored = json.loads(capsys.readouterr().out)[0]
-    assert estimate["responses"] == scored["scored"]
-    assert estimate["unique_tokens"] == scored["tokens"] <= estimate["tokens"]
-    assert estimate["padding"] == 0
-    weights = (tiny_models["llama"] / "model.safetensors").stat().st_size
-    assert weights < estimate["memory_bytes"] < 100 * weights
-    parts = sum(path.stat().st_size for path in Path("cache").rglob("part-*.parquet"))
-    assert 0 < estimate["disk_bytes"] < parts  # a small part is mostly footer
-    assert 0 < estimate["seconds"] < 60
 
 
 @pytest.mark.parametrize("words", ["", ",", "mistral,llama=,"])

@@ -8,7 +8,6 @@ from independent import response_logp
 from transformers import AutoModelForCausalLM
 
 from mrpo_tools.errors import UsageError
-from mrpo_tools.maths.logprobs import sequence_logps, token_logps
 from mrpo_tools.precomputing.meter import Meter
 from mrpo_tools.scorer.loaded import LoadedReference
 from mrpo_tools.scorer.scorer import ROUTES, ResponseScorer, response_logps
@@ -18,9 +17,6 @@ from mrpo_tools.scorer.trees import (
     attention_mask,
     batches,
     collate,
-    cost,
-    plan_rows,
-    split_tree,
 )
 
 CPU = torch.device("cpu")
@@ -358,14 +354,6 @@ def test_a_route_that_gives_nan_is_not_taken(tiny_models):
     assert scorer.route == ROUTES[1]
 
 
-def test_many_responses_keep_to_the_budget():
-    tree = Row([1] * 50, [[2] * 20] * 64, range(64))
-    parts = split_tree(tree, 256)
-    assert all(len(part) <= 256 for part in parts)
-    assert [key for part in parts for key in part.keys] == list(range(64))
-    assert [len(part.keys) for part in split_tree(tree, 1)] == [1] * 64
-
-
 def test_a_scorer_has_no_dropout(tiny_models):
     """In training mode too: dropout of layers and of attention, whatever the configuration says."""
     model = AutoModelForCausalLM.from_pretrained(
@@ -404,63 +392,3 @@ def test_activations_decide_by_the_memory_that_is_free(tiny_models, free, fits, 
     scorer = scorer_on(load(tiny_models["llama"]).train(), ROUTES[0])
     rows = random_rows(scorer.config.vocab_size)
     assert activations.activations_fit(scorer, rows, 2, CPU) is fits
-
-
-def test_token_log_probs_do_not_depend_on_the_tile():
-    """One tile, many tiles and the gradient through them agree with a plain log-softmax."""
-    torch.manual_seed(0)
-    hidden = torch.randn(11, 8, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(30, 8, dtype=torch.float64, requires_grad=True)
-    targets = torch.randint(0, 30, (11,))
-    expected = (hidden @ weight.T).log_softmax(-1)[torch.arange(11), targets]
-    wanted = torch.autograd.grad(expected.sin().sum(), (hidden, weight))
-    for tile in (1, 4, 100):
-        found = token_logps(hidden, targets, lambda states: states @ weight.T, tile)
-        torch.testing.assert_close(found, expected)
-        got = torch.autograd.grad(found.sin().sum(), (hidden, weight))
-        torch.testing.assert_close(got, wanted)
-
-
-def test_sums_are_float64():
-    """A million tokens of −1e-4 nats: float32 would lose them."""
-    logps = torch.full((1_000_000,), -1e-4)
-    total = sequence_logps(logps, torch.zeros(1_000_000, dtype=torch.long), 2)
-    assert total.dtype == torch.float64
-    assert total[0].item() == pytest.approx(-100.0, rel=1e-6)
-    assert total[1].item() == 0.0
-
-
-def test_the_mask_by_hand():
-    """Prompt of two, responses of one and two, one padding token; window of two."""
-    segments = torch.tensor([[0, 0, 1, 2, 2, -1]])
-    positions = torch.tensor([[0, 1, 2, 2, 3, 0]])
-    seen = attention_mask(segments, positions)[0, 0].int().tolist()
-    assert seen == [
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0],
-        [1, 1, 0, 1, 0, 0],
-        [1, 1, 0, 1, 1, 0],
-        [0, 0, 0, 0, 0, 1],
-    ]
-    near = attention_mask(segments, positions, window=2)[0, 0].int().tolist()
-    assert near[4] == [0, 0, 0, 1, 1, 0]
-    assert near[3] == [0, 1, 0, 1, 0, 0]
-
-
-def test_the_plan_shares_only_where_it_pays():
-    """A long prompt is shared; long responses after a short prompt are not, in a narrow model."""
-    long_prompt = Row([1] * 100, [[1] * 10, [1] * 10], [0, 1])
-    long_responses = Row([1] * 4, [[1] * 500, [1] * 500], [0, 1])
-    planned = plan_rows([long_prompt, long_responses], hidden_size=64)
-    assert [len(row.keys) for row in planned] == [1, 1, 2]
-    assert [len(row) for row in planned] == sorted((len(row) for row in planned), reverse=True)
-    assert cost([long_prompt], 64) < cost(plan_rows([long_prompt], share=False), 64)
-
-
-def test_batches_respect_the_budget_with_padding():
-    rows = [Row([1] * n, [[1]], [n]) for n in (30, 20, 10, 10, 9)]
-    padded = batches(rows, 62, packed=False)
-    assert [[len(row) for row in batch] for batch in padded] == [[31, 21], [11, 11, 10]]
-    packed = batches(rows, 63)
-    assert [[len(row) for row in batch] for batch in packed] == [[31, 21, 11], [11, 10]]

@@ -14,7 +14,7 @@ from mrpo_tools.cache.reference import ReferenceStore, is_store
 from mrpo_tools.errors import CacheMissing, CacheStale
 from mrpo_tools.files import sweep_temporaries
 from mrpo_tools.groups import Group
-from mrpo_tools.references.identity import Identity, shown
+from mrpo_tools.references.identity import Identity, excerpts
 
 
 class Cache:
@@ -82,7 +82,7 @@ class Cache:
             )
         latest, other = stores[:2]
         differing = "; ".join(
-            f"{field} {' and '.join(shown(first, second))}"
+            f"{field} {' and '.join(excerpts(first, second))}"
             for field, first, second in latest.identity.differences(other.identity)
         )
         raise CacheStale(

@@ -184,7 +184,7 @@ def diff(*, first: str, second: str, cache: str | None, as_json: bool) -> None:
     Example:
         mrpo cache diff mistral@ab12 mistral@cd34
     """
-    from mrpo_tools.references.identity import shown
+    from mrpo_tools.references.identity import excerpts
 
     opened = open_cache(cache)
     one, other = opened.find(first), opened.find(second)
@@ -192,7 +192,7 @@ def diff(*, first: str, second: str, cache: str | None, as_json: bool) -> None:
     if as_json:
         print_json([{"field": name, str(one): a, str(other): b} for name, a, b in differing])
     elif differing:
-        rows = [(name, *shown(a, b)) for name, a, b in differing]
+        rows = [(name, *excerpts(a, b)) for name, a, b in differing]
         print_table(("field", str(one), str(other)), rows)
     else:
         print(f"{one} and {other} have the same identity")

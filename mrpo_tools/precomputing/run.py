@@ -145,19 +145,19 @@ def _compute(
     with PartWriter(store, record, rows=part_rows) as writer:
         rows = _CountedRows(writer)
         total = sum(map(text_bytes, groups))
-        tokens, padding, bad = _all_batches(model, resolved, encoded, total, rows)
-        if bad and resolved.dtype != "float32":
+        done = _all_batches(model, resolved, windows=encoded, total_bytes=total, rows=rows)
+        if done.bad and resolved.dtype != "float32":
             writer.flush()
             del model
             free_memory()
             model = load("float32")
-        _alone(model, bad, rows)
+        _alone(model, done.bad, rows)
     return Summary(
         store,
         computed=rows.counts,
-        tokens=tokens,
-        padding=padding,
-        warnings=_warnings(resolved.name, rows.counts, bad=len(bad), shares=shares),
+        tokens=done.tokens,
+        padding=done.padding,
+        warnings=_warnings(resolved.name, rows.counts, bad=len(done.bad), shares=shares),
     )
 
 
@@ -178,6 +178,7 @@ def _record(
 def _all_batches(
     model: LoadedReference,
     resolved: ResolvedReference,
+    *,
     windows: Iterable[list[EncodedPrompt]],
     total_bytes: int,
     rows: _CountedRows,

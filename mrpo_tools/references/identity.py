@@ -140,7 +140,7 @@ def imported_identity(origin: str, model: str | None = None) -> Identity:
     return Identity({**dict.fromkeys(FIELDS), "origin": origin, "model": model})
 
 
-def shown(first: object, second: object) -> tuple[str, str]:
+def excerpts(first: object, second: object) -> tuple[str, str]:
     """Two differing values for a message, long ones cut around the place where they differ."""
     texts = (repr(first), repr(second))
     start = next(
@@ -152,7 +152,7 @@ def shown(first: object, second: object) -> tuple[str, str]:
 
 def changes(differences: Iterable[Difference]) -> str:
     """`max_length was 100, is now 200; …`"""
-    texts = [(pair.field, *shown(pair.cached, pair.now)) for pair in differences]
+    texts = [(pair.field, *excerpts(pair.cached, pair.now)) for pair in differences]
     return "; ".join(f"{field} was {was}, is now {now}" for field, was, now in texts)
 
 

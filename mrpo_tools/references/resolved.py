@@ -61,7 +61,10 @@ def resolve(
     """
     files = locate(reference, download=download)
     dtype = reference.dtype or default_dtype()
-    return ResolvedReference(name, reference, files, dtype, identify(reference, files, dtype))
+    identity = identify(reference, files, dtype)
+    return ResolvedReference(
+        name=name, reference=reference, files=files, dtype=dtype, identity=identity
+    )
 
 
 def renderer_of(resolved: ResolvedReference) -> Renderer:

@@ -58,8 +58,20 @@ def tree_attention(
             raise ValueError("this family does not tell its attention function the window")
         sliding_window = None
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and softcap is None:
-        return _variable_length(query, key, value, forest, scaling, sliding_window), None
-    return _piece_by_piece(query, key, value, forest, scaling, sliding_window, softcap), None
+        states = _variable_length(
+            query, key, value, forest=forest, scaling=scaling, window=sliding_window
+        )
+    else:
+        states = _piece_by_piece(
+            query,
+            key,
+            value,
+            forest=forest,
+            scaling=scaling,
+            window=sliding_window,
+            softcap=softcap,
+        )
+    return states, None
 
 
 AttentionInterface.register(TREE, tree_attention)
@@ -69,6 +81,7 @@ def _piece_by_piece(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    *,
     forest: Forest,
     scaling: float | None,
     window: int | None,
@@ -159,6 +172,7 @@ def _variable_length(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    *,
     forest: Forest,
     scaling: float | None,
     window: int | None,

@@ -216,12 +216,12 @@ def _line(row: Row) -> _Line:
         owners.append(torch.full((length,), key))
         start += length
     return _Line(
-        torch.cat(ids),
-        torch.cat(positions),
-        torch.cat(segments),
-        torch.cat(sources),
-        torch.cat(ids[1:]),
-        torch.cat(owners),
+        ids=torch.cat(ids),
+        positions=torch.cat(positions),
+        segments=torch.cat(segments),
+        sources=torch.cat(sources),
+        targets=torch.cat(ids[1:]),
+        owners=torch.cat(owners),
     )
 
 

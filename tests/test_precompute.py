@@ -1,31 +1,98 @@
-"""What precompute stores: whole data, numbers that are none, what it says before and after."""
+"""Phase 1: what is computed and stored, once, whole, and told when it is no number."""
 
 from __future__ import annotations
 
-import json
 import shutil
+import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 import torch
 from simulated import Simulation, Spoiled, loading
-from stores import row, said
+from stores import row
 
 from mrpo_tools.cache import Cache
 from mrpo_tools.cli.precompute import _shard
 from mrpo_tools.config import Reference, absolute_paths
-from mrpo_tools.errors import CacheStale, ResourceError, UsageError
+from mrpo_tools.errors import ResourceError, UsageError
 from mrpo_tools.evaluation.rank import cached_groups
 from mrpo_tools.files import make_directory, write_whole
 from mrpo_tools.methods.tensors import look_up
-from mrpo_tools.precomputing import rescore
-from mrpo_tools.precomputing.estimate import estimate
 from mrpo_tools.precomputing.precompute import precompute
 from mrpo_tools.references.devices import out_of_memory
 from mrpo_tools.references.identity import Identity
-from mrpo_tools.references.resolved import resolve
+from mrpo_tools.references.resolved import renderer_of, resolve
+
+
+def numbers(cache: Cache, name: str = "llama") -> dict[str, float]:
+    table = cache.find(name).table()
+    return dict(zip(table["response_id"].to_pylist(), table["logp"].to_pylist(), strict=True))
+
+
+def test_what_is_cached_is_not_scored_again(references, some_groups, tmp_path):
+    """Order, splits, new rows and a new reference score new cells only."""
+    cache = Cache(tmp_path / "cache")
+    llama = {"llama": references["llama"]}
+    first = precompute(llama, some_groups[:20], cache, "some")[0]
+    count = len({key for group in some_groups[:20] for key in group.response_ids})
+    assert (first.computed["ok"], first.reused) == (count, 0)
+    before = numbers(cache)
+    shuffled = [group.with_split("test") for group in reversed(some_groups[:20])]
+    again = precompute(llama, shuffled, cache, "some")[0]
+    assert (again.computed["ok"], again.reused) == (0, count)
+    precompute({"llama": references["llama"].model_copy(update={"batch_tokens": 64})},
+               some_groups, cache, "some")  # fmt: skip
+    assert before.items() <= numbers(cache).items()
+    both = precompute({**llama, "qwen": references["qwen"]}, some_groups, cache, "some")
+    assert [summary.computed["ok"] > 0 for summary in both] == [False, True]
+
+
+def test_a_prompt_in_two_groups_is_scored_once(references, some_groups, tmp_path):
+    """Pair data repeats prompts: both pairs of one prompt share a row, and a response that stands
+    in both has one number."""
+    group = next(one for one in some_groups if len(one.responses) == 4)
+    pairs = [
+        replace(group, responses=group.responses[:2]),
+        replace(group, responses=group.responses[1:3]),
+    ]
+    cache = Cache(tmp_path / "cache")
+    summary = precompute({"llama": references["llama"]}, pairs, cache, "pairs")[0]
+    assert summary.computed["ok"] == 3
+    whole = Cache(tmp_path / "whole")
+    precompute({"llama": references["llama"]}, [group], whole, "whole")
+    for key, logp in numbers(cache).items():
+        assert numbers(whole)[key] == pytest.approx(logp, abs=1e-5)
+
+
+@pytest.mark.parametrize("shards", [2, 3])
+def test_shards_make_the_whole(references, some_groups, tmp_path, shards):
+    whole, parts = Cache(tmp_path / "whole"), Cache(tmp_path / "parts")
+    llama = {"llama": references["llama"]}
+    precompute(llama, some_groups, whole, "some")
+    scored = [
+        precompute(llama, some_groups, parts, "some", shard=(index, shards))[0].computed["ok"]
+        for index in range(shards)
+    ]
+    assert all(scored)
+    assert numbers(parts).keys() == numbers(whole).keys()
+    assert sum(scored) == len(numbers(whole))
+
+
+def test_what_is_saved_is_whole_whatever_is_computed(references, some_groups, tmp_path):
+    """A split or a shard of the data is scored; all of the data is saved, whoever ends last."""
+    load = Simulation().load
+    cache = Cache(tmp_path / "cache")
+    groups = [one.with_split("test" if n % 2 else "train") for n, one in enumerate(some_groups[:8])]
+    llama = {"llama": references["llama"]}
+    precompute(llama, groups, cache, "some", "test", load=load)
+    assert cached_groups(cache, "all") == groups
+    cache = Cache(cache.path, clock=lambda: 1e9)  # it stands, and went back
+    changed = [one.with_split("train") for one in groups]
+    for shard in ((1, 2), (0, 2), (1, 2)):
+        precompute(llama, changed, cache, "some", None, shard, load=load)
+    assert cached_groups(cache, "all") == changed
 
 
 def test_an_interrupted_start_leaves_no_second_identity(cache, store, references, some_groups):
@@ -45,60 +112,64 @@ def test_an_interrupted_start_leaves_no_second_identity(cache, store, references
     assert cache.find(f"llama@{empty.short}").short == empty.short
 
 
-def test_what_is_saved_is_whole_whatever_is_scored(references, some_groups, tmp_path, monkeypatch):
-    """A split or a shard of the data is scored; all of the data is saved, whoever ends last."""
-    load = Simulation().load
+def test_recorded_paths_work_from_elsewhere(tiny_models, some_groups, tmp_path, monkeypatch):
+    """Relative paths are recorded as absolute ones; hub ids and absent paths stay as they are."""
+    monkeypatch.chdir(tiny_models["llama"].parent)
     cache = Cache(tmp_path / "cache")
-    groups = [one.with_split("test" if n % 2 else "train") for n, one in enumerate(some_groups[:8])]
-    llama = {"llama": references["llama"]}
-    precompute(llama, groups, cache, "some", "test", load=load)
-    assert cached_groups(cache, "all") == groups
-    cache = Cache(cache.path, clock=lambda: 1e9)  # it stands, and went back
-    changed = [one.with_split("train") for one in groups]
-    for shard in ((1, 2), (0, 2), (1, 2)):
-        precompute(llama, changed, cache, "some", None, shard, load=load)
-    assert cached_groups(cache, "all") == changed
-
-
-# Identities.
-
-
-def test_rescore_agrees_with_a_sound_cache_and_not_with_a_false_one(cached, tmp_path, capsys):
-    """A part whose hash is right and whose number is wrong: only the model can tell."""
-    path = Path(shutil.copytree(cached.path, tmp_path / "cache"))
-    words = ["cache", "verify", "--cache", str(path), "--rescore", "16", "--json"]
-    found = json.loads(said(capsys, *words))
-    assert [one["rows"] for one in found["rescored"]] == [16] * 3
-    assert all(float(one["nats per token"]) < 1e-5 for one in found["rescored"])
-    store = Cache(path).find("llama")
-    part = store.parts()[0]
-    logps = pa.array([one - 0.5 for one in part.table["logp"].to_pylist()])
-    part.path.unlink()
-    store.write(part.table.set_column(2, "logp", logps), part.created, part.records)
-    text = said(capsys, "cache", "verify", "--cache", str(path), "--rescore", "4", "--ref",
-                "llama", code=3)  # fmt: skip
-    assert "nats per token apart" in text
-
-
-def test_rescore_of_two_identities_of_one_name(references, some_groups, tmp_path, capsys,
-                                               monkeypatch):  # fmt: skip
-    """The project has words for one of them; the other is asked as it was scored."""
-    cache = Cache(tmp_path / "cache")
-    long = references["llama"]
-    short = long.model_copy(update={"max_length": 64})
-    for words in (long, short):
-        precompute({"llama": words}, some_groups[:4], cache, "some")
+    words = Reference(model="llama", dtype="float32")
+    precompute({"one": words}, some_groups[:2], cache, "some", load=Simulation().load)
     monkeypatch.chdir(tmp_path)
-    check = ["cache", "verify", "--cache", "cache", "--rescore", "3", "--json"]
-    Path("mrpo.yaml").write_text(f"references: {{llama: {{model: {long.model}, max_length: 64}}}}")
-    for _ in range(2):
-        found = json.loads(said(capsys, *check))["rescored"]
-        assert sorted(one["rescored"] for one in found) == sorted(map(str, cache.references()))
-        assert [one["rows"] for one in found] == [3, 3]
-        Path("mrpo.yaml").write_text("references: {llama: {model: ./gone}}")
+    assert cache.find("one").recorded_reference().model == str(tiny_models["llama"])
+    hub = Reference(model="org/model", adapter="org/adapter")
+    assert absolute_paths(hub) == hub
 
 
-# Numbers that are none, and memory.
+def test_a_split_that_is_not_there_is_named(references, some_groups, tmp_path):
+    cache = Cache(tmp_path / "cache")
+    groups = [one.with_split("train") for one in some_groups[:3]]
+    with pytest.raises(UsageError, match=r"no group is in split 'typo' \(there are: train 3\)"):
+        precompute({"llama": references["llama"]}, groups, cache, "some", split="typo")
+    assert not cache.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "shard"),
+    [({}, (0, 1)), ({"RANK": "1"}, (0, 1)), ({"RANK": "1", "WORLD_SIZE": "2"}, (1, 2)),
+     ({"WORLD_SIZE": "2"}, (0, 1))],
+)  # fmt: skip
+def test_a_process_takes_its_rank_only_with_the_worlds_size(monkeypatch, environment, shard):
+    """RANK alone, which job schedulers set too, does not take half of the rows away."""
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert _shard(None) == shard
+    assert _shard("3/16") == (2, 16)
+
+
+def test_a_nan_is_caught_rescored_and_never_used(references, some_groups, tmp_path):
+    """Numbers that cannot be log-probs: scored again alone; what stays bad is `nonfinite`."""
+    from mrpo_tools.methods.tensors import look_up
+
+    class FirstStaysBad(Spoiled):
+        numbers = (float("nan"), 1.0, float("-inf"))
+        first = True
+
+        def plain_logps(self, row):
+            first, self.first = self.first, False
+            return [float("nan")] if first else super().plain_logps(row)
+
+    reference = references["llama"].model_copy(update={"batch_tokens": 10**6})
+    cache = Cache(tmp_path / "cache")
+    llama = {"llama": reference}
+    summary = precompute(llama, some_groups, cache, "some", load=loading(FirstStaysBad))[0]
+    assert summary.computed["nonfinite"] == 1
+    assert "no finite log-prob" in summary.warnings[-1]
+    statuses = cache.find("llama").count_by_status()
+    assert statuses["nonfinite"] == 1
+    assert all(value is None or value <= 0 for value in numbers(cache).values())
+    tensors = look_up([cache.find("llama")], some_groups)
+    assert tensors.dropped == {"nonfinite": 1}
 
 
 def poisoned(tiny_models: dict[str, Path], folder: Path, token: int) -> Path:
@@ -115,7 +186,6 @@ def poisoned(tiny_models: dict[str, Path], folder: Path, token: int) -> Path:
 def test_a_nan_in_the_weights_is_never_used(tiny_models, references, some_groups, tmp_path):
     """Responses with the token are caught, scored again in float32, stored as nonfinite, told, and
     left out of training; all others have the numbers of the sound model."""
-    from mrpo_tools.references.resolved import renderer_of
 
     groups = some_groups[:12]
     renderer = renderer_of(resolve("llama", references["llama"]))
@@ -149,8 +219,6 @@ def test_a_nan_in_the_weights_is_never_used(tiny_models, references, some_groups
 def test_bad_bfloat16_numbers_are_right_in_float32(references, some_groups, tmp_path):
     """A model whose 16-bit arithmetic overflows: scored again in float32 once it is out of
     memory, and right."""
-    import weakref
-
     honest = loading(Spoiled)
     loaded: list[tuple[str, weakref.ref[Any]]] = []
 
@@ -199,7 +267,6 @@ def test_a_full_cpu_memory_is_exit_4(references, some_groups, tmp_path):
 
 def test_what_does_not_fit_is_stored_as_such(references, some_groups, tmp_path):
     """`overlong` without a number, told and left out of training; or cut, flagged and used."""
-    from mrpo_tools.references.resolved import renderer_of
 
     groups = some_groups[:8]
     renderer = renderer_of(resolve("llama", references["llama"]))
@@ -227,63 +294,3 @@ def test_what_does_not_fit_is_stored_as_such(references, some_groups, tmp_path):
         else:
             cut = {key for key, one in rows.items() if one["truncated"]}
             assert cut == long - overlong != set()
-
-
-# Words of `precompute`.
-
-
-def test_a_split_that_is_not_there_is_named(references, some_groups, tmp_path):
-    cache = Cache(tmp_path / "cache")
-    groups = [one.with_split("train") for one in some_groups[:3]]
-    with pytest.raises(UsageError, match=r"no group is in split 'typo' \(there are: train 3\)"):
-        precompute({"llama": references["llama"]}, groups, cache, "some", split="typo")
-    assert not cache.path.exists()
-
-
-def test_a_dry_run_counts_the_split_and_the_shard(references, some_groups, tmp_path):
-    """What it counts is what precompute then scores."""
-    cache = Cache(tmp_path / "cache")
-    groups = [
-        one.with_split("test" if n % 2 else "train") for n, one in enumerate(some_groups[:12])
-    ]
-    subject = resolve("llama", references["llama"])
-    for split, shard in (("test", (0, 1)), ("test", (1, 3)), (None, (0, 2))):
-        expected = estimate(subject, groups, cache, split, shard)
-        one = Cache(tmp_path / f"{split}-{shard[0]}")
-        found = precompute({"llama": references["llama"]}, groups, one, "some", split, shard)[0]
-        assert found.computed["ok"] == expected.responses > 0
-    with pytest.raises(UsageError, match="no group is in split 'typo'"):
-        estimate(subject, groups, cache, "typo")
-
-
-@pytest.mark.parametrize(
-    ("environment", "shard"),
-    [({}, (0, 1)), ({"RANK": "1"}, (0, 1)), ({"RANK": "1", "WORLD_SIZE": "2"}, (1, 2)),
-     ({"WORLD_SIZE": "2"}, (0, 1))],
-)  # fmt: skip
-def test_a_process_takes_its_rank_only_with_the_worlds_size(monkeypatch, environment, shard):
-    """RANK alone, which job schedulers set too, does not take half of the rows away."""
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert _shard(None) == shard
-    assert _shard("3/16") == (2, 16)
-
-
-def test_recorded_paths_work_from_elsewhere(tiny_models, some_groups, tmp_path, monkeypatch):
-    """Relative paths are recorded as absolute ones; hub ids and absent paths stay as they are."""
-    monkeypatch.chdir(tiny_models["llama"].parent)
-    cache = Cache(tmp_path / "cache")
-    words = Reference(model="llama", dtype="float32")
-    precompute({"one": words}, some_groups[:2], cache, "some", load=Simulation().load)
-    monkeypatch.chdir(tmp_path)
-    assert cache.find("one").recorded_reference().model == str(tiny_models["llama"])
-    hub = Reference(model="org/model", adapter="org/adapter")
-    assert absolute_paths(hub) == hub
-
-
-def test_rescoring_other_weights_is_refused(cached, references, some_groups):
-    store = cached.find("llama")
-    with pytest.raises(CacheStale, match="of another identity"):
-        rescore.rescore(cached, store, resolve("llama", references["qwen"]), 4)
