@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,7 +14,7 @@ SHARE_OF_FREE_MEMORY = 0.7
 """What activations may take; the rest is for gradients, optimizer states and the head's tiles."""
 
 
-def bytes_per_token(scorer: ResponseScorer, row: Row, device: torch.device) -> float:
+def bytes_per_token(scorer: ResponseScorer, row: Row) -> float:
     """Bytes that autograd keeps for each token of a pass over a row, parameters not counted."""
     kept: dict[int, int] = {}
     owned = {parameter.untyped_storage().data_ptr() for parameter in scorer.parameters()}
@@ -27,6 +25,7 @@ def bytes_per_token(scorer: ResponseScorer, row: Row, device: torch.device) -> f
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    device = next(scorer.parameters()).device
     renamed = Row(row.prompt, row.responses, range(len(row.responses)))
     tokens = [to_device(scorer.collate(rows), device) for rows in scorer.batches([renamed])]
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
@@ -36,7 +35,7 @@ def bytes_per_token(scorer: ResponseScorer, row: Row, device: torch.device) -> f
 
 
 def activations_fit(
-    scorer: ResponseScorer, rows: Sequence[Row], micro_batch: int, device: torch.device
+    scorer: ResponseScorer, rows: Sequence[Row], micro_batch: int, free: float
 ) -> bool:
     """Whether the largest micro-batch's activations fit without being recomputed, beside the
     gradients and Adam's two states of what is trained.
@@ -45,23 +44,10 @@ def activations_fit(
         scorer: with the parameters to train requiring gradients.
         rows: the trees of training, each group one.
         micro_batch: groups of a micro-batch.
-        device: where the model is.
+        free: bytes of memory that nothing uses where the model is.
     """
     ordered = sorted(rows, key=len)
-    rate = bytes_per_token(scorer, ordered[len(ordered) // 2], device)
+    rate = bytes_per_token(scorer, ordered[len(ordered) // 2])
     largest = sum(map(len, ordered[-micro_batch:]))
-    states = 3 * sum(one.nbytes for one in scorer.parameters() if one.requires_grad)
-    return rate * largest <= SHARE_OF_FREE_MEMORY * (free_bytes(device) - states)
-
-
-def free_bytes(device: torch.device) -> float:
-    """Memory not in use: of the accelerator, or of this machine; infinite where nobody says."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return float(free + unused)
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return float(line.split()[1]) * 1024
-    return float("inf")
+    states = 3 * sum(weights.nbytes for weights in scorer.parameters() if weights.requires_grad)
+    return rate * largest <= SHARE_OF_FREE_MEMORY * (free - states)

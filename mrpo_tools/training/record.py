@@ -10,8 +10,10 @@ from mrpo_tools.cache import Cache, library_versions
 from mrpo_tools.config import Dataset, Recipe, Reference, absolute_paths
 from mrpo_tools.errors import ResourceError, UsageError
 from mrpo_tools.groups import Group, hash_groups, in_split
+from mrpo_tools.progress import is_first_process
+from mrpo_tools.references.devices import wait_for_everyone
 from mrpo_tools.runs.record import CombinationWords, RunRecord
-from mrpo_tools.runs.run import RUN, save_recipe
+from mrpo_tools.runs.run import RUN, Stage, save_recipe
 from mrpo_tools.training.prepare import Prepared
 
 FIXED = ("policy_identity", "references", "combination", "hyper", "groups_hash")
@@ -48,7 +50,22 @@ def run_record(
     )
 
 
-def check_record(output: Path, record: RunRecord) -> None:
+def open_run(output: Path, stage: Stage, recipe: Recipe, record: RunRecord) -> None:
+    """Begin a run, or make sure that the one which is there goes on as it began; all processes call
+    it together.
+
+    Raises:
+        ResourceError: the directory cannot be written.
+        UsageError: it holds a run of other data, references or weights.
+    """
+    if stage is Stage.INTERRUPTED:
+        _check_record(output, record)
+    elif is_first_process():
+        _begin_run(output, recipe, record)
+    wait_for_everyone()
+
+
+def _check_record(output: Path, record: RunRecord) -> None:
     """Refuse to go on with other data, references or weights than the run began with."""
     before, now = RunRecord.read(output / RUN).as_json(), record.as_json()
     differing = [key.removesuffix("_hash") for key in FIXED if before.get(key) != now[key]]
@@ -59,12 +76,8 @@ def check_record(output: Path, record: RunRecord) -> None:
         )
 
 
-def begin_run(output: Path, recipe: Recipe, record: RunRecord) -> None:
-    """Make the run's directory, with the resolved recipe and the record.
-
-    Raises:
-        ResourceError: it cannot be written.
-    """
+def _begin_run(output: Path, recipe: Recipe, record: RunRecord) -> None:
+    """Make the run's directory, with the resolved recipe and the record."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         save_recipe(output, recipe)

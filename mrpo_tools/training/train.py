@@ -17,6 +17,7 @@ from mrpo_tools.errors import Preempted, UsageError
 from mrpo_tools.groups import Group
 from mrpo_tools.progress import is_first_process, say_once
 from mrpo_tools.references.devices import (
+    free_bytes,
     memory_errors,
     peak_memory_bytes,
     pick_device,
@@ -40,7 +41,7 @@ from mrpo_tools.training.callbacks import StopOnSignal, show_progress
 from mrpo_tools.training.groups import TrainingGroups
 from mrpo_tools.training.policy import load_policy
 from mrpo_tools.training.prepare import Prepared, prepare
-from mrpo_tools.training.record import begin_run, check_record, model_card, run_record
+from mrpo_tools.training.record import model_card, open_run, run_record
 from mrpo_tools.training.step0 import check_step0
 from mrpo_tools.training.trainer import GroupTrainer
 
@@ -100,18 +101,10 @@ def train(
     prepared = prepare(recipe, groups, cache, references)
     _tell(prepared)
     record = run_record(
-        recipe=recipe,
-        prepared=prepared,
-        groups=groups,
-        cache=cache,
-        references=references,
-        dataset=dataset,
-    )
-    if stage is Stage.INTERRUPTED:
-        check_record(output, record)
-    elif is_first_process():
-        begin_run(output, recipe, record)
-    wait_for_everyone()
+        recipe=recipe, prepared=prepared, groups=groups, cache=cache,
+        references=references, dataset=dataset,
+    )  # fmt: skip
+    open_run(output, stage, recipe, record)
     with memory_errors("training", LESS_MEMORY):
         fitted = _fit(recipe, prepared, output, callbacks)
     metrics = Metrics(
@@ -216,7 +209,8 @@ def _recompute_activations(
     wanted = recipe.gradient_checkpointing
     if wanted == "auto":
         rows = groups.trees(range(len(groups)))
-        wanted = not activations_fit(scorer, rows, recipe.per_device_train_batch_size, device)
+        micro_batch = recipe.per_device_train_batch_size
+        wanted = not activations_fit(scorer, rows, micro_batch, free_bytes(device))
     if wanted:
         scorer.model.gradient_checkpointing_enable({"use_reentrant": False})
         scorer.model.enable_input_require_grads()
