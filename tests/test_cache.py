@@ -8,11 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
-from simulated import Spoiled, loading
 from stores import IDENTITY, row
 
 from mrpo_tools.cache import (
@@ -29,7 +27,6 @@ from mrpo_tools.cache.parts import table_of
 from mrpo_tools.errors import CacheDamaged, CacheMissing, CacheStale, ResourceError
 from mrpo_tools.files import host
 from mrpo_tools.groups import Group, Response, user_prompt
-from mrpo_tools.precomputing.precompute import precompute
 from mrpo_tools.references.identity import Identity, imported_identity
 
 
@@ -211,85 +208,6 @@ def test_groups_come_back_as_they_were_saved(tmp_path):
     rows = cache.group_tables()["demo"].to_pylist()
     assert [group_from_row(values) for values in rows] == groups
     assert [values["group_id"] for values in rows] == [group.group_id for group in groups]
-
-
-def numbers(cache: Cache, name: str = "llama") -> dict[str, float]:
-    table = cache.find(name).table()
-    return dict(zip(table["response_id"].to_pylist(), table["logp"].to_pylist(), strict=True))
-
-
-def test_what_is_cached_is_not_scored_again(references, some_groups, tmp_path):
-    """Order, splits, new rows and a new reference score new cells only."""
-    cache = Cache(tmp_path / "cache")
-    llama = {"llama": references["llama"]}
-    first = precompute(llama, some_groups[:20], cache, "some")[0]
-    count = len({key for group in some_groups[:20] for key in group.response_ids})
-    assert (first.computed["ok"], first.reused) == (count, 0)
-    before = numbers(cache)
-    shuffled = [group.with_split("test") for group in reversed(some_groups[:20])]
-    again = precompute(llama, shuffled, cache, "some")[0]
-    assert (again.computed["ok"], again.reused) == (0, count)
-    precompute({"llama": references["llama"].model_copy(update={"batch_tokens": 64})},
-               some_groups, cache, "some")  # fmt: skip
-    assert before.items() <= numbers(cache).items()
-    both = precompute({**llama, "qwen": references["qwen"]}, some_groups, cache, "some")
-    assert [summary.computed["ok"] > 0 for summary in both] == [False, True]
-
-
-def test_a_prompt_in_two_groups_is_scored_once(references, some_groups, tmp_path):
-    """Pair data repeats prompts: both pairs of one prompt share a row, and a response that stands
-    in both has one number."""
-    group = next(group for group in some_groups if len(group.responses) == 4)
-    pairs = [
-        replace(group, responses=group.responses[:2]),
-        replace(group, responses=group.responses[1:3]),
-    ]
-    cache = Cache(tmp_path / "cache")
-    summary = precompute({"llama": references["llama"]}, pairs, cache, "pairs")[0]
-    assert summary.computed["ok"] == 3
-    whole = Cache(tmp_path / "whole")
-    precompute({"llama": references["llama"]}, [group], whole, "whole")
-    for key, logp in numbers(cache).items():
-        assert numbers(whole)[key] == pytest.approx(logp, abs=1e-5)
-
-
-@pytest.mark.parametrize("shards", [2, 3])
-def test_shards_make_the_whole(references, some_groups, tmp_path, shards):
-    whole, parts = Cache(tmp_path / "whole"), Cache(tmp_path / "parts")
-    llama = {"llama": references["llama"]}
-    precompute(llama, some_groups, whole, "some")
-    scored = [
-        precompute(llama, some_groups, parts, "some", shard=(index, shards))[0].computed["ok"]
-        for index in range(shards)
-    ]
-    assert all(scored)
-    assert numbers(parts).keys() == numbers(whole).keys()
-    assert sum(scored) == len(numbers(whole))
-
-
-def test_a_nan_is_caught_rescored_and_never_used(references, some_groups, tmp_path):
-    """Numbers that cannot be log-probs: scored again alone; what stays bad is `nonfinite`."""
-    from mrpo_tools.methods.tensors import look_up
-
-    class FirstStaysBad(Spoiled):
-        numbers = (float("nan"), 1.0, float("-inf"))
-        first = True
-
-        def plain_logps(self, row):
-            first, self.first = self.first, False
-            return [float("nan")] if first else super().plain_logps(row)
-
-    reference = references["llama"].model_copy(update={"batch_tokens": 10**6})
-    cache = Cache(tmp_path / "cache")
-    llama = {"llama": reference}
-    summary = precompute(llama, some_groups, cache, "some", load=loading(FirstStaysBad))[0]
-    assert summary.computed["nonfinite"] == 1
-    assert "no finite log-prob" in summary.warnings[-1]
-    statuses = cache.find("llama").count_by_status()
-    assert statuses["nonfinite"] == 1
-    assert all(value is None or value <= 0 for value in numbers(cache).values())
-    tensors = look_up([cache.find("llama")], some_groups)
-    assert tensors.dropped == {"nonfinite": 1}
 
 
 def test_what_is_not_the_caches_is_left_alone(tmp_path):

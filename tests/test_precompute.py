@@ -2,30 +2,82 @@
 
 from __future__ import annotations
 
-import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 import torch
 from simulated import Simulation, Spoiled, loading
-from stores import row, said
+from stores import row
 
 from mrpo_tools.cache import Cache
 from mrpo_tools.cli.precompute import _shard
 from mrpo_tools.config import Reference, absolute_paths
-from mrpo_tools.errors import CacheStale, ResourceError, UsageError
+from mrpo_tools.errors import ResourceError, UsageError
 from mrpo_tools.evaluation.rank import cached_groups
 from mrpo_tools.files import make_directory, write_whole
 from mrpo_tools.methods.tensors import look_up
-from mrpo_tools.precomputing import rescore
 from mrpo_tools.precomputing.estimate import estimate
 from mrpo_tools.precomputing.precompute import precompute
 from mrpo_tools.references.devices import out_of_memory
 from mrpo_tools.references.identity import Identity
 from mrpo_tools.references.resolved import resolve
+
+
+def numbers(cache: Cache, name: str = "llama") -> dict[str, float]:
+    table = cache.find(name).table()
+    return dict(zip(table["response_id"].to_pylist(), table["logp"].to_pylist(), strict=True))
+
+
+def test_what_is_cached_is_not_computed_again(references, some_groups, tmp_path):
+    """Order, splits, new rows and a new reference compute new cells only."""
+    cache = Cache(tmp_path / "cache")
+    llama = {"llama": references["llama"]}
+    first = precompute(llama, some_groups[:20], cache, "some")[0]
+    count = len({key for group in some_groups[:20] for key in group.response_ids})
+    assert (first.computed["ok"], first.reused) == (count, 0)
+    before = numbers(cache)
+    shuffled = [group.with_split("test") for group in reversed(some_groups[:20])]
+    again = precompute(llama, shuffled, cache, "some")[0]
+    assert (again.computed["ok"], again.reused) == (0, count)
+    precompute({"llama": references["llama"].model_copy(update={"batch_tokens": 64})},
+               some_groups, cache, "some")  # fmt: skip
+    assert before.items() <= numbers(cache).items()
+    both = precompute({**llama, "qwen": references["qwen"]}, some_groups, cache, "some")
+    assert [summary.computed["ok"] > 0 for summary in both] == [False, True]
+
+
+def test_a_prompt_in_two_groups_is_computed_once(references, some_groups, tmp_path):
+    """Pair data repeats prompts: both pairs of one prompt share a row, and a response that stands
+    in both has one number."""
+    group = next(group for group in some_groups if len(group.responses) == 4)
+    pairs = [
+        replace(group, responses=group.responses[:2]),
+        replace(group, responses=group.responses[1:3]),
+    ]
+    cache = Cache(tmp_path / "cache")
+    summary = precompute({"llama": references["llama"]}, pairs, cache, "pairs")[0]
+    assert summary.computed["ok"] == 3
+    whole = Cache(tmp_path / "whole")
+    precompute({"llama": references["llama"]}, [group], whole, "whole")
+    for key, logp in numbers(cache).items():
+        assert numbers(whole)[key] == pytest.approx(logp, abs=1e-5)
+
+
+@pytest.mark.parametrize("shards", [2, 3])
+def test_shards_make_the_whole(references, some_groups, tmp_path, shards):
+    whole, parts = Cache(tmp_path / "whole"), Cache(tmp_path / "parts")
+    llama = {"llama": references["llama"]}
+    precompute(llama, some_groups, whole, "some")
+    computed = [
+        precompute(llama, some_groups, parts, "some", shard=(index, shards))[0].computed["ok"]
+        for index in range(shards)
+    ]
+    assert all(computed)
+    assert numbers(parts).keys() == numbers(whole).keys()
+    assert sum(computed) == len(numbers(whole))
 
 
 def test_an_interrupted_start_leaves_no_second_identity(cache, store, references, some_groups):
@@ -37,7 +89,7 @@ def test_an_interrupted_start_leaves_no_second_identity(cache, store, references
 
     with pytest.raises(UsageError):
         precompute({"llama": references["llama"]}, some_groups[:2], cache, "some", load=broken)
-    assert [one.short for one in cache.references()] == [store.short]
+    assert [other.short for other in cache.references()] == [store.short]
     empty = cache.store("llama", Identity({"model": "other"}))
     make_directory(empty.directory)
     write_whole(empty.identity_path, empty.identity.content)
@@ -45,60 +97,21 @@ def test_an_interrupted_start_leaves_no_second_identity(cache, store, references
     assert cache.find(f"llama@{empty.short}").short == empty.short
 
 
-def test_what_is_saved_is_whole_whatever_is_scored(references, some_groups, tmp_path, monkeypatch):
-    """A split or a shard of the data is scored; all of the data is saved, whoever ends last."""
+def test_what_is_saved_is_whole_whatever_is_computed(references, some_groups, tmp_path):
+    """A split or a shard of the data is computed; all of the data is saved, whoever ends last."""
     load = Simulation().load
     cache = Cache(tmp_path / "cache")
-    groups = [one.with_split("test" if n % 2 else "train") for n, one in enumerate(some_groups[:8])]
+    groups = [
+        group.with_split("test" if n % 2 else "train") for n, group in enumerate(some_groups[:8])
+    ]
     llama = {"llama": references["llama"]}
     precompute(llama, groups, cache, "some", "test", load=load)
     assert cached_groups(cache, "all") == groups
     cache = Cache(cache.path, clock=lambda: 1e9)  # it stands, and went back
-    changed = [one.with_split("train") for one in groups]
+    changed = [group.with_split("train") for group in groups]
     for shard in ((1, 2), (0, 2), (1, 2)):
         precompute(llama, changed, cache, "some", None, shard, load=load)
     assert cached_groups(cache, "all") == changed
-
-
-# Identities.
-
-
-def test_rescore_agrees_with_a_sound_cache_and_not_with_a_false_one(cached, tmp_path, capsys):
-    """A part whose hash is right and whose number is wrong: only the model can tell."""
-    path = Path(shutil.copytree(cached.path, tmp_path / "cache"))
-    words = ["cache", "verify", "--cache", str(path), "--rescore", "16", "--json"]
-    found = json.loads(said(capsys, *words))
-    assert [one["rows"] for one in found["rescored"]] == [16] * 3
-    assert all(float(one["nats per token"]) < 1e-5 for one in found["rescored"])
-    store = Cache(path).find("llama")
-    part = store.parts()[0]
-    logps = pa.array([one - 0.5 for one in part.table["logp"].to_pylist()])
-    part.path.unlink()
-    store.write(part.table.set_column(2, "logp", logps), part.created, part.records)
-    text = said(capsys, "cache", "verify", "--cache", str(path), "--rescore", "4", "--ref",
-                "llama", code=3)  # fmt: skip
-    assert "nats per token apart" in text
-
-
-def test_rescore_of_two_identities_of_one_name(references, some_groups, tmp_path, capsys,
-                                               monkeypatch):  # fmt: skip
-    """The project has words for one of them; the other is asked as it was scored."""
-    cache = Cache(tmp_path / "cache")
-    long = references["llama"]
-    short = long.model_copy(update={"max_length": 64})
-    for words in (long, short):
-        precompute({"llama": words}, some_groups[:4], cache, "some")
-    monkeypatch.chdir(tmp_path)
-    check = ["cache", "verify", "--cache", "cache", "--rescore", "3", "--json"]
-    Path("mrpo.yaml").write_text(f"references: {{llama: {{model: {long.model}, max_length: 64}}}}")
-    for _ in range(2):
-        found = json.loads(said(capsys, *check))["rescored"]
-        assert sorted(one["rescored"] for one in found) == sorted(map(str, cache.references()))
-        assert [one["rows"] for one in found] == [3, 3]
-        Path("mrpo.yaml").write_text("references: {llama: {model: ./gone}}")
-
-
-# Numbers that are none, and memory.
 
 
 def poisoned(tiny_models: dict[str, Path], folder: Path, token: int) -> Path:
@@ -229,12 +242,9 @@ def test_what_does_not_fit_is_stored_as_such(references, some_groups, tmp_path):
             assert cut == long - overlong != set()
 
 
-# Words of `precompute`.
-
-
 def test_a_split_that_is_not_there_is_named(references, some_groups, tmp_path):
     cache = Cache(tmp_path / "cache")
-    groups = [one.with_split("train") for one in some_groups[:3]]
+    groups = [group.with_split("train") for group in some_groups[:3]]
     with pytest.raises(UsageError, match=r"no group is in split 'typo' \(there are: train 3\)"):
         precompute({"llama": references["llama"]}, groups, cache, "some", split="typo")
     assert not cache.path.exists()
@@ -283,7 +293,26 @@ def test_recorded_paths_work_from_elsewhere(tiny_models, some_groups, tmp_path, 
     assert absolute_paths(hub) == hub
 
 
-def test_rescoring_other_weights_is_refused(cached, references, some_groups):
-    store = cached.find("llama")
-    with pytest.raises(CacheStale, match="of another identity"):
-        rescore.rescore(cached, store, resolve("llama", references["qwen"]), 4)
+def test_a_nan_is_caught_rescored_and_never_used(references, some_groups, tmp_path):
+    """Numbers that cannot be log-probs: scored again alone; what stays bad is `nonfinite`."""
+    from mrpo_tools.methods.tensors import look_up
+
+    class FirstStaysBad(Spoiled):
+        numbers = (float("nan"), 1.0, float("-inf"))
+        first = True
+
+        def plain_logps(self, row):
+            first, self.first = self.first, False
+            return [float("nan")] if first else super().plain_logps(row)
+
+    reference = references["llama"].model_copy(update={"batch_tokens": 10**6})
+    cache = Cache(tmp_path / "cache")
+    llama = {"llama": reference}
+    summary = precompute(llama, some_groups, cache, "some", load=loading(FirstStaysBad))[0]
+    assert summary.computed["nonfinite"] == 1
+    assert "no finite log-prob" in summary.warnings[-1]
+    statuses = cache.find("llama").count_by_status()
+    assert statuses["nonfinite"] == 1
+    assert all(value is None or value <= 0 for value in numbers(cache).values())
+    tensors = look_up([cache.find("llama")], some_groups)
+    assert tensors.dropped == {"nonfinite": 1}
