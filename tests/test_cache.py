@@ -33,7 +33,7 @@ from mrpo_tools.references.identity import Identity, imported_identity
 def test_rows_come_back_as_they_were_written(store):
     rows = [row(0, -1.0 / 3), row(1, None, "overlong"), row(2, -1e-300), row(3, -123456.789)]
     store.append(rows, WriterRecord(device="cpu"))
-    assert [LogpRow(**one) for one in store.table().to_pylist()] == rows
+    assert [LogpRow(**values) for values in store.table().to_pylist()] == rows
     part = store.parts()[0]
     assert part.records[0].device == "cpu"
     assert part.records[0].versions["pyarrow"]
@@ -46,8 +46,8 @@ def test_the_first_of_two_writers_wins(store):
     """The earlier part's number is used, whatever the names' order."""
     store.write(table_of([row(0, -2.0), row(1, -1.0)]), 2000.0, [])
     store.write(table_of([row(0, -1.0)]), 1000.0, [])
-    found = {one["response_id"]: one["logp"] for one in store.table().to_pylist()}
-    assert found == {"r0000": -1.0, "r0001": -1.0}
+    logps = {values["response_id"]: values["logp"] for values in store.table().to_pylist()}
+    assert logps == {"r0000": -1.0, "r0001": -1.0}
 
 
 def test_a_writer_makes_a_part_by_rows_and_keeps_the_rest_on_an_error(store):
@@ -119,8 +119,8 @@ def test_a_flipped_bit_is_named(cache, store, where):
     with pytest.raises(CacheDamaged, match=path.name) as error:
         store.table()
     assert error.value.hint == f"mrpo cache repair --cache {cache.path}"
-    assert [one.path for one in upkeep.damaged(cache)] == [path]
-    assert [one.path for one, _ in upkeep.repair(cache)] == [path]
+    assert [file.path for file in upkeep.damaged(cache)] == [path]
+    assert [file.path for file, _ in upkeep.repair(cache)] == [path]
     assert store.table().num_rows == 0
 
 
@@ -130,7 +130,7 @@ def test_a_flipped_bit_in_the_identity_is_named(cache, store):
     path.write_bytes(path.read_bytes().replace(b"512", b"513"))
     with pytest.raises(CacheDamaged, match=r"identity\.json is damaged"):
         ReferenceStore(store.directory).table()
-    assert [one.path for one, _ in upkeep.repair(cache)] == [path]
+    assert [file.path for file, _ in upkeep.repair(cache)] == [path]
     assert cache.find("llama").identity == IDENTITY
     assert cache.find("llama").table().num_rows == 1
 
@@ -153,17 +153,17 @@ def test_foreign_and_newer_parts_are_refused(cache, store):
 
 def test_two_identities_of_one_name_are_offered(tmp_path):
     cache = Cache(tmp_path / "cache")
-    one = cache.store("mistral", IDENTITY)
-    two = cache.store("mistral", Identity({**IDENTITY.fields, "max_length": 64}))
-    for store, when in ((one, 10), (two, 20)):
+    first = cache.store("mistral", IDENTITY)
+    second = cache.store("mistral", Identity({**IDENTITY.fields, "max_length": 64}))
+    for store, when in ((first, 10), (second, 20)):
         os.utime(store.append([row(0)]), (when, when))
     with pytest.raises(CacheStale, match="they differ in max_length ") as error:
         cache.find("mistral")
-    assert f"mistral@{two.short[:4]} was scored last" in str(error.value.hint)
+    assert f"mistral@{second.short[:4]} was scored last" in str(error.value.hint)
     assert "64" in str(error.value)
-    assert str(one) in str(error.value)
-    assert str(two) in str(error.value)
-    assert cache.find(f"mistral@{two.short[:5]}").short == two.short
+    assert str(first) in str(error.value)
+    assert str(second) in str(error.value)
+    assert cache.find(f"mistral@{second.short[:5]}").short == second.short
     with pytest.raises(CacheMissing, match="reference 'qwen' has no log-probs") as missing:
         cache.find("qwen")
     assert missing.value.hint == (
@@ -206,8 +206,8 @@ def test_groups_come_back_as_they_were_saved(tmp_path):
     path = cache.save_groups("demo", groups)
     assert cache.save_groups("demo", groups) == path
     rows = cache.group_tables()["demo"].to_pylist()
-    assert [group_from_row(one) for one in rows] == groups
-    assert [one["group_id"] for one in rows] == [group.group_id for group in groups]
+    assert [group_from_row(values) for values in rows] == groups
+    assert [values["group_id"] for values in rows] == [group.group_id for group in groups]
 
 
 def test_what_is_not_the_caches_is_left_alone(tmp_path):
@@ -220,7 +220,7 @@ def test_what_is_not_the_caches_is_left_alone(tmp_path):
     shutil.copytree(store.directory, copy)
     (store.directory / f"part-{'0' * 16}.parquet").symlink_to(tmp_path / "nowhere")
     (store.directory / f"part-{'1' * 16}.parquet").mkdir()
-    assert [str(one) for one in cache.references()] == [str(store)]
+    assert list(map(str, cache.references())) == [str(store)]
     assert store.part_paths() == [part]
     assert upkeep.repair(cache) == []
     assert (copy / part.name).exists()

@@ -28,14 +28,14 @@ def test_status_counts_each_reference_data_set_and_split(cache, store, capsys):
     store.append([*rows, row(99)], WriterRecord(device="cpu"))
     cache.save_groups("first", first)
     cache.save_groups("other", other)
-    found = json.loads(said(capsys, "cache", "status", "--json", "--cache", str(cache.path)))[0]
-    assert (found["reference"], found["parts"], found["rows"]) == ("llama", 1, 7)
-    assert found["bytes"] == store.part_paths()[0].stat().st_size
-    assert time.time() - 60 < found["first"] <= found["last"] <= time.time()
-    assert found["versions"]["pyarrow"] == [pa.__version__]
-    assert found["devices"] == ["cpu"]
+    holding = json.loads(said(capsys, "cache", "status", "--json", "--cache", str(cache.path)))[0]
+    assert (holding["reference"], holding["parts"], holding["rows"]) == ("llama", 1, 7)
+    assert holding["bytes"] == store.part_paths()[0].stat().st_size
+    assert time.time() - 60 < holding["first"] <= holding["last"] <= time.time()
+    assert holding["versions"]["pyarrow"] == [pa.__version__]
+    assert holding["devices"] == ["cpu"]
     fields = ("dataset", "split", "responses", "ok", "missing", "overlong", "nonfinite")
-    cells = [tuple(cell[name] for name in fields) for cell in found["coverage"]]
+    cells = [tuple(cell[name] for name in fields) for cell in holding["coverage"]]
     assert sorted(cells, key=str) == sorted(
         [
             ("first", "train", 4, 3, 0, 0, 1),
@@ -57,8 +57,8 @@ def test_status_without_saved_data(cache, store, capsys, rows):
     text = said(capsys, "cache", "status", "--cache", str(cache.path))
     assert store.short in text
     assert ("dataset" in text) == bool(rows)
-    found = json.loads(said(capsys, "cache", "status", "--json", "--cache", str(cache.path)))[0]
-    assert [cell["ok"] for cell in found["coverage"]] == [rows] * bool(rows)
+    holding = json.loads(said(capsys, "cache", "status", "--json", "--cache", str(cache.path)))[0]
+    assert [cell["ok"] for cell in holding["coverage"]] == [rows] * bool(rows)
 
 
 def test_diff_names_field_and_values(cache, store, capsys):

@@ -48,13 +48,13 @@ def filled(tmp_path, scored) -> Cache:
 
 def test_export_by_hand(filled, scored):
     """Best against worst of those that have a number: the label, else the score, decides."""
-    found = export_pairs(filled, filled.find("llama"))
+    exported = export_pairs(filled, filled.find("llama"))
     got = [
-        (one["chosen"], one["ref_chosen_logps"], one["rejected"], one["ref_rejected_logps"])
-        for one in found.table.to_pylist()
+        (pair["chosen"], pair["ref_chosen_logps"], pair["rejected"], pair["ref_rejected_logps"])
+        for pair in exported.table.to_pylist()
     ]
     assert got == [("yes", -1.0, "no", -2.0), ("a1", -4.0, "a0", -3.0)]
-    assert found.skipped == {"overlong": 1, "groups without a pair": 1}
+    assert exported.skipped == {"overlong": 1, "groups without a pair": 1}
     every = export_pairs(filled, filled.find("llama"), pairing="all").table
     assert every.schema == PAIRS_SCHEMA
     assert sorted(every["chosen"].to_pylist()) == ["a1", "a3", "yes"]
@@ -76,19 +76,19 @@ def test_export_by_hand(filled, scored):
 )
 def test_export_takes_the_pairs_that_training_uses(tmp_path, judged, overlong, expected):
     responses = tuple(
-        Response(f"y{n}", float(one[0]), {"+": True, "-": False}.get(one[1:]))
-        for n, one in enumerate(judged.split())
+        Response(f"y{n}", float(words[0]), {"+": True, "-": False}.get(words[1:]))
+        for n, words in enumerate(judged.split())
     )
     group = Group(user_prompt("q"), responses)
     cache = Cache(tmp_path / "cache")
     cache.save_groups("some", [group])
     store = cache.store("llama", IDENTITY)
     store.append(rows_of([group], overlong))
-    found = export_pairs(cache, store).table.to_pylist()
-    assert [(one["chosen"], one["rejected"]) for one in found] == expected
+    rows = export_pairs(cache, store).table.to_pylist()
+    assert [(row["chosen"], row["rejected"]) for row in rows] == expected
     tensors = look_up([store], [group])
     pairs = contrasts.pairs(tensors.judged.sides, "best_worst")[0].nonzero().tolist()
-    assert [(f"y{one}", f"y{other}") for one, other in pairs] == expected
+    assert [(f"y{better}", f"y{worse}") for better, worse in pairs] == expected
 
 
 def test_export_formats(filled, tmp_path, capsys):
@@ -99,7 +99,7 @@ def test_export_formats(filled, tmp_path, capsys):
     rows = [json.loads(line) for line in lines[:-1]]
     for form in ("jsonl", "parquet", "trl"):
         said(capsys, *common, "--format", form, "-o", str(tmp_path / form))
-    assert [json.loads(one) for one in (tmp_path / "jsonl").read_text().splitlines()] == rows
+    assert [json.loads(line) for line in (tmp_path / "jsonl").read_text().splitlines()] == rows
     assert pq.read_table(tmp_path / "parquet").to_pylist() == rows
     trl = pq.read_table(tmp_path / "trl")
     assert trl.schema.names == TRL_SCHEMA.names
@@ -120,20 +120,20 @@ def numbers(groups: list[Group]) -> list[dict[str, Any]]:
 def test_import_by_id_by_text_and_by_tokens(filled, scored, tmp_path, capsys):
     """The same numbers in three spellings and two file formats; marked by their origin."""
     by_id = numbers(scored)
-    texts = [(group, one) for group in scored for one in group.responses]
+    texts = [(group, response) for group in scored for response in group.responses]
     by_text = [
-        {"prompt": [turn.as_dict() for turn in group.prompt], "response": one.content,
+        {"prompt": [turn.as_dict() for turn in group.prompt], "response": response.content,
          "token_logps": [-0.5 * n / (n + 1)] * (n + 1)}
-        for n, (group, one) in enumerate(texts)
+        for n, (group, response) in enumerate(texts)
     ]  # fmt: skip
     pq.write_table(pa.Table.from_pylist(by_id), tmp_path / "x.parquet")
     paths = [tmp_path / "x.parquet", write_lines(tmp_path / "a.jsonl", by_id),
              write_lines(tmp_path / "b.jsonl", by_text)]  # fmt: skip
-    expected = {one["response_id"]: one["logp"] for one in by_id}
+    expected = {row["response_id"]: row["logp"] for row in by_id}
     for n, path in enumerate(paths):
-        found = import_logps(filled, f"big{n}", scored, path, origin="vLLM 0.11", dataset="some")
-        assert (found.rows, found.reused, found.ignored) == (8, 0, 0)
-        table = found.store.table()
+        imported = import_logps(filled, f"big{n}", scored, path, origin="vLLM 0.11", dataset="some")
+        assert (imported.rows, imported.reused, imported.ignored) == (8, 0, 0)
+        table = imported.store.table()
         logps = dict(zip(*(table[c].to_pylist() for c in ("response_id", "logp")), strict=True))
         assert logps == pytest.approx(expected, abs=1e-12)
         assert table["num_tokens"].to_pylist() == list(range(1, 9))
@@ -151,14 +151,14 @@ def test_training_takes_imported_numbers(cached, references, some_groups, tmp_pa
     """As a reference beside others; as reference 1 only with a policy to start from."""
     path = Path(shutil.copytree(cached.path, tmp_path / "cache"))
     cache = Cache(path)
-    given = write_lines(tmp_path / "x.jsonl", numbers(some_groups))
-    import_logps(cache, "big", some_groups, given, origin="elsewhere", dataset="some")
+    file = write_lines(tmp_path / "x.jsonl", numbers(some_groups))
+    import_logps(cache, "big", some_groups, file, origin="elsewhere", dataset="some")
     recipe = Recipe(loss="mrpo", refs=["llama", "big"])
-    found = prepare(recipe, some_groups, cache, {"llama": references["llama"]})
-    expected = {one["response_id"]: one["logp"] for one in numbers(some_groups)}
-    for g, group in enumerate(found.groups):
+    prepared = prepare(recipe, some_groups, cache, {"llama": references["llama"]})
+    expected = {row["response_id"]: row["logp"] for row in numbers(some_groups)}
+    for g, group in enumerate(prepared.groups):
         for n, key in enumerate(group.response_ids):
-            assert found.training.tensors.logps[g, n, 1] == expected[key]
+            assert prepared.training.tensors.logps[g, n, 1] == expected[key]
     alone = recipe.model_copy(update={"refs": ["big", "llama"]})
     with pytest.raises(UsageError, match="does not say where the model of reference 'big' is"):
         prepare(alone, some_groups, cache, {})
@@ -192,7 +192,7 @@ def test_what_is_no_log_prob_is_refused(filled, scored, tmp_path, kind):
     with pytest.raises(DataError) as raised:
         import_logps(filled, "big", scored, path, origin="elsewhere", dataset="some")
     assert f"{path}:4: {message}" in str(raised.value)
-    assert [one.name for one in filled.references()] == ["llama"]
+    assert [store.name for store in filled.references()] == ["llama"]
 
 
 def test_incomplete_contradictory_and_broken_files_are_refused(filled, scored, tmp_path, capsys):
@@ -222,11 +222,11 @@ def test_incomplete_contradictory_and_broken_files_are_refused(filled, scored, t
 def test_the_commands_need_no_torch(filled, scored, tmp_path):
     """Each of them, in a process where torch cannot be imported."""
     data = write_lines(tmp_path / "data.jsonl", [group.as_dict() for group in scored])
-    given = write_lines(tmp_path / "x.jsonl", numbers(scored))
+    file = write_lines(tmp_path / "x.jsonl", numbers(scored))
     commands = [
         ["status"], ["verify"], ["compact"], ["repair"], ["upgrade"], ["diff", "llama", "llama"],
         ["export", "--ref", "llama"],
-        ["import", str(given), "--ref", "big", "--origin", "x", "--dataset", str(data)],
+        ["import", str(file), "--ref", "big", "--origin", "x", "--dataset", str(data)],
     ]  # fmt: skip
     program = (
         "import json, sys; sys.modules['torch'] = None; from mrpo_tools.cli import run;"

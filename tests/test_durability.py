@@ -294,8 +294,8 @@ def flips(path: Path, count: int) -> Iterator[Path]:
     """Files with one bit the other way round, one at a time."""
     generator = random.Random(count)
     stored = stored_files(path)
-    for _ in range(count):
-        victim = generator.choice(stored)
+    for index in range(count):
+        victim = stored[index % len(stored)]
         honest = victim.read_bytes()
         place, bit = generator.randrange(len(honest)), generator.randrange(8)
         rotten = bytearray(honest)

@@ -127,8 +127,8 @@ def test_macros_agree_with_the_tensors_that_training_uses(world, database):
     combined = combine(tensors.logps, tensors.mask, Combination()).logps
     assert 0 < sum(tensors.dropped.values()) < tensors.mask.sum()
     close(keyed(ask(database, f"{VIRTUAL}(0.1)")), by_place(world.groups, tensors.mask, combined))
-    found = keyed(ask(database, "SELECT group_id, position, radius FROM radius(0.1)"))
-    close(found, by_place(world.groups, tensors.mask, radius))
+    radii = keyed(ask(database, "SELECT group_id, position, radius FROM radius(0.1)"))
+    close(radii, by_place(world.groups, tensors.mask, radius))
     close(keyed(ask(database, f"{WEIGHTS}()")), by_reference(world.groups, NAMES, weights))
     clipped = references.clip_to_trust_region(tensors.logps, radius)
     changed = (clipped != tensors.logps) & tensors.mask.unsqueeze(-1)
@@ -215,10 +215,10 @@ def test_margins_by_loops(kind, request):
             expected[group.group_id, name] = (len(places), len(pairs), margin, accuracy)
     query = "SELECT group_id, reference, responses, pairs, margin, accuracy FROM margins()"
     with open_sql(world.cache.path) as database:
-        found = ask(database, query)
-    assert {row[:2] for row in found} == expected.keys()
-    assert len(found) == len(expected)
-    for group_id, name, *values in found:
+        rows = ask(database, query)
+    assert {row[:2] for row in rows} == expected.keys()
+    assert len(rows) == len(expected)
+    for group_id, name, *values in rows:
         assert values == pytest.approx(list(expected[group_id, name]), abs=1e-9, nan_ok=True)
 
 

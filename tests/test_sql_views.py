@@ -38,8 +38,8 @@ def test_groups_show_the_prompt_as_text(world, database):
     rows = ask(database, "SELECT group_id, prompt, turns, responses, source_id FROM groups")
 
     def text(turns: tuple[Message, ...]) -> str:
-        told = "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns)
-        return turns[0].content if len(turns) == 1 else told
+        talk = "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns)
+        return turns[0].content if len(turns) == 1 else talk
 
     assert sorted(rows) == sorted(
         (group.group_id, text(group.prompt), len(group.prompt), len(group.responses),
@@ -152,8 +152,8 @@ def test_any_name_is_a_column(tmp_path, names):
         wide = database.query("SELECT * FROM logps_wide")
         labels = dict(ask(database, "SELECT name, reference FROM refs"))
         for name in names:
-            found = dict(rows_of(wide.select(["response_id", labels[name]])))
-            assert found == {key: number for key, (number, _) in numbers[name].items()}
+            logps = dict(rows_of(wide.select(["response_id", labels[name]])))
+            assert logps == {key: number for key, (number, _) in numbers[name].items()}
             assert database.query("FROM weights(refs := [$name])", {"name": name}).num_rows == 2
 
 

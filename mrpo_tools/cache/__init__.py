@@ -14,6 +14,7 @@ byte is hashed at every read.
     records.py    what the writer of a part says of itself
     parts.py      rows of log-probs, and one part of them
     reference.py  the parts of one identity of one reference
+    writer.py     rows on their way into parts
     datasets.py   the data, as it is saved
     store.py      the cache directory: which references, which data
     upkeep.py     damage, repair, compaction, upgrade, rows that disagree
@@ -42,8 +43,9 @@ from mrpo_tools.cache.parts import (
     first_of_each,
 )
 from mrpo_tools.cache.records import WriterRecord
-from mrpo_tools.cache.reference import PartWriter, ReferenceStore
+from mrpo_tools.cache.reference import ReferenceStore
 from mrpo_tools.cache.store import Cache
+from mrpo_tools.cache.writer import PartWriter
 
 __all__ = [
     "FORMAT_VERSION",

@@ -137,7 +137,7 @@ def latest_of_each(candidates: Iterable[FileT]) -> list[FileT]:
     return list(latest.values())
 
 
-def content_hash(rows: Sequence[Mapping[str, Any]]) -> str:
+def content_hash(rows: Sequence[Mapping[str, object]]) -> str:
     """SHA-256 of rows, whenever and by whatever library they are written."""
     return hashlib.sha256("\n".join(map(canonical_json, rows)).encode()).hexdigest()
 
@@ -214,7 +214,7 @@ def _footers(directory: Path, dataset: str) -> Iterator[Footer]:
                 yield Footer(path, created, content, footer.num_rows)
 
 
-def _row(dataset: str, group: Group) -> dict[str, Any]:
+def _row(dataset: str, group: Group) -> dict[str, object]:
     return {
         "group_id": group.group_id,
         "prompt_id": group.prompt_id,

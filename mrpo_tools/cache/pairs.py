@@ -110,7 +110,7 @@ def as_trl(pairs: pa.Table) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=TRL_SCHEMA)
 
 
-def _saved_rows(cache: Cache, dataset: str | None, split: str | None) -> list[dict[str, Any]]:
+def _saved_rows(cache: Cache, dataset: str | None, split: str | None) -> list[Mapping[str, Any]]:
     rows = cache.groups_table(dataset).to_pylist()
     chosen = [row for row in rows if split in (None, "all", row["split"])]
     if not chosen:
@@ -126,7 +126,7 @@ def _saved_rows(cache: Cache, dataset: str | None, split: str | None) -> list[di
 
 def _pairs(
     row: Mapping[str, Any], numbers: Mapping[str, Number], pairing: DeterministicPairing
-) -> tuple[list[dict[str, Any]], Counter[str]]:
+) -> tuple[list[dict[str, object]], Counter[str]]:
     """The pairs of a saved group as rows; and what could not be one."""
     group = group_from_row(row)
     ids = dict(zip(group.responses, group.response_ids, strict=True))

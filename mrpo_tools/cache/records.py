@@ -55,7 +55,7 @@ class WriterRecord:
     imported: ImportedFile | None = None
     version: int = RECORD_VERSION
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """What is known, for the footer."""
         return {name: value for name, value in asdict(self).items() if value not in (None, {})}
 

@@ -47,7 +47,7 @@ class Disagreement:
     """One response with two numbers under one identity, and more than noise between them.
 
     Attributes:
-        kept: the number of the earliest part, which counts everywhere; None if it has none.
+        earliest: the number of the earliest part, which counts everywhere; None if it has none.
         other: the number in a later part that is farthest from it.
         field: what differs: `logp`, or a column that should not differ at all.
     """
@@ -55,7 +55,7 @@ class Disagreement:
     reference: str
     response_id: str
     field: str
-    kept: float | str | bool | None
+    earliest: float | str | bool | None
     other: float | str | bool | None
 
 
@@ -138,7 +138,7 @@ def _restore_identity(store: ReferenceStore) -> str:
 def compact(cache: Cache, *, merged_rows: int = MERGED_ROWS) -> list[Merged]:
     """Merge each reference's parts, and drop saved data that later data replaces.
 
-    The numbers stay: of rows present twice the earliest part's is kept. Rows are sorted, so two
+    The numbers stay: of rows present twice the earliest part's stays. Rows are sorted, so two
     compactions of the same rows write the same bytes under the same name.
 
     Args:
@@ -252,7 +252,7 @@ def disagreements(store: ReferenceStore) -> list[Disagreement]:
                     reference=str(store),
                     response_id=key,
                     field=field,
-                    kept=first[field],
+                    earliest=first[field],
                     other=row[field],
                 ),
             )

@@ -244,8 +244,8 @@ def _disagreements(store: ReferenceStore) -> list[str]:
 
     rows = disagreements(store)
     lines = [
-        f"{row.reference}: response {row.response_id} was scored twice: {row.field} {row.kept}, "
-        f"later {row.other}"
+        f"{row.reference}: response {row.response_id} was scored twice: "
+        f"{row.field} {row.earliest}, later {row.other}"
         for row in rows[:5]
     ]
     more = len(rows) - len(lines)

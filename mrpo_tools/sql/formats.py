@@ -188,10 +188,10 @@ def _rows(reader: pa.RecordBatchReader) -> Iterator[tuple[Any, ...]]:
 
 
 def _values(column: pa.Array) -> Sequence[Any]:
-    values = column.to_pylist()
+    values: list[Any] = column.to_pylist()
     if kinds.is_map(column.type):
         return [None if pairs is None else dict(pairs) for pairs in values]
-    return values  # type: ignore[no-any-return]
+    return values
 
 
 def _json_lines(reader: pa.RecordBatchReader) -> Iterator[str]:

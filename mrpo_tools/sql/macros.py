@@ -181,16 +181,8 @@ MACROS = (
         "ref := NULL",
         "per group: how far a reference (or each) holds chosen above rejected, "
         "and the share of pairs it ranks right",
-        (
-            "reference",
-            *_GROUP,
-            "responses",
-            "pairs",
-            "margin",
-            "accuracy",
-            "accuracy_per_token",
-            "accuracy_per_byte",
-        ),
+        ("reference", *_GROUP, "responses", "pairs", "margin", "accuracy",
+         "accuracy_per_token", "accuracy_per_byte"),
         "CASE WHEN ref IS NULL THEN every_reference ELSE [ref] END",
         f"""{_SIDES}
 answer AS (SELECT * FROM margined LEFT JOIN ranked USING (grp, k))
@@ -253,7 +245,7 @@ FROM combined JOIN {HOME}.{JUDGED} USING (grp)""",
 SELECT {_GROUP_SQL}, agreed.pairs, agreed.agreement, agreed.tau
 FROM agreed JOIN {HOME}.{JUDGED} USING (grp)""",
     ),
-)
+)  # fmt: skip
 
 
 def macro_statements(order: Sequence[str], spellings: Mapping[str, str]) -> list[str]:

@@ -71,26 +71,26 @@ class Files:
         """The rows that count; only files with repeated rows are held in memory."""
         clean = [file.fragment for place, file in enumerate(self.files) if place not in self.losers]
         held = [
-            self.kept(index, self.files[index].fragment.to_table(schema=self.schema))
-            for index in self.losers
+            self.counting(place, self.files[place].fragment.to_table(schema=self.schema))
+            for place in self.losers
         ]
         rest = pa.concat_tables([self.schema.empty_table(), *held])
         return ds.dataset(
             [ds.FileSystemDataset(clean, self.schema, ds.ParquetFileFormat()), ds.dataset(rest)]
         )
 
-    def kept(self, index: int, table: pa.Table) -> pa.Table:
+    def counting(self, place: int, table: pa.Table) -> pa.Table:
         """The rows of a file's table that count."""
-        if index not in self.losers:
+        if place not in self.losers:
             return table
         mask = np.ones(table.num_rows, dtype=bool)
-        mask[self.losers[index]] = False
+        mask[self.losers[place]] = False
         return table.filter(pa.array(mask))
 
     def leaves(self, columns: Sequence[str]) -> pa.Table:
         """Some columns of all rows that count, fields of nested ones too."""
         return pa.concat_tables(
-            self.kept(place, file.leaves(columns)) for place, file in enumerate(self.files)
+            self.counting(place, file.leaves(columns)) for place, file in enumerate(self.files)
         )
 
 

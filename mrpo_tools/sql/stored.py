@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -107,7 +106,7 @@ def _refs_table(stores: Sequence[ReferenceStore], parts: Sequence[rows.Files]) -
     )
 
 
-def _ref_row(store: ReferenceStore, files: rows.Files) -> dict[str, Any]:
+def _ref_row(store: ReferenceStore, files: rows.Files) -> dict[str, object]:
     fields = store.identity.fields
     times = [int(file.created) for file in files.files]
     records = [

@@ -21,18 +21,8 @@ VIEWS = (
     View(
         "responses",
         "a row per response of each group",
-        (
-            "group_id",
-            "prompt_id",
-            "response_id",
-            "dataset",
-            "split",
-            "position",
-            "content",
-            "score",
-            "chosen",
-            "model",
-        ),
+        ("group_id", "prompt_id", "response_id", "dataset", "split", "position", "content",
+         "score", "chosen", "model"),
     ),
     View(
         "groups",
@@ -47,16 +37,8 @@ VIEWS = (
     View(
         "logps",
         "a row per reference and response; logp in nats, NULL unless status is ok",
-        (
-            "reference",
-            "response_id",
-            "prompt_id",
-            "logp",
-            "num_tokens",
-            "num_bytes",
-            "status",
-            "truncated",
-        ),
+        ("reference", "response_id", "prompt_id", "logp", "num_tokens", "num_bytes", "status",
+         "truncated"),
     ),
     View(
         "logps_wide",
@@ -66,50 +48,22 @@ VIEWS = (
     View(
         "refs",
         "a row per reference",
-        (
-            "reference",
-            "name",
-            "identity",
-            "model",
-            "revision",
-            "dtype",
-            "quantization",
-            "max_length",
-            "rows",
-            "ok",
-            "overlong",
-            "nonfinite",
-            "truncated",
-            "parts",
-            "bytes",
-            "created",
-            "updated",
-        ),
+        ("reference", "name", "identity", "model", "revision", "dtype", "quantization",
+         "max_length", "rows", "ok", "overlong", "nonfinite", "truncated", "parts", "bytes",
+         "created", "updated"),
     ),
     View(
         "runs",
         "a row per training run below --runs",
-        (
-            "run",
-            "path",
-            "loss",
-            "objective",
-            "reference_names",
-            "policy",
-            "dataset",
-            "split",
-            "seed",
-            "finished",
-            "recipe",
-            "record",
-        ),
+        ("run", "path", "loss", "objective", "reference_names", "policy", "dataset", "split",
+         "seed", "finished", "recipe", "record"),
     ),
     View(
         "metrics",
         "a row per number that a run's training or evaluation measured, with the step in its log",
         ("run", "step", "metric", "value"),
     ),
-)
+)  # fmt: skip
 
 _RESPONSES = """
 CREATE VIEW responses AS
