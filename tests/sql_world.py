@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 NAMES = ("llama", "mistral", "qwen")
 
 
-def saved(path: Path, groups: list[Group]) -> Cache:
+def cache_of(path: Path, groups: list[Group]) -> Cache:
     """A cache that holds groups."""
     cache = Cache(path)
     cache.save_groups("toy", groups)
@@ -110,7 +110,7 @@ class World:
 
     def __init__(self, path: Path, *, bad: float = 0.05, labels: bool = False) -> None:
         self.groups = make_groups(60, seed=1, labels=labels)
-        self.cache = saved(path, self.groups)
+        self.cache = cache_of(path, self.groups)
         self.numbers = {
             name: make_numbers(self.groups, seed, bad) for seed, name in enumerate(NAMES)
         }

@@ -17,13 +17,11 @@ from mrpo_tools.cache import (
     Cache,
     LogpRow,
     PartWriter,
-    ReferenceStore,
     WriterRecord,
     files,
     group_from_row,
     upkeep,
 )
-from mrpo_tools.cache.parts import table_of
 from mrpo_tools.errors import CacheDamaged, CacheMissing, CacheStale, ResourceError
 from mrpo_tools.files import host
 from mrpo_tools.groups import Group, Response, user_prompt
@@ -42,14 +40,6 @@ def test_rows_come_back_as_they_were_written(store):
     assert footer.row_group(0).column(0).compression == "ZSTD"
 
 
-def test_the_first_of_two_writers_wins(store):
-    """The earlier part's number is used, whatever the names' order."""
-    store.write(table_of([row(0, -2.0), row(1, -1.0)]), 2000.0, [])
-    store.write(table_of([row(0, -1.0)]), 1000.0, [])
-    logps = {values["response_id"]: values["logp"] for values in store.table().to_pylist()}
-    assert logps == {"r0000": -1.0, "r0001": -1.0}
-
-
 def test_a_writer_makes_a_part_by_rows_and_keeps_the_rest_on_an_error(store):
     def interrupted(index: int) -> LogpRow:
         if index == 5:
@@ -62,11 +52,7 @@ def test_a_writer_makes_a_part_by_rows_and_keeps_the_rest_on_an_error(store):
 
 
 class Sink:
-    """Takes a writer's parts in place of a store.
-
-    Args:
-        take: is called with the number of rows of each part.
-    """
+    """Takes a writer's parts in place of a store: `take` is called with the rows of each."""
 
     def __init__(self, take: Callable[[int], object]) -> None:
         self.take = take
@@ -107,32 +93,6 @@ def test_a_part_that_cannot_be_written_ends_the_writer(rows):
 
     with pytest.raises(ResourceError, match="no space left"), PartWriter(Sink(full)) as writer:
         writer.add([row(index) for index in range(rows)])
-
-
-@pytest.mark.parametrize("where", ["first", "middle", "last"])
-def test_a_flipped_bit_is_named(cache, store, where):
-    path = store.append([row(index) for index in range(50)])
-    content = bytearray(path.read_bytes())
-    place = {"first": 0, "middle": len(content) // 2, "last": len(content) - 1}[where]
-    content[place] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(CacheDamaged, match=path.name) as error:
-        store.table()
-    assert error.value.hint == f"mrpo cache repair --cache {cache.path}"
-    assert [file.path for file in upkeep.damaged(cache)] == [path]
-    assert [file.path for file, _ in upkeep.repair(cache)] == [path]
-    assert store.table().num_rows == 0
-
-
-def test_a_flipped_bit_in_the_identity_is_named(cache, store):
-    store.append([row(0)])
-    path = store.directory / "identity.json"
-    path.write_bytes(path.read_bytes().replace(b"512", b"513"))
-    with pytest.raises(CacheDamaged, match=r"identity\.json is damaged"):
-        ReferenceStore(store.directory).table()
-    assert [file.path for file, _ in upkeep.repair(cache)] == [path]
-    assert cache.find("llama").identity == IDENTITY
-    assert cache.find("llama").table().num_rows == 1
 
 
 def test_foreign_and_newer_parts_are_refused(cache, store):

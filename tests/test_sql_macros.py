@@ -9,6 +9,7 @@ import pytest
 from sql_world import (
     NAMES,
     ask,
+    cache_of,
     close,
     fill,
     identity,
@@ -16,7 +17,6 @@ from sql_world import (
     make_numbers,
     one_column,
     row,
-    saved,
 )
 
 from mrpo_tools.errors import UsageError
@@ -89,7 +89,7 @@ def test_extreme_numbers_stay_exact(tmp_path):
     """Log-probs of -10,000, equal ones, spreads of a billionth, weights of zero."""
     group = Group(user_prompt("p"), tuple(Response(str(n), float(n)) for n in range(3)))
     equal = Group(user_prompt("q"), tuple(Response(str(n), float(n)) for n in range(2)))
-    cache = saved(tmp_path, [group, equal])
+    cache = cache_of(tmp_path, [group, equal])
     values = {"a": [-10000.0, -10000.000000002, -5000.0], "b": [-7.0, -7.0, -7.0]}
     for name, logps in values.items():
         rows = [row(group, place, logp) for place, logp in enumerate(logps)]
@@ -201,8 +201,7 @@ def test_agreement_by_loops(world, database, call, names):
 
 def test_groups_that_are_not_scored_completely_are_left_out(tmp_path):
     """Training would refuse them; a macro that showed them would show numbers that change later."""
-    groups = make_groups(10, seed=4)
-    cache = saved(tmp_path, groups)
+    cache = cache_of(tmp_path, groups := make_groups(10, seed=4))
     numbers = make_numbers(groups, 0)
     fill(cache, "a", groups, numbers)
     missing = next(group for group in groups if len(group.responses) > 1).response_ids[0]
