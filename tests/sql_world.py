@@ -56,16 +56,9 @@ def make_groups(count: int, seed: int = 0, *, labels: bool = False) -> list[Grou
 def row(group: Group, place: int, logp: float | None, status: str = "ok") -> LogpRow:
     """A response's row."""
     content = group.responses[place].content
-    return LogpRow(
-        group.response_ids[place],
-        group.prompt_id,
-        logp,
-        len(content) // 3 + place,
-        len(content.encode()),
-        status,
-        False,
-        "0123456789abcdef",
-    )
+    keys = group.response_ids[place], group.prompt_id
+    sizes = len(content) // 3 + place, len(content.encode())
+    return LogpRow(*keys, logp, *sizes, status, truncated=False, token_hash="0123456789abcdef")
 
 
 def identity(name: str, **fields: object) -> Identity:
@@ -73,53 +66,46 @@ def identity(name: str, **fields: object) -> Identity:
     return Identity({"model": f"hub/{name}", "dtype": "float32", "max_length": 64, **fields})
 
 
-def make_numbers(
-    groups: list[Group], seed: int, bad: float = 0.0
-) -> dict[str, tuple[float | None, str]]:
+Numbers = dict[str, tuple[float | None, str]]
+
+
+def make_numbers(groups: list[Group], seed: int, bad: float = 0.0) -> Numbers:
     """A log-prob and a status for each response; a share of them is overlong or nonfinite."""
     rng = random.Random(seed)
-    numbers: dict[str, tuple[float | None, str]] = {}
-    for group in groups:
-        for key in group.response_ids:
-            if rng.random() < bad:
-                numbers[key] = (None, rng.choice(["overlong", "nonfinite"]))
-            else:
-                numbers[key] = (-rng.uniform(0.1, 300.0), "ok")
-    return numbers
+    return {
+        key: (None, rng.choice(["overlong", "nonfinite"]))
+        if rng.random() < bad
+        else (-rng.uniform(0.1, 300.0), "ok")
+        for group in groups
+        for key in group.response_ids
+    }
 
 
-def fill(cache: Cache, name: str, groups: list[Group], numbers, parts: int = 3, **fields):
-    """Write a reference's rows in several parts through the store."""
+def fill(cache: Cache, name: str, groups: list[Group], numbers: Numbers, **fields: object):
+    """Write a reference's rows in three parts through the store."""
     store = cache.store(name, identity(name, **fields))
-    seen: set[str] = set()
-    rows = []
-    for group in groups:
-        for place, key in enumerate(group.response_ids):
-            if key in numbers and key not in seen:
-                seen.add(key)
-                rows.append(row(group, place, *numbers[key]))
-    size = max(1, -(-len(rows) // parts))
-    for start in range(0, len(rows), size):
-        record = WriterRecord(reference={"model": f"models/{name}"})
-        store.append(rows[start : start + size], record)
+    by_key = {
+        key: row(group, place, *numbers[key])
+        for group in groups
+        for place, key in enumerate(group.response_ids)
+        if key in numbers
+    }
+    rows = list(by_key.values())
+    for third in range(3):
+        part = rows[third * len(rows) // 3 : (third + 1) * len(rows) // 3]
+        store.append(part, WriterRecord(reference={"model": f"models/{name}"}))
     return store
 
 
 class World:
     """A cache with what was written into it."""
 
-    def __init__(self, path: Path, *, bad: float = 0.05, labels: bool = False) -> None:
+    def __init__(self, path: Path, *, labels: bool = False) -> None:
         self.groups = make_groups(60, seed=1, labels=labels)
         self.cache = cache_of(path, self.groups)
-        self.numbers = {
-            name: make_numbers(self.groups, seed, bad) for seed, name in enumerate(NAMES)
-        }
-        self.keys = {
-            (group.group_id, place): key
-            for group in self.groups
-            for place, key in enumerate(group.response_ids)
-        }
-        for name in NAMES:
+        self.numbers: dict[str, Numbers] = {}
+        for seed, name in enumerate(NAMES):
+            self.numbers[name] = make_numbers(self.groups, seed, bad=0.05)
             fill(self.cache, name, self.groups, self.numbers[name])
 
     def usable(self, group: Group, names) -> list[int]:

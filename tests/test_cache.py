@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import pyarrow.parquet as pq
 import pytest
-from stores import IDENTITY, row
+from stores import IDENTITY, row, said
 
 from mrpo_tools.cache import (
     Cache,
@@ -20,7 +20,6 @@ from mrpo_tools.cache import (
     WriterRecord,
     files,
     group_from_row,
-    upkeep,
 )
 from mrpo_tools.errors import CacheDamaged, CacheMissing, CacheStale, ResourceError
 from mrpo_tools.files import host
@@ -170,9 +169,9 @@ def test_groups_come_back_as_they_were_saved(tmp_path):
     assert [values["group_id"] for values in rows] == [group.group_id for group in groups]
 
 
-def test_what_is_not_the_caches_is_left_alone(tmp_path):
-    """A copied directory, a link to nothing and a folder in a part's place: nothing reads them, and
-    repair removes none of them."""
+def test_what_is_not_the_caches_is_left_alone(tmp_path, capsys):
+    """A copied directory, a link to nothing, a folder in a part's place and a note: nothing reads
+    them, repair removes none of them, and verify tells of the files."""
     cache = Cache(tmp_path / "cache")
     store = cache.store("mistral", IDENTITY)
     part = store.append([row(0)])
@@ -180,11 +179,15 @@ def test_what_is_not_the_caches_is_left_alone(tmp_path):
     shutil.copytree(store.directory, copy)
     (store.directory / f"part-{'0' * 16}.parquet").symlink_to(tmp_path / "nowhere")
     (store.directory / f"part-{'1' * 16}.parquet").mkdir()
+    note = cache.references_path / "notes.txt"
+    note.write_text("mine")
     assert list(map(str, cache.references())) == [str(store)]
     assert store.part_paths() == [part]
-    assert upkeep.repair(cache) == []
-    assert (copy / part.name).exists()
-    assert (copy / part.name) in upkeep.foreign(cache)
+    verified = said(capsys, "cache", "verify", "--cache", str(cache.path))
+    said(capsys, "cache", "repair", "--cache", str(cache.path))
+    for path in (copy / part.name, note):
+        assert path.exists()
+        assert f"note: {path} is no file of mrpo's" in verified
 
 
 def test_numbers_of_another_program_are_not_hinted_to_precompute(tmp_path):

@@ -179,14 +179,10 @@ def snapshot(root: Path) -> dict[str, str]:
 
 
 def filled(statement: str, root: Path) -> str:
-    places = {
-        "{secret}": root / "secret.txt",
-        "{part}": next((root / "cache").glob("references/m-*/part-*")),
-        "{out}": root / "work" / "out",
-        "{cache}": root / "cache",
-    }
-    for mark, path in places.items():
-        statement = statement.replace(mark, str(path))
+    part = next(root.glob("cache/references/m-*/part-*"))
+    for mark, path in {"{secret}": "secret.txt", "{part}": part, "{out}": "work/out",
+                       "{cache}": "cache"}.items():  # fmt: skip
+        statement = statement.replace(mark, str(root / path))
     return statement
 
 

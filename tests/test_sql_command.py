@@ -10,9 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import oracle
 import pyarrow.parquet as pq
 import pytest
-from sql_world import NAMES, ROOT, close, loops_virtual, make_run
+from sql_world import NAMES, ROOT, close, make_run
 
 from mrpo_tools.cli import run
 from mrpo_tools.sql import MACROS, SAVED, VIEWS, open_sql
@@ -75,7 +76,9 @@ def test_the_command_uses_the_projects_cache_and_writes_files(world, tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
-    expected = loops_virtual(world, ("qwen", "llama"), 0.2)
+    expected = world.by_response(
+        ("qwen", "llama"), lambda numbers: oracle.virtual_reference(numbers, 0.2)
+    )
     close({(row["group_id"], row["position"]): row["logp"] for row in rows}, expected)
 
 
@@ -129,14 +132,17 @@ def test_a_damaged_cache_ends_with_3_and_the_files_name(world, tmp_path, capfd):
     assert "mrpo cache repair" in err
 
 
-def test_a_reader_that_stops_early_is_no_error(world):
-    """`mrpo sql … | head -1`"""
-    command = [sys.executable, "-m", "mrpo_tools", "sql", "SELECT * FROM range(1000000)"]
-    command += ["--cache", str(world.cache.path), "--format", "csv"]
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [(["sql", "SELECT * FROM range(1000000)", "--format", "csv"], 1), (["cache", "status"], 0)],
+    ids=["mrpo sql | head -1", "mrpo cache status | true"],
+)
+def test_a_reader_that_stops_early_is_no_error(world, words, lines):
+    command = [sys.executable, "-m", "mrpo_tools", *words, "--cache", str(world.cache.path)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
     ) as process:
-        assert process.stdout.readline() == b"range\n"
+        assert [process.stdout.readline() for _ in range(lines)] == [b"range\n"] * lines
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode in (0, 1)

@@ -61,19 +61,20 @@ def test_radius_clip_and_virtual_reference_are_those_of_the_paper(world, databas
 
     clipped = world.by_response(names, lambda rows: oracle.clip(rows, radius(rows)))
     virtual = world.by_response(names, lambda rows: oracle.virtual_reference(rows, eps))
-    first, key = world.by_response(names, lambda rows: rows), world.keys
+    first = world.by_response(names, lambda rows: [row[0] for row in rows])
+    keys = {group.group_id: group.response_ids for group in world.groups}
     close(keyed(answers("radius", "radius")), world.by_response(names, radius))
     close(
         keyed(answers("reference, clipped", "trust_region")),
         {(*place, names[k]): r for place, of in clipped.items() for k, r in enumerate(of)},
     )
     close(keyed(answers("logp", "virtual_reference")), virtual)
-    for *place, response_id in answers("response_id", "radius"):
-        assert response_id == key[tuple(place)]
+    for group_id, place, key in answers("response_id", "radius"):
+        assert key == keys[group_id][place]
     for *_, bounded, logp, moved in answers("clipped, logp, moved", "trust_region"):
         assert moved == (bounded != logp)
-    for *place, logp, response_id in answers("reference_1, response_id", "virtual_reference"):
-        assert (logp, response_id) == (first[tuple(place)][0], key[tuple(place)])
+    for group_id, place, logp, key in answers("reference_1, response_id", "virtual_reference"):
+        assert (logp, key) == (first[group_id, place], keys[group_id][place])
 
 
 def test_the_default_order_is_by_name_or_as_opened(world, database):
@@ -130,14 +131,6 @@ def test_macros_agree_with_the_tensors_that_training_uses(world, cached, some_gr
         close(keyed(ask(database, f"{WEIGHTS}(refs := $refs)", refs=order)), weights)
 
 
-def judged(group: Group, places: list[int], logps: list[float]) -> oracle.Group:
-    """Some responses of a group with log-probs, and labels or scores."""
-    scores = [group.responses[place].score for place in places]
-    labels = [group.responses[place].chosen for place in places]
-    return oracle.Group(logps, [], [], None if None in scores else scores, labels
-                        if None in scores else None)  # fmt: skip
-
-
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["world", "labelled"])
 def test_margins_by_loops(kind, name, request):
@@ -151,7 +144,10 @@ def test_margins_by_loops(kind, name, request):
             rows = [row(group, place, logp) for place, logp in zip(places, logps, strict=True)]
             per_token = [response.logp / max(response.num_tokens, 1) for response in rows]
             per_byte = [response.logp / response.num_bytes for response in rows]
-            of_group = judged(group, places, logps)
+            responses = [group.responses[place] for place in places]
+            scores, chosen = [each.score for each in responses], [each.chosen for each in responses]
+            judged = {"chosen": chosen} if kind == "labelled" else {"scores": scores}
+            of_group = oracle.Group(logps, reference=[], lengths=[], **judged)
             expected[group.group_id] = [
                 len(places), len(oracle.pairs(of_group, "all")), oracle.margins(logps, of_group),
                 *(oracle.accuracies(each, of_group) for each in (logps, per_token, per_byte)),
