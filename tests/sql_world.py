@@ -34,22 +34,17 @@ def make_groups(count: int, seed: int = 0, *, labels: bool = False) -> list[Grou
     for index in range(count):
         size = rng.choice([1, 2, 2, 3, 4, 5])
         chosen = rng.randrange(size)
-        groups.append(
-            Group(
-                user_prompt(f"What is {seed}.{index}? ✓", "Be brief." if index % 5 == 0 else None),
-                tuple(
-                    Response(
-                        f"answer {place} to {index}: {'🙂 é' * rng.randrange(4)}",
-                        None if labels else float(rng.randrange(5)),
-                        place == chosen if labels else None,
-                        rng.choice(["gpt", None]),
-                    )
-                    for place in range(size)
-                ),
-                source_id=str(index),
-                split=rng.choice(["train", "test"]),
+        responses = tuple(
+            Response(
+                f"answer {place} to {index}: {'🙂 é' * rng.randrange(4)}",
+                None if labels else float(rng.randrange(5)),
+                place == chosen if labels else None,
+                rng.choice(["gpt", None]),
             )
+            for place in range(size)
         )
+        prompt = user_prompt(f"What is {seed}.{index}? ✓", None if index % 5 else "Be brief.")
+        groups.append(Group(prompt, responses, str(index), rng.choice(["train", "test"])))
     return groups
 
 

@@ -119,25 +119,13 @@ def test_two_identities_of_one_name_are_offered(tmp_path):
     with pytest.raises(CacheStale, match="they differ in max_length ") as error:
         cache.find("mistral")
     assert f"mistral@{second.short[:4]} was scored last" in str(error.value.hint)
-    assert "64" in str(error.value)
-    assert str(first) in str(error.value)
-    assert str(second) in str(error.value)
+    assert all(text in str(error.value) for text in ("64", str(first), str(second)))
     assert cache.find(f"mistral@{second.short[:5]}").short == second.short
     with pytest.raises(CacheMissing, match="reference 'qwen' has no log-probs") as missing:
         cache.find("qwen")
     assert missing.value.hint == (
         f"create them with: mrpo precompute --ref qwen --cache {cache.path}"
     )
-
-
-def test_a_full_disk_leaves_nothing_behind(store, monkeypatch):
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ResourceError, match="no space left"):
-        store.append([row(0)])
-    assert list(store.directory.iterdir()) == []
 
 
 def test_temporaries_of_dead_writers_are_swept(cache, store):

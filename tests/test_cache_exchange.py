@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -157,8 +156,7 @@ def test_import_by_id_by_text_and_by_tokens(bring, filled, scored, tmp_path, cap
 
 def test_training_takes_imported_numbers(cached, references, some_groups, tmp_path):
     """As a reference beside others; as reference 1 only with a policy to start from."""
-    path = Path(shutil.copytree(cached.path, tmp_path / "cache"))
-    cache = Cache(path)
+    cache = Cache(shutil.copytree(cached.path, tmp_path / "cache"))
     file = write_lines(tmp_path / "x.jsonl", numbers(some_groups))
     import_logps(cache, "big", some_groups, file, origin="elsewhere", dataset="some")
     recipe = Recipe(loss="mrpo", refs=["llama", "big"])

@@ -30,10 +30,7 @@ from mrpo_tools.sql import open_sql
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{HERE}"}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +44,7 @@ def serve(kind: str, count: int, model: Path, data: Path, folder: Path) -> dict[
     """What `kill_server.py` counted."""
     command = [sys.executable, str(HERE / "kill_server.py"), kind, str(count), str(model),
                str(data), str(folder)]  # fmt: skip
-    result = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
     assert result.returncode == 0, result.stderr
     print(kind, result.stdout)
     return json.loads(result.stdout)
@@ -90,7 +87,7 @@ def test_torchrun_splits_the_rows(tiny_models, data, tmp_path):
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29533"]
     for launcher in (torchrun, []):
         command = [sys.executable, *launcher, "-m", "mrpo_tools", *words]
-        subprocess.run(command, env=environment(), check=True)
+        subprocess.run(command, env=ENVIRONMENT, check=True)
         words[-1] = str(tmp_path / "alone")
     both, alone = (Cache(tmp_path / name).find("llama") for name in ("both", "alone"))
     assert both.response_ids() == alone.response_ids()
@@ -219,7 +216,7 @@ def test_dev_full_is_a_full_disk(command):
     status = [sys.executable, "-m", "mrpo_tools", "cache", "status"]
     with Path("/dev/full").open("w") as full:
         result = subprocess.run(status, stdout=full, stderr=subprocess.PIPE, text=True,
-                                env=environment(), check=False)  # fmt: skip
+                                env=ENVIRONMENT, check=False)  # fmt: skip
     assert result.returncode == 4
     problem, _ = result.stderr.splitlines()
     assert "No space left on device" in problem

@@ -10,7 +10,7 @@ from sql_world import cache_of, identity, row
 
 from mrpo_tools.errors import MrpoError, UsageError
 from mrpo_tools.groups import Group, Response, user_prompt
-from mrpo_tools.sql import SAVED, find_saved, open_sql
+from mrpo_tools.sql import find_saved, open_sql
 
 
 def test_parameters_are_checked(database):
@@ -61,11 +61,6 @@ def test_a_memory_limit_is_a_size(world):
     for size in ("much", "-1GB", "1KB", ""):
         with pytest.raises(UsageError, match="memory limit"):
             open_sql(world.cache.path, memory_limit=size)
-
-
-def test_every_saved_query_answers(database):
-    for saved in SAVED:
-        assert database.query(saved.sql, saved.params).num_rows > 0, saved.name
 
 
 def saved_rows(path: Path, name: str, **params: object) -> list[dict]:
