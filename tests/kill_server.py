@@ -60,24 +60,22 @@ class Rounds:
         shards = [(index, processes) for index in range(processes)]
         if self.kind == "together":
             shards = [(0, 1)] * processes
-        first, *others = [fork(lambda shard=s: self.precompute(path, shard)) for s in shards]
-        reads = 0
-        while (ended := os.waitpid(first, os.WNOHANG)) == (0, 0):
+        children = [fork(lambda shard=shard: self.precompute(path, shard)) for shard in shards]
+        reads, look = 0, os.WEXITED | os.WNOHANG | os.WNOWAIT
+        while os.waitid(os.P_PID, children[0], look) is None:
             in_fork(lambda: rows_of(path))
             in_fork(lambda: len(upkeep.compact(Cache(path))) if path.is_dir() else 0)
             in_fork(lambda: len(upkeep.repair(Cache(path))) if path.is_dir() else 0)
             reads += 1
-        check(ended[1])
-        for one in others:
-            wait(one)
+        for child in children:
+            wait(child)
         wait(fork(lambda: self.precompute(alone, (0, 1))))
-        found, whole = in_fork(lambda: rows_of(path)), in_fork(lambda: rows_of(alone))
+        written, whole = in_fork(lambda: rows_of(path)), in_fork(lambda: rows_of(alone))
         return {
-            "rows": len(whole),
-            "lost": len(whole.keys() - found.keys()),
-            "foreign": len(found.keys() - whole.keys()),
-            "difference": max(apart(one, whole[key]) for key, one in found.items()),
-            "repeated": sum(len(one) - 1 for one in found.values()),
+            "lost": len(whole.keys() - written.keys()),
+            "foreign": len(written.keys() - whole.keys()),
+            "difference": max(apart(rows, whole[key]) for key, rows in written.items()),
+            "repeated": sum(len(rows) - 1 for rows in written.values()),
             "damaged": in_fork(lambda: damage(path)),
             "reads": reads,
         }
@@ -90,7 +88,7 @@ class Rounds:
         scoring = time.time() - (self.folder / "whole" / "references").stat().st_mtime
         whole = in_fork(lambda: rows_of(self.folder / "whole"))
         once = Counter(self.log.read_text().split("\n"))
-        found: Counter[str] = Counter(kills=kills, rows=len(whole))
+        counts: Counter[str] = Counter()
         worst, again = 0.0, 0
         for number in range(kills):
             path = self.folder / f"killed-{number}"
@@ -105,20 +103,19 @@ class Rounds:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             left = in_fork(lambda path=path: rows_of(path))
-            found["midway"] += 0 < len(left) < len(whole)
-            found["temporaries"] += any(path.rglob(".tmp-*"))
+            counts["midway"] += 0 < len(left) < len(whole)
             wait(fork(lambda path=path: self.precompute(path)))
             resumed = in_fork(lambda path=path: rows_of(path))
             twice = Counter(self.log.read_text().split("\n")) - once
             again = max(again, sum(twice.values()))
-            found["lost"] += len(whole.keys() - resumed.keys())
-            found["duplicated"] += sum(len(one) - 1 for one in resumed.values())
-            found["damaged"] += in_fork(lambda path=path: damage(path))
-            found["temporaries left"] += any(path.rglob(".tmp-*"))
-            for rows in (left, resumed):
-                worst = max([worst, *(apart(one, whole[key]) for key, one in rows.items())])
+            counts["lost"] += len(whole.keys() - resumed.keys())
+            counts["duplicated"] += sum(len(rows) - 1 for rows in resumed.values())
+            counts["damaged"] += in_fork(lambda path=path: damage(path))
+            counts["temporaries left"] += any(path.rglob(".tmp-*"))
+            for by_key in (left, resumed):
+                worst = max([worst, *(apart(rows, whole[key]) for key, rows in by_key.items())])
             shutil.rmtree(path)
-        return {**found, "seconds": seconds, "difference": worst, "scored again": again}
+        return {**counts, "difference": worst, "scored again": again}
 
     def import_everything(self) -> None:
         """What the children would import one by one."""
@@ -127,21 +124,15 @@ class Rounds:
 
         assert LlamaForCausalLM
         assert pandas
-        renderer_of(resolve("one", self.reference)).encode(load_groups(self.data).groups[0])
+        renderer_of(resolve("llama", self.reference)).encode(load_groups(self.data).groups[0])
         gc.collect()
         gc.freeze()
 
     def precompute(self, path: Path, shard: tuple[int, int] = (0, 1)) -> None:
         groups = load_groups(self.data).groups
-        precompute(
-            {"one": self.reference},
-            groups,
-            Cache(path),
-            "data",
-            shard=shard,
-            load=self.load,
-            part_rows=ROWS_OF_A_PART,
-        )
+        cache, references = Cache(path), {"llama": self.reference}
+        precompute(references, groups, cache, "data", shard=shard, load=self.load,
+                   part_rows=ROWS_OF_A_PART)  # fmt: skip
 
 
 Rows = dict[str, list[list[float]]]
@@ -149,13 +140,13 @@ Rows = dict[str, list[list[float]]]
 
 def rows_of(path: Path) -> Rows:
     """[log-prob, tokens] by response, once for each time it stands in a part."""
-    found: Rows = {}
+    rows: Rows = {}
     stores = Cache(path).references() if path.is_dir() else []
     for table in (part.table for store in stores for part in store.parts()):
         columns = (table[name].to_pylist() for name in ("response_id", "logp", "num_tokens"))
         for key, logp, count in zip(*columns, strict=True):
-            found.setdefault(key, []).append([logp, count])
-    return found
+            rows.setdefault(key, []).append([logp, count])
+    return rows
 
 
 def damage(path: Path) -> int:
@@ -166,7 +157,7 @@ def damage(path: Path) -> int:
 def apart(some: list[list[float]], expected: list[list[float]]) -> float:
     """The largest difference, nats per token."""
     (logp, tokens), *_ = expected
-    return max(abs(one[0] - logp) / tokens for one in some)
+    return max(abs(other - logp) / tokens for other, _ in some)
 
 
 def fork(work: Callable[[], object]) -> int:
@@ -183,12 +174,8 @@ def fork(work: Callable[[], object]) -> int:
 
 
 def wait(child: int) -> None:
-    check(os.waitpid(child, 0)[1])
-
-
-def check(status: int) -> None:
     """Refuse a child that failed or was killed."""
-    if status:
+    if os.waitpid(child, 0)[1]:
         raise SystemExit("a child failed")
 
 

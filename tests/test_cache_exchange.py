@@ -6,7 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ import pytest
 from stores import IDENTITY, rows_of, said, write_lines
 
 from mrpo_tools.cache import Cache
-from mrpo_tools.cache.imported import import_logps
+from mrpo_tools.cache.imported import Imported, import_logps
 from mrpo_tools.cache.pairs import PAIRS_SCHEMA, TRL_SCHEMA, export_pairs
 from mrpo_tools.config import Recipe
 from mrpo_tools.errors import DataError, UsageError
@@ -35,6 +36,12 @@ def scored() -> list[Group]:
         Group(user_prompt("q2"), judged, split="train"),
         Group(user_prompt("q3"), (Response("x", 1.0), Response("y", 1.0)), split="test"),
     ]
+
+
+@pytest.fixture
+def bring(filled, scored) -> Callable[..., Imported]:
+    """Imports a file's numbers for these groups."""
+    return partial(import_logps, filled, groups=scored, origin="elsewhere", dataset="some")
 
 
 @pytest.fixture
@@ -117,7 +124,7 @@ def numbers(groups: list[Group]) -> list[dict[str, Any]]:
             for n, key in enumerate(keys)]  # fmt: skip
 
 
-def test_import_by_id_by_text_and_by_tokens(filled, scored, tmp_path, capsys):
+def test_import_by_id_by_text_and_by_tokens(bring, filled, scored, tmp_path, capsys):
     """The same numbers in three spellings and two file formats; marked by their origin."""
     by_id = numbers(scored)
     texts = [(group, response) for group in scored for response in group.responses]
@@ -131,13 +138,13 @@ def test_import_by_id_by_text_and_by_tokens(filled, scored, tmp_path, capsys):
              write_lines(tmp_path / "b.jsonl", by_text)]  # fmt: skip
     expected = {row["response_id"]: row["logp"] for row in by_id}
     for n, path in enumerate(paths):
-        imported = import_logps(filled, f"big{n}", scored, path, origin="vLLM 0.11", dataset="some")
+        imported = bring(f"big{n}", path=path, origin="vLLM 0.11")
         assert (imported.rows, imported.reused, imported.ignored) == (8, 0, 0)
         table = imported.store.table()
         logps = dict(zip(*(table[c].to_pylist() for c in ("response_id", "logp")), strict=True))
         assert logps == pytest.approx(expected, abs=1e-12)
         assert table["num_tokens"].to_pylist() == list(range(1, 9))
-        again = import_logps(filled, f"big{n}", scored, path, origin="vLLM 0.11", dataset="some")
+        again = bring(f"big{n}", path=path, origin="vLLM 0.11")
         assert (again.rows, again.reused) == (0, 8)
     assert "vLLM 0.11" in said(capsys, "cache", "status", "--cache", str(filled.path))
     names = ["llama", "big0"]
@@ -149,8 +156,7 @@ def test_import_by_id_by_text_and_by_tokens(filled, scored, tmp_path, capsys):
 
 def test_training_takes_imported_numbers(cached, references, some_groups, tmp_path):
     """As a reference beside others; as reference 1 only with a policy to start from."""
-    path = Path(shutil.copytree(cached.path, tmp_path / "cache"))
-    cache = Cache(path)
+    cache = Cache(shutil.copytree(cached.path, tmp_path / "cache"))
     file = write_lines(tmp_path / "x.jsonl", numbers(some_groups))
     import_logps(cache, "big", some_groups, file, origin="elsewhere", dataset="some")
     recipe = Recipe(loss="mrpo", refs=["llama", "big"])
@@ -183,19 +189,21 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_what_is_no_log_prob_is_refused(filled, scored, tmp_path, kind):
+def test_what_is_no_log_prob_is_refused(bring, filled, scored, tmp_path, kind):
     """With file and line, and nothing written."""
     change, message = BAD[kind]
     rows = numbers(scored)
     rows[3] |= change
     path = write_lines(tmp_path / "x.jsonl", rows)
     with pytest.raises(DataError) as raised:
-        import_logps(filled, "big", scored, path, origin="elsewhere", dataset="some")
+        bring("big", path=path)
     assert f"{path}:4: {message}" in str(raised.value)
     assert [store.name for store in filled.references()] == ["llama"]
 
 
-def test_incomplete_contradictory_and_broken_files_are_refused(filled, scored, tmp_path, capsys):
+def test_incomplete_contradictory_and_broken_files_are_refused(
+    bring, filled, scored, tmp_path, capsys
+):
     rows = numbers(scored)
     for lines, message in (
         (rows[:-2], "6 of 8 responses have a row"),
@@ -204,38 +212,36 @@ def test_incomplete_contradictory_and_broken_files_are_refused(filled, scored, t
     ):
         path = write_lines(tmp_path / "x.jsonl", lines)
         with pytest.raises(DataError, match=message):
-            import_logps(filled, "big", scored, path, origin="elsewhere", dataset="some")
+            bring("big", path=path)
     good = write_lines(tmp_path / "x.jsonl", [*rows, {**rows[0], "response_id": "f" * 32}])
-    assert (
-        import_logps(filled, "big", scored, good, origin="elsewhere", dataset="some").ignored == 1
-    )
+    assert bring("big", path=good).ignored == 1
     rows[0]["logp"] = -3.0
     other = write_lines(tmp_path / "y.jsonl", rows)
     with pytest.raises(DataError, match="other numbers were imported into big"):
-        import_logps(filled, "big", scored, other, origin="elsewhere", dataset="some")
-    import_logps(filled, "big", scored, other, origin="elsewhere, again", dataset="some")
-    assert "they differ in origin" in said(
-        capsys, "cache", "export", "--ref", "big", "--cache", str(filled.path), code=3
-    )
+        bring("big", path=other)
+    bring("big", path=other, origin="elsewhere, again")
+    words = ["cache", "export", "--ref", "big", "--cache", str(filled.path)]
+    assert "they differ in origin" in said(capsys, *words, code=3)
 
 
 def test_the_commands_need_no_torch(filled, scored, tmp_path):
-    """Each of them, in a process where torch cannot be imported."""
+    """Each of them, in a process where torch and transformers cannot be imported; `sql` too."""
     data = write_lines(tmp_path / "data.jsonl", [group.as_dict() for group in scored])
     file = write_lines(tmp_path / "x.jsonl", numbers(scored))
     commands = [
-        ["status"], ["verify"], ["compact"], ["repair"], ["upgrade"], ["diff", "llama", "llama"],
-        ["export", "--ref", "llama"],
-        ["import", str(file), "--ref", "big", "--origin", "x", "--dataset", str(data)],
+        *(f"cache {verb}" for verb in ("status", "verify", "compact", "repair", "upgrade")),
+        "cache diff llama llama", "cache export --ref llama",
+        f"cache import {file} --ref big --origin x --dataset {data}",
+        "sql 'SELECT weight FROM weights()' --format csv",
     ]  # fmt: skip
     program = (
-        "import json, sys; sys.modules['torch'] = None; from mrpo_tools.cli import run;"
-        "codes = [run(['cache', *words, '--cache', sys.argv[2]])"
-        " for words in json.loads(sys.argv[1])];"
-        "sys.exit(max(codes))"
+        "import json, shlex, sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
+        "from mrpo_tools.cli import run\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    assert run([*shlex.split(words), '--cache', sys.argv[2]]) == 0, words\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program, json.dumps(commands), str(filled.path)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = [sys.executable, "-c", program, json.dumps(commands), str(filled.path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+    _, weights = result.stdout.split("\nweight\n")  # of two references
+    assert len(weights.split()) == 2 * len(scored)

@@ -71,27 +71,22 @@ def test_measured_noise_is_allowed(store):
     assert [row.response_id for row in upkeep.disagreements(store)] == ["r0001"]
 
 
-def test_compact_keeps_every_row_and_is_repeatable(cache, store):
+@pytest.mark.parametrize(("merged_rows", "count"), [(1000, 1), (20, 3)])
+def test_compact_keeps_every_row_and_is_repeatable(cache, store, merged_rows, count):
+    """42 rows in ten parts, with 18 repeated, as one part and as slices."""
     for start in range(0, 40, 4):
         rows = [row(n, -float(n + 1)) for n in range(start, start + 6)]
         store.append(rows, WriterRecord(device="cpu"))
     before, created = store.table().sort_by("response_id"), store.parts()[0].created
-    merged = upkeep.compact(cache)[0]
-    assert (merged.before, merged.after, merged.dropped_rows) == (10, 1, 18)
+    merged = upkeep.compact(cache, merged_rows=merged_rows)[0]
+    assert (merged.before, merged.after, merged.dropped_rows) == (10, count, 18)
     assert store.table().sort_by("response_id").equals(before)
-    assert store.parts()[0].created == created
-    assert [record.device for record in store.recorded()] == ["cpu"]
-    assert upkeep.compact(cache)[0].before == 1
+    assert {part.created for part in store.parts()} == {created}
+    assert {record.device for record in store.recorded()} == {"cpu"}
+    paths = store.part_paths()
+    assert upkeep.compact(cache, merged_rows=merged_rows)[0].before == count
+    assert store.part_paths() == paths
     assert upkeep.damaged(cache) == []
-
-
-def test_compact_in_slices(cache, store):
-    for start in range(0, 28, 4):
-        store.append([row(n) for n in range(start, start + 4)])
-    before = store.table().sort_by("response_id")
-    assert upkeep.compact(cache, merged_rows=10)[0].after == 3
-    assert store.table().sort_by("response_id").equals(before)
-    assert upkeep.compact(cache, merged_rows=10)[0].after == 3
 
 
 def test_upgrade_writes_old_formats_anew(cache, store, capsys):

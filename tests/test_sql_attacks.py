@@ -5,47 +5,39 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
 import psutil
 import pyarrow as pa
 import pytest
-from sql_world import one_column
+from sql_world import ROOT, cache_of, identity, one_column, row
 
-from mrpo_tools.cache import Cache, LogpRow
 from mrpo_tools.errors import MrpoError, ResourceError, UsageError
 from mrpo_tools.groups import Group, Response, user_prompt
-from mrpo_tools.references.identity import Identity
-from mrpo_tools.sql import MACROS, open_sql
-from mrpo_tools.sql.sandbox import SETTINGS, check_statement
+from mrpo_tools.sql import MACROS, open_sql, write
+from mrpo_tools.sql.sandbox import check_statement
 
-ROOT = Path(__file__).parent.parent
 SECRET = "the-secret-nobody-may-read"
 
-# {secret} a text file, {part} a part of the cache, {out} a place to write to, {cache} the cache.
+# {secret} a text file, {part} a part of the cache, {out} a place to write to, {cache} the cache;
+# " | " parts statements of one line, and one with a {reader} is a statement for each of READERS.
+READERS = (
+    "read_csv", "read_text", "READ_TEXT", '"read_text"', "system.main.read_text", "read_blob",
+    "read_json", "read_ndjson_objects", "read_json_auto", "sniff_csv",
+)  # fmt: skip
 ATTACKS = {
     "files read by a table function": """
-        SELECT * FROM read_csv('{secret}')
-        SELECT * FROM read_text('{secret}')
-        SELECT * FROM READ_TEXT('{secret}')
-        SELECT * FROM "read_text"('{secret}')
-        SELECT * FROM system.main.read_text('{secret}')
-        SELECT * FROM read_blob('{secret}')
-        SELECT * FROM read_json('{secret}')
-        SELECT * FROM read_ndjson_objects('{secret}')
-        SELECT * FROM read_json_auto('{secret}')
-        SELECT * FROM read_parquet('{part}')
-        SELECT * FROM parquet_scan('{part}')
-        SELECT * FROM parquet_metadata('{part}')
-        SELECT * FROM parquet_kv_metadata('{part}')
-        SELECT * FROM parquet_schema('{part}')
-        SELECT * FROM read_duckdb('{out}.duckdb')
-        SELECT * FROM sniff_csv('{secret}')
+        SELECT * FROM {reader}('{secret}')
+        SELECT * FROM read_parquet('{part}') | SELECT * FROM parquet_scan('{part}')
+        SELECT * FROM parquet_metadata('{part}') | SELECT * FROM parquet_kv_metadata('{part}')
+        SELECT * FROM parquet_schema('{part}') | SELECT * FROM read_duckdb('{out}.duckdb')
         SELECT * FROM glob('{cache}/*')
         SELECT (SELECT content FROM read_text('{secret}'))
         SELECT * FROM refs WHERE name IN (SELECT content FROM read_text('{secret}'))
@@ -54,14 +46,10 @@ ATTACKS = {
         SELECT 1 UNION ALL SELECT size FROM read_text('{secret}')
         FROM read_text('{secret}') SELECT content
         EXPLAIN ANALYZE SELECT * FROM read_text('{secret}')
-        DESCRIBE SELECT * FROM read_csv('{secret}')
-        SUMMARIZE SELECT * FROM read_csv('{secret}')
+        DESCRIBE SELECT * FROM read_csv('{secret}') | SUMMARIZE SELECT * FROM read_csv('{secret}')
     """,
     "files read as a table": """
-        SELECT * FROM '{secret}'
-        FROM '{part}'
-        FROM "{part}"
-        DESCRIBE '{part}'
+        SELECT * FROM '{secret}' | FROM '{part}' | FROM "{part}" | DESCRIBE '{part}'
         SELECT * FROM query_table('{part}')
     """,
     "queries inside texts": """
@@ -69,16 +57,11 @@ ATTACKS = {
         FROM json_execute_serialized_sql(json_serialize_sql('FROM read_text(''{secret}'')'))
     """,
     "files written": """
-        COPY logps TO '{out}.csv'
-        COPY logps TO '{out}.parquet' (FORMAT parquet)
+        COPY logps TO '{out}.csv' | COPY logps TO '{out}.parquet' (FORMAT parquet)
         COPY (SELECT * FROM logps) TO '{out}' (FORMAT parquet, PARTITION_BY (reference))
-        COPY (SELECT 1) TO '{part}'
-        COPY logps FROM '{secret}'
-        COPY FROM DATABASE memory TO other
-        EXPORT DATABASE '{out}'
-        IMPORT DATABASE '{cache}'
-        EXPLAIN COPY logps TO '{out}.csv'
-        EXPLAIN ANALYZE COPY logps TO '{out}.csv'
+        COPY (SELECT 1) TO '{part}' | COPY logps FROM '{secret}'
+        COPY FROM DATABASE memory TO other | EXPORT DATABASE '{out}' | IMPORT DATABASE '{cache}'
+        EXPLAIN COPY logps TO '{out}.csv' | EXPLAIN ANALYZE COPY logps TO '{out}.csv'
         EXPLAIN (ANALYZE) COPY (SELECT 1) TO '{out}.csv'
         EXPLAIN /* */ ANALYZE COPY (SELECT 1) TO '{out}.csv'
         EXPLAIN ANALYZE EXPLAIN ANALYZE COPY (SELECT 1) TO '{out}.csv'
@@ -95,92 +78,62 @@ ATTACKS = {
     """,
     "tables and views changed": """
         INSERT INTO logps SELECT * FROM logps
-        UPDATE logps SET logp = 0
-        DELETE FROM logps
-        TRUNCATE logps
+        UPDATE logps SET logp = 0 | DELETE FROM logps | TRUNCATE logps
         MERGE INTO logps USING refs ON logps.reference = refs.reference WHEN MATCHED THEN DELETE
         WITH x AS (INSERT INTO stored_refs SELECT * FROM stored_refs RETURNING name) SELECT * FROM x
         WITH x AS (DELETE FROM logps RETURNING logp) SELECT * FROM x
         WITH x AS (UPDATE logps SET logp = 0 RETURNING logp) SELECT * FROM x
-        CREATE TABLE t AS SELECT 1
-        CREATE TEMP TABLE t (a INT)
-        CREATE VIEW v AS SELECT 1
+        CREATE TABLE t AS SELECT 1 | CREATE TEMP TABLE t (a INT) | CREATE VIEW v AS SELECT 1
         CREATE OR REPLACE VIEW logps AS SELECT 1
-        CREATE MACRO margins(a) AS a
-        CREATE SEQUENCE s
-        CREATE TYPE mood AS ENUM ('good')
+        CREATE MACRO margins(a) AS a | CREATE SEQUENCE s | CREATE TYPE mood AS ENUM ('good')
         CREATE SCHEMA s
         CREATE SECRET s (TYPE s3, KEY_ID 'a', SECRET 'b')
         CREATE INDEX i ON logps (logp)
-        DROP VIEW logps
-        DROP MACRO TABLE margins
-        ALTER VIEW logps RENAME TO gone
+        DROP VIEW logps | DROP MACRO TABLE margins | ALTER VIEW logps RENAME TO gone
         COMMENT ON VIEW logps IS 'x'
         PIVOT logps ON reference USING sum(logp)
         SELECT 1 INTO t
     """,
     "other databases and code": """
-        ATTACH '{out}.duckdb' AS other
-        ATTACH ':memory:' AS other
-        DETACH memory
-        USE temp
-        INSTALL httpfs
-        FORCE INSTALL httpfs FROM community
-        LOAD httpfs
-        LOAD '{secret}'
+        ATTACH '{out}.duckdb' AS other | ATTACH ':memory:' AS other | DETACH memory | USE temp
+        INSTALL httpfs | FORCE INSTALL httpfs FROM community | LOAD httpfs | LOAD '{secret}'
         UPDATE EXTENSIONS
         SELECT * FROM read_csv('https://example.org/x.csv')
-        FROM 'https://example.org/x.parquet'
-        FROM 's3://bucket/x.parquet'
-        SELECT * FROM arrow_scan(1, 2, 3)
-        SELECT * FROM pandas_scan(1)
+        FROM 'https://example.org/x.parquet' | FROM 's3://bucket/x.parquet'
+        SELECT * FROM arrow_scan(1, 2, 3) | SELECT * FROM pandas_scan(1)
         SELECT * FROM python_map_function((SELECT 1))
         SELECT * FROM create_external_resource(type := 'x', params := MAP {})
     """,
     "settings": """
-        SET memory_limit = '100GB'
-        SET GLOBAL enable_external_access = true
-        SET lock_configuration = false
-        SET python_enable_replacements = true
-        SET VARIABLE x = 1
-        RESET memory_limit
-        PRAGMA database_list
-        PRAGMA enable_profiling
-        PRAGMA memory_limit = '100GB'
-        CALL pragma_version()
+        SET memory_limit = '100GB' | SET GLOBAL enable_external_access = true
+        SET lock_configuration = false | SET python_enable_replacements = true
+        SET VARIABLE x = 1 | RESET memory_limit | PRAGMA database_list | PRAGMA enable_profiling
+        PRAGMA memory_limit = '100GB' | CALL pragma_version()
     """,
     "more than one statement, or none that asks": """
         SELECT 1; DROP VIEW logps
         SELECT 1; COPY (SELECT 1) TO '{out}.csv'
         COPY (SELECT 1) TO '{out}.csv'; SELECT 1
         SELECT 1;; SELECT 2
-        PREPARE p AS SELECT 1
-        EXECUTE p
-        BEGIN TRANSACTION
-        COMMIT
-        ROLLBACK
-        CHECKPOINT
-        FORCE CHECKPOINT
-        VACUUM
-        ANALYZE
-        SELECT * FROM force_checkpoint()
+        PREPARE p AS SELECT 1 | EXECUTE p | BEGIN TRANSACTION | COMMIT | ROLLBACK | CHECKPOINT
+        FORCE CHECKPOINT | VACUUM | ANALYZE | SELECT * FROM force_checkpoint()
     """,
     "the surroundings": """
-        SELECT getenv('MRPO_SECRET')
-        SELECT * FROM duckdb_secrets()
-        SELECT * FROM hidden_variable
-        SELECT * FROM ATTACKS
-        SELECT pg_read_file('{secret}')
-        SELECT * FROM shell('ls')
-        SELECT * FROM duckdb_settings()
+        SELECT getenv('MRPO_SECRET') | SELECT * FROM duckdb_secrets()
+        SELECT * FROM hidden_variable | SELECT * FROM ATTACKS | SELECT pg_read_file('{secret}')
+        SELECT * FROM shell('ls') | SELECT * FROM duckdb_settings()
     """,
 }
-STATEMENTS = [
-    pytest.param(line.strip(), id=f"{kind}: {line.strip()[:60]}")
-    for kind, lines in ATTACKS.items()
-    for line in lines.strip().splitlines()
-]
 
+
+def statements(kind: str) -> Iterator[str]:
+    """Every statement of a kind of attack."""
+    for statement in re.split(r" \| |\n", ATTACKS[kind].strip()):
+        for reader in READERS if "{reader}" in statement else [""]:
+            yield statement.strip().replace("{reader}", reader)
+
+
+STATEMENTS = {f"{kind}: {each[:60]}": each for kind in ATTACKS for each in statements(kind)}
 HARMLESS = [
     "SELECT 'COPY x TO y; DROP VIEW logps' AS text, '\"type\":\"COPY_QUERY_NODE\"' AS other",
     "SELECT 1 -- ; DROP VIEW logps",
@@ -208,14 +161,10 @@ HARMLESS = [
 def scene(tmp_path_factory):
     """A cache, a secret beside it, and a working directory to leave traces in."""
     root = tmp_path_factory.mktemp("attacks")
-    cache = Cache(root / "cache")
     group = Group(user_prompt("p"), (Response("a", 1.0), Response("b", 0.0)))
-    cache.save_groups("toy", [group])
+    cache = cache_of(root / "cache", [group])
     for name in ("m", "n"):
-        rows = [
-            LogpRow(key, group.prompt_id, -1.0, 2, 3, "ok", False, "") for key in group.response_ids
-        ]
-        cache.store(name, Identity({"model": name})).append(rows)
+        cache.store(name, identity(name)).append([row(group, place, -1.0) for place in (0, 1)])
     (root / "secret.txt").write_text(SECRET)
     (root / "work").mkdir()
     return root
@@ -230,14 +179,10 @@ def snapshot(root: Path) -> dict[str, str]:
 
 
 def filled(statement: str, root: Path) -> str:
-    places = {
-        "{secret}": root / "secret.txt",
-        "{part}": next((root / "cache").glob("references/m-*/part-*")),
-        "{out}": root / "work" / "out",
-        "{cache}": root / "cache",
-    }
-    for mark, path in places.items():
-        statement = statement.replace(mark, str(path))
+    part = next(root.glob("cache/references/m-*/part-*"))
+    for mark, path in {"{secret}": "secret.txt", "{part}": part, "{out}": "work/out",
+                       "{cache}": "cache"}.items():  # fmt: skip
+        statement = statement.replace(mark, str(root / path))
     return statement
 
 
@@ -257,11 +202,7 @@ def untouched(scene, monkeypatch):
     assert snapshot(scene) == before
 
 
-def test_there_are_enough_attacks():
-    assert len(STATEMENTS) >= 40
-
-
-@pytest.mark.parametrize("statement", STATEMENTS)
+@pytest.mark.parametrize("statement", STATEMENTS.values(), ids=STATEMENTS)
 def test_attacks_are_refused(scene, database, statement):
     views = database.query("SHOW TABLES").to_pylist()
     with pytest.raises(MrpoError) as caught:
@@ -284,7 +225,7 @@ def test_the_engines_own_settings_hold_alone(scene, kind):
     assert hidden_variable.num_rows == 1
     with open_sql(scene / "cache") as database:
         connection = database._connection
-        for statement in ATTACKS[kind].strip().splitlines():
+        for statement in statements(kind):
             try:
                 rows = connection.execute(filled(statement, scene)).fetchall()
             except duckdb.Error as error:
@@ -295,9 +236,13 @@ def test_the_engines_own_settings_hold_alone(scene, kind):
 
 
 def test_the_settings_are_set(database):
-    """Each of them, for some cover for others."""
-    expected = {**dict(SETTINGS), "max_temp_directory_size": "0 bytes"}
-    expected["lock_configuration"] = "true"
+    """Each of them, for some cover for others; none tells where the user lives."""
+    expected = {
+        "secret_directory": "", "temp_directory": "", "max_temp_directory_size": "0 bytes",
+        "python_enable_replacements": "false", "autoinstall_known_extensions": "false",
+        "autoload_known_extensions": "false", "allow_community_extensions": "false",
+        "enable_external_access": "false", "lock_configuration": "true",
+    }  # fmt: skip
     for name, value in expected.items():
         values = one_column(database, "SELECT current_setting($name)::VARCHAR", name=name)
         assert values == [value], name
@@ -307,15 +252,11 @@ def test_the_look_at_a_statement_holds_alone(scene):
     """With every setting open, only files named as tables get past it."""
     connection = duckdb.connect()
     macros = frozenset(macro.name for macro in MACROS)
-    passed = []
-    for param in STATEMENTS:
-        statement = filled(str(param.values[0]), scene)
+    for statement in (filled(statement, scene) for statement in STATEMENTS.values()):
         try:
             check_statement(connection, statement, macros)
         except (MrpoError, duckdb.Error):
             continue
-        passed.append(statement)
-    for statement in passed:
         named_as_table = statement.startswith(("SELECT * FROM '", "FROM '", 'FROM "', "DESCRIBE '"))
         unknown = statement.startswith(("SELECT getenv", "SELECT pg_read", "SELECT * FROM hidden"))
         assert named_as_table or unknown or statement == "SELECT * FROM ATTACKS", statement
@@ -338,33 +279,28 @@ def test_a_transaction_that_only_reads_holds_alone(database):
 
 
 def test_parameters_are_values(database):
-    assert one_column(database, "SELECT $a", a="'; DROP VIEW logps; --") == [
-        "'; DROP VIEW logps; --"
-    ]
+    text = "'; DROP VIEW logps; --"
+    assert one_column(database, "SELECT $a", a=text) == [text]
     with pytest.raises(UsageError):
         database.query("SELECT * FROM read_text($a)", {"a": "secret.txt"})
 
 
+ENDLESS = "WITH RECURSIVE t AS (SELECT 1 AS x UNION ALL SELECT x + 1 FROM t) SELECT count(*) FROM t"
 BOMBS = {
-    "endless recursion": (
-        "WITH RECURSIVE t AS (SELECT 1 AS x UNION ALL SELECT x + 1 FROM t) SELECT count(*) FROM t",
-        MrpoError,
-    ),
+    "endless recursion": (ENDLESS, MrpoError),
     "recursion that doubles": (
         "WITH RECURSIVE t AS (SELECT 'a' AS x UNION ALL SELECT x || x FROM t) "
-        "SELECT max(length(x)) FROM t",
-        ResourceError,
+        "SELECT max(length(x)) FROM t", ResourceError,
     ),
     "a long list": ("SELECT list(range) FROM range(10000000000)", ResourceError),
     "a big sort": ("SELECT * FROM range(1000000000) ORDER BY hash(range)", ResourceError),
     "a long text": ("SELECT string_agg(repeat('x', 1000000)) FROM range(100000)", ResourceError),
     "a cross join": (
-        "SELECT sum(hash(a.range, b.range)) FROM range(1000000) a, range(1000000) b",
-        MrpoError,
+        "SELECT sum(hash(a.range, b.range)) FROM range(1000000) a, range(1000000) b", MrpoError,
     ),
     "a result without end": ("SELECT * FROM range(10000000000000)", MrpoError),
     "sleep": ("SELECT sleep_ms(60000)", MrpoError),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", BOMBS)
@@ -387,33 +323,25 @@ def test_bombs_end_within_their_limits(scene, kind):
 
 
 DEAF = {
-    "one text too long for the engine to count": (
-        "SELECT length(repeat(repeat('x', 1000000), 4000))",
-        (4,),
-    ),
-    "one function that never listens": (
-        "SELECT levenshtein(repeat('a', 300000), repeat('b', 300000))",
-        (1,),
-    ),
+    "one text too long for the engine to count":
+        ("SELECT length(repeat(repeat('x', 1000000), 4000))", (4,)),
+    "one function that never listens":
+        ("SELECT levenshtein(repeat('a', 300000), repeat('b', 300000))", (1,)),
     "a plan of a million million tables": (
         "WITH t0 AS (SELECT 1), "
         + ", ".join(f"t{n} AS (SELECT * FROM t{n - 1} a, t{n - 1} b)" for n in range(1, 40))
         + " SELECT count(*) FROM t39",
         (1, 4),
     ),
-}
+}  # fmt: skip
 
 
 def start_sql(scene: Path, *arguments: str) -> psutil.Popen:
     """`mrpo sql` in a process of its own."""
     command = [sys.executable, "-m", "mrpo_tools", "sql", *arguments]
-    return psutil.Popen(
-        [*command, "--cache", str(scene / "cache")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        text=True,
-    )
+    return psutil.Popen([*command, "--cache", str(scene / "cache")], stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},
+                        text=True)  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", DEAF)
@@ -428,9 +356,9 @@ def test_a_query_that_cannot_be_interrupted_ends_with_its_process(scene, kind):
     assert time.monotonic() - started < 15
     assert process.returncode in codes
     assert 0 < max(peaks) < 2**30
-    assert process.stdout.read() == ""
-    lines = process.stderr.read().splitlines()
-    assert [line.split(":")[0] for line in lines] == ["error", "next"]
+    out, err = process.communicate()
+    assert out == ""
+    assert [line.split(":")[0] for line in err.splitlines()] == ["error", "next"]
 
 
 def test_a_connection_that_is_stuck_says_so(scene):
@@ -457,7 +385,7 @@ os._exit(0)
 
 
 def test_ctrl_c_stops_a_query(scene):
-    process = start_sql(scene, BOMBS["endless recursion"][0])
+    process = start_sql(scene, ENDLESS)
     while process.cpu_times().user < 1.5:  # started, and busy with the query
         time.sleep(0.05)
     started = time.monotonic()
@@ -487,32 +415,18 @@ def test_a_monstrous_statement_is_an_error(database, statement):
 def test_a_long_but_honest_statement_is_read(database):
     """Thousands of ids, hundreds of conditions."""
     ids = ", ".join(f"'{n:032x}'" for n in range(4000))
-    query = f"SELECT count(*) FROM logps WHERE response_id NOT IN ({ids})"
-    assert one_column(database, query) == [4]
-    query = "SELECT count(*) FROM logps WHERE " + " OR ".join(f"logp = {n}" for n in range(-500, 0))
-    assert one_column(database, query) == [4]
+    conditions = " OR ".join(f"logp = {n}" for n in range(-500, 0))
+    for condition in (f"response_id NOT IN ({ids})", conditions):
+        assert one_column(database, f"SELECT count(*) FROM logps WHERE {condition}") == [4]
     query = "SELECT " + " + ".join("1" for _ in range(400)) + " AS n"
     assert one_column(database, query) == [400]
 
 
-def test_writing_a_long_result_is_on_the_clock(tmp_path):
+def test_writing_a_long_result_is_on_the_clock(scene):
     """Rows that take minutes to write are ended like a query that takes minutes to find them."""
-    from mrpo_tools.sql import write
-
-    (tmp_path / "cache").mkdir()
-    database = open_sql(tmp_path / "cache")
     started = time.monotonic()
-    with pytest.raises(MrpoError, match="stopped after 1 seconds"):
-        write(database.stream("SELECT * FROM range(100000000000)", {}, 1.0), "csv",
-              tmp_path / "out.csv")  # fmt: skip
-    database.close()
+    with open_sql(scene / "cache") as database:
+        endless = database.stream("SELECT * FROM range(100000000000)", {}, 1.0)
+        with pytest.raises(MrpoError, match="stopped after 1 seconds"):
+            write(endless, "csv", scene / "work" / "out.csv")
     assert time.monotonic() - started < 20
-    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
-
-
-def test_settings_do_not_tell_where_the_user_lives(tmp_path):
-    (tmp_path / "cache").mkdir()
-    database = open_sql(tmp_path / "cache")
-    values = one_column(database, "SELECT current_setting('secret_directory')")
-    database.close()
-    assert values == [""]

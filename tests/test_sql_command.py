@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import oracle
 import pyarrow.parquet as pq
 import pytest
-from sql_world import NAMES, ROOT, close, loops_virtual, make_run
+from sql_world import NAMES, ROOT, close, make_run
 
 from mrpo_tools.cli import run
 from mrpo_tools.sql import MACROS, SAVED, VIEWS, open_sql
@@ -28,59 +31,49 @@ def here(world, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def run_cli(*arguments: object, **kwargs) -> subprocess.CompletedProcess:
-    """The command as a user runs it, in a directory without project and runs."""
-    command = [sys.executable, "-m", "mrpo_tools", "sql", *map(str, arguments)]
-    kwargs.setdefault("cwd", Path(os.environ["XDG_CACHE_HOME"]))
-    return subprocess.run(
-        command, capture_output=True, env=ENVIRONMENT, timeout=60, check=False, **kwargs
-    )
-
-
 def in_process(capfd, *arguments: object) -> tuple[int, str, str]:
     """(exit code, stdout, stderr) of the command."""
     code = run(["sql", *map(str, arguments)])
     return code, *capfd.readouterr()
 
 
-def test_the_command_answers(world):
-    result = run_cli("SELECT count(*) AS n FROM logps", "--cache", world.cache.path)
+def test_the_command_answers(world, here):
+    """As a user runs it."""
+    command = [sys.executable, "-m", "mrpo_tools", "sql", "SELECT count(*) AS n FROM logps"]
+    result = subprocess.run(command, capture_output=True, env=ENVIRONMENT, check=False)
     count = sum(map(len, world.numbers.values()))
     assert result.stdout.decode().split() == ["n", "───", str(count), "(1", "row)"]
     assert (result.stderr, result.returncode) == (b"", 0)
 
 
 @pytest.mark.parametrize("source", ["file", "stdin"])
-def test_the_command_reads_files_stdin_and_parameters(world, tmp_path, source):
+def test_the_command_reads_files_stdin_and_parameters(here, monkeypatch, capfd, source):
     query = "SELECT $text AS text, $number + 1 AS number, $list[2] AS item, $id AS id"
-    (tmp_path / "query.sql").write_text(query, encoding="utf-8-sig")
+    Path("query.sql").write_text(query, encoding="utf-8-sig")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(query.encode())))
     digits = "12345678901234567890123456789012"
     params = ["text=12 a", "number=0.5", 'list=["x", "y"]', f"id={digits}"]
     options = [word for param in params for word in ("--param", param)]
-    words = ["-f", tmp_path / "query.sql"] if source == "file" else ["-"]
-    result = run_cli(*words, *options, "--cache", world.cache.path, "--format", "jsonl",
-                     input=query.encode())  # fmt: skip
-    expected = {"text": "12 a", "number": 1.5, "item": "y", "id": digits}
-    assert json.loads(result.stdout) == expected, result.stderr
+    words = ["-f", "query.sql"] if source == "file" else ["-"]
+    _, out, _ = in_process(capfd, *words, *options, "--format", "jsonl")
+    assert json.loads(out) == {"text": "12 a", "number": 1.5, "item": "y", "id": digits}
 
 
-def test_the_command_uses_the_projects_cache_and_writes_files(world, tmp_path):
-    (tmp_path / "mrpo.yaml").write_text(f"cache: {world.cache.path}\n")
-    result = run_cli("--saved", "best-reference", "-o", "best.md", cwd=tmp_path)
-    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
-    assert (tmp_path / "best.md").read_text().startswith("| reference | groups |")
-    result = run_cli(
-        "FROM virtual_reference($eps)", "--param", "eps=0.2", "--refs", "qwen,llama", "-o",
-        "out.parquet", cwd=tmp_path,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
-    expected = loops_virtual(world, ("qwen", "llama"), 0.2)
-    close({(row["group_id"], row["position"]): row["logp"] for row in rows}, expected)
+def test_the_command_uses_the_projects_cache_and_writes_files(world, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Path("mrpo.yaml").write_text(f"cache: {world.cache.path}\n")
+    assert in_process(capfd, "--saved", "best-reference", "-o", "best.md") == (0, "", "")
+    assert Path("best.md").read_text().startswith("| reference | groups |")
+    words = ["FROM virtual_reference($eps)", "--param", "eps=0.2", "--refs", "qwen,llama"]
+    assert in_process(capfd, *words, "-o", "out.parquet") == (0, "", "")
+    rows = pq.read_table("out.parquet").to_pylist()
+    virtual = {(row["group_id"], row["position"]): row["logp"] for row in rows}
+    combined = partial(oracle.virtual_reference, epsilon_max=0.2)
+    close(virtual, world.by_response(("qwen", "llama"), combined))
 
 
-def test_without_a_query_the_command_lists_everything(world, capfd):
-    code, out, _ = in_process(capfd, "--cache", world.cache.path)
+def test_without_a_query_the_command_lists_everything(here, capfd):
+    code, out, _ = in_process(capfd)
     assert code == 0
     for listed in (*VIEWS, *MACROS, *SAVED):
         assert re.search(rf"^  {re.escape(listed.name)}[(:]", out, re.MULTILINE), listed.name
@@ -106,7 +99,7 @@ MISTAKES = [
     (["SELECT 1", "--memory-limit", "lots"], 2, "no size"),
     (["SELECT 1", "--timeout", "0"], 2, "timeout"),
     (["SELECT 1", "--cache", "absent"], 3, "no cache at"),
-    (["SELECT 1", "--refs", "other"], 3, "other"),
+    (["SELECT 1", "--refs", "other"], 3, "'other' has no log-probs"),
     (["SELECT 1", "-o", "/dev/full"], 4, "No space left"),
 ]
 
@@ -129,31 +122,20 @@ def test_a_damaged_cache_ends_with_3_and_the_files_name(world, tmp_path, capfd):
     assert "mrpo cache repair" in err
 
 
-def test_a_reader_that_stops_early_is_no_error(world):
-    """`mrpo sql … | head -1`"""
-    command = [sys.executable, "-m", "mrpo_tools", "sql", "SELECT * FROM range(1000000)"]
-    command += ["--cache", str(world.cache.path), "--format", "csv"]
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [(["sql", "SELECT * FROM range(1000000)", "--format", "csv"], 1), (["cache", "status"], 0)],
+    ids=["mrpo sql | head -1", "mrpo cache status | true"],
+)
+def test_a_reader_that_stops_early_is_no_error(world, words, lines):
+    command = [sys.executable, "-m", "mrpo_tools", *words, "--cache", str(world.cache.path)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
     ) as process:
-        assert process.stdout.readline() == b"range\n"
+        assert [process.stdout.readline() for _ in range(lines)] == [b"range\n"] * lines
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode in (0, 1)
-
-
-def test_the_command_works_without_torch(world):
-    """A macro, in a Python in which torch and transformers cannot be imported."""
-    program = (
-        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
-        "from mrpo_tools.cli import run\n"
-        "query = 'SELECT count(*) FROM weights()'\n"
-        f"cache = {str(world.cache.path)!r}\n"
-        "sys.exit(run(['sql', query, '--cache', cache, '--format', 'csv']))"
-    )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=ROOT,
-                            timeout=60, text=True, check=False)  # fmt: skip
-    assert result.stdout.split() == ["count_star()", str(3 * len(world.groups))], result.stderr
 
 
 def test_the_documentation_is_true(world, tmp_path):

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
+import oracle
 import pytest
 from sql_world import (
     NAMES,
     ask,
+    cache_of,
     close,
     fill,
     identity,
-    loops_clipped,
-    loops_radius,
-    loops_virtual,
-    loops_weights,
     make_groups,
     make_numbers,
     one_column,
     row,
 )
 
-from mrpo_tools.cache import Cache
 from mrpo_tools.errors import UsageError
 from mrpo_tools.groups import Group, Response, user_prompt
-from mrpo_tools.maths import metrics, references
-from mrpo_tools.maths.judgements import Judgements
 from mrpo_tools.methods.combination import Combination, combine
 from mrpo_tools.methods.tensors import look_up, reference_accuracies
 from mrpo_tools.sql import open_sql
@@ -43,43 +37,60 @@ def keyed(rows: list[tuple]) -> dict[tuple, float]:
 
 @pytest.mark.parametrize("names", ORDERS)
 def test_weights_are_those_of_equation_10(world, database, names):
-    rows = ask(database, f"{WEIGHTS}(refs := $refs)", refs=list(names))
-    close(keyed(rows), loops_weights(world, names))
+    """Of a group without a usable response they are equal, as of one without a spread."""
+    no_spread = [[0.0] * len(names)]
+    expected = {
+        (group.group_id, name): weight
+        for group in world.groups
+        for name, weight in zip(
+            names, oracle.confidence_weights(world.rows(group, names) or no_spread), strict=True
+        )
+    }
+    close(keyed(ask(database, f"{WEIGHTS}(refs := $refs)", refs=list(names))), expected)
 
 
 @pytest.mark.parametrize("names", ORDERS)
 @pytest.mark.parametrize("eps", [0.0, 0.1, 3])
 def test_radius_clip_and_virtual_reference_are_those_of_the_paper(world, database, names, eps):
-    def rows(columns: str, macro: str) -> list[tuple]:
+    def answers(columns: str, macro: str) -> list[tuple]:
         query = f"SELECT group_id, position, {columns} FROM {macro}($eps, refs := $refs)"
         return ask(database, query, eps=eps, refs=list(names))
 
-    by_id = {group.group_id: group for group in world.groups}
-    close(keyed(rows("radius", "radius")), loops_radius(world, names, eps))
-    close(keyed(rows("reference, clipped", "trust_region")), loops_clipped(world, names, eps))
-    close(keyed(rows("logp", "virtual_reference")), loops_virtual(world, names, eps))
-    for group, place, key in rows("response_id", "radius"):
-        assert by_id[group].response_ids[place] == key
-    for *_, clipped, logp, moved in rows("clipped, logp, moved", "trust_region"):
-        assert moved == (clipped != logp)
-    for group, place, first, key in rows("reference_1, response_id", "virtual_reference"):
-        assert first == world.logp(by_id[group], place, names[0])
-        assert key == by_id[group].response_ids[place]
+    def radius(rows: list[list[float]]) -> list[float]:
+        return oracle.adaptive_radius(rows, eps)
+
+    clipped = world.by_response(names, lambda rows: oracle.clip(rows, radius(rows)))
+    virtual = world.by_response(names, lambda rows: oracle.virtual_reference(rows, eps))
+    first = world.by_response(names, lambda rows: [row[0] for row in rows])
+    keys = {group.group_id: group.response_ids for group in world.groups}
+    close(keyed(answers("radius", "radius")), world.by_response(names, radius))
+    close(
+        keyed(answers("reference, clipped", "trust_region")),
+        {(*place, names[k]): r for place, of in clipped.items() for k, r in enumerate(of)},
+    )
+    close(keyed(answers("logp", "virtual_reference")), virtual)
+    for group_id, place, key in answers("response_id", "radius"):
+        assert key == keys[group_id][place]
+    for *_, bounded, logp, moved in answers("clipped, logp, moved", "trust_region"):
+        assert moved == (bounded != logp)
+    for group_id, place, logp, key in answers("reference_1, response_id", "virtual_reference"):
+        assert (logp, key) == (first[group_id, place], keys[group_id][place])
 
 
 def test_the_default_order_is_by_name_or_as_opened(world, database):
-    close(keyed(ask(database, f"{VIRTUAL}(0.1)")), loops_virtual(world, NAMES, 0.1))
-    order = ("qwen", "mistral")
-    with open_sql(world.cache.path, references=order) as opened:
-        close(keyed(ask(opened, f"{VIRTUAL}()")), loops_virtual(world, order, 0.1))
+    def expected(*names: str) -> dict:
+        return world.by_response(names, oracle.virtual_reference)
+
+    close(keyed(ask(database, f"{VIRTUAL}(0.1)")), expected(*NAMES))
+    with open_sql(world.cache.path, references=("qwen", "mistral")) as opened:
+        close(keyed(ask(opened, f"{VIRTUAL}()")), expected("qwen", "mistral"))
 
 
 def test_extreme_numbers_stay_exact(tmp_path):
     """Log-probs of -10,000, equal ones, spreads of a billionth, weights of zero."""
-    cache = Cache(tmp_path)
     group = Group(user_prompt("p"), tuple(Response(str(n), float(n)) for n in range(3)))
     equal = Group(user_prompt("q"), tuple(Response(str(n), float(n)) for n in range(2)))
-    cache.save_groups("toy", [group, equal])
+    cache = cache_of(tmp_path, [group, equal])
     values = {"a": [-10000.0, -10000.000000002, -5000.0], "b": [-7.0, -7.0, -7.0]}
     for name, logps in values.items():
         rows = [row(group, place, logp) for place, logp in enumerate(logps)]
@@ -101,150 +112,92 @@ def test_extreme_numbers_stay_exact(tmp_path):
         assert virtual[group.group_id, place] == pytest.approx(expected, abs=1e-12)
 
 
-def by_place(groups: list[Group], mask, values) -> dict[tuple[str, int], float]:
-    """What training's tensors say of each usable response."""
-    return {
-        (group.group_id, place): float(values[g, place])
-        for g, group in enumerate(groups)
-        for place in range(len(group.responses))
-        if mask[g, place]
-    }
-
-
-def by_reference(groups: list[Group], order, weights) -> dict[tuple[str, str], float]:
-    """The weight of each reference in each group, `[G, K]`."""
-    return {
-        (group.group_id, name): float(weights[g, k])
-        for g, group in enumerate(groups)
-        for k, name in enumerate(order)
-    }
-
-
-def test_macros_agree_with_the_tensors_that_training_uses(world, database):
-    tensors = look_up([world.cache.find(name) for name in NAMES], world.groups)
-    radius = references.trust_region_radius(tensors.logps, tensors.mask, 0.1)
-    weights = references.confidence_weights(tensors.logps, tensors.mask)
-    combined = combine(tensors.logps, tensors.mask, Combination()).logps
-    assert 0 < sum(tensors.dropped.values()) < tensors.mask.sum()
-    close(keyed(ask(database, f"{VIRTUAL}(0.1)")), by_place(world.groups, tensors.mask, combined))
-    radii = keyed(ask(database, "SELECT group_id, position, radius FROM radius(0.1)"))
-    close(radii, by_place(world.groups, tensors.mask, radius))
-    close(keyed(ask(database, f"{WEIGHTS}()")), by_reference(world.groups, NAMES, weights))
-    clipped = references.clip_to_trust_region(tensors.logps, radius)
-    changed = (clipped != tensors.logps) & tensors.mask.unsqueeze(-1)
-    moved = ask(database, "SELECT reference, sum(moved::INT) FROM trust_region(0.1) GROUP BY ALL")
-    assert dict(moved) == dict(zip(NAMES, changed.sum((0, 1)).tolist(), strict=True))
+@pytest.mark.parametrize("kind", ["made up, some missing", "of real models"])
+def test_macros_agree_with_the_tensors_that_training_uses(world, cached, some_groups, kind):
+    real = kind == "of real models"
+    cache, groups = (cached, some_groups) if real else (world.cache, world.groups)
+    order = ["qwen", "llama", "mistral"]
+    tensors = look_up([cache.find(name) for name in order], groups)
+    assert real or 0 < sum(tensors.dropped.values()) < tensors.mask.sum()
+    combined = combine(tensors.logps, tensors.mask, Combination(epsilon_max=0.05))
+    virtual, weights = {}, {}
+    for g, group in enumerate(groups):
+        for place in tensors.mask[g].nonzero().flatten().tolist():
+            virtual[group.group_id, place] = combined.logps[g, place].item()
+        for k, name in enumerate(order):
+            weights[group.group_id, name] = combined.weights[g, k].item()
+    with open_sql(cache.path) as database:
+        close(keyed(ask(database, f"{VIRTUAL}(0.05, refs := $refs)", refs=order)), virtual)
+        close(keyed(ask(database, f"{WEIGHTS}(refs := $refs)", refs=order)), weights)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_margins_agree_with_the_tensors_of_one_reference(world, database, name):
-    """One reference at a time, because a reference's own margin needs no other's number."""
-    alone = look_up([world.cache.find(name)], world.groups)
-    margins = metrics.margins(alone.logps[..., 0], alone.judged)
-    shares = metrics.accuracies(alone.logps[..., 0], alone.judged)
-    ids = [group.group_id for group in world.groups]
-    expected = dict(zip(ids, zip(margins.tolist(), shares.tolist(), strict=True), strict=True))
-    rows = ask(database, "SELECT group_id, margin, accuracy FROM margins($name)", name=name)
-    for group_id, *values in rows:
-        numbers = [math.nan if value is None else value for value in values]
-        assert numbers == pytest.approx(expected[group_id], abs=1e-9, nan_ok=True)
-    averages = ask(
-        database,
-        "SELECT avg(accuracy), avg(accuracy_per_token), avg(accuracy_per_byte) FROM margins($name)",
-        name=name,
-    )
-    own = reference_accuracies(alone)
-    assert list(averages[0]) == pytest.approx(
-        [own[kind][0] for kind in ("summed", "per_token", "per_byte")], abs=1e-9
-    )
-
-
-def test_tau_agrees_with_the_tensors(world, database):
-    both = look_up([world.cache.find(name) for name in ("llama", "qwen")], world.groups)
-    tau = metrics.kendall_tau(
-        both.logps[..., 0], Judgements(both.mask, both.logps[..., 1].nan_to_num(), None)
-    )
-    expected = {group.group_id: float(tau[g]) for g, group in enumerate(world.groups)}
-    for group_id, value in ask(database, "SELECT group_id, tau FROM agreement('llama', 'qwen')"):
-        assert value == pytest.approx(expected[group_id], abs=1e-9)
-
-
-def test_macros_agree_on_numbers_of_real_models(cached, some_groups):
-    """What three models computed, combined by the tensors of training and by SQL."""
-    order = ["qwen", "llama", "mistral"]
-    tensors = look_up([cached.find(name) for name in order], some_groups)
-    expected = combine(tensors.logps, tensors.mask, Combination(epsilon_max=0.05))
-    with open_sql(cached.path) as database:
-        virtual = ask(database, f"{VIRTUAL}(0.05, refs := $refs)", refs=order)
-        weights = ask(database, f"{WEIGHTS}(refs := $refs)", refs=order)
-    close(keyed(virtual), by_place(some_groups, tensors.mask, expected.logps))
-    close(keyed(weights), by_reference(some_groups, order, expected.weights))
-
-
 @pytest.mark.parametrize("kind", ["world", "labelled"])
-def test_margins_by_loops(kind, request):
+def test_margins_by_loops(kind, name, request):
+    """One reference at a time: its own margin needs no other's number."""
     world = request.getfixturevalue(kind)
     expected = {}
     for group in world.groups:
-        for name in NAMES:
-            places = world.usable(group, [name])
-            if not places:
-                continue
-            scores = [group.responses[place].score for place in places]
-            if kind == "labelled":
-                best = [p for p in places if group.responses[p].chosen]
-                rest = [p for p in places if not group.responses[p].chosen]
-                pairs = [(b, w) for b in best for w in rest]
-            else:
-                mean = sum(scores) / len(scores)
-                best = [p for p in places if group.responses[p].score - mean > 1e-9]
-                rest = [p for p in places if p not in best]
-                pairs = [
-                    (b, w)
-                    for b in places
-                    for w in places
-                    if group.responses[b].score > group.responses[w].score
-                ]
-            logp = {place: world.logp(group, place, name) for place in places}
-            margin = accuracy = None
-            if best and rest:
-                margin = sum(logp[p] for p in best) / len(best)
-                margin -= sum(logp[p] for p in rest) / len(rest)
-            if pairs:
-                accuracy = sum(logp[b] > logp[w] for b, w in pairs) / len(pairs)
-            expected[group.group_id, name] = (len(places), len(pairs), margin, accuracy)
-    query = "SELECT group_id, reference, responses, pairs, margin, accuracy FROM margins()"
+        places = world.usable(group, [name])
+        if places:
+            logps = [logp for (logp,) in world.rows(group, [name])]
+            rows = [row(group, place, logp) for place, logp in zip(places, logps, strict=True)]
+            per_token = [response.logp / max(response.num_tokens, 1) for response in rows]
+            per_byte = [response.logp / response.num_bytes for response in rows]
+            responses = [group.responses[place] for place in places]
+            scores, chosen = [each.score for each in responses], [each.chosen for each in responses]
+            judged = {"chosen": chosen} if kind == "labelled" else {"scores": scores}
+            of_group = oracle.Group(logps, reference=[], lengths=[], **judged)
+            expected[group.group_id] = [
+                len(places), len(oracle.pairs(of_group, "all")), oracle.margins(logps, of_group),
+                *(oracle.accuracies(each, of_group) for each in (logps, per_token, per_byte)),
+            ]  # fmt: skip
+    query = (
+        "SELECT group_id, responses, pairs, margin, accuracy, accuracy_per_token, "
+        "accuracy_per_byte FROM {} WHERE reference = $name"
+    )
     with open_sql(world.cache.path) as database:
-        rows = ask(database, query)
-    assert {row[:2] for row in rows} == expected.keys()
-    assert len(rows) == len(expected)
-    for group_id, name, *values in rows:
-        assert values == pytest.approx(list(expected[group_id, name]), abs=1e-9, nan_ok=True)
+        for macro in ("margins()", "margins($name)"):
+            answers = ask(database, query.format(macro), name=name)
+            numbers = {
+                group_id: [math.nan if value is None else value for value in values]
+                for group_id, *values in answers
+            }
+            assert len(numbers) == len(answers)
+            assert numbers.keys() == expected.keys()
+            for group_id, values in numbers.items():
+                assert values == pytest.approx(expected[group_id], abs=1e-9, nan_ok=True)
+    tensors = look_up([world.cache.find(name)], world.groups)
+    shares = [values[3:] for values in expected.values() if values[1]]
+    means = [sum(column) / len(shares) for column in zip(*shares, strict=True)]
+    assert [share for (share,) in reference_accuracies(tensors).values()] == pytest.approx(means)
 
 
-def test_agreement_by_loops(world, database):
+@pytest.mark.parametrize(
+    ("call", "names"),
+    [
+        ("agreement('mistral', 'llama')", ("mistral", "llama")),
+        ("agreement()", ("llama", "mistral")),
+        ("agreement('qwen')", ("qwen", "llama")),
+    ],
+)
+def test_agreement_by_loops(world, database, call, names):
+    """Without ties tau-b is the share alike minus the share unlike."""
     expected = {}
     for group in world.groups:
-        places = world.usable(group, ("mistral", "llama"))
-        pairs = list(itertools.combinations(places, 2))
-        alike = sum(
-            (world.logp(group, i, "mistral") > world.logp(group, j, "mistral"))
-            == (world.logp(group, i, "llama") > world.logp(group, j, "llama"))
-            for i, j in pairs
-        )
-        if pairs:
-            expected[group.group_id] = [len(pairs), alike / len(pairs)]
-    query = "SELECT group_id, pairs, agreement FROM agreement('mistral', 'llama')"
-    assert {group_id: values for group_id, *values in ask(database, query)} == expected
-    # Without ties tau-b is the share alike minus the share unlike.
-    query = "SELECT max(abs(tau - (2 * agreement - 1))) FROM agreement()"
-    assert one_column(database, query)[0] < 1e-12
+        rows = world.rows(group, names)
+        if len(rows) > 1:
+            tau = oracle.kendall_tau(*zip(*rows, strict=True))
+            expected[group.group_id] = (math.comb(len(rows), 2), (1 + tau) / 2, tau)
+    answers = ask(database, f"SELECT group_id, pairs, agreement, tau FROM {call}")
+    assert len(answers) == len(expected)
+    for group_id, *values in answers:
+        assert values == pytest.approx(expected[group_id], abs=1e-12)
 
 
 def test_groups_that_are_not_scored_completely_are_left_out(tmp_path):
     """Training would refuse them; a macro that showed them would show numbers that change later."""
-    cache, groups = Cache(tmp_path), make_groups(10, seed=4)
-    cache.save_groups("toy", groups)
+    cache = cache_of(tmp_path, groups := make_groups(10, seed=4))
     numbers = make_numbers(groups, 0)
     fill(cache, "a", groups, numbers)
     missing = next(group for group in groups if len(group.responses) > 1).response_ids[0]

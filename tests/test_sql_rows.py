@@ -11,10 +11,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sql_world import identity, one_column
+from sql_world import one_column
 
 from mrpo_tools.cache import LOGPS_SCHEMA, Cache, write_content_addressed
-from mrpo_tools.errors import CacheDamaged, CacheMissing, CacheStale
+from mrpo_tools.errors import CacheDamaged, CacheStale
 from mrpo_tools.sql import open_sql
 from mrpo_tools.sql.rows import verified
 
@@ -82,14 +82,6 @@ def test_a_part_needs_its_columns_and_may_have_more(copy, part):
     replace(next(copy.glob("references/qwen*/part-*")), table.drop_columns(["logp"]), footer)
     with pytest.raises(CacheDamaged, match="other columns"):
         open_sql(copy)
-
-
-def test_there_is_no_cache(tmp_path):
-    with pytest.raises(CacheMissing, match="no cache at"):
-        open_sql(tmp_path / "absent")
-    Cache(tmp_path).store("m", identity("m"))
-    with pytest.raises(CacheMissing, match="'other' has no log-probs"):
-        open_sql(tmp_path, references=["other"])
 
 
 def test_files_may_go_away_while_a_query_runs(world, copy):

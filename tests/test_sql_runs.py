@@ -53,31 +53,23 @@ def test_runs_and_metrics_are_read_from_directories(world, tmp_path, capsys):
         open_sql(world.cache.path, runs=tmp_path / "absent")
 
 
-ODD_RUNS = {
-    "a number for a name": '{"objective": 5}',
-    "a text for a list": '{"references": "llama"}',
-    "lists of lists": '{"references": [["llama"]]}',
-    "a number for a policy": '{"policy": 7}',
-    "a list for a model": '{"policy": {"model": []}}',
-    "half a letter": '{"objective": "\\ud800"}',
-    "no object": "[]",
-    "depth": "[" * 100_000,
+ODD = {
+    "a number for a name": ("run.json", '{"objective": 5}'),
+    "a text for a list": ("run.json", '{"references": "llama"}'),
+    "lists of lists": ("run.json", '{"references": [["llama"]]}'),
+    "a number for a policy": ("run.json", '{"policy": 7}'),
+    "a list for a model": ("run.json", '{"policy": {"model": []}}'),
+    "half a letter": ("run.json", '{"objective": "\\ud800"}'),
+    "no object": ("run.json", "[]"),
+    "depth": ("run.json", "[" * 100_000),
+    "a number beyond floats": ("metrics.json", f'{{"train_loss": {"9" * 400}}}'),
+    "a text for a step": ("trainer_state.json", '{"log_history": [{"step": "first", "loss": 1}]}'),
+    "a number beyond integers": ("recipe.yaml", f"seed: {2**70}"),
+    "no object of an evaluation": ("evaluation/test.json", "7"),
 }
 
 
-ODD_NUMBERS = {
-    "metrics.json": f'{{"train_loss": {"9" * 400}}}',
-    "trainer_state.json": '{"log_history": [{"step": "first", "loss": 1}]}',
-    "recipe.yaml": f"seed: {2**70}",
-    "evaluation/test.json": "7",
-}
-
-
-@pytest.mark.parametrize(
-    ("file", "content"),
-    [*(("run.json", content) for content in ODD_RUNS.values()), *ODD_NUMBERS.items()],
-    ids=[*ODD_RUNS, *ODD_NUMBERS],
-)
+@pytest.mark.parametrize(("file", "content"), ODD.values(), ids=ODD)
 def test_an_odd_run_is_left_out_and_told(world, tmp_path, capsys, file, content):
     make_run(tmp_path / "good", train_loss=0.5)
     make_run(tmp_path / "odd", train_loss=0.25)

@@ -9,6 +9,7 @@ import pytest
 from sql_world import (
     NAMES,
     ask,
+    cache_of,
     fill,
     identity,
     make_groups,
@@ -20,7 +21,7 @@ from sql_world import (
 
 from mrpo_tools.cache import STATUSES, Cache, LogpRow
 from mrpo_tools.errors import CacheStale, UsageError
-from mrpo_tools.groups import Group, Message, Response
+from mrpo_tools.groups import Message
 from mrpo_tools.sql import MACROS, VIEWS, open_sql
 
 
@@ -76,8 +77,10 @@ def test_refs_count_rows_by_status(world, database):
         assert ref["created"] <= ref["updated"]
 
 
-def test_the_listed_columns_are_the_columns(database):
-    """What the overview promises is what a query finds."""
+def test_what_is_listed_is_there(database):
+    """What the overview promises is what a query finds, and nothing that the views are made of."""
+    for query in ("SHOW TABLES", " show all tables ; "):
+        assert one_column(database, query) == sorted(view.name for view in VIEWS)
     for view in VIEWS:
         columns = tuple(database.query(f"SELECT * FROM {view.name} LIMIT 0").schema.names)
         expected = ("response_id", *NAMES) if view.name == "logps_wide" else view.columns
@@ -85,12 +88,6 @@ def test_the_listed_columns_are_the_columns(database):
     for macro in MACROS:
         columns = database.query(f"SELECT * FROM {macro.name}() LIMIT 0").schema.names
         assert tuple(columns) == macro.columns, macro.name
-
-
-def test_show_tables_shows_the_views(database):
-    """What `mrpo sql` lists, and nothing that the views are made of."""
-    for query in ("SHOW TABLES", " show all tables ; "):
-        assert one_column(database, query) == sorted(view.name for view in VIEWS)
 
 
 def test_an_empty_cache_has_every_view_and_macro(tmp_path):
@@ -108,8 +105,7 @@ def test_an_empty_cache_has_every_view_and_macro(tmp_path):
 
 def test_rows_of_another_data_set_stay_in_logps_wide(tmp_path):
     """Responses that only some references have scored: a row each, NULL for the others."""
-    cache, groups = Cache(tmp_path), make_groups(6)
-    cache.save_groups("toy", groups)
+    cache = cache_of(tmp_path, groups := make_groups(6))
     fill(cache, "a", groups[:4], make_numbers(groups, 0))
     fill(cache, "b", groups[2:], make_numbers(groups, 1))
     with open_sql(tmp_path) as database:
@@ -119,8 +115,7 @@ def test_rows_of_another_data_set_stay_in_logps_wide(tmp_path):
 
 
 def test_two_identities_of_one_name_are_told_apart(tmp_path):
-    cache, groups = Cache(tmp_path), make_groups(3)
-    cache.save_groups("toy", groups)
+    cache = cache_of(tmp_path, groups := make_groups(3))
     stores = [fill(cache, "m", groups, make_numbers(groups, n), revision=str(n)) for n in (0, 1)]
     with open_sql(tmp_path) as database:
         labels = one_column(database, "SELECT reference FROM refs")
@@ -143,8 +138,7 @@ def test_two_identities_of_one_name_are_told_apart(tmp_path):
 )
 def test_any_name_is_a_column(tmp_path, names):
     """Also names that differ in case alone, for SQL does not tell such columns apart."""
-    cache, groups = Cache(tmp_path), make_groups(2)
-    cache.save_groups("toy", groups)
+    cache = cache_of(tmp_path, groups := make_groups(2))
     numbers = {name: make_numbers(groups, seed) for seed, name in enumerate(names)}
     for name in names:
         fill(cache, name, groups, numbers[name])
@@ -159,8 +153,7 @@ def test_any_name_is_a_column(tmp_path, names):
 
 def test_of_rows_present_twice_the_earliest_part_counts(tmp_path):
     """Also within one part, where the first row counts; the same rows as the store's own table."""
-    cache, groups = Cache(tmp_path), make_groups(5)
-    cache.save_groups("toy", groups)
+    cache = cache_of(tmp_path, groups := make_groups(5))
     store = cache.store("m", identity("m"))
     every = [(group, place) for group in groups for place in range(len(group.responses))]
     store.append([row(*response, -1.0) for response in every[:4]])
@@ -205,21 +198,11 @@ def test_of_groups_saved_twice_the_latest_file_counts(tmp_path):
 
 
 def test_a_group_twice_in_one_file_is_one_group(tmp_path):
-    cache, groups = Cache(tmp_path), make_groups(3)
-    cache.save_groups("toy", [*groups, groups[1]])
+    groups = make_groups(3)
+    cache = cache_of(tmp_path, [*groups, groups[1]])
     numbers = make_numbers(groups, 0)
     fill(cache, "m", groups, numbers)
     with open_sql(tmp_path) as database:
         assert database.query("SELECT * FROM groups").num_rows == 3
         assert database.query("SELECT * FROM weights()").num_rows == 3
         assert database.query("SELECT * FROM responses").num_rows == len(numbers)
-
-
-def test_messages_of_a_prompt_are_text(tmp_path):
-    """A conversation is shown turn by turn."""
-    cache = Cache(tmp_path)
-    turns = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
-    cache.save_groups("toy", [Group(turns, (Response("x", 1.0),))])
-    with open_sql(tmp_path) as database:
-        rows = ask(database, "SELECT prompt, turns FROM groups")
-    assert rows == [("user: a\n\nassistant: b\n\nuser: c", 3)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -102,9 +101,8 @@ def _cells(store: ReferenceStore, wanted: pa.Table) -> Iterator[Coverage]:
         of_split[row["status"]] += row["count_all"]
     for dataset, split in sorted(counts, key=lambda key: (key[0], str(key))):
         yield _cell(store, dataset, split, counts[dataset, split])
-    elsewhere = rows.filter(
-        pc.invert(pc.is_in(rows["response_id"], value_set=wanted["response_id"]))
-    )
+    saved = pc.is_in(rows["response_id"], value_set=wanted["response_id"])
+    elsewhere = rows.filter(pc.invert(saved))
     if elsewhere.num_rows:
         yield _cell(store, None, None, Counter(elsewhere["status"].to_pylist()))
 
@@ -144,8 +142,9 @@ def _holding(store: ReferenceStore) -> Holding:
 
 def _versions(records: Sequence[WriterRecord]) -> dict[str, list[str]]:
     versions: dict[str, list[str]] = {}
-    for library, version in chain.from_iterable(record.versions.items() for record in records):
-        used = versions.setdefault(library, [])
-        if version not in used:
-            used.append(version)
+    for record in records:
+        for library, version in record.versions.items():
+            used = versions.setdefault(library, [])
+            if version not in used:
+                used.append(version)
     return versions

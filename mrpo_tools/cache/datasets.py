@@ -207,9 +207,7 @@ def _footers(directory: Path, dataset: str) -> Iterator[Footer]:
         if dataset_of(path) == dataset:
             with contextlib.suppress(OSError, pa.ArrowException):
                 footer = pq.read_metadata(path)
-                metadata = {
-                    key.decode(): value.decode() for key, value in (footer.metadata or {}).items()
-                }
+                metadata = files.texts(footer.metadata)
                 created, content = files.created(path, metadata), metadata.get("mrpo.content")
                 yield Footer(path, created, content, footer.num_rows)
 

@@ -88,10 +88,14 @@ def read_verified(path: Path) -> tuple[pa.Table, dict[str, str]]:
             table = file.read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise CacheDamaged(f"{path} is no Parquet file: {error}") from None
-    footer = table.schema.metadata or {}
-    metadata = {key.decode(): value.decode() for key, value in footer.items()}
+    metadata = texts(table.schema.metadata)
     check_format(path, metadata)
     return table, metadata
+
+
+def texts(footer: Mapping[bytes, bytes] | None) -> dict[str, str]:
+    """A footer's entries as text."""
+    return {key.decode(): value.decode() for key, value in (footer or {}).items()}
 
 
 def check_format(path: Path, metadata: Mapping[str, str]) -> None:

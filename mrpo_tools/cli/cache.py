@@ -187,15 +187,15 @@ def diff(*, first: str, second: str, cache: str | None, as_json: bool) -> None:
     from mrpo_tools.references.identity import excerpts
 
     opened = open_cache(cache)
-    one, other = opened.find(first), opened.find(second)
-    differing = one.identity.differences(other.identity)
+    left, right = opened.find(first), opened.find(second)
+    differing = left.identity.differences(right.identity)
     if as_json:
-        print_json([{"field": name, str(one): a, str(other): b} for name, a, b in differing])
+        print_json([{"field": name, str(left): a, str(right): b} for name, a, b in differing])
     elif differing:
         rows = [(name, *excerpts(a, b)) for name, a, b in differing]
-        print_table(("field", str(one), str(other)), rows)
+        print_table(("field", str(left), str(right)), rows)
     else:
-        print(f"{one} and {other} have the same identity")
+        print(f"{left} and {right} have the same identity")
 
 
 def _of(holding: Holding, cells: list[Coverage]) -> list[Row]:

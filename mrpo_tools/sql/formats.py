@@ -226,9 +226,9 @@ def _one_line(text: str) -> str:
 
 
 def _csv_cell(value: Any) -> str:
-    text = cell(value)
-    if text == "" and value is None:
+    if value is None:
         return ""
+    text = cell(value)
     if text == "" or text != text.strip() or any(char in text for char in ',"\n\r'):
         return '"' + text.replace('"', '""') + '"'
     return text

@@ -20,6 +20,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from mrpo_tools.cache import LISTINGS, check_format, created
+from mrpo_tools.cache.files import texts
 from mrpo_tools.errors import CacheDamaged, CacheError
 
 Losers = npt.NDArray[np.int64]
@@ -182,11 +183,10 @@ def _open(path: Path, schema: pa.Schema) -> Stored:
         raise CacheDamaged(f"{path} is damaged: its bytes do not have the hash in its name")
     try:
         fragment = ds.ParquetFileFormat().make_fragment(content)
-        footer = fragment.metadata.metadata or {}
+        metadata = texts(fragment.metadata.metadata)
         names = fragment.physical_schema.names
     except (pa.ArrowException, OSError) as error:
         raise CacheDamaged(f"{path} is no Parquet file: {error}") from None
-    metadata = {key.decode(): value.decode() for key, value in footer.items()}
     check_format(path, metadata)
     if names[: len(schema)] != schema.names:
         raise CacheDamaged(f"{path} has other columns than its kind of file in a cache")

@@ -44,7 +44,7 @@ GRACE_SECONDS = 2.0
 POLL_SECONDS = 0.02
 SLACK_BYTES = 128 * 2**20
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 _EXPLAIN = re.compile(r"\s*EXPLAIN\s+(ANALYZE\s+)?", re.IGNORECASE)
 
@@ -74,12 +74,10 @@ def parse_bytes(size: int | str) -> int:
     if not parts:
         raise UsageError(f"memory limit {size!r} is no size", "for example 2GB or 512MB")
     number, unit, binary = parts.groups()
-    scale = _UNITS[unit.upper()]
-    if binary:
-        scale = 2 ** round(10 * len(str(scale)[1:]) / 3)
-    if float(number) * scale < 2**24:
+    wanted = float(number) * (1024 if binary else 1000) ** _POWERS[unit.upper()]
+    if wanted < 2**24:
         raise UsageError(f"a memory limit of {size} is too little for any query", "try 1GB")
-    return int(float(number) * scale)
+    return int(wanted)
 
 
 @dataclass(frozen=True)
