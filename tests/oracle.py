@@ -2,8 +2,8 @@
 
 Written from the definitions alone, so that the tensors of `mrpo_tools.maths` have something other
 than themselves to agree with. Nothing is padded, masked or vectorised here: a group is the list of
-its real responses, a set is a list of indices, and every sum is a loop. `padded` is the only bridge
-to tensors: it lays groups out as `[B, N]` arrays with a chosen value in the masked entries.
+its real responses, a set is a list of indices, and every sum is a loop; `batches.tensors_of` lays
+groups out as tensors.
 """
 
 from __future__ import annotations
@@ -37,14 +37,8 @@ class Group:
     def take(self, indices: Sequence[int]) -> Group:
         """The group of these responses, in this order."""
         columns = ("policy", "reference", "lengths", "scores", "chosen")
-        return replace(
-            self,
-            **{
-                name: [getattr(self, name)[i] for i in indices]
-                for name in columns
-                if getattr(self, name) is not None
-            },
-        )
+        given = {name: values for name in columns if (values := getattr(self, name)) is not None}
+        return replace(self, **{name: [v[i] for i in indices] for name, v in given.items()})
 
 
 def random_group(rng: np.random.Generator, size: int, kind: str, references: int = 0) -> Group:
@@ -68,41 +62,6 @@ def random_group(rng: np.random.Generator, size: int, kind: str, references: int
         weights=rng.dirichlet(np.ones(references)).tolist() if references else None,
         seed=int(rng.integers(-(2**63), 2**63 - 1)),
     )
-
-
-def padded(groups: Sequence[Group], width: int = 0, fill: float = math.nan) -> dict:
-    """The groups as the arrays of `objectives.Batch`.
-
-    Masked entries hold what must not matter: `fill` in the numbers, True in the labels.
-    """
-    batch, first = len(groups), groups[0]
-    width = max(width, *(group.size for group in groups), 1)
-    mask = np.zeros((batch, width), dtype=bool)
-    for row, group in enumerate(groups):
-        mask[row, : group.size] = True
-
-    def column(name: str, empty: float, dtype: type, shape: tuple = ()) -> np.ndarray | None:
-        if getattr(first, name) is None:
-            return None
-        values = np.full((batch, width, *shape), empty, dtype=dtype)
-        for row, group in enumerate(groups):
-            if group.size:
-                values[row, : group.size] = getattr(group, name)
-        return values
-
-    several = first.weights is not None
-    return {
-        "policy_logps": column("policy", fill, float),
-        "reference_logps": column(
-            "reference", fill, float, (len(first.weights),) if several else ()
-        ),
-        "lengths": column("lengths", fill, float),
-        "scores": column("scores", fill, float),
-        "chosen": column("chosen", True, bool),
-        "mask": mask,
-        "weights": np.array([group.weights for group in groups]) if several else None,
-        "seeds": np.array([group.seed for group in groups], dtype=np.int64),
-    }
 
 
 def log_sigmoid(x: float) -> float:
@@ -716,11 +675,12 @@ def top1(values: Sequence[float], group: Group) -> float:
     return float(scores[best_first(values)[0]] == max(scores))
 
 
-def kendall_tau(values: Sequence[float], scores: Sequence[float]) -> float:
+def kendall_tau(values: Sequence[float], group: Group) -> float:
     """tau-b: (C − D) / √((n₀ − ties in the rewards)(n₀ − ties in the scores))."""
     agreement, untied_values, untied_scores = 0, 0, 0
-    for i, j in combinations(range(len(scores)), 2):
-        x, y = np.sign(values[i] - values[j]), np.sign(scores[i] - scores[j])
+    for i, j in combinations(range(group.size), 2):
+        x = np.sign(values[i] - values[j])
+        y = np.sign(group.scores[i] - group.scores[j])
         agreement += int(x * y)
         untied_values += int(x != 0)
         untied_scores += int(y != 0)
