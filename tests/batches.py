@@ -11,25 +11,13 @@ from torch.nn.utils.rnn import pad_sequence
 from mrpo_tools.maths import objectives
 
 VARIATIONS = {
-    "beta": [0.5],
-    "chosen": ["top1", "top_bottom"],
-    "clip": [0.1],
-    "delta": [20.0],
-    "deviation_scale": [2.0],
-    "gamma": [0.3],
-    "kl_weight": [0.5],
-    "label_smoothing": [0.2],
-    "length_normalized": [True],
-    "length_penalty": [0.1],
+    "beta": [0.5], "label_smoothing": [0.2], "length_normalized": [True], "length_penalty": [0.1],
     "pairing": ["best_worst", "best_vs_rest", "all"],
-    "power": [0, 2],
-    "score_scale": [20.0],
-    "sft_weight": [0.3],
-    "signed": [True],
-    "tau": [3.0],
-    "top_bottom": [],  # with the rule `top_bottom`, below
-    "weight": ["power"],
-}
+    "chosen": ["top1", "top_bottom"], "top_bottom": [],  # with the rule `top_bottom`, below
+    "deviation_scale": [2.0], "signed": [True], "power": [0, 2], "weight": ["power"],
+    "gamma": [0.3], "delta": [20.0], "sft_weight": [0.3],
+    "tau": [3.0], "clip": [0.1], "kl_weight": [0.5], "score_scale": [20.0],
+}  # fmt: skip
 """Other values than the default, for every hyper-parameter that an objective may have."""
 TOGETHER = [
     ("dpo", {"pairing": "all", "chosen": "top_bottom", "top_bottom": 2}),

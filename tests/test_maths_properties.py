@@ -80,12 +80,10 @@ def test_padding_with_masked_responses_changes_nothing(name, hyper, data):
     group = data.draw(groups(name))
     extra = data.draw(st.integers(1, 4))
     slots = data.draw(st.permutations(range(group.size + extra)))[: group.size]
-    slots = torch.tensor(sorted(slots))
+    slots = sorted(slots)
+    empty = [i for i in range(group.size + extra) if i not in slots]
     plain, wide = tensors_of([group]), tensors_of([group], width=group.size + extra)
-    empty = [i for i in range(group.size + extra) if i not in slots.tolist()]
-    origin = torch.empty(group.size + extra, dtype=torch.long)
-    origin[slots] = torch.arange(group.size)
-    origin[empty] = torch.arange(group.size, group.size + extra)
+    origin = torch.tensor(slots + empty).argsort()
     spread = {
         key: value if value is None or key in ("weights", "seeds") else value[:, origin]
         for key, value in wide.items()
