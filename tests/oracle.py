@@ -2,8 +2,8 @@
 
 Written from the definitions alone, so that the tensors of `mrpo_tools.maths` have something other
 than themselves to agree with. Nothing is padded, masked or vectorised here: a group is the list of
-its real responses, a set is a list of indices, and every sum is a loop. `padded` is the only bridge
-to tensors: it lays groups out as `[B, N]` arrays with a chosen value in the masked entries.
+its real responses, a set is a list of indices, and every sum is a loop; `batches.tensors_of` lays
+groups out as tensors.
 """
 
 from __future__ import annotations
@@ -37,14 +37,8 @@ class Group:
     def take(self, indices: Sequence[int]) -> Group:
         """The group of these responses, in this order."""
         columns = ("policy", "reference", "lengths", "scores", "chosen")
-        return replace(
-            self,
-            **{
-                name: [getattr(self, name)[i] for i in indices]
-                for name in columns
-                if getattr(self, name) is not None
-            },
-        )
+        given = {name: values for name in columns if (values := getattr(self, name)) is not None}
+        return replace(self, **{name: [v[i] for i in indices] for name, v in given.items()})
 
 
 def random_group(rng: np.random.Generator, size: int, kind: str, references: int = 0) -> Group:
@@ -68,41 +62,6 @@ def random_group(rng: np.random.Generator, size: int, kind: str, references: int
         weights=rng.dirichlet(np.ones(references)).tolist() if references else None,
         seed=int(rng.integers(-(2**63), 2**63 - 1)),
     )
-
-
-def padded(groups: Sequence[Group], width: int = 0, fill: float = math.nan) -> dict:
-    """The groups as the arrays of `objectives.Batch`.
-
-    Masked entries hold what must not matter: `fill` in the numbers, True in the labels.
-    """
-    batch, first = len(groups), groups[0]
-    width = max(width, *(group.size for group in groups), 1)
-    mask = np.zeros((batch, width), dtype=bool)
-    for row, group in enumerate(groups):
-        mask[row, : group.size] = True
-
-    def column(name: str, empty: float, dtype: type, shape: tuple = ()) -> np.ndarray | None:
-        if getattr(first, name) is None:
-            return None
-        values = np.full((batch, width, *shape), empty, dtype=dtype)
-        for row, group in enumerate(groups):
-            if group.size:
-                values[row, : group.size] = getattr(group, name)
-        return values
-
-    several = first.weights is not None
-    return {
-        "policy_logps": column("policy", fill, float),
-        "reference_logps": column(
-            "reference", fill, float, (len(first.weights),) if several else ()
-        ),
-        "lengths": column("lengths", fill, float),
-        "scores": column("scores", fill, float),
-        "chosen": column("chosen", True, bool),
-        "mask": mask,
-        "weights": np.array([group.weights for group in groups]) if several else None,
-        "seeds": np.array([group.seed for group in groups], dtype=np.int64),
-    }
 
 
 def log_sigmoid(x: float) -> float:
@@ -178,12 +137,12 @@ def combine(
     rows: Sequence[Sequence[float]], weights: Sequence[float], how: str = "harmonic"
 ) -> list[float]:
     """The one reference log-prob of each response; a weight of 0 drops its reference."""
-    kept = [(k, weight) for k, weight in enumerate(weights) if weight > 0]
+    listed = [(k, weight) for k, weight in enumerate(weights) if weight > 0]
     if how == "harmonic":
-        return [-logsumexp([math.log(weight) - row[k] for k, weight in kept]) for row in rows]
+        return [-logsumexp([math.log(weight) - row[k] for k, weight in listed]) for row in rows]
     if how == "arithmetic":
-        return [logsumexp([math.log(weight) + row[k] for k, weight in kept]) for row in rows]
-    return [math.fsum(weight * row[k] for k, weight in kept) for row in rows]
+        return [logsumexp([math.log(weight) + row[k] for k, weight in listed]) for row in rows]
+    return [math.fsum(weight * row[k] for k, weight in listed) for row in rows]
 
 
 def virtual_reference(
@@ -263,25 +222,12 @@ def pairs(group: Group, pairing: str) -> list[tuple[int, int]]:
 
 
 DEFAULTS = {
-    "beta": 0.1,
-    "label_smoothing": 0.0,
-    "deviation_scale": 0.1,
-    "signed": False,
-    "power": 1,
-    "weight": None,
-    "gamma": 1.0,
-    "tau": 1.0,
-    "sft_weight": 1.0,
-    "delta": 1.0,
-    "length_penalty": 0.01,
-    "kl_weight": 0.04,
-    "clip": 0.2,
-    "score_scale": 10.0,
-    "length_normalized": False,
-    "pairing": "best_worst",
-    "chosen": "auto",
-    "top_bottom": 2,
-}
+    "beta": 0.1, "label_smoothing": 0.0, "length_normalized": False, "length_penalty": 0.01,
+    "pairing": "best_worst", "chosen": "auto", "top_bottom": 2,
+    "deviation_scale": 0.1, "signed": False, "power": 1, "weight": None,
+    "gamma": 1.0, "delta": 1.0, "sft_weight": 1.0,
+    "tau": 1.0, "clip": 0.2, "kl_weight": 0.04, "score_scale": 10.0,
+}  # fmt: skip
 OWN_DEFAULTS = {
     **{name: {"beta": 0.01} for name in ("mpo", "w_mpo", "swepo", "infonca", "nca")},
     "mpo_1vsk": {"beta": 0.01, "chosen": "top1"},
@@ -569,56 +515,27 @@ def mppo_pair_mcm(group: Group, h: SimpleNamespace) -> float:
     return logistic(math.fsum(probability_gaps(group, scored_pairs(group))))
 
 
+def by_name(*functions: Callable) -> dict[str, Callable]:
+    """Functions under their own names."""
+    return {function.__name__: function for function in functions}
+
+
+OF_PAIRS = by_name(
+    dpo, multi_dpo, ipo, slic, cpo, kto_pair, orpo, r_dpo, simpo, sppo, mppo_pair_single
+)
 PAIR_LOSSES = {
-    "dpo": over_pairs(dpo),
-    "multi_dpo": over_pairs(multi_dpo),
-    "ipo": over_pairs(ipo),
-    "slic": over_pairs(slic),
-    "rrhf": rrhf,
-    "cpo": over_pairs(cpo),
-    "kto_pair": over_pairs(kto_pair),
-    "orpo": over_pairs(orpo),
-    "r_dpo": over_pairs(r_dpo),
-    "simpo": over_pairs(simpo),
-    "sppo": over_pairs(sppo),
-    "mppo_pair_single": over_pairs(mppo_pair_single),
-    "mppo_pair_mns": mppo_pair_mns,
-    "mppo_pair_mnm": mppo_pair_mnm,
-    "mppo_pair_mcs": mppo_pair_mcs,
-    "mppo_pair_mcm": mppo_pair_mcm,
+    **{name: over_pairs(pair_loss) for name, pair_loss in OF_PAIRS.items()},
+    **by_name(rrhf, mppo_pair_mns, mppo_pair_mnm, mppo_pair_mcs, mppo_pair_mcm),
 }
-SET_LOSSES = {
-    "mpo": mpo,
-    "w_mpo": swepo,
-    "swepo": swepo,
-    "mpo_1vsk": mpo,
-    "mpo_reference_free": mpo_reference_free,
-}
-LIST_LOSSES = {
-    "infonca": infonca,
-    "nca": nca,
-    "plackett_luce": plackett_luce,
-    "mppo_list_mle": mppo_list_mle,
-}
-POINT_LOSSES = {"mppo_point_ce": mppo_point_ce, "mppo_point_mse": mppo_point_mse}
+SET_LOSSES = {**by_name(mpo, swepo, mpo_reference_free), "w_mpo": swepo, "mpo_1vsk": mpo}
+LIST_LOSSES = by_name(infonca, nca, plackett_luce, mppo_list_mle)
+POINT_LOSSES = by_name(mppo_point_ce, mppo_point_mse)
 LOSSES = {
-    **PAIR_LOSSES,
-    **SET_LOSSES,
-    **LIST_LOSSES,
-    **POINT_LOSSES,
-    "grpo_offline": grpo_offline,
-    "sft": sft,
-}
-REFERENCE_FREE = {
-    "mpo_reference_free",
-    "slic",
-    "rrhf",
-    "cpo",
-    "orpo",
-    "simpo",
-    "sft",
-    *(name for name in LOSSES if name.startswith("mppo_")),
-}
+    **PAIR_LOSSES, **SET_LOSSES, **LIST_LOSSES, **POINT_LOSSES, **by_name(grpo_offline, sft)
+}  # fmt: skip
+REFERENCE_FREE = {name for name in LOSSES if name.startswith("mppo_")} | {
+    "mpo_reference_free", "slic", "rrhf", "cpo", "orpo", "simpo", "sft"
+}  # fmt: skip
 
 
 def _is_usable(name: str, group: Group, h: SimpleNamespace) -> bool:
@@ -648,11 +565,11 @@ def usable(name: str, group: Group, **hyper) -> bool:
 
 def kto_anchors(groups: Sequence[Group], h: SimpleNamespace) -> tuple[float, float]:
     """z_w and z_l: β·max(0, mean Δ) over the w and over the l of the batch's usable groups."""
-    found = [(group, w, lo) for group in groups for w, lo in pairs(group, h.pairing)]
-    if not found:
+    every = [(group, w, lo) for group in groups for w, lo in pairs(group, h.pairing)]
+    if not every:
         return 0.0, 0.0
-    winners = mean([log_ratio(group, w) for group, w, _ in found])
-    losers = mean([log_ratio(group, lo) for group, _, lo in found])
+    winners = mean([log_ratio(group, w) for group, w, _ in every])
+    losers = mean([log_ratio(group, lo) for group, _, lo in every])
     return h.beta * max(0.0, winners), h.beta * max(0.0, losers)
 
 
@@ -696,8 +613,8 @@ def rewards(name: str, group: Group, **hyper) -> list[float]:
 
 def accuracies(values: Sequence[float], group: Group) -> float:
     """Share of pairs with reward_a > reward_b, strictly; NaN without a pair."""
-    found = pairs(group, "all")
-    return mean([float(values[a] > values[b]) for a, b in found]) if found else math.nan
+    every = pairs(group, "all")
+    return mean([float(values[a] > values[b]) for a, b in every]) if every else math.nan
 
 
 def margins(values: Sequence[float], group: Group) -> float:
@@ -716,11 +633,12 @@ def top1(values: Sequence[float], group: Group) -> float:
     return float(scores[best_first(values)[0]] == max(scores))
 
 
-def kendall_tau(values: Sequence[float], scores: Sequence[float]) -> float:
+def kendall_tau(values: Sequence[float], group: Group) -> float:
     """tau-b: (C − D) / √((n₀ − ties in the rewards)(n₀ − ties in the scores))."""
     agreement, untied_values, untied_scores = 0, 0, 0
-    for i, j in combinations(range(len(scores)), 2):
-        x, y = np.sign(values[i] - values[j]), np.sign(scores[i] - scores[j])
+    for i, j in combinations(range(group.size), 2):
+        x = np.sign(values[i] - values[j])
+        y = np.sign(group.scores[i] - group.scores[j])
         agreement += int(x * y)
         untied_values += int(x != 0)
         untied_scores += int(y != 0)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "mrpo_tools"
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "mrpo_tools"
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 LEVELS = [
     ["errors", "words"],
     ["files", "groups", "progress"],
@@ -53,8 +56,6 @@ TORCHLESS_MODULES = {
     "mrpo_tools.precomputing.precompute", "mrpo_tools.references.identity",
     "mrpo_tools.references.locate", "mrpo_tools.references.resolved",
 }  # fmt: skip
-MOST_NAMES = 27
-"""Of `ls mrpo_tools`."""
 
 
 def modules() -> dict[str, Path]:
@@ -95,13 +96,9 @@ def arrows(sources: Mapping[str, str]) -> dict[str, set[str]]:
     for module, source in sources.items():
         names = imports(source)
         shorter = {name.rpartition(".")[0] for name in names - sources.keys()}
-        graph[module] = ((names - _packages_only(names)) | shorter) & sources.keys() - {module}
+        packages = {name for name in names if any(other.startswith(f"{name}.") for other in names)}
+        graph[module] = ((names - packages) | shorter) & sources.keys() - {module}
     return graph
-
-
-def _packages_only(names: set[str]) -> set[str]:
-    """Packages of which nothing but modules is imported."""
-    return {name for name in names if any(other.startswith(f"{name}.") for other in names)}
 
 
 def arrows_up(graph: Mapping[str, Iterable[str]]) -> list[str]:
@@ -134,9 +131,19 @@ def test_every_part_has_one_level():
     assert sorted(parts) == sorted({part_of(name) for name in modules()} | {"__main__"})
 
 
-def test_few_names_in_the_package():
-    names = [path for path in PACKAGE.iterdir() if path.name != "__pycache__"]
-    assert len(names) <= MOST_NAMES, sorted(path.name for path in names)
+def test_the_page_has_these_levels():
+    block = re.search(r"## 2\. Levels\n.*?```\n(.*?)```", PAGE, re.DOTALL).group(1)
+    lines = [sorted(line.split()) for line in block.strip().splitlines()]
+    assert lines == [sorted(parts) for parts in reversed(LEVELS[:-1])]
+
+
+def test_the_package_has_few_names_and_they_are_those_of_the_pages_tree():
+    tree = re.search(r"^mrpo_tools/\n((?:  .*\n)+)", PAGE, re.MULTILINE).group(1)
+    listed = {word.rstrip("/") for line in tree.splitlines()
+              for word in line[: line.index("   ", 3)].split()}  # fmt: skip
+    names = {path.name for path in PACKAGE.iterdir()} - {"__pycache__"}
+    assert listed == names - {"__init__.py", "__main__.py", "py.typed"}
+    assert len(names) <= 27
 
 
 def test_imports_point_down(sources):
@@ -163,8 +170,8 @@ def test_a_planted_circle_is_found(sources, planted):
 
 def test_a_planted_arrow_up_is_found(sources):
     changed = sources["mrpo_tools.groups"] + "\nfrom mrpo_tools.cache.store import Cache\n"
-    found = arrows_up(arrows({**sources, "mrpo_tools.groups": changed}))
-    assert found == ["mrpo_tools.groups -> mrpo_tools.cache.store"]
+    arrow = "mrpo_tools.groups -> mrpo_tools.cache.store"
+    assert arrows_up(arrows({**sources, "mrpo_tools.groups": changed})) == [arrow]
 
 
 @pytest.mark.parametrize("module", modules())
@@ -208,7 +215,7 @@ def test_no_module_is_shadowed_by_a_name_of_its_package(sources):
 
 def test_every_package_is_installed():
     """The list in pyproject.toml names every folder with code, and the data beside them."""
-    settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     folders = {path.parent for path in modules().values()}
     names = {".".join(("mrpo_tools", *path.relative_to(PACKAGE).parts)) for path in folders}
     assert set(settings["tool"]["setuptools"]["packages"]) == names | {"mrpo_tools.data"}
@@ -234,10 +241,8 @@ def test_functions_are_short(sources):
 
 def test_the_project_speaks_of_itself_alone():
     """No path of a machine in any tracked text."""
-    root = PACKAGE.parent
     for folder in ("mrpo_tools", "tests", "data", "recipes", "docs", "bench"):
-        for path in (root / folder).rglob("*"):
+        for path in (ROOT / folder).rglob("*"):
             if path.suffix in (".py", ".md", ".yaml", ".toml"):
                 text = path.read_text(encoding="utf-8")
-                assert "/work" + "/" not in text, path
-                assert "/root" + "/" not in text, path
+                assert not re.search(r"/(work|root)\b/", text), path

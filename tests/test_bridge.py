@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from independent import response_logp
+from batches import mask_of, padded
+from independent import group_logps
+from trained import NAMES
 from transformers import AutoModelForCausalLM
 
 from mrpo_tools.config import Recipe
@@ -18,16 +20,16 @@ from mrpo_tools.references.loading import add_lora
 from mrpo_tools.references.resolved import renderer_of, resolve
 from mrpo_tools.scorer.scorer import ResponseScorer
 from mrpo_tools.training.arguments import training_arguments
+from mrpo_tools.training.groups import group_seeds
 from mrpo_tools.training.prepare import prepare
 from mrpo_tools.training.trainer import GroupTrainer
 
-NAMES = ("llama", "mistral", "qwen")
 WITH_MRPO = ("mrpo", "mean_ref", *objectives.NAMES)
 
 
 def references_of(loss: str) -> list[str]:
     if loss in ("mrpo", "mean_ref", "multi_dpo", "mpo"):
-        return list(NAMES)
+        return NAMES
     return [] if objectives.TABLE[loss].references == "none" else ["llama"]
 
 
@@ -39,13 +41,10 @@ def live(tiny_models, references, some_groups):
     for name in NAMES:
         model = AutoModelForCausalLM.from_pretrained(tiny_models[name], dtype=torch.float32).eval()
         renderer = renderer_of(resolve(name, references[name]))
-        table = torch.full((len(some_groups), width), float("nan"), dtype=torch.float64)
         with torch.no_grad():
-            for g, group in enumerate(some_groups):
-                encoded = renderer.encode(group)
-                for n, one in enumerate(encoded.responses):
-                    table[g, n] = response_logp(model, encoded.prompt_ids, one.ids)
-        logps[name] = table
+            logps[name] = group_logps(
+                model, [renderer.encode(group) for group in some_groups], width
+            )
     return logps
 
 
@@ -78,14 +77,6 @@ def policy(path):
     return model.train()
 
 
-def gradients(model) -> dict[str, torch.Tensor]:
-    return {
-        name: parameter.grad.clone()
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None
-    }
-
-
 @pytest.mark.parametrize("loss", WITH_MRPO)
 def test_first_step_equals_live_references(
     loss, tiny_models, references, some_groups, cached, live, tmp_path
@@ -97,47 +88,39 @@ def test_first_step_equals_live_references(
     )  # fmt: skip
     prepared = prepare(recipe, some_groups, cached, references)
     model = policy(tiny_models["llama"])
-    trainer = GroupTrainer(
-        ResponseScorer(model),
-        prepared.training,
-        training_arguments(recipe, tmp_path),
-    )
-    batch = trainer.data_collator(list(range(8)))
-    found = trainer.compute_loss(trainer.model, batch)
-    found.backward()
-    found_gradients = gradients(model)
-    model.zero_grad()
+    arguments = training_arguments(recipe, tmp_path)
+    trainer = GroupTrainer(ResponseScorer(model), prepared.training, arguments)
+    actual = trainer.compute_loss(trainer.model, trainer.data_collator(list(range(8))))
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    gradients = torch.autograd.grad(actual, list(parameters.values()))
 
-    expected = live_loss(loss, prepared, model, references, some_groups, live)
-    expected.backward()
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-5)
-    for name, gradient in gradients(model).items():
-        scale = gradient.abs().max().clamp(min=1)
-        assert (found_gradients[name] - gradient).abs().max() <= 1e-5 * scale, name
+    places = [some_groups.index(group) for group in prepared.groups[:8]]
+    beside = {name: logps[places] for name, logps in live.items()}
+    expected = live_loss(loss, prepared.groups[:8], model, references["llama"], beside)
+    expected_gradients = torch.autograd.grad(expected, list(parameters.values()))
+    assert actual.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-5)
+    for name, gradient, plain in zip(parameters, gradients, expected_gradients, strict=True):
+        assert (gradient - plain).abs().max() <= 1e-5 * plain.abs().max().clamp(min=1), name
 
 
-def live_loss(loss, prepared, model, references, groups, live) -> torch.Tensor:
-    """Mean over the same eight groups, with every number from a model in memory."""
-    renderer = renderer_of(resolve("llama", references["llama"]))
-    places = [groups.index(group) for group in prepared.groups[:8]]
+def live_loss(loss, groups, model, reference, live) -> torch.Tensor:
+    """Mean over the same groups, with every number from a model in memory."""
+    renderer = renderer_of(resolve("llama", reference))
+    encoded = [renderer.encode(group) for group in groups]
+    scores = [[response.score for response in group.responses] for group in groups]
+    lengths = [[len(response.ids) for response in group.responses] for group in encoded]
     width = live["llama"].shape[1]
-    logps = torch.zeros(8, width, dtype=torch.float64)
-    lengths = torch.zeros(8, width)
-    scores = torch.zeros(8, width, dtype=torch.float64)
-    mask = torch.zeros(8, width, dtype=torch.bool)
-    for b, g in enumerate(places):
-        encoded = renderer.encode(groups[g])
-        for n, one in enumerate(encoded.responses):
-            logps[b, n] = response_logp(model, encoded.prompt_ids, one.ids)
-            lengths[b, n] = len(one.ids)
-            scores[b, n] = groups[g].responses[n].score
-            mask[b, n] = True
-    combined, weights = reference_side(
-        loss, {name: table[places] for name, table in live.items()}, mask
+    mask = mask_of(scores, width)
+    combined, weights = reference_side(loss, live, mask)
+    batch = objectives.Batch(
+        policy_logps=group_logps(model, encoded, width),
+        reference_logps=combined,
+        lengths=padded(lengths, 0, width=width),
+        scores=padded(scores, 0, width=width),
+        chosen=None,
+        mask=mask,
+        weights=weights,
+        seeds=group_seeds([group.group_id for group in groups], 0, 0),
     )
     objective = "dpo" if loss in ("mrpo", "mean_ref") else loss
-    from mrpo_tools.training.groups import group_seeds
-
-    seeds = group_seeds([group.group_id for group in prepared.groups[:8]], 0, 0)
-    batch = objectives.Batch(logps, combined, lengths, scores, None, mask, weights, seeds)
     return objectives.compute(objective, batch).mean()

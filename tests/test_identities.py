@@ -1,28 +1,27 @@
 """What must hold exactly between methods, whatever the numbers: section 6 of the methods page."""
 
 import math
+from dataclasses import replace
+from functools import partial
 
-import numpy as np
 import oracle
 import pytest
 import torch
-from test_objectives import assert_close, compute, sample, tensors_of
+from batches import KINDS, assert_close, sample, tensors_of
 
 from mrpo_tools.maths import objectives, references
 
 SEEDS = range(5)
 
 
-def several(count: int = 3, sizes=range(2, 9), seed: int = 0) -> dict:
+def several(count: int = 3, seed: int = 0) -> dict:
     """Batch arguments with unclipped `reference_logps` [B, N, K], NaN where masked."""
-    rng = np.random.default_rng(seed)
-    return tensors_of([oracle.random_group(rng, size, "scores", count) for size in sizes])
+    return tensors_of(sample("multi_dpo", seed=seed, count=count))
 
 
-def pairs(kind: str = "scores", count: int = 20, seed: int = 0, **layout) -> dict:
-    """Batch arguments for groups of two responses, padded to four."""
-    groups = sample("dpo", kind, sizes=[2] * count, seed=seed)
-    return tensors_of(groups, width=4, **layout)
+def pairs(kind: str = "scores", **layout) -> dict:
+    """Batch arguments for twenty groups of two responses, padded to four."""
+    return tensors_of(sample("dpo", kind, sizes=[2] * 20), width=4, **layout)
 
 
 def loss(name: str, tensors: dict, **hyper) -> torch.Tensor:
@@ -37,7 +36,7 @@ def combined(
     logps, mask = tensors["reference_logps"], tensors["mask"]
     alpha = references.confidence_weights(logps, mask)
     if weights == "uniform":
-        alpha = torch.full_like(alpha, 1.0 / alpha.shape[1])
+        alpha = references.uniform_weights(logps)
     radius = references.trust_region_radius(logps, mask, epsilon_max)
     clipped = references.clip_to_trust_region(logps, radius)
     virtual = references.combine(clipped, alpha, how=how)
@@ -56,8 +55,7 @@ def mean_ref(tensors: dict, **hyper) -> torch.Tensor:
 
 def against(tensors: dict, k: int) -> dict:
     """The same batch against its reference k alone."""
-    one = tensors["reference_logps"][..., k]
-    return {**tensors, "reference_logps": one, "weights": None}
+    return {**tensors, "reference_logps": tensors["reference_logps"][..., k], "weights": None}
 
 
 def test_mrpo_by_hand():
@@ -82,14 +80,15 @@ def test_mrpo_by_hand():
     assert mrpo(tensors).item() == pytest.approx(0.582439870, abs=1e-9)
 
 
+@pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_one_reference_makes_every_multi_reference_method_dpo(seed):
-    """K = 1 of mrpo, mean_ref and multi_dpo."""
-    tensors = several(count=1, seed=seed)
-    expected = loss("dpo", against(tensors, 0))
-    assert_close(mrpo(tensors), expected)
-    assert_close(mean_ref(tensors), expected)
-    assert_close(loss("multi_dpo", tensors), expected)
+def test_one_reference_makes_every_multi_reference_method_dpo(seed, count):
+    """Listed once, or so many times: mrpo, mean_ref and multi_dpo are dpo against it."""
+    tensors = several(count=count, seed=seed)
+    first = tensors["reference_logps"][..., :1]
+    tensors["reference_logps"] = first.expand(-1, -1, count)
+    for method in (mrpo, mean_ref, partial(loss, "multi_dpo")):
+        assert_close(method(tensors), loss("dpo", against(tensors, 0)))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -97,18 +96,6 @@ def test_mrpo_without_a_trust_region_is_dpo(seed):
     """ε_max = 0 clips every reference onto reference 1."""
     tensors = several(seed=seed)
     assert_close(mrpo(tensors, epsilon_max=0.0), loss("dpo", against(tensors, 0)))
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_equal_references_make_mrpo_dpo(seed):
-    """Three copies of one reference are that reference, and multi_dpo sees it three times."""
-    tensors = several(seed=seed)
-    first = tensors["reference_logps"][..., :1]
-    tensors["reference_logps"] = first.expand(-1, -1, 3)
-    expected = loss("dpo", against(tensors, 0))
-    assert_close(mrpo(tensors), expected)
-    assert_close(mean_ref(tensors), expected)
-    assert_close(loss("multi_dpo", tensors), expected)
 
 
 @pytest.mark.parametrize("pairing", ["best_worst", "best_vs_rest", "all"])
@@ -131,32 +118,34 @@ def test_multi_dpo_is_at_least_dpo_on_the_geometric_combination(seed):
     assert (above > below + 1e-6).any()
 
 
-@pytest.mark.parametrize(
-    ("name", "hyper"),
-    [
-        ("mpo", {}),
-        ("mpo", {"chosen": "top1"}),
-        ("mpo", {"chosen": "top_bottom"}),
-        ("w_mpo", {}),
-        ("w_mpo", {"deviation_scale": 3.0}),
-        ("swepo", {"power": 2, "deviation_scale": 0.5}),
-        ("swepo", {"weight": "power"}),
-        ("mpo_1vsk", {}),
-        ("plackett_luce", {}),
-    ],
-)
-@pytest.mark.parametrize("beta", [0.01, 0.5])
-def test_on_a_pair_these_are_dpo(name, hyper, beta):
-    """Two responses deviate from their mean by the same |δ|, which cancels."""
-    tensors = pairs()
-    assert_close(loss(name, tensors, beta=beta, **hyper), loss("dpo", tensors, beta=beta))
+ON_A_PAIR = [
+    # two responses deviate from their mean by the same |δ|, which cancels
+    *(("scores", ("dpo", {"beta": beta}), (name, {"beta": beta, **hyper}))
+      for beta in (0.01, 0.5)
+      for name, hyper in [
+          ("mpo", {}), ("mpo", {"chosen": "top1"}), ("mpo", {"chosen": "top_bottom"}),
+          ("w_mpo", {}), ("w_mpo", {"deviation_scale": 3.0}),
+          ("swepo", {"power": 2, "deviation_scale": 0.5}), ("swepo", {"weight": "power"}),
+          ("mpo_1vsk", {}), ("plackett_luce", {}),
+      ]),
+    # labels alone count as scores 1 and 0
+    *(("labels", ("dpo", {"beta": 0.5}), (name, {"beta": 0.5}))
+      for name in ("mpo", "w_mpo", "mpo_1vsk", "plackett_luce")),
+    # SimPO on sets of one
+    *(("scores", ("simpo", hyper), ("mpo_reference_free", hyper))
+      for hyper in ({}, {"beta": 1.0, "gamma": 0.25})),
+    # one pair leaves nothing to merge, separate or draw
+    *((kind, ("mppo_pair_mns", {}), (name, {}))
+      for kind in ("scores", "labels")
+      for name in ("mppo_pair_single", "mppo_pair_mnm", "mppo_pair_mcs", "mppo_pair_mcm",
+                   "mppo_list_mle")),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["mpo", "w_mpo", "mpo_1vsk", "plackett_luce"])
-def test_on_a_labelled_pair_these_are_dpo(name):
-    """Labels alone count as scores 1 and 0."""
-    tensors = pairs("labels")
-    assert_close(loss(name, tensors, beta=0.5), loss("dpo", tensors, beta=0.5))
+@pytest.mark.parametrize(("kind", "expected", "other"), ON_A_PAIR, ids=str)
+def test_on_a_pair_these_are_one_loss(kind, expected, other):
+    tensors = pairs(kind)
+    assert_close(loss(other[0], tensors, **other[1]), loss(expected[0], tensors, **expected[1]))
 
 
 @pytest.mark.parametrize("name", ["w_mpo", "swepo"])
@@ -170,52 +159,24 @@ def test_signed_deviations_on_a_pair_are_a_margin(name):
     assert_close(loss(name, tensors, **hyper), loss("dpo", moved, beta=beta))
 
 
-@pytest.mark.parametrize("hyper", [{}, {"beta": 1.0, "gamma": 0.25}])
-def test_mpo_reference_free_on_a_pair_is_simpo(hyper):
-    """SimPO on sets of one."""
-    tensors = pairs()
-    assert_close(loss("mpo_reference_free", tensors, **hyper), loss("simpo", tensors, **hyper))
-
-
-@pytest.mark.parametrize("kind", ["scores", "labels"])
-@pytest.mark.parametrize(
-    "name", ["mppo_pair_single", "mppo_pair_mnm", "mppo_pair_mcs", "mppo_pair_mcm", "mppo_list_mle"]
-)
-def test_on_a_pair_mppo_is_one_loss(name, kind):
-    """One pair leaves nothing to merge, separate or draw."""
-    tensors = pairs(kind)
-    assert_close(loss(name, tensors), loss("mppo_pair_mns", tensors))
-
-
 @pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize("kind", ["scores", "ties", "labels", "labels_and_scores"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_swepo_contains_mpo_and_w_mpo(kind, signed):
-    """p = 0 adds nothing; p = 1 is W-MPO, signed or not."""
+    """p = 0 adds nothing, with 0⁰ = 1 for weights; p = 1 is W-MPO, signed or not; a = 0 is MPO."""
     tensors = tensors_of(sample("swepo", kind))
     hyper = {"beta": 0.4, "deviation_scale": 2.0, "signed": signed}
-    assert_close(loss("swepo", tensors, power=0, **hyper), loss("mpo", tensors, beta=0.4))
+    mpo = loss("mpo", tensors, beta=0.4)
+    assert_close(loss("swepo", tensors, power=0, **hyper), mpo)
+    assert_close(loss("swepo", tensors, power=0, beta=0.4, weight="power"), mpo)
+    assert_close(loss("w_mpo", tensors, **{**hyper, "deviation_scale": 0.0}), mpo)
     assert_close(loss("swepo", tensors, power=1, **hyper), loss("w_mpo", tensors, **hyper))
 
 
-def test_swepo_power_weights_with_power_0_are_mpo():
-    """0⁰ = 1: every weight is 1, those of the responses at the mean too."""
-    groups = [oracle.random_group(np.random.default_rng(2), 5, "ties") for _ in range(4)]
-    expected = compute("mpo", groups, {"beta": 0.4})
-    assert_close(compute("swepo", groups, {"beta": 0.4, "weight": "power", "power": 0}), expected)
-
-
-def test_w_mpo_without_deviations_is_mpo():
-    """a = 0."""
-    tensors = tensors_of(sample("w_mpo"))
-    flat = loss("w_mpo", tensors, beta=0.4, deviation_scale=0.0)
-    assert_close(flat, loss("mpo", tensors, beta=0.4))
-
-
-def test_mpo_1vsk_is_mpo_on_the_top_response():
+@pytest.mark.parametrize("kind", KINDS)
+def test_mpo_1vsk_is_mpo_on_the_top_response(kind):
     """With scores, with ties, and inside the labelled set."""
-    for kind in ("scores", "labels", "labels_and_scores"):
-        tensors = tensors_of(sample("mpo", kind))
-        assert_close(loss("mpo_1vsk", tensors), loss("mpo", tensors, chosen="top1"))
+    tensors = tensors_of(sample("mpo", kind))
+    assert_close(loss("mpo_1vsk", tensors), loss("mpo", tensors, chosen="top1"))
 
 
 @pytest.mark.parametrize("how", ["harmonic", "geometric", "arithmetic"])
@@ -240,20 +201,11 @@ def test_the_policy_equal_to_reference_1_does_not_score_chance_with_several():
 @pytest.mark.parametrize("name", ["mpo", "infonca", "plackett_luce", "ipo", "grpo_offline"])
 def test_every_objective_takes_any_combination(name):
     """An objective with a Δ sees the combined number and nothing else of the references."""
-    tensors = several()
-    rows = [
-        row[: int(count)].tolist()
-        for row, count in zip(tensors["reference_logps"], tensors["mask"].sum(-1), strict=True)
-    ]
+    groups = sample("multi_dpo")
     for how in ("harmonic", "geometric", "arithmetic"):
-        virtual = combined(tensors, how)
-        groups = [
-            oracle.Group(
-                policy=tensors["policy_logps"][i, : len(row)].tolist(),
-                reference=oracle.virtual_reference(row, 0.1, how),
-                lengths=tensors["lengths"][i, : len(row)].tolist(),
-                scores=tensors["scores"][i, : len(row)].tolist(),
-            )
-            for i, row in enumerate(rows)
+        virtual = [
+            replace(group, reference=oracle.virtual_reference(group.reference, 0.1, how))
+            for group in groups
         ]
-        assert_close(loss(name, virtual), oracle.losses(name, groups))
+        actual = loss(name, combined(tensors_of(groups), how))
+        assert_close(actual, oracle.losses(name, virtual))

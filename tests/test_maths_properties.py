@@ -1,13 +1,12 @@
 """Properties of the mathematics over drawn groups: order, padding, scale and bounds."""
 
+import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from oracle import Group
-from test_objectives import (
+from batches import (
     EVERY,
     RANDOM_PAIR,
     TOGETHER,
@@ -17,12 +16,17 @@ from test_objectives import (
     loss_and_gradient,
     tensors_of,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import Group
 
 from mrpo_tools.maths import objectives, references
 
 bounded = settings(max_examples=20, deadline=None, derandomize=True)
 nats = st.floats(-80.0, -1.0)
 factors = st.floats(0.1, 10.0)
+COMBINATIONS = ("harmonic", "geometric", "arithmetic")
+RADIUS = partial(references.trust_region_radius, epsilon_max=0.1)
 
 
 @st.composite
@@ -48,11 +52,6 @@ def scaled(group: Group, **factor: float) -> Group:
     return replace(
         group, **{key: [value * c for value in getattr(group, key)] for key, c in factor.items()}
     )
-
-
-def rescored(group: Group, slope: float, intercept: float) -> Group:
-    """The group with scores slope·s + intercept."""
-    return replace(group, scores=[slope * score + intercept for score in group.scores])
 
 
 @pytest.mark.parametrize(("name", "hyper"), EVERY + TOGETHER, ids=describe)
@@ -81,12 +80,10 @@ def test_padding_with_masked_responses_changes_nothing(name, hyper, data):
     group = data.draw(groups(name))
     extra = data.draw(st.integers(1, 4))
     slots = data.draw(st.permutations(range(group.size + extra)))[: group.size]
-    slots = torch.tensor(sorted(slots))
+    slots = sorted(slots)
+    empty = [i for i in range(group.size + extra) if i not in slots]
     plain, wide = tensors_of([group]), tensors_of([group], width=group.size + extra)
-    empty = [i for i in range(group.size + extra) if i not in slots.tolist()]
-    origin = torch.empty(group.size + extra, dtype=torch.long)
-    origin[slots] = torch.arange(group.size)
-    origin[empty] = torch.arange(group.size, group.size + extra)
+    origin = torch.tensor(slots + empty).argsort()
     spread = {
         key: value if value is None or key in ("weights", "seeds") else value[:, origin]
         for key, value in wide.items()
@@ -111,120 +108,75 @@ def test_a_group_does_not_see_its_batch(name, hyper, data):
     assert_close(together, alone, 1e-12)
 
 
-@pytest.mark.parametrize(
-    "name", ["dpo", "mpo", "mpo_1vsk", "infonca", "nca", "plackett_luce", "kto_pair", "r_dpo"]
-)
-@bounded
-@given(group=groups(), c=factors)
-def test_only_beta_times_the_log_ratio_counts(name, group, c):
-    """Log-probs times c and β over c."""
-    stretched = scaled(group, policy=c, reference=c)
-    expected = compute(name, [group], {"beta": 0.3})
-    assert_close(compute(name, [stretched], {"beta": 0.3 / c}), expected)
+def on_beta_times_the_log_ratio(group: Group, hyper: dict, c: float, _: float):
+    """Log-probs times c and β over c: only their product counts."""
+    return scaled(group, policy=c, reference=c), {"beta": hyper["beta"] / c}, 1
 
 
-@pytest.mark.parametrize("name", ["ipo", "sppo"])
-@bounded
-@given(group=groups(), c=factors)
-def test_squared_losses_scale_with_the_square(name, group, c):
+def on_its_square(group: Group, hyper: dict, c: float, _: float):
     """(cΔ − 1/(2β/c))² = c²(Δ − 1/(2β))²."""
-    stretched = scaled(group, policy=c, reference=c)
-    expected = c**2 * compute(name, [group], {"beta": 0.3})
-    assert_close(compute(name, [stretched], {"beta": 0.3 / c}), expected)
+    return scaled(group, policy=c, reference=c), {"beta": hyper["beta"] / c}, c**2
 
 
-@pytest.mark.parametrize(
-    ("name", "hyper"),
-    [
-        ("simpo", {}),
-        ("mpo_reference_free", {}),
-        ("orpo", {}),
-        ("sft", {}),
-        ("grpo_offline", {}),
-        ("ipo", {"length_normalized": True}),
-        ("mppo_pair_single", {}),
-        ("mppo_pair_mns", {}),
-        ("mppo_pair_mcm", {}),
-        ("mppo_list_mle", {}),
-        ("mppo_point_ce", {}),
-        ("mppo_point_mse", {}),
-    ],
-)
-@bounded
-@given(group=groups(), c=st.integers(2, 9))
-def test_length_normalised_losses_see_log_probs_per_token(name, hyper, group, c):
-    """Log-probs and lengths both times c."""
-    longer = scaled(group, policy=c, reference=c, lengths=c)
-    assert_close(compute(name, [longer], hyper), compute(name, [group], hyper))
+def on_log_probs_per_token(group: Group, hyper: dict, c: float, _: float):
+    """Log-probs and lengths both times a whole number."""
+    times = math.ceil(c) + 1
+    return scaled(group, policy=times, reference=times, lengths=times), hyper, 1
 
 
-@pytest.mark.parametrize(
-    ("name", "hyper"),
-    [
-        ("dpo", {}),
-        ("mpo", {"beta": 0.3}),
-        ("w_mpo", {"beta": 0.3}),
-        ("swepo", {"beta": 0.3, "weight": "power"}),
-        ("infonca", {"beta": 0.3}),
-        ("plackett_luce", {}),
-        ("ipo", {}),
-        ("r_dpo", {}),
-    ],
-)
-@bounded
-@given(group=groups(), shift=st.floats(-50.0, 50.0))
-def test_a_shift_of_the_prompt_cancels(name, hyper, group, shift):
+def on_differences_in_a_prompt(group: Group, hyper: dict, _: float, shift: float):
     """What the geometric combination leaves out: one constant for all responses of a prompt."""
-    moved = replace(group, reference=[value + shift for value in group.reference])
-    assert_close(compute(name, [moved], hyper), compute(name, [group], hyper))
+    return replace(group, reference=[value + shift for value in group.reference]), hyper, 1
+
+
+def on_order_or_relative_deviation(group: Group, hyper: dict, c: float, shift: float):
+    """Scores c·s + shift."""
+    return replace(group, scores=[c * score + shift for score in group.scores]), hyper, 1
+
+
+def on_scores_in_their_unit(group: Group, hyper: dict, c: float, shift: float):
+    """Scores times c are undone by a over c, or by τ times c; a constant never counts."""
+    moved, _, _ = on_order_or_relative_deviation(group, hyper, c, shift)
+    units = {"deviation_scale": 1 / c, "tau": c}
+    return moved, {key: value * units.get(key, 1) for key, value in hyper.items()}, 1
+
+
+THIRD, POWER = {"beta": 0.3}, {"weight": "power"}
+DEPENDS_ONLY = [
+    *((on_beta_times_the_log_ratio, name, THIRD)
+      for name in ("dpo", "mpo", "mpo_1vsk", "infonca", "nca", "plackett_luce", "kto_pair",
+                   "r_dpo")),
+    *((on_its_square, name, THIRD) for name in ("ipo", "sppo")),
+    *((on_log_probs_per_token, name, {})
+      for name in ("simpo", "mpo_reference_free", "orpo", "sft", "grpo_offline", "mppo_pair_single",
+                   "mppo_pair_mns", "mppo_pair_mcm", "mppo_list_mle", "mppo_point_ce",
+                   "mppo_point_mse")),
+    (on_log_probs_per_token, "ipo", {"length_normalized": True}),
+    *((on_differences_in_a_prompt, name, {}) for name in ("dpo", "plackett_luce", "ipo", "r_dpo")),
+    *((on_differences_in_a_prompt, name, THIRD) for name in ("mpo", "w_mpo", "infonca")),
+    (on_differences_in_a_prompt, "swepo", THIRD | POWER),
+    *((on_order_or_relative_deviation, name, {})
+      for name in ("mpo", "mpo_1vsk", "plackett_luce", "grpo_offline", "sft", "mppo_pair_single",
+                   "mppo_pair_mcs", "mppo_list_mle")),
+    (on_order_or_relative_deviation, "dpo", {"pairing": "all"}),
+    (on_order_or_relative_deviation, "mpo", {"chosen": "top_bottom"}),
+    (on_order_or_relative_deviation, "swepo", POWER | {"power": 2}),
+    *((on_scores_in_their_unit, "swepo",
+       THIRD | {"power": power, "signed": signed, "deviation_scale": 0.5})
+      for power in (1, 2) for signed in (False, True)),
+    *((on_scores_in_their_unit, name, {"tau": 2.0}) for name in ("infonca", "nca")),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("name", "hyper"),
-    [
-        ("dpo", {"pairing": "all"}),
-        ("mpo", {}),
-        ("mpo", {"chosen": "top_bottom"}),
-        ("mpo_1vsk", {}),
-        ("swepo", {"weight": "power", "power": 2}),
-        ("plackett_luce", {}),
-        ("grpo_offline", {}),
-        ("sft", {}),
-        ("mppo_pair_single", {}),
-        ("mppo_pair_mcs", {}),
-        ("mppo_list_mle", {}),
-    ],
+    ("change", "name", "hyper"), DEPENDS_ONLY, ids=lambda v: getattr(v, "__name__", describe(v))
 )
 @bounded
-@given(group=groups(), slope=factors, intercept=st.floats(-100.0, 100.0))
-def test_only_the_order_or_relative_deviation_of_scores_counts(
-    name, hyper, group, slope, intercept
-):
-    """Scores slope·s + intercept, slope > 0."""
-    moved = rescored(group, slope, intercept)
-    assert_close(compute(name, [moved], hyper), compute(name, [group], hyper))
-
-
-@pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize("power", [1, 2])
-@bounded
-@given(group=groups(), slope=factors, intercept=st.floats(-100.0, 100.0))
-def test_the_deviation_scale_is_the_unit_of_the_scores(power, signed, group, slope, intercept):
-    """Scores times c are undone by a over c; a constant added to all never counts."""
-    hyper = {"beta": 0.3, "power": power, "signed": signed}
-    expected = compute("swepo", [group], {**hyper, "deviation_scale": 0.5})
-    moved = rescored(group, slope, intercept)
-    assert_close(compute("swepo", [moved], {**hyper, "deviation_scale": 0.5 / slope}), expected)
-
-
-@pytest.mark.parametrize("name", ["infonca", "nca"])
-@bounded
-@given(group=groups(), slope=factors, intercept=st.floats(-100.0, 100.0))
-def test_the_temperature_is_the_unit_of_the_scores(name, group, slope, intercept):
-    """Scores times c are undone by τ times c."""
-    expected = compute(name, [group], {"tau": 2.0})
-    moved = rescored(group, slope, intercept)
-    assert_close(compute(name, [moved], {"tau": 2.0 * slope}), expected)
+@given(group=groups(), c=factors, shift=st.floats(-100.0, 100.0))
+def test_a_loss_depends_only(change, name, hyper, group, c, shift):
+    """On what its formula shows."""
+    moved, after, factor = change(group, hyper, c, shift)
+    assert_close(compute(name, [moved], after), factor * compute(name, [group], hyper))
 
 
 @st.composite
@@ -244,8 +196,7 @@ def test_harmonic_below_geometric_below_arithmetic(drawn):
     """All three lie between the smallest and the largest reference."""
     logps, _, weights = drawn
     harmonic, geometric, arithmetic = (
-        references.combine(logps, weights, how=how)
-        for how in ("harmonic", "geometric", "arithmetic")
+        references.combine(logps, weights, how=how) for how in COMBINATIONS
     )
     slack = 1e-9
     assert (logps.amin(-1) <= harmonic + slack).all()
@@ -261,17 +212,15 @@ def test_permuting_references_2_to_k_changes_nothing(drawn, data):
     logps, mask, _ = drawn
     order = [0, *data.draw(st.permutations(range(1, logps.shape[-1])))]
     moved = logps[..., order]
-    weights = references.confidence_weights(logps, mask)
-    radius = references.trust_region_radius(logps, mask, 0.1)
+    weights, radius = references.confidence_weights(logps, mask), RADIUS(logps, mask)
     clipped = references.clip_to_trust_region(logps, radius)
     assert_close(references.confidence_weights(moved, mask), weights[:, order])
-    assert_close(references.trust_region_radius(moved, mask, 0.1), radius)
+    assert_close(RADIUS(moved, mask), radius)
     assert_close(references.clip_to_trust_region(moved, radius), clipped[..., order])
-    for how in ("harmonic", "geometric", "arithmetic"):
-        assert_close(
-            references.combine(clipped[..., order], weights[:, order], how=how),
-            references.combine(clipped, weights, how=how),
-        )
+    for how in COMBINATIONS:
+        combined = references.combine(clipped, weights, how=how)
+        moved = references.combine(clipped[..., order], weights[:, order], how=how)
+        assert_close(moved, combined)
 
 
 @bounded
@@ -280,31 +229,10 @@ def test_permuting_responses_moves_radii_and_no_weight(drawn, data):
     """Weights belong to the group, radii to a response."""
     logps, mask, _ = drawn
     order = data.draw(st.permutations(range(logps.shape[1])))
-    assert_close(
-        references.confidence_weights(logps[:, order], mask),
-        references.confidence_weights(logps, mask),
-    )
-    assert_close(
-        references.trust_region_radius(logps[:, order], mask, 0.1),
-        references.trust_region_radius(logps, mask, 0.1)[:, order],
-    )
-
-
-@bounded
-@given(drawn=reference_groups(), extra=st.integers(1, 3))
-def test_padding_changes_no_weight_and_no_radius(drawn, extra):
-    """NaN rows beyond the real responses."""
-    logps, mask, _ = drawn
-    nothing = torch.full((1, extra, logps.shape[-1]), torch.nan, dtype=torch.float64)
-    wide = torch.cat([logps, nothing], dim=1)
-    wide_mask = torch.cat([mask, torch.zeros(1, extra, dtype=torch.bool)], dim=1)
-    assert_close(
-        references.confidence_weights(wide, wide_mask), references.confidence_weights(logps, mask)
-    )
-    radius = references.trust_region_radius(wide, wide_mask, 0.1)
-    size = logps.shape[1]
-    assert_close(radius[:, :size], references.trust_region_radius(logps, mask, 0.1))
-    assert (radius[:, size:] == 0).all()
+    moved = logps[:, order]
+    weights, radius = references.confidence_weights(logps, mask), RADIUS(logps, mask)
+    assert_close(references.confidence_weights(moved, mask), weights)
+    assert_close(RADIUS(moved, mask), radius[:, order])
 
 
 @bounded
@@ -312,23 +240,18 @@ def test_padding_changes_no_weight_and_no_radius(drawn, extra):
 def test_weights_and_radii_have_no_unit(drawn, c):
     """Log-probs times c: weights and radii stay, clipped and geometric values scale by c."""
     logps, mask, weights = drawn
-    assert_close(
-        references.confidence_weights(c * logps, mask), references.confidence_weights(logps, mask)
-    )
-    radius = references.trust_region_radius(logps, mask, 0.1)
-    assert_close(references.trust_region_radius(c * logps, mask, 0.1), radius)
-    assert_close(references.trust_region_radius(logps, mask, 0.1 * c), c * radius)
-    assert_close(
-        references.clip_to_trust_region(c * logps, radius),
-        c * references.clip_to_trust_region(logps, radius),
-    )
-    assert_close(
-        references.combine(c * logps, weights, how="geometric"),
-        c * references.combine(logps, weights, how="geometric"),
-    )
+    alpha, radius = references.confidence_weights(logps, mask), RADIUS(logps, mask)
+    assert_close(references.confidence_weights(c * logps, mask), alpha)
+    assert_close(RADIUS(c * logps, mask), radius)
+    assert_close(RADIUS(logps, mask, epsilon_max=0.1 * c), c * radius)
+    for of_logps in (
+        lambda logps: references.clip_to_trust_region(logps, radius),
+        lambda logps: references.combine(logps, weights, how="geometric"),
+    ):
+        assert_close(of_logps(c * logps), c * of_logps(logps))
 
 
-@pytest.mark.parametrize("how", ["harmonic", "geometric", "arithmetic"])
+@pytest.mark.parametrize("how", COMBINATIONS)
 @bounded
 @given(drawn=reference_groups(), shift=st.floats(-5_000.0, 0.0))
 def test_a_combination_moves_with_its_references(how, drawn, shift):

@@ -1,12 +1,13 @@
-"""`--loss NAME`: presets, refusals, the combination of cached numbers, and the generated page."""
+"""`--loss NAME`: presets, refusals, recipes, and the combination of cached numbers."""
 
 from __future__ import annotations
 
-import importlib.util
-from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import oracle
 import pytest
+from trained import NAMES
 
 from mrpo_tools.config import Recipe, load_recipe
 from mrpo_tools.errors import UsageError
@@ -20,7 +21,6 @@ from mrpo_tools.training.prepare import prepare
 from mrpo_tools.training.train import train
 
 ROOT = Path(__file__).parent.parent
-NAMES = ["llama", "mistral", "qwen"]
 
 
 def method(loss: str, count: int = 3, scores: bool = True, **words):
@@ -37,9 +37,9 @@ def test_presets_are_dpo_after_a_combination():
 
 
 def test_words_override_the_preset():
-    found = method("mrpo", combine="geometric", weights="uniform", trust_region="fixed",
-                   epsilon_max=0.5).combination  # fmt: skip
-    assert found == Combination("geometric", "uniform", "fixed", 0.5)
+    words = {"combine": "geometric", "weights": "uniform", "trust_region": "fixed",
+             "epsilon_max": 0.5}  # fmt: skip
+    assert method("mrpo", **words).combination == Combination(**words)
     assert method("mpo", chosen="top_bottom", top_bottom=1).hyper == {
         "beta": 0.01, "chosen": "top_bottom", "top_bottom": 1, "seed": None,
     }  # fmt: skip
@@ -90,7 +90,7 @@ def test_every_hyper_parameter_is_a_key_of_recipes():
 def test_accuracy_weights_come_from_held_out_groups(references, some_groups, cached, tmp_path):
     """Measured outside the training split, kept in the run, and used again by evaluate."""
     groups = [
-        replace(group, split="test" if index % 2 else "train")
+        group.with_split("test" if index % 2 else "train")
         for index, group in enumerate(some_groups)
     ]
     recipe = Recipe(
@@ -98,27 +98,19 @@ def test_accuracy_weights_come_from_held_out_groups(references, some_groups, cac
     )
     prepared = prepare(recipe, groups, cached, references)
     held_out = [group for group in groups if group.split == "test"]
-    tensors = look_up([cached.find(n) for n in NAMES], held_out)
-    shares = []
-    for k in range(3):
-        right = []
-        for g, group in enumerate(held_out):
-            scores = [one.score for one in group.responses]
-            values = tensors.logps[g, : len(scores), k].tolist()
-            pairs = [
-                values[a] > values[b]
-                for a in range(len(scores))
-                for b in range(len(scores))
-                if scores[a] > scores[b]
-            ]
-            right += [sum(pairs) / len(pairs)] if pairs else []
-        shares.append(sum(right) / len(right))
+    tensors = look_up([cached.find(name) for name in NAMES], held_out)
+    scores = [[response.score for response in group.responses] for group in held_out]
+    judged = [oracle.Group(row, row, row, scores=row) for row in scores]
+    shares = [
+        np.nanmean(list(map(oracle.accuracies, table.tolist(), judged)))
+        for table in tensors.logps.unbind(-1)
+    ]
     assert prepared.method.combination.accuracies == pytest.approx(shares)
     train(recipe, groups, cached, references, tmp_path / "run")
-    found = evaluate(load_run(tmp_path / "run"), groups, cached).record.as_json()
+    evaluation = evaluate(load_run(tmp_path / "run"), groups, cached).record.as_json()
     above = [max(share - 0.5, 0) for share in shares]
-    expected = [one / sum(above) for one in above] if sum(above) else [1 / 3] * 3
-    assert found["combination"]["mean_weights"] == pytest.approx(expected)
+    expected = oracle.fixed_weights(above if sum(above) else [1, 1, 1])
+    assert evaluation["combination"]["mean_weights"] == pytest.approx(expected)
     with pytest.raises(UsageError, match="outside the training split"):
         prepare(recipe.model_copy(update={"split": "all"}), groups, cached, references)
 
@@ -127,24 +119,3 @@ def test_accuracy_weights_come_from_held_out_groups(references, some_groups, cac
 def test_every_recipe_loads_and_means_something(path):
     recipe = Recipe(**load_recipe(path))
     assert resolve_method(recipe, scores=True).name == recipe.loss
-
-
-def test_the_page_of_methods_is_the_generated_one():
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    page = module.page()
-    assert (ROOT / "docs" / "methods.md").read_text(encoding="utf-8") == page, (
-        "python docs/generate.py writes it anew"
-    )
-    assert all(f"| `{name}` |" in page for name in LOSSES)
-
-
-def test_the_objectives_that_ran_on_the_demo():
-    """The committed runs: finite and falling for all of them; a new objective need not wait."""
-    import json
-
-    measured = json.loads((ROOT / "docs" / "objectives_on_demo.json").read_text())
-    for row in measured["rows"]:
-        assert row["last"] < row["first"], row["loss"]
-    assert {row["loss"] for row in measured["rows"]} <= set(LOSSES)

@@ -1,15 +1,18 @@
 """From the log-probs of K references to the one an objective sees."""
 
 import math
+from functools import partial
 
 import numpy as np
 import oracle
 import pytest
 import torch
+from batches import SHAPE_ERROR, assert_close, assert_rows_close, mask_of, padded
 
 from mrpo_tools.maths import references
 
 HOW = ("harmonic", "geometric", "arithmetic")
+RADIUS = partial(references.trust_region_radius, epsilon_max=0.1)
 
 
 def rows_of(sizes=range(1, 9), count: int = 3, seed: int = 0) -> list[list[list[float]]]:
@@ -23,25 +26,7 @@ def rows_of(sizes=range(1, 9), count: int = 3, seed: int = 0) -> list[list[list[
 
 def tensors_of(groups, fill: float = math.nan, dtype=torch.float64):
     """[B, N, K] log-probs with `fill` in masked entries, and the [B, N] mask."""
-    width, count = max(len(rows) for rows in groups), len(groups[0][0])
-    logps = torch.full((len(groups), width, count), fill, dtype=dtype)
-    mask = torch.zeros(len(groups), width, dtype=torch.bool)
-    for index, rows in enumerate(groups):
-        logps[index, : len(rows)] = torch.tensor(rows, dtype=dtype)
-        mask[index, : len(rows)] = True
-    return logps, mask
-
-
-def assert_close(actual: torch.Tensor, expected, tolerance: float = 1e-9) -> None:
-    """Equal to `tolerance`, absolute or relative."""
-    expected = torch.as_tensor(expected, dtype=torch.float64)
-    torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
-
-
-def assert_rows_close(actual: torch.Tensor, expected) -> None:
-    """The real responses of every group, to 1e-9; `expected` is one list per group."""
-    for row, values in zip(actual, expected, strict=True):
-        assert_close(row[: len(values)], values)
+    return padded(groups, fill, dtype), mask_of(groups)
 
 
 def test_confidence_weights_by_hand():
@@ -105,22 +90,17 @@ def test_fixed_weights_refuse_what_cannot_be_normalised(numbers):
         references.fixed_weights(logps, torch.tensor(numbers))
 
 
-def test_uniform_weights():
-    """1/K for every group."""
-    logps, _ = tensors_of(rows_of(sizes=(2, 3), count=3))
-    assert_close(references.uniform_weights(logps), [[1 / 3] * 3] * 2)
-
-
 def test_accuracy_weights_by_hand():
     """Accuracies (0.7, 0.4, 0.6): (0.2, 0, 0.1) above chance, α = (2/3, 0, 1/3).
 
-    None above chance: uniform.
+    None above chance: uniform, 1/K for every group.
     """
     logps, _ = tensors_of(rows_of(sizes=(2, 3), count=3))
     above = torch.tensor([0.7, 0.4, 0.6], dtype=torch.float64)
     assert_close(references.accuracy_weights(logps, above), [[2 / 3, 0.0, 1 / 3]] * 2)
     below = torch.tensor([0.5, 0.4, 0.1], dtype=torch.float64)
     assert_close(references.accuracy_weights(logps, below), [[1 / 3] * 3] * 2)
+    assert_close(references.uniform_weights(logps), [[1 / 3] * 3] * 2)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
@@ -142,17 +122,13 @@ def test_clip_agrees_with_the_oracle(epsilon_max):
     """Adaptive and fixed radii; reference 1 is untouched."""
     groups = rows_of()
     logps, mask = tensors_of(groups)
-    radius = references.trust_region_radius(logps, mask, epsilon_max)
-    clipped = references.clip_to_trust_region(logps, radius)
-    adaptive = [oracle.clip(rows, oracle.adaptive_radius(rows, epsilon_max)) for rows in groups]
-    assert_rows_close(clipped, adaptive)
-    assert torch.equal(clipped[..., 0][mask], logps[..., 0][mask])
-    fixed = references.clip_to_trust_region(
-        logps, torch.full(mask.shape, epsilon_max, dtype=torch.float64)
-    )
-    assert_rows_close(
-        fixed, [oracle.clip(rows, oracle.fixed_radius(rows, epsilon_max)) for rows in groups]
-    )
+    adaptive = references.trust_region_radius(logps, mask, epsilon_max)
+    fixed = torch.full(mask.shape, epsilon_max, dtype=torch.float64)
+    for radius, rule in ((adaptive, oracle.adaptive_radius), (fixed, oracle.fixed_radius)):
+        clipped = references.clip_to_trust_region(logps, radius)
+        expected = [oracle.clip(rows, rule(rows, epsilon_max)) for rows in groups]
+        assert_rows_close(clipped, expected)
+        assert torch.equal(clipped[..., 0][mask], logps[..., 0][mask])
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -165,10 +141,7 @@ def test_combine_agrees_with_the_oracle(how, count):
     for rule in (oracle.confidence_weights, oracle.uniform_weights, lambda rows: fixed):
         weights = [rule(rows) for rows in groups]
         combined = references.combine(logps, torch.tensor(weights, dtype=torch.float64), how=how)
-        expected = [
-            oracle.combine(rows, alpha, how) for rows, alpha in zip(groups, weights, strict=True)
-        ]
-        assert_rows_close(combined, expected)
+        assert_rows_close(combined, map(partial(oracle.combine, how=how), groups, weights))
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -188,25 +161,21 @@ def test_masked_entries_reach_no_weight_and_no_radius(fill):
     groups = rows_of(sizes=(1, 2, 5))
     logps, mask = tensors_of(groups, fill)
     plain, _ = tensors_of(groups, fill=-1.0)
-    assert torch.equal(
-        references.confidence_weights(logps, mask), references.confidence_weights(plain, mask)
-    )
-    assert torch.equal(
-        references.trust_region_radius(logps, mask, 0.1),
-        references.trust_region_radius(plain, mask, 0.1),
-    )
+    for rule in (references.confidence_weights, RADIUS):
+        assert torch.equal(rule(logps, mask), rule(plain, mask))
 
 
-def test_no_spread_gives_uniform_weights():
-    """One response, or references that rate all responses alike, say nothing of confidence."""
-    logps, mask = tensors_of([[[-1.0, -2.0, -3.0]], [[-1.0, -2.0, -3.0], [-1.0, -2.0, -3.0]]])
-    assert_close(references.confidence_weights(logps, mask), [[1 / 3] * 3] * 2)
-
-
-def test_a_reference_without_spread_gets_no_weight():
-    """Spreads 2 and 0: α = (1, 0)."""
-    logps, mask = tensors_of([[[-1.0, -4.0], [-3.0, -4.0]]])
-    assert_close(references.confidence_weights(logps, mask), [[1.0, 0.0]])
+@pytest.mark.parametrize(
+    ("rows", "alpha"),
+    [
+        ([[-1.0, -2.0, -3.0]], [1 / 3] * 3),  # one response
+        ([[-1.0, -2.0, -3.0]] * 2, [1 / 3] * 3),  # references that rate all responses alike
+        ([[-1.0, -4.0], [-3.0, -4.0]], [1.0, 0.0]),  # spreads 2 and 0
+    ],
+)
+def test_where_nothing_spreads(rows, alpha):
+    """All spreads 0 say nothing of confidence: uniform; a single one of 0 is no weight."""
+    assert_close(references.confidence_weights(*tensors_of([rows])), [alpha])
 
 
 def test_zero_sums_share_the_radius():
@@ -221,7 +190,7 @@ def test_a_group_without_responses_is_harmless():
     logps = torch.full((1, 3, 2), math.nan, dtype=torch.float64)
     mask = torch.zeros(1, 3, dtype=torch.bool)
     assert_close(references.confidence_weights(logps, mask), [[0.5, 0.5]])
-    assert_close(references.trust_region_radius(logps, mask, 0.1), [[0.0, 0.0, 0.0]])
+    assert_close(RADIUS(logps, mask), [[0.0, 0.0, 0.0]])
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -242,16 +211,12 @@ def test_extreme_log_probs_stay_finite_and_exact(how):
     logps, mask = tensors_of([rows])
     weights = references.confidence_weights(logps, mask)
     radius = references.trust_region_radius(logps, mask, 0.1)
-    for clipped, expected in (
-        (logps, rows),
-        (
-            references.clip_to_trust_region(logps, radius),
-            oracle.clip(rows, oracle.adaptive_radius(rows, 0.1)),
-        ),
-    ):
+    moved = references.clip_to_trust_region(logps, radius)
+    expected = oracle.clip(rows, oracle.adaptive_radius(rows, 0.1))
+    for clipped, plain in ((logps, rows), (moved, expected)):
         combined = references.combine(clipped, weights, how=how)
         assert combined.isfinite().all()
-        assert_close(combined[0], oracle.combine(expected, oracle.confidence_weights(rows), how))
+        assert_close(combined[0], oracle.combine(plain, oracle.confidence_weights(rows), how))
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -295,5 +260,5 @@ HALVES = torch.full((3, 2), 0.5)
 )
 def test_refuses_to_broadcast(function, arguments):
     """Every shape is checked before any arithmetic."""
-    with pytest.raises(ValueError, match=r"shape|\[B"):
+    with pytest.raises(ValueError, match=SHAPE_ERROR):
         function(*arguments)

@@ -37,6 +37,11 @@ class Sides:
     negative: Tensor
     labels: Tensor | None
 
+    @property
+    def both(self) -> Tensor:
+        """[B] bool: the groups with a chosen and a rejected response."""
+        return self.positive.any(-1) & self.negative.any(-1)
+
 
 def choose_sides(
     mask: Tensor,

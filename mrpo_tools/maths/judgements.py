@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mrpo_tools.maths import contrasts
 from mrpo_tools.maths.shapes import require_shape
+from mrpo_tools.words import Chosen
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,12 @@ class Judgements:
     def sides(self) -> contrasts.Sides:
         """The chosen and rejected sets by the data's own labels, else by the mean score."""
         return contrasts.choose_sides(self.mask, self.scores, self.chosen)
+
+    def sides_by(self, chosen: Chosen, top_bottom: int) -> contrasts.Sides:
+        """The sides by another rule of `choose_sides`."""
+        return contrasts.choose_sides(
+            self.mask, self.scores, self.chosen, chosen=chosen, top_bottom=top_bottom
+        )
 
     @cached_property
     def pairs(self) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mrpo_tools.maths.contrasts import Sides, one_hot_argmax
+from mrpo_tools.maths.contrasts import one_hot_argmax
 from mrpo_tools.maths.judgements import Judgements
 from mrpo_tools.maths.shapes import fill, masked_mean, pair_differences, require_shape
 
@@ -31,7 +31,7 @@ def margins(rewards: Tensor, judged: Judgements) -> Tensor:
     sides = judged.sides
     clean = fill(rewards.to(torch.float64), judged.mask)
     margin = masked_mean(clean, sides.positive) - masked_mean(clean, sides.negative)
-    return _or_nan(margin, _both(sides))
+    return _or_nan(margin, sides.both)
 
 
 def top1(rewards: Tensor, judged: Judgements) -> Tensor:
@@ -71,9 +71,5 @@ def _require_rewards(rewards: Tensor, judged: Judgements) -> None:
     require_shape("rewards", rewards, tuple(judged.mask.shape))
 
 
-def _both(sides: Sides) -> Tensor:
-    return sides.positive.any(-1) & sides.negative.any(-1)
-
-
-def _or_nan(values: Tensor, known: Tensor) -> Tensor:
-    return fill(values, known, float("nan"))
+def _or_nan(values: Tensor, defined: Tensor) -> Tensor:
+    return fill(values, defined, float("nan"))

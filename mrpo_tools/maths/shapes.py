@@ -36,8 +36,8 @@ def masked_logsumexp(tensor: Tensor, mask: Tensor) -> Tensor:
     A row without any gives 0 and no gradient, so that groups skipped elsewhere stay finite here.
     """
     empty = ~mask.any(-1, keepdim=True)
-    kept = fill(tensor, mask, float("-inf"))
-    return torch.where(empty, torch.zeros_like(kept), kept).logsumexp(-1) * ~empty.squeeze(-1)
+    terms = fill(tensor, mask, float("-inf"))
+    return torch.where(empty, torch.zeros_like(terms), terms).logsumexp(-1) * ~empty.squeeze(-1)
 
 
 def pair_differences(tensor: Tensor) -> Tensor:

@@ -115,16 +115,10 @@ class Terms:
     @cached_property
     def sides(self) -> contrasts.Sides:
         """Who is chosen and who is rejected."""
-        if self._chosen == "auto":
-            return self.batch.judged.sides
         judged = self.batch.judged
-        return contrasts.choose_sides(
-            judged.mask,
-            judged.scores,
-            judged.chosen,
-            chosen=self._chosen,
-            top_bottom=self._top_bottom,
-        )
+        if self._chosen == "auto":
+            return judged.sides
+        return judged.sides_by(self._chosen, self._top_bottom)
 
     def pairs(self, pairing: Pairing) -> Tensor:
         """[B, N, N] bool: the pairs (w, l) of a pairing rule."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from mrpo_tools.config import Recipe
 from mrpo_tools.errors import UsageError, did_you_mean
 from mrpo_tools.maths import objectives
-from mrpo_tools.maths.contrasts import Sides, choose_sides
+from mrpo_tools.maths.contrasts import Sides
 from mrpo_tools.maths.judgements import Judgements
 from mrpo_tools.methods.combination import Combination, Combined
 
@@ -85,13 +85,7 @@ class Method:
 
     def sides(self, judged: Judgements) -> Sides:
         """Who is chosen and who is rejected; its mask is what the objective sees."""
-        return choose_sides(
-            judged.mask,
-            judged.scores,
-            judged.chosen,
-            chosen=self.hyper["chosen"],
-            top_bottom=self.hyper["top_bottom"],
-        )
+        return judged.sides_by(self.hyper["chosen"], self.hyper["top_bottom"])
 
     def on(
         self,

@@ -16,13 +16,13 @@ SHARE_OF_FREE_MEMORY = 0.7
 
 def bytes_per_token(scorer: ResponseScorer, row: Row) -> float:
     """Bytes that autograd keeps for each token of a pass over a row, parameters not counted."""
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
     owned = {parameter.untyped_storage().data_ptr() for parameter in scorer.parameters()}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in owned:
-            kept[storage.data_ptr()] = storage.nbytes()
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     device = next(scorer.parameters()).device
@@ -31,7 +31,7 @@ def bytes_per_token(scorer: ResponseScorer, row: Row) -> float:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         logps = scorer(tokens, len(row.responses))
     del logps
-    return sum(kept.values()) / len(row)
+    return sum(saved.values()) / len(row)
 
 
 def activations_fit(

@@ -95,8 +95,8 @@ class Clock(TrainerCallback, ExportableState):
 
     def restore(self, state: Any) -> None:
         """Begin where a checkpoint's clock stood."""
-        kept = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
-        self._before = kept["attributes"]["seconds"]
+        saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        self._before = saved["attributes"]["seconds"]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock where the checkpoint's stood."""

@@ -24,15 +24,14 @@ def figures(groups: TrainingGroups, applied: Applied, index: list[int]) -> dict[
         index: the places of those B.
     """
     rewards, sides, judged = applied.rewards, applied.sides, applied.batch.judged
-    both = sides.positive.any(-1) & sides.negative.any(-1)
     logps = applied.batch.policy_logps.detach()
     values = {
-        "rewards/chosen": masked_mean(rewards, sides.positive)[both],
-        "rewards/rejected": masked_mean(rewards, sides.negative)[both],
+        "rewards/chosen": masked_mean(rewards, sides.positive)[sides.both],
+        "rewards/rejected": masked_mean(rewards, sides.negative)[sides.both],
         "rewards/accuracies": metrics.accuracies(rewards, judged),
         "rewards/margins": metrics.margins(rewards, judged),
-        "logps/chosen": masked_mean(logps, sides.positive)[both],
-        "logps/rejected": masked_mean(logps, sides.negative)[both],
+        "logps/chosen": masked_mean(logps, sides.positive)[sides.both],
+        "logps/rejected": masked_mean(logps, sides.negative)[sides.both],
     }
     combined, mask = groups.combined, groups.tensors.mask
     for k, name in enumerate(groups.reference_names):

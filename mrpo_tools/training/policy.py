@@ -50,8 +50,8 @@ def _named(
 ) -> tuple[str, Reference]:
     """The name and the words of the policy, before the recipe's own are put over them."""
     if recipe.policy is not None:
-        known = references.get(recipe.policy)
-        return (recipe.policy, known) if known else ("policy", Reference(model=recipe.policy))
+        named = references.get(recipe.policy)
+        return (recipe.policy, named) if named else ("policy", Reference(model=recipe.policy))
     if not stores:
         raise UsageError(f"{recipe.loss} has no reference 1 to start from", "--policy MODEL")
     first = stores[0]

@@ -86,11 +86,10 @@ def prepare(
         held_out, _ = _gather(held_out_method, policy, stores, measured)
         if not held_out.usable.any():
             say_once(f"warning: {method.name} can measure no group of split {recipe.eval_split}")
-    kept_groups = [group for group, keep in zip(chosen, training.usable, strict=True) if keep]
     return Prepared(
         policy=policy,
         stores=stores,
-        groups=kept_groups,
+        groups=[group for group, fits in zip(chosen, training.usable, strict=True) if fits],
         training=usable,
         held_out=held_out,
         report=report,

@@ -20,7 +20,7 @@ def _has_pair(t: Terms, *, pairing: Pairing) -> Tensor:
 
 
 def _has_sets(t: Terms) -> Tensor:
-    return t.sides.positive.any(-1) & t.sides.negative.any(-1)
+    return t.sides.both
 
 
 def _has_weighted_sets(t: Terms, *, weight: str, power: int) -> Tensor:

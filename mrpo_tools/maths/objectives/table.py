@@ -97,7 +97,7 @@ class Objective:
     def defaults(self) -> Hyper:
         """The objective's own hyper-parameters; no others but `COMMON` are accepted."""
         parameters = inspect.signature(self.loss).parameters.values()
-        own = {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
+        own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
         return own if self.chosen == "auto" else {**own, "chosen": self.chosen}
 
     def complete(self, hyper: Hyper) -> dict[str, Any]:
@@ -163,7 +163,7 @@ class Applied:
 def _keywords(function: OfTerms) -> tuple[str, ...]:
     """The hyper-parameters that a function of terms asks for."""
     parameters = inspect.signature(function).parameters.values()
-    return tuple(one.name for one in parameters if one.kind is one.KEYWORD_ONLY)
+    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
 
 TABLE: dict[str, Objective] = {}
