@@ -343,19 +343,22 @@ def test_a_typing_error_is_answered_with_what_is_near(source, message, hint) -> 
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("source", "options", "message"),
     [
-        ({"limit": 0}, "--limit 0: expected 1 or more"),
-        ({"test_size": 1.5}, "--test-size 1.5: expected a share from 0 to 1"),
-        ({"adapter": "pair"}, "there is no adapter 'pair'"),
-        ({"score": "mean"}, "--score mean: the adapter pairs has one kind only"),
-        ({"split": "test"}, "x.jsonl: no group is in the split 'test', but in train (1)"),
+        ("nowhere.jsonl", {"limit": 0}, "--limit 0: expected 1 or more"),
+        ("nowhere.jsonl", {"limit": -1}, "--limit -1: expected 1 or more"),
+        ("nowhere.jsonl", {"test_size": 1.5}, "--test-size 1.5: expected a share from 0 to 1"),
+        ("x.jsonl", {"adapter": "pair"}, "there is no adapter 'pair'"),
+        ("x.jsonl", {"score": "mean"}, "--score mean: the adapter pairs has one kind only"),
+        ("x.jsonl", {"split": "test"},
+         "x.jsonl: no group is in the split 'test', but in train (1)"),
     ],
-)
-def test_options_that_cannot_be_meant(options: dict[str, Any], message: str) -> None:
+)  # fmt: skip
+def test_options_that_cannot_be_meant(source: str, options: dict[str, Any], message: str) -> None:
+    """What can be checked before anything is read is checked then."""
     Path("x.jsonl").write_bytes(GOOD)
     with pytest.raises(UsageError) as error:
-        load_groups("x.jsonl", **options)
+        load_groups(source, **options)
     assert str(error.value) == message
 
 

@@ -113,23 +113,16 @@ def test_an_adapter_of_a_hub_model_or_in_a_hub_repository(model):
     assert files == ModelFiles(model, adapter, "org/base", "v3!")
 
 
-def test_an_adapter_of_an_adapter_is_not_half_loaded(model):
-    """An adapter whose base is an adapter needs both; dropping one would be another model."""
+@pytest.mark.parametrize("base", ["missing", None, "itself", "an adapter"])
+def test_an_adapter_directory_without_its_base_is_refused(model, base):
+    """No base in its config, null, the directory itself, or another adapter, both of which would be
+    needed: said in words."""
     second = model.parent / "second"
-    edit_json(second / "adapter_config.json", base_model_name_or_path=str(model.parent / "first"))
-    with pytest.raises(UsageError, match="adapter"):
-        locate(Reference(model=str(second)))
-
-
-@pytest.mark.parametrize("config", [{}, {"base_model_name_or_path": None}, "itself"])
-def test_an_adapter_directory_without_its_base_is_refused(model, config):
-    """No base in its config, null, or the directory itself: said in words."""
-    adapter = model.parent / "first"
-    if config == "itself":
-        config = {"base_model_name_or_path": str(adapter)}
-    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    places = {"itself": str(second), "an adapter": str(model.parent / "first")}
+    config = {} if base == "missing" else {"base_model_name_or_path": places.get(base)}
+    (second / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError, match="does not name a model as its base"):
-        locate(Reference(model=str(adapter)))
+        locate(Reference(model=str(second)))
 
 
 # What cannot be a reference.

@@ -12,7 +12,7 @@ import pytest
 from small_data import lines, numbered, pairs, prompts, write_lines
 
 from mrpo_tools.errors import UsageError
-from mrpo_tools.sources import GroupStream, Options, load_groups
+from mrpo_tools.sources import GroupStream, load_groups
 
 
 def group(prompt: str, *responses: tuple[Any, ...]) -> dict[str, Any]:
@@ -123,11 +123,6 @@ def test_a_stream_yields_before_the_end_is_read(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         list(groups)
     assert len(stream.problems) == 1
-
-
-def test_options_are_checked_before_anything_is_read() -> None:
-    with pytest.raises(UsageError, match="--limit -1: expected 1 or more"):
-        GroupStream("nowhere.jsonl", Options(limit=-1))
 
 
 def test_a_map_repeats_and_takes_commas(here, mrpo):
