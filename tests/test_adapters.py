@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -458,21 +459,22 @@ def test_columns_can_be_mapped_and_problems_name_those_of_the_file(load) -> None
     assert [problem.field for problem in error.value.problems] == ["bad"]
 
 
-def test_named_data_sets_name_real_owners_and_no_hashes() -> None:
-    for name, data in KNOWN.items():
-        owner, _, data_set = data.hub_id.partition("/")
-        assert owner, name
-        assert data_set.replace("_", "").replace("-", "").isalnum(), name
-        assert 0 <= data.test_size < 1
-
-
-def test_the_papers_splits() -> None:
-    """MRPO's Tables 6 and 7: train/test of 364/3276, 502/502, 2178/242, and 90 % of Nectar."""
-    shares = {
-        "comparison-gpt4": 3276 / (364 + 3276),
-        "neural-dpo": 502 / (502 + 502),
-        "distilabel-math": 242 / (2178 + 242),
-        "nectar-binarized": 1 - 0.9,
+def test_the_named_data_sets_are_those_of_the_papers() -> None:
+    """MRPO's Tables 6 and 7, train/test of 364/3276, 502/502, 2178/242 and 90 % of Nectar; and the
+    sets that MPO, SWEPO and MPPO train on. Every name stands for an owner's set, never a hash."""
+    published = {
+        "comparison-gpt4": ("wangrongsheng/comparison_gpt4_data_en", 3276 / (364 + 3276)),
+        "neural-dpo": ("NeuralNovel/Neural-DPO", 502 / (502 + 502)),
+        "distilabel-math": ("argilla/distilabel-math-preference-dpo", 242 / (2178 + 242)),
+        "nectar-binarized": ("HongchengGao/Nectar_binarized", 1 - 0.9),
+        "helpsteer-binarized": ("sablo/HelpSteer_binarized", 0),
+        "ultrafeedback-binarized": ("HuggingFaceH4/ultrafeedback_binarized", 0),
     }
-    for name, share in shares.items():
+    for name, (hub_id, share) in published.items():
+        assert KNOWN[name].hub_id == hub_id
         assert KNOWN[name].test_size == pytest.approx(share, abs=1e-9), name
+    others = {"ultrafeedback", "helpsteer", "helpsteer3", "nectar", "hh-rlhf", "orca-dpo"}
+    assert others | published.keys() <= KNOWN.keys()
+    for data in KNOWN.values():
+        assert re.fullmatch(r"[^/]+/[A-Za-z0-9_-]+", data.hub_id)
+        assert 0 <= data.test_size < 1

@@ -15,8 +15,6 @@ from small_data import write_lines
 
 from mrpo_tools.cli import COMMANDS, cli, run
 
-NAMES = ("llama", "mistral", "qwen")
-
 
 @pytest.fixture
 def project(here, some_groups) -> Path:
@@ -64,7 +62,7 @@ def test_by_hand_with_a_project(project, tiny_models, mrpo):
     assert "not comparable between methods" in mrpo("evaluate runs/mrpo --split train").out
     query = "SELECT reference, count(*) AS n FROM logps GROUP BY 1 ORDER BY 1"
     rows = json.loads(mrpo(f"sql '{query}' --format json").out)
-    assert [row["reference"] for row in rows] == list(NAMES)
+    assert [row["reference"] for row in rows] == ["llama", "mistral", "qwen"]
     printed = mrpo("generate runs/mrpo --split train --max-new-tokens 4").out
     answers = [json.loads(line) for line in printed.splitlines()]
     assert answers

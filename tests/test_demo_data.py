@@ -42,45 +42,37 @@ def solve(group: dict) -> str:
     }[skill]()
 
 
-@pytest.mark.parametrize(
-    ("prompt", "answer", "expected"),
-    [
-        ("What is 3 + 4?", "7", 10),
-        ("What is 3 + 4?", " 7\n", 10),
-        ("What is 3 + 4?", "The answer is 7.", 7),
-        ("What is 3 + 4?", "Not 9, it is 7", 7),
-        ("What is 3 + 4?", "8", 3),
-        ("What is 3 + 4?", "9", 3),
-        ("What is 3 + 4?", "10", 1),
-        ("What is 3 + 4?", "", 1),
-        (system("You are terse.", "Add 3 and 4."), "7", 10),
-        ("2 + 9 = ? Answer in a full sentence.", "The answer is 11.", 10),
-        (system("Answer in a full sentence.", "4 6 8 and then?"), "The answer is 10.", 10),
-        (system("Answer in a full sentence.", "4 6 8 and then?"), "10", 7),
-        ("Count the letter x in x o x x.", "3", 10),
-        ("Write a d b backwards.", "b d a", 10),
-        ("Write a d b backwards.", "b a d", 3),
-        ("Write a d b backwards.", "b a f", 1),
-        ("Write a d b backwards. Use capital letters.", "B D A", 10),
-        ("Write a d b backwards. Use capital letters.", "b d a", 7),
-        ("Sort the letters d a b.", "Sure! It is a b d.", 7),
-        ("Not hot but?", "cold", 10),
-        ("Not hot but?", "cool", 3),
-        ("Not hot but?", "warm", 1),
-        (system("Answer in capital letters.", "Not hot but?"), "COLD", 10),
-        (system("Answer in capital letters.", "Not hot but?"), "Cold", 7),
-    ],
-)
-def test_the_rule_by_hand(prompt: tasks.Prompt, answer: str, expected: float) -> None:
-    assert tasks.score(prompt, answer) == expected
-    assert tasks.is_right(prompt, answer) == (expected == 10)
+SENTENCE = system("Answer in a full sentence.", "4 6 8 and then?")
+CAPITALS = system("Answer in capital letters.", "Not hot but?")
+RULE: list[tuple[tasks.Prompt, dict[str, float]]] = [
+    ("What is 3 + 4?", {"7": 10, " 7\n": 10, "The answer is 7.": 7, "Not 9, it is 7": 7,
+                        "8": 3, "9": 3, "10": 1, "": 1}),
+    (system("You are terse.", "Add 3 and 4."), {"7": 10}),
+    ("2 + 9 = ? Answer in a full sentence.", {"The answer is 11.": 10}),
+    (SENTENCE, {"The answer is 10.": 10, "10": 7}),
+    ("Count the letter x in x o x x.", {"3": 10}),
+    ("Write a d b backwards.", {"b d a": 10, "b a d": 3, "b a f": 1}),
+    ("Write a d b backwards. Use capital letters.", {"B D A": 10, "b d a": 7}),
+    ("Sort the letters d a b.", {"Sure! It is a b d.": 7}),
+    ("Not hot but?", {"cold": 10, "cool": 3, "warm": 1}),
+    (CAPITALS, {"COLD": 10, "Cold": 7}),
+]  # fmt: skip
 
 
-def test_a_text_that_is_no_task_is_refused() -> None:
+@pytest.mark.parametrize(("prompt", "marks"), RULE)
+def test_the_rule_by_hand(prompt: tasks.Prompt, marks: dict[str, float]) -> None:
+    for answer, expected in marks.items():
+        assert tasks.score(prompt, answer) == expected, answer
+        assert tasks.is_right(prompt, answer) == (expected == 10), answer
+
+
+def test_no_task_and_more_groups_than_prompts_are_refused() -> None:
     with pytest.raises(ValueError, match="not a question"):
         tasks.score("Who are you?", "A model.")
     with pytest.raises(ValueError, match="not a prompt"):
         tasks.score(system("Be kind.", "What is 3 + 4?"), "7")
+    with pytest.raises(ValueError, match="at most"):
+        tasks.make_groups(train=100_000)
 
 
 def test_every_phrasing_in_every_form_reads_back() -> None:
@@ -147,11 +139,6 @@ def test_training_texts_meet_no_test_prompt() -> None:
         for _ in range(1000):
             prompt = [turn.as_dict() for turn in tiny_models._draw_group(rng, plan).prompt]
             assert json.dumps(prompt) not in held_out
-
-
-def test_more_groups_than_prompts_are_refused() -> None:
-    with pytest.raises(ValueError, match="at most"):
-        tasks.make_groups(train=100_000)
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from small_data import numbered, pairs, prompts, write_lines
+from small_data import numbered, pairs, prompts, splits_of, write_lines
 from test_adapters import PUBLISHED, SAMPLES
 
 from mrpo_tools.cli.options import read_groups
@@ -62,10 +61,6 @@ def serving(rows: list[Any], *commits: str) -> Answer:
     return answer
 
 
-def splits_of(source: Any) -> Counter[str]:
-    return Counter(group.split for group in source.groups)
-
-
 @pytest.mark.parametrize("name", KNOWN)
 def test_a_named_data_set_is_read_by_its_adapter(name: str, hub: Any) -> None:
     """The published columns, under the name's hub id."""
@@ -79,20 +74,31 @@ def test_a_named_data_set_is_read_by_its_adapter(name: str, hub: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "train", "test"),
-    [("comparison-gpt4", 364, 3276), ("neural-dpo", 502, 502), ("distilabel-math", 2178, 242)],
+    ("name", "count", "options", "expected"),
+    [
+        ("comparison-gpt4", 3640, {}, {"train": 364, "test": 3276}),
+        ("neural-dpo", 1004, {}, {"train": 502, "test": 502}),
+        ("distilabel-math", 2420, {}, {"train": 2178, "test": 242}),
+        ("neural-dpo", 1200, {}, {"train": 502, "test": 698}),  # more rows are tested on
+        ("neural-dpo", 100, {}, {"train": 50, "test": 50}),  # fewer go by the paper's share
+        ("neural-dpo", 1004, {"test_size": 0.0}, {"train": 1004}),  # the user's share
+    ],
 )
-def test_the_papers_splits_come_out_exactly(name: str, train: int, test: int, hub: Any) -> None:
-    """S1, S2 and S3 of MRPO (its Table 6), by prompt, the same whatever the order of the rows."""
-    rows = numbered(train + test)
-    hub(serving(rows))
-    source = load_groups(name)
-    assert splits_of(source) == {"train": train, "test": test}
+def test_the_papers_splits_come_out_exactly(name, count, options, expected, hub) -> None:
+    """S1, S2 and S3 of MRPO (its Table 6)."""
+    hub(serving(numbered(count)))
+    source = load_groups(name, **options)
+    assert splits_of(source) == expected
     assert source.counts["lacking_in_train"] == 0
-    hub(serving(rows[::-1]))
-    again = set(prompts(load_groups(name, split="train")))
-    assert again == {g.prompt[0].content for g in source.groups if g.split == "train"}
-    assert set(prompts(load_groups(name, split="train", seed=1))) != again
+
+
+def test_a_papers_split_is_by_prompt_and_seed_whatever_the_order_of_the_rows(hub: Any) -> None:
+    rows = numbered(1004)
+    trained = []
+    for data, seed in ((rows, 0), (rows[::-1], 0), (rows, 1)):
+        hub(serving(data))
+        trained.append(set(prompts(load_groups("neural-dpo", split="train", seed=seed))))
+    assert trained[0] == trained[1] != trained[2]
 
 
 def test_a_papers_split_of_repeated_prompts(hub: Any) -> None:
@@ -106,20 +112,6 @@ def test_a_papers_split_of_repeated_prompts(hub: Any) -> None:
         assert source.counts["lacking_in_train"] == lacking
         placed = {(group.prompt_id, group.split) for group in source.groups}
         assert len(placed) == len({prompt for prompt, _ in placed})
-
-
-@pytest.mark.parametrize(
-    ("count", "options", "expected"),
-    [
-        (1200, {}, {"train": 502, "test": 698}),
-        (100, {}, {"train": 50, "test": 50}),
-        (1004, {"test_size": 0.0}, {"train": 1004}),
-    ],
-    ids=["more rows are tested on", "fewer go by the paper's share", "the user's share"],
-)
-def test_a_named_data_set_of_another_size_or_share(count, options, expected, hub) -> None:
-    hub(serving(numbered(count)))
-    assert splits_of(load_groups("neural-dpo", **options)) == expected
 
 
 def test_nectar_is_split_nine_to_one(hub: Any) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_data import lines, numbered, pairs, prompts, write_lines
+from small_data import lines, numbered, pairs, prompts, splits_of, write_lines
 
 from mrpo_tools.errors import UsageError
 from mrpo_tools.sources import GroupStream, load_groups
@@ -70,7 +69,7 @@ def test_prompts_without_a_split_are_drawn_by_their_id(tmp_path: Path) -> None:
     rows = numbered(2000) + [row | {"rejected": "?"} for row in numbered(2000)]
     write_lines(tmp_path / "x.jsonl", rows)
     write_lines(tmp_path / "y.jsonl", rows[::-1])
-    assert {group.split for group in load_groups(tmp_path / "x.jsonl").groups} == {"train"}
+    assert splits_of(load_groups(tmp_path / "x.jsonl")) == {"train": 4000}
 
     def drawn(name: str, seed: int) -> set[str]:
         return set(prompts(load_groups(tmp_path / name, split="test", test_size=0.1, seed=seed)))
@@ -87,12 +86,10 @@ def test_prompts_without_a_split_are_drawn_by_their_id(tmp_path: Path) -> None:
 def test_data_that_is_all_train_can_be_split(tmp_path: Path) -> None:
     """One folder of `train` files alone; with a `test` beside it the names are what counts."""
     write_lines(tmp_path / "train.jsonl", numbered(50))
-    assert {group.split for group in load_groups(tmp_path).groups} == {"train"}
-    drawn = {group.split for group in load_groups(tmp_path, test_size=0.5).groups}
-    assert drawn == {"train", "test"}
+    assert splits_of(load_groups(tmp_path)) == {"train": 50}
+    assert set(splits_of(load_groups(tmp_path, test_size=0.5))) == {"train", "test"}
     write_lines(tmp_path / "test.jsonl", pairs("t"))
-    splits = Counter(group.split for group in load_groups(tmp_path, test_size=0.5).groups)
-    assert splits == {"train": 50, "test": 1}
+    assert splits_of(load_groups(tmp_path, test_size=0.5)) == {"train": 50, "test": 1}
 
 
 def test_rows_that_say_train_are_drawn_from_when_asked(tmp_path: Path) -> None:
@@ -100,10 +97,10 @@ def test_rows_that_say_train_are_drawn_from_when_asked(tmp_path: Path) -> None:
     rows of another split stay there."""
     rows = [row | {"split": "test" if n < 3 else "train"} for n, row in enumerate(numbered(60))]
     path = write_lines(tmp_path / "data.jsonl", rows)
-    assert Counter(g.split for g in load_groups(path).groups) == {"train": 57, "test": 3}
-    drawn = load_groups(path, test_size=0.3).groups
-    assert {g.split for g in drawn if g.prompt[0].content in ("0", "1", "2")} == {"test"}
-    assert 8 < sum(g.split == "test" for g in drawn) < 35
+    assert splits_of(load_groups(path)) == {"train": 57, "test": 3}
+    drawn = load_groups(path, test_size=0.3)
+    assert {"0", "1", "2"} <= {g.prompt[0].content for g in drawn.groups if g.split == "test"}
+    assert 8 < splits_of(drawn)["test"] < 35
 
 
 def test_limit_stops_reading(tmp_path: Path) -> None:
