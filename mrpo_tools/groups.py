@@ -108,11 +108,7 @@ class Group:
         row: dict[str, Any] = {
             "prompt": [message.as_dict() for message in self.prompt],
             "responses": [
-                {
-                    key: value
-                    for key, value in vars(response).items()
-                    if value is not None and key in ("content", "score", "chosen", "model")
-                }
+                {key: value for key, value in vars(response).items() if value is not None}
                 for response in self.responses
             ],
         }

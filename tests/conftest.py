@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +36,28 @@ def private_memo(tmp_path_factory: pytest.TempPathFactory) -> None:
 
     quiet_libraries()
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("xdg"))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def mrpo(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """`mrpo("data show x", 2)` is what a command line prints (`out`, `err`) and must end with 2."""
+    from mrpo_tools.cli import run
+
+    def typed(line: str, code: int = 0) -> Any:
+        capsys.readouterr()
+        ended = run(shlex.split(line))
+        printed = capsys.readouterr()
+        assert ended == code, printed.err
+        return printed
+
+    return typed
 
 
 @pytest.fixture(scope="session")

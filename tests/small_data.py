@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,11 @@ def write_lines(path: Path, rows: Iterable[object]) -> Path:
 def prompts(source: Any) -> list[str]:
     """The last message of every group's prompt."""
     return [group.prompt[-1].content for group in source.groups]
+
+
+def splits_of(source: Any) -> Counter[str]:
+    """How many groups are in each split."""
+    return Counter(group.split for group in source.groups)
 
 
 def run_script(script: str, folder: Path = Path()) -> list[str]:

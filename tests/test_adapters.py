@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import itertools
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small_data import write_lines
 
 from mrpo_tools.errors import DataError, UsageError
 from mrpo_tools.groups import Group
-from mrpo_tools.sources import ADAPTERS, KNOWN, load_groups
+from mrpo_tools.sources import ADAPTERS, KNOWN, Source, load_groups
 
 Rows = list[dict[str, Any]]
 Responses = list[tuple[str, float | None, bool | None]]
@@ -18,16 +21,18 @@ Responses = list[tuple[str, float | None, bool | None]]
 Expected = tuple[list[str], Responses]
 
 
-def system(text: str) -> dict[str, str]:
-    return {"role": "system", "content": text}
-
-
-def user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
+def message(role: str, text: str) -> dict[str, str]:
+    return {"role": role, "content": text}
 
 
 def assistant(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
+    return message("assistant", text)
+
+
+def talk(*texts: str, system: str | None = None) -> list[dict[str, str]]:
+    """A conversation: the user's text, the assistant's, the user's, …"""
+    head = [message("system", system)] if system else []
+    return head + list(map(message, itertools.cycle(["user", "assistant"]), texts))
 
 
 def turn(speaker: str, text: str) -> dict[str, str]:
@@ -37,19 +42,15 @@ def turn(speaker: str, text: str) -> dict[str, str]:
 def judged(response: str, overall: float, fine: float, ratings: str = "3 3 3 3") -> dict[str, Any]:
     """A completion of UltraFeedback, with the ratings of four aspects."""
     aspects = ("instruction_following", "honesty", "truthfulness", "helpfulness")
-    return {
-        "model": "alpaca-7b",
-        "principle": "honesty",
-        "custom_system_prompt": "Be honest.",
-        "response": response,
-        "critique": "…",
-        "overall_score": overall,
-        "fine-grained_score": fine,
-        "annotations": {
-            aspect: {"Rating": rating, "Rationale": "…"}
-            for aspect, rating in zip(aspects, ratings.split(), strict=True)
-        },
+    annotations = {
+        aspect: {"Rating": rating, "Rationale": "…"}
+        for aspect, rating in zip(aspects, ratings.split(), strict=True)
     }
+    return {
+        "model": "alpaca-7b", "principle": "honesty", "custom_system_prompt": "Be honest.",
+        "response": response, "critique": "…", "overall_score": overall,
+        "fine-grained_score": fine, "annotations": annotations,
+    }  # fmt: skip
 
 
 def ranked(*answers: tuple[str, str] | str) -> Rows:
@@ -78,7 +79,7 @@ SAMPLES: dict[str, tuple[Rows, list[Expected]]] = {
     "canonical": ([
         {"prompt": "1+1?",
          "responses": [{"content": "2", "score": 1}, {"content": "3", "score": 0.5}]},
-        {"prompt": [system("Short."), user("Hi")],
+        {"prompt": talk("Hi", system="Short."),
          "responses": [{"content": "Yo", "chosen": True}, {"content": "No", "chosen": False}],
          "id": 7},
         {"prompt": "Q", "responses": [{"content": "a"}, {"content": "b"}, {"content": "c"}]},
@@ -92,7 +93,7 @@ SAMPLES: dict[str, tuple[Rows, list[Expected]]] = {
          "responses": [{"model": "m", "output": "So.", "scores": [5, 4], "score": 4.5},
                        {"model": "n", "output": "No.", "scores": [1, 1], "score": 1.0}]},
         {"prompt": "A?", "responses": [{"output": "x", "score": 2}, {"output": "y", "score": 3}]},
-        {"prompt": [user("B?")], "responses": [{"output": "x"}, {"output": "y"}]},
+        {"prompt": talk("B?"), "responses": [{"output": "x"}, {"output": "y"}]},
     ], [
         (["user: Why?"], scores(("So.", 4.5), ("No.", 1.0))),
         (["user: A?"], scores(("x", 2.0), ("y", 3.0))),
@@ -113,19 +114,16 @@ SAMPLES: dict[str, tuple[Rows, list[Expected]]] = {
     ]),
     "nectar": ([
         {"prompt": "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Joke?\n\nAssistant: ",
-         "answers": ranked(("Knock knock.", "gpt-4"), ("No.", "llama"), ("…", "anon")),
-         "turns": 2, "num_responses": 3, "source": ["sharegpt"], "good_natured": True},
+         "answers": ranked(("Knock knock.", "gpt-4"), ("No.", "llama"), ("…", "anon")), "turns": 2,
+         "num_responses": 3, "source": ["sharegpt"], "good_natured": True},
         {"prompt": "\n\nHuman: A?\n\nAssistant: ", "answers": ranked("xm", "ym"), "turns": 1},
         {"prompt": "\n\nHuman: B?\n\nAssistant: ",
-         "answers": ranked("am", "bm", "cm", "dm", "em", "fm", "gm"),
-         "turns": 1},
+         "answers": ranked("am", "bm", "cm", "dm", "em", "fm", "gm"), "turns": 1},
     ], [
         (["user: Hi", "assistant: Hello!", "user: Joke?"],
          scores(("Knock knock.", -1.0), ("No.", -2.0), ("…", -3.0))),
         (["user: A?"], scores(("x", -1.0), ("y", -2.0))),
-        (["user: B?"],
-         scores(("a", -1.0), ("b", -2.0), ("c", -3.0), ("d", -4.0), ("e", -5.0), ("f", -6.0),
-                ("g", -7.0))),
+        (["user: B?"], scores(*zip("abcdefg", range(-1, -8, -1), strict=True))),
     ]),
     "helpsteer": ([
         helpsteer("c#", "A language.", 3, 4, 4, 2, 1),
@@ -148,12 +146,11 @@ SAMPLES: dict[str, tuple[Rows, list[Expected]]] = {
         (["user: e"], pair("A", "B", 1.5, -1.5)),
     ]),
     "helpsteer3": ([
-        {"domain": "code", "language": "python",
-         "context": [user("Sort?"), assistant("How?"), user("Up.")], "response1": "sorted(x)",
-         "response2": "x", "overall_preference": -3,
+        {"domain": "code", "language": "python", "context": talk("Sort?", "How?", "Up."),
+         "response1": "sorted(x)", "response2": "x", "overall_preference": -3,
          "individual_preference": [{"score": -3, "reasoning": "…"}]},
-        {"context": [user("Q")], "response1": "a", "response2": "b", "overall_preference": 1},
-        {"context": [user("R")], "response1": "a", "response2": "b", "overall_preference": 0},
+        {"context": talk("Q"), "response1": "a", "response2": "b", "overall_preference": 1},
+        {"context": talk("R"), "response1": "a", "response2": "b", "overall_preference": 0},
     ], [
         (["user: Sort?", "assistant: How?", "user: Up."], pair("sorted(x)", "x", 1.5, -1.5)),
         (["user: Q"], [("a", -0.5, False), ("b", 0.5, True)]),
@@ -161,8 +158,8 @@ SAMPLES: dict[str, tuple[Rows, list[Expected]]] = {
     ]),
     "simpo": ([
         {"prompt_id": "ab12", "prompt": "Q", "all_generated_responses": ["a", "b", "a", "c"],
-         "all_rm_scores": [0.1, 0.3, 0.2, 0.0], "chosen": [user("Q"), assistant("b")],
-         "rejected": [user("Q"), assistant("c")]},
+         "all_rm_scores": [0.1, 0.3, 0.2, 0.0], "chosen": talk("Q", "b"),
+         "rejected": talk("Q", "c")},
         {"prompt": "R", "all_generated_responses": ["a", "b"], "all_rm_scores": [-3, 0.5]},
         {"prompt": "S", "all_generated_responses": ["c", "d"], "all_rm_scores": [0.5, 0.5]},
     ], [
@@ -172,7 +169,7 @@ SAMPLES: dict[str, tuple[Rows, list[Expected]]] = {
     ]),
     "rewards": ([
         {"prompt": "Q", "responses": ["a", "b"], "rewards": [-1.5, 2]},
-        {"prompt": [user("R")], "responses": ["a", "b"], "rewards": [0, 0.25]},
+        {"prompt": talk("R"), "responses": ["a", "b"], "rewards": [0, 0.25]},
         {"prompt": "S", "responses": ["a", "b", "c"], "rewards": [3, 2, 1]},
     ], [
         (["user: Q"], scores(("a", -1.5), ("b", 2.0))),
@@ -192,54 +189,50 @@ SAMPLES: dict[str, tuple[Rows, list[Expected]]] = {
     "pairs": ([
         {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."},
         {"prompt": "Q", "chosen": "a", "rejected": "b", "chosen_score": 3, "rejected_score": 1},
-        {"prompt": [user("Q")], "chosen": "a", "rejected": "b"},
+        {"prompt": talk("Q"), "chosen": "a", "rejected": "b"},
     ], [
         (["user: The sky is"], pair(" blue.", " green.")),
         (["user: Q"], pair("a", "b", 3.0, 1.0)),
         (["user: Q"], pair("a", "b")),
     ]),
     "conversational": ([
-        {"prompt": [user("What color is the sky?")], "chosen": [assistant("It is blue.")],
+        {"prompt": talk("What color is the sky?"), "chosen": [assistant("It is blue.")],
          "rejected": [assistant("It is green.")]},
-        {"prompt": [system("S"), user("Q")], "chosen": [assistant("a")],
-         "rejected": [assistant("b")], "score_chosen": 1, "score_rejected": 0.5},
-        {"prompt": [user("Q"), assistant("A"), user("R")], "chosen": [assistant("a")],
-         "rejected": [assistant("b")]},
+        {"prompt": talk("Q", system="S"), "chosen": [assistant("a")], "rejected": [assistant("b")],
+         "score_chosen": 1, "score_rejected": 0.5},
+        {"prompt": talk("Q", "A", "R"), "chosen": [assistant("a")], "rejected": [assistant("b")]},
     ], [
         (["user: What color is the sky?"], pair("It is blue.", "It is green.")),
         (["system: S", "user: Q"], pair("a", "b", 1.0, 0.5)),
         (["user: Q", "assistant: A", "user: R"], pair("a", "b")),
     ]),
     "binarized": ([
-        {"prompt": "Q", "prompt_id": "f00", "chosen": [user("Q"), assistant("a")],
-         "rejected": [user("Q"), assistant("b")], "messages": [user("Q"), assistant("a")],
-         "score_chosen": 8.0, "score_rejected": 5.0},
+        {"prompt": "Q", "prompt_id": "f00", "chosen": talk("Q", "a"), "rejected": talk("Q", "b"),
+         "messages": talk("Q", "a"), "score_chosen": 8.0, "score_rejected": 5.0},
         {"prompt": "R", "chosen": [assistant("a")], "rejected": [assistant("b")],
          "chosen-rating": 4, "chosen-model": "m", "rejected-rating": 2, "rejected-model": "n"},
-        {"prompt": "T", "chosen": [user("T"), assistant("a"), user("U"), assistant("b")],
-         "rejected": [user("T"), assistant("a"), user("U"), assistant("c")], "chosen_rating": 3.5,
-         "rejected_rating": 0.5},
+        {"prompt": "T", "chosen": talk("T", "a", "U", "b"), "rejected": talk("T", "a", "U", "c"),
+         "chosen_rating": 3.5, "rejected_rating": 0.5},
     ], [
         (["user: Q"], pair("a", "b", 8.0, 5.0)),
         (["user: R"], pair("a", "b", 4.0, 2.0)),
         (["user: T", "assistant: a", "user: U"], pair("b", "c", 3.5, 0.5)),
     ]),
     "sets": ([
-        {"prompt": "Q", "chosen": ["a", "b"], "rejected": ["c", "d", "e"]},
+        {"prompt": "Q", "chosen": ["a", "b"], "rejected": ["c", "d"]},
         {"prompt": "R", "chosen": ["a"], "rejected": ["b", "c"]},
-        {"prompt": [user("S")], "chosen": ["a", "b"], "rejected": ["c"]},
+        {"prompt": talk("S"), "chosen": ["a", "b"], "rejected": ["c"]},
     ], [
         (["user: Q"],
-         [("a", None, True), ("b", None, True), ("c", None, False), ("d", None, False),
-          ("e", None, False)]),
+         [("a", None, True), ("b", None, True), ("c", None, False), ("d", None, False)]),
         (["user: R"], [("a", None, True), ("b", None, False), ("c", None, False)]),
         (["user: S"], [("a", None, True), ("b", None, True), ("c", None, False)]),
     ]),
     "sets-conversational": ([
-        {"prompt": [user("Q")], "chosen": [[assistant("a")], [user("Q"), assistant("b")]],
+        {"prompt": talk("Q"), "chosen": [[assistant("a")], talk("Q", "b")],
          "rejected": [[assistant("c")]]},
         {"prompt": "R", "chosen": [[assistant("a")]], "rejected": [[assistant("b")]]},
-        {"prompt": [user("S")], "chosen": [[user("S"), assistant("a")]],
+        {"prompt": talk("S"), "chosen": [talk("S", "a")],
          "rejected": [[assistant("b")], [assistant("c")]]},
     ], [
         (["user: Q"], [("a", None, True), ("b", None, True), ("c", None, False)]),
@@ -300,20 +293,18 @@ SAMPLES: dict[str, tuple[Rows, list[Expected]]] = {
     ]),
     "unpaired": ([
         {"prompt": "Q", "completion": "a", "label": True},
-        {"prompt": [user("R")], "completion": [assistant("x")], "label": False},
+        {"prompt": talk("R"), "completion": [assistant("x")], "label": False},
         {"prompt": "Q", "completion": "b", "label": False},
-        {"prompt": [user("R")], "completion": [assistant("y")], "label": True},
+        {"prompt": talk("R"), "completion": [assistant("y")], "label": True},
     ], [
         (["user: Q"], pair("a", "b")),
         (["user: R"], [("x", None, False), ("y", None, True)]),
     ]),
     "conversational-implicit": ([
-        {"chosen": [user("Q"), assistant("a"), user("R"), assistant("b")],
-         "rejected": [user("Q"), assistant("a"), user("R"), assistant("c")], "chosen_score": 2.5,
-         "rejected_score": 1.0},
-        {"chosen": [user("Q"), assistant("a")], "rejected": [user("Q"), assistant("b")]},
-        {"chosen": [system("S"), user("R"), assistant("a")],
-         "rejected": [system("S"), user("R"), assistant("b")]},
+        {"chosen": talk("Q", "a", "R", "b"), "rejected": talk("Q", "a", "R", "c"),
+         "chosen_score": 2.5, "rejected_score": 1.0},
+        {"chosen": talk("Q", "a"), "rejected": talk("Q", "b")},
+        {"chosen": talk("R", "a", system="S"), "rejected": talk("R", "b", system="S")},
     ], [
         (["user: Q", "assistant: a", "user: R"], pair("b", "c", 2.5, 1.0)),
         (["user: Q"], pair("a", "b")),
@@ -354,10 +345,10 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-def write(folder: Path, rows: Rows) -> Path:
-    path = folder / "data.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., Source]:
+    """`load(rows, …)` reads them from a file."""
+    return lambda rows, **options: load_groups(write_lines(tmp_path / "x.jsonl", rows), **options)
 
 
 def plain(group: Group) -> Expected:
@@ -368,20 +359,17 @@ def plain(group: Group) -> Expected:
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_a_sample_is_recognised_and_read(name: str, tmp_path: Path) -> None:
+def test_a_sample_is_recognised_and_read(name: str, load) -> None:
     rows, expected = SAMPLES[name]
-    source = load_groups(write(tmp_path, rows))
+    source = load(rows)
     assert source.adapter == name
     assert source.reason.startswith("columns " + next(iter(ADAPTERS[name].columns)))
     assert [plain(group) for group in source.groups] == expected
 
 
-def test_every_adapter_has_a_sample_of_three_rows() -> None:
+def test_every_adapter_has_a_sample_of_three_rows_and_a_line_about_it() -> None:
     assert list(SAMPLES) == list(ADAPTERS)
     assert all(len(rows) >= 3 for rows, _ in SAMPLES.values())
-
-
-def test_every_adapter_says_what_it_is_in_one_line() -> None:
     for adapter in ADAPTERS.values():
         assert 10 < len(adapter.about) < 90, adapter.name
         assert not adapter.about.endswith("."), adapter.name
@@ -397,28 +385,32 @@ def test_every_adapter_says_what_it_is_in_one_line() -> None:
         ("helpsteer", "mean", [(3 + 4 + 4 + 2 + 1) / 5, (0 + 1 + 2 + 1 + 1) / 5]),
     ],
 )
-def test_the_kind_of_score_can_be_chosen(
-    adapter: str, score: str, expected: list[float], tmp_path: Path
-) -> None:
-    groups = load_groups(write(tmp_path, SAMPLES[adapter][0]), score=score).groups
+def test_the_kind_of_score_can_be_chosen(adapter: str, score: str, expected: list, load) -> None:
+    groups = load(SAMPLES[adapter][0], score=score).groups
     assert [response.score for response in groups[0].responses] == expected
 
 
-def test_an_unknown_kind_of_score_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "message", "hint"),
+    [
+        ({"score": "helpfullness"},
+         "--score helpfullness: the adapter helpsteer has one of helpfulness, correctness, "
+         "coherence, complexity, verbosity, mean", "did you mean helpfulness?"),
+        ({"mapping": {"prompt": "promt"}}, "--map prompt=promt: there is no column 'promt'",
+         "did you mean prompt?"),
+    ],
+)  # fmt: skip
+def test_an_unknown_score_or_column_is_refused(options, message, hint, load) -> None:
     with pytest.raises(UsageError) as error:
-        load_groups(write(tmp_path, SAMPLES["helpsteer"][0]), score="helpfullness")
-    assert str(error.value) == (
-        "--score helpfullness: the adapter helpsteer has one of helpfulness, correctness, "
-        "coherence, complexity, verbosity, mean"
-    )
-    assert error.value.hint == "did you mean helpfulness?"
+        load(SAMPLES["helpsteer"][0], **options)
+    assert (str(error.value), error.value.hint) == (message, hint)
 
 
-def test_a_rating_may_not_be_any_text(tmp_path: Path) -> None:
-    row = {"instruction": "Q", "completions": [judged("a", 1, 1, "N/A N/A N/A N/A")]}
-    row["completions"].append(judged("b", 1, 1, "good 1 1 1"))
+def test_a_rating_may_not_be_any_text(load) -> None:
+    ratings = ("N/A N/A N/A N/A", "good 1 1 1")
+    row = {"instruction": "Q", "completions": [judged(text, 1, 1, text) for text in ratings]}
     with pytest.raises(DataError) as error:
-        load_groups(write(tmp_path, [row]), score="mean")
+        load([row], score="mean")
     assert [f"{problem.field}: {problem.reason}" for problem in error.value.problems] == [
         "completions[0].annotations: every Rating is 'N/A', expected a number for one aspect at "
         "least",
@@ -427,78 +419,62 @@ def test_a_rating_may_not_be_any_text(tmp_path: Path) -> None:
     ]
 
 
-def test_models_are_kept(tmp_path: Path) -> None:
-    groups = load_groups(write(tmp_path, SAMPLES["nectar"][0])).groups
-    assert [response.model for response in groups[0].responses] == ["gpt-4", "llama", "anon"]
-    groups = load_groups(write(tmp_path, SAMPLES["binarized"][0])).groups
-    assert [response.model for response in groups[1].responses] == ["m", "n"]
+def test_models_are_kept(load) -> None:
+    for name, place, models in (("nectar", 0, ["gpt-4", "llama", "anon"]),
+                                ("binarized", 1, ["m", "n"])):  # fmt: skip
+        group = load(SAMPLES[name][0]).groups[place]
+        assert [response.model for response in group.responses] == models
 
 
-def test_a_prompt_with_one_response_is_left_out_and_counted(tmp_path: Path) -> None:
-    rows = [*SAMPLES["helpsteer"][0], helpsteer("alone", "x", 1, 1, 1, 1, 1)]
-    source = load_groups(write(tmp_path, rows))
+def test_a_prompt_with_one_response_is_left_out_and_counted(load) -> None:
+    source = load([*SAMPLES["helpsteer"][0], helpsteer("alone", "x", 1, 1, 1, 1, 1)])
     assert len(source.groups) == 2
     assert source.counts["prompts_with_one_response"] == 1
 
 
 def test_only_the_preference_splits_of_ultrafeedback_binarized_count(tmp_path: Path) -> None:
-    row = SAMPLES["binarized"][0][0]
     for split in ("train_prefs", "test_prefs", "train_sft", "test_gen", "validation"):
-        texts = {"chosen": [user(split), assistant("a")], "rejected": [user(split), assistant("b")]}
-        (tmp_path / f"{split}.jsonl").write_text(json.dumps({**row, **texts}))
+        row = {"prompt": split, "chosen": talk(split, "a"), "rejected": talk(split, "b")}
+        write_lines(tmp_path / f"{split}.jsonl", [row])
     source = load_groups(tmp_path)
-    assert [(group.prompt[0].content, group.split) for group in source.groups] == [
-        ("train_prefs", "train"),
-        ("test_prefs", "test"),
-        ("validation", "validation"),
-    ]
+    splits = {group.prompt[0].content: group.split for group in source.groups}
+    assert splits == {"train_prefs": "train", "test_prefs": "test", "validation": "validation"}
     assert source.counts["rows_of_other_splits"] == 2
 
 
-def test_an_adapter_can_be_asked_for(tmp_path: Path) -> None:
-    path = write(tmp_path, [{"prompt": "Human: A\n\nAssistant:", "chosen": "b", "rejected": "c"}])
-    assert load_groups(path).adapter == "transcript-pairs"
-    source = load_groups(path, adapter="pairs")
+def test_an_adapter_can_be_asked_for(load) -> None:
+    rows = [{"prompt": "Human: A\n\nAssistant:", "chosen": "b", "rejected": "c"}]
+    assert load(rows).adapter == "transcript-pairs"
+    source = load(rows, adapter="pairs")
     assert (source.adapter, source.reason) == ("pairs", "asked for")
-    assert source.groups[0].prompt[0].content == "Human: A\n\nAssistant:"
+    assert source.groups[0].prompt[0].content == rows[0]["prompt"]
 
 
-def test_columns_can_be_mapped(tmp_path: Path) -> None:
-    path = write(tmp_path, [{"ask": "Q", "good": "a", "bad": "b", "prompt": 5}])
+def test_columns_can_be_mapped_and_problems_name_those_of_the_file(load) -> None:
+    row = {"ask": "Q", "good": "a", "bad": "b", "prompt": 5}
     mapping = {"prompt": "ask", "chosen": "good", "rejected": "bad"}
-    source = load_groups(path, mapping=mapping)
-    assert plain(source.groups[0]) == (["user: Q"], pair("a", "b"))
-
-
-def test_problems_name_the_mapped_column(tmp_path: Path) -> None:
-    path = write(tmp_path, [{"ask": "Q", "good": "a", "bad": None}])
+    assert plain(load([row], mapping=mapping).groups[0]) == (["user: Q"], pair("a", "b"))
     with pytest.raises(DataError) as error:
-        load_groups(path, mapping={"prompt": "ask", "chosen": "good", "rejected": "bad"})
+        load([row | {"bad": None}], mapping=mapping)
     assert [problem.field for problem in error.value.problems] == ["bad"]
 
 
-def test_a_mapped_column_must_exist(tmp_path: Path) -> None:
-    with pytest.raises(UsageError) as error:
-        load_groups(write(tmp_path, [{"question": "Q"}]), mapping={"prompt": "qestion"})
-    assert str(error.value) == "--map prompt=qestion: there is no column 'qestion'"
-    assert error.value.hint == "did you mean question?"
-
-
-def test_named_data_sets_name_real_owners_and_no_hashes() -> None:
-    for name, known in KNOWN.items():
-        owner, _, data_set = known.hub_id.partition("/")
-        assert owner, name
-        assert data_set.replace("_", "").replace("-", "").isalnum(), name
-        assert 0 <= known.test_size < 1
-
-
-def test_the_papers_splits() -> None:
-    """MRPO's Tables 6 and 7: train/test of 364/3276, 502/502, 2178/242, and 90 % of Nectar."""
-    shares = {
-        "comparison-gpt4": 3276 / (364 + 3276),
-        "neural-dpo": 502 / (502 + 502),
-        "distilabel-math": 242 / (2178 + 242),
-        "nectar-binarized": 1 - 0.9,
+def test_the_named_data_sets_are_those_of_the_papers() -> None:
+    """MRPO's Tables 6 and 7, train/test of 364/3276, 502/502, 2178/242 and 90 % of Nectar; and the
+    sets that MPO, SWEPO and MPPO train on. Every name stands for an owner's set, never a hash."""
+    published = {
+        "comparison-gpt4": ("wangrongsheng/comparison_gpt4_data_en", 3276 / (364 + 3276)),
+        "neural-dpo": ("NeuralNovel/Neural-DPO", 502 / (502 + 502)),
+        "distilabel-math": ("argilla/distilabel-math-preference-dpo", 242 / (2178 + 242)),
+        "nectar-binarized": ("HongchengGao/Nectar_binarized", 1 - 0.9),
+        "helpsteer-binarized": ("sablo/HelpSteer_binarized", 0),
+        "ultrafeedback-binarized": ("HuggingFaceH4/ultrafeedback_binarized", 0),
     }
-    for name, share in shares.items():
+    for name, (hub_id, share) in published.items():
+        assert KNOWN[name].hub_id == hub_id
         assert KNOWN[name].test_size == pytest.approx(share, abs=1e-9), name
+    others = {"ultrafeedback", "helpsteer", "helpsteer3", "nectar", "hh-rlhf", "orca-dpo"}
+    assert others | published.keys() <= KNOWN.keys()
+    for data in KNOWN.values():
+        assert re.fullmatch(r"[^/]+/[A-Za-z0-9_-]+", data.hub_id)
+        assert 0 <= data.test_size < 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
@@ -13,17 +12,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small_data import ROOT
 from test_bad_input import ARRAY, GOOD, PAIRS, packed_parquet
 
 from mrpo_tools.errors import UsageError
 from mrpo_tools.sources import ADAPTERS, load_groups
 
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
+pytestmark = pytest.mark.usefixtures("here")
 text = st.text(max_size=8) | st.sampled_from(
     ["Q", " ", "\n\nHuman: a\n\nAssistant: b", "Human:", "\ud800", "\0", "N/A", "user", "assistant"]
 )
@@ -33,12 +28,10 @@ words = sorted(
     | {"role", "content", "from", "value", "score", "model", "id", "split", "system", "history"}
     | {"output", "response", "answer", "rank", "annotations", "overall_score", "input"}
 )
+keys = st.sampled_from(words)
 anything = st.recursive(
     scalar,
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(words) | text, inner, max_size=4)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys | text, inner, max_size=4),
     max_leaves=8,
 )
 
@@ -47,24 +40,30 @@ anything = st.recursive(
 def rows_like_an_adapter(draw: st.DrawFn) -> dict[str, Any]:
     """The columns of an adapter with anything in them."""
     adapter = draw(st.sampled_from(list(ADAPTERS.values())))
-    return {column: draw(anything) for column in adapter.columns} | draw(
-        st.dictionaries(st.sampled_from(words), anything, max_size=2)
-    )
+    others = draw(st.dictionaries(keys, anything, max_size=2))
+    return {column: draw(anything) for column in adapter.columns} | others
 
 
-def check_rows(rows: list[Any], adapter: str | None) -> None:
-    """They become groups that anything else can work with, or an error of ours."""
-    path = Path("fuzz.jsonl")
-    path.write_text("\n".join(json.dumps(value) for value in rows))
+def check_file(path: Path, adapter: str | None = None) -> bool:
+    """It becomes groups that anything else can work with, or an error of ours: whether it does."""
     try:
         groups = load_groups(path, adapter=adapter).groups
-    except UsageError:
-        return
+    except UsageError as error:
+        str(error)
+        return False
+    assert groups
     for group in groups:
         assert len(group.responses) >= 2
         assert group.group_id
         assert group.prompt[-1].role == "user"
         json.dumps(group.as_dict(), allow_nan=False).encode()
+    return True
+
+
+def check_rows(rows: list[Any], adapter: str | None) -> None:
+    path = Path("fuzz.jsonl")
+    path.write_text("\n".join(map(json.dumps, rows)))
+    check_file(path, adapter)
 
 
 def check_bytes(file: tuple[str, bytes], flips: list[tuple[int, int]], length: int) -> None:
@@ -74,18 +73,16 @@ def check_bytes(file: tuple[str, bytes], flips: list[tuple[int, int]], length: i
     for place, byte in flips:
         damaged[place % len(damaged)] = byte
     Path(name).write_bytes(damaged[: length % len(damaged) + 1])
-    with contextlib.suppress(UsageError):
-        assert load_groups(name).groups
+    check_file(Path(name))
 
 
 some_rows = given(
     st.lists(rows_like_an_adapter() | anything, min_size=1, max_size=3),
     st.none() | st.sampled_from(list(ADAPTERS)),
 )
+files = [("f.jsonl", GOOD * 3), ("f.json", ARRAY), ("f.parquet", packed_parquet(PAIRS))]
 some_bytes = given(
-    st.sampled_from(
-        [("f.jsonl", GOOD * 3), ("f.json", ARRAY), ("f.parquet", packed_parquet(PAIRS))]
-    ),
+    st.sampled_from(files),
     st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4),
     st.integers(0, 10_000),
 )
@@ -102,16 +99,15 @@ def test_ten_minutes_of_fuzzing(tmp_path_factory: pytest.TempPathFactory) -> Non
     """Bytes that atheris finds by the paths they take: no traceback, no abort, under 2 GB."""
     pytest.importorskip("atheris")
     corpus = tmp_path_factory.mktemp("fuzz") / "corpus"
-    root = Path(__file__).parents[1]
+    limits = ("-max_total_time=600", "-rss_limit_mb=2048", "-timeout=60")
     done = subprocess.run(
-        [sys.executable, str(root / "tests" / "fuzz_data.py"), str(corpus),
-         "-max_total_time=600", "-rss_limit_mb=2048", "-timeout=60"],
+        [sys.executable, str(ROOT / "tests" / "fuzz_data.py"), str(corpus), *limits],
         capture_output=True,
         text=True,
         errors="replace",
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     assert "Done " in done.stderr
 

@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from small_data import prompts
 
-from mrpo_tools.cli import run
 from mrpo_tools.config import check_name
 from mrpo_tools.errors import DataError, UsageError
 from mrpo_tools.sources import load_groups
@@ -28,13 +28,17 @@ NO_PARQUET = (
     "damaged, cut short or no Parquet (Parquet magic bytes not found in footer. Either the file is "
     "corrupted or this is not a parquet file)"
 )
+ANSWER = "text, a message or a list of messages"
+PROMPT = "text or a list of messages"
+ROLE = "one of system, user, assistant, human, gpt"
+FINITE = "a finite number of at most 1e+30"
+IN_TURN = "expected [system] user assistant user …"
+CUT = "ends in the middle of a value (is the file cut short?)"
+DEEP = "JSON: nested too deeply; rows of preference data are a few levels deep"
+NO_JSON = "file: empty; expected JSON objects"
 PAIRS = pa.table({"prompt": ["Q", "R"], "chosen": ["a", "b"], "rejected": ["c", "d"]})
 ARRAY = b"[\n" + GOOD + b",\n" + GOOD + b"]\n"
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def problems_of(name: str, content: bytes, **options: Any) -> list[str]:
@@ -71,10 +75,8 @@ BAD_LINES: dict[str, tuple[bytes, str]] = {
     "not JSON": (b"hello world\n", "JSON: expected JSON, found 'hello world' at column 1"),
     "single quotes": (b"{'prompt': 1}\n",
         "JSON: expected JSON, found \"'prompt': 1}\" at column 2"),
-    "truncated last line": (GOOD[:30],
-        "JSON: ends in the middle of a value (is the file cut short?)"),
-    "truncated in a key": (b'{"pro',
-        "JSON: ends in the middle of a value (is the file cut short?)"),
+    "truncated last line": (GOOD[:30], f"JSON: {CUT}"),
+    "truncated in a key": (b'{"pro', f"JSON: {CUT}"),
     "concatenated objects": (GOOD.strip() + GOOD,
         "JSON: expected one object per line, found a second value at column 48"),
     "comma after the object": (GOOD.strip() + b",\n",
@@ -89,10 +91,8 @@ BAD_LINES: dict[str, tuple[bytes, str]] = {
         "JSON: the key 'prompt' appears twice in one object"),
     "duplicate key inside": (b'{"prompt": [{"role": "user", "role": "user"}]}\n',
         "JSON: the key 'role' appears twice in one object"),
-    "too deep": (b"[" * 100_000 + b"]" * 100_000 + b"\n",
-        "JSON: nested too deeply; rows of preference data are a few levels deep"),
-    "too deep in objects": (b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"\n",
-        "JSON: nested too deeply; rows of preference data are a few levels deep"),
+    "too deep": (b"[" * 100_000 + b"]" * 100_000 + b"\n", DEEP),
+    "too deep in objects": (b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"\n", DEEP),
     "invalid UTF-8": (b'{"prompt": "\xff"}\n',
         f"UTF-8: invalid byte 0xff at byte {len(GOOD) + 12} of the file"),
     "UTF-8 cut short": ('{"prompt": "é'.encode()[:-1] + b'"}\n',
@@ -105,24 +105,18 @@ BAD_LINES: dict[str, tuple[bytes, str]] = {
     "a list": (b"[1, 2]\n", "row: found a list of 2, expected an object"),
     "a number": (b"12\n", "row: found the number 12, expected an object"),
     "null": (b"null\n", "row: found null, expected an object"),
-    "missing field": (row(rejected=...),
-        "rejected: missing, expected text, a message or a list of messages"),
-    "null for text": (row(chosen=None),
-        "chosen: found null, expected text, a message or a list of messages"),
-    "number for text": (row(prompt=5),
-        "prompt: found the number 5, expected text or a list of messages"),
+    "missing field": (row(rejected=...), f"rejected: missing, expected {ANSWER}"),
+    "null for text": (row(chosen=None), f"chosen: found null, expected {ANSWER}"),
+    "number for text": (row(prompt=5), f"prompt: found the number 5, expected {PROMPT}"),
     "huge integer for text": (b'{"prompt": ' + b"1" * 5000 + b', "chosen": "a", "rejected": "b"}\n',
-        "prompt: found an infinite number, expected text or a list of messages"),
-    "boolean for text": (row(chosen=True),
-        "chosen: found true, expected text, a message or a list of messages"),
+        f"prompt: found an infinite number, expected {PROMPT}"),
+    "boolean for text": (row(chosen=True), f"chosen: found true, expected {ANSWER}"),
     "list of numbers for text": (row(chosen=[1]),
         "chosen[0]: found the number 1, expected an object"),
-    "empty response": (row(chosen=""),
-        "chosen: found empty text, expected text, a message or a list of messages"),
+    "empty response": (row(chosen=""), f"chosen: found empty text, expected {ANSWER}"),
     "whitespace response": (row(rejected=" \n\t"),
-        "rejected: found only spaces, expected text, a message or a list of messages"),
-    "empty prompt": (row(prompt=""),
-        "prompt: found empty text, expected text or a list of messages"),
+        f"rejected: found only spaces, expected {ANSWER}"),
+    "empty prompt": (row(prompt=""), f"prompt: found empty text, expected {PROMPT}"),
     "no messages": (row(prompt=[]), "prompt: found a list of 0, expected a list of messages"),
     "identical pair": (row(chosen="b"),
         "responses: the same text is both chosen and rejected, expected different texts"),
@@ -150,18 +144,11 @@ BAD_GROUPS: dict[str, tuple[bytes, str]] = {
         "responses[0].score: found true, expected a number"),
     "text score": (group({"content": "a", "score": 1}, {"content": "b", "score": "4.5"}),
         "responses[1].score: found the text '4.5', expected a number"),
-    "NaN score": (SCORED.replace(b"1}", b"NaN}"),
-        "responses[0].score: found NaN, expected a finite number of at most 1e+30"),
-    "positive infinite score": (SCORED.replace(b"2}", b"Infinity}"),
-        "responses[1].score: found an infinite number, expected a finite number of at most 1e+30"),
-    "infinite score": (SCORED.replace(b"1}", b"-Infinity}"),
-        "responses[0].score: found an infinite number, expected a finite number of at most 1e+30"),
-    "1e400": (SCORED.replace(b"2}", b"1e400}"),
-        "responses[1].score: found an infinite number, expected a finite number of at most 1e+30"),
-    "5,000 digits": (SCORED.replace(b"2}", b"9" * 5000 + b"}"),
-        "responses[1].score: found an infinite number, expected a finite number of at most 1e+30"),
-    "a score beyond float32": (SCORED.replace(b"2}", b"1e200}"),
-        "responses[1].score: found the number 1e+200, expected a finite number of at most 1e+30"),
+    **{f"score {text:.9}": (SCORED.replace(b"1}", text.encode() + b"}"),
+        f"responses[0].score: found {words}, expected {FINITE}")
+       for text, words in (("NaN", "NaN"), ("Infinity", "an infinite number"),
+                           ("-Infinity", "an infinite number"), ("1e400", "an infinite number"),
+                           ("9" * 5000, "an infinite number"), ("1e200", "the number 1e+200"))},
     "some scores": (group({"content": "a", "score": 1}, {"content": "b"}),
         "responses: 1 of 2 have a 'score', expected all of them or none"),
     "some labels": (group({"content": "a", "chosen": True}, {"content": "b"}, {"content": "c"}),
@@ -169,22 +156,21 @@ BAD_GROUPS: dict[str, tuple[bytes, str]] = {
     "text label": (group({"content": "a", "chosen": "yes"}, {"content": "b", "chosen": False}),
         "responses[0].chosen: found the text 'yes', expected true or false"),
     "unknown role": (roles("user", "tool", "user"),
-        "prompt[1].role: found the text 'tool', expected one of system, user, assistant, "
-        "human, gpt"),
+        f"prompt[1].role: found the text 'tool', expected {ROLE}"),
     "role missing": (group(*AB, prompt=[{"content": "Q"}]),
-        "prompt[0].role: missing, expected one of system, user, assistant, human, gpt"),
+        f"prompt[0].role: missing, expected {ROLE}"),
     "role null": (group(*AB, prompt=[{"role": None, "content": "Q"}]),
-        "prompt[0].role: found null, expected one of system, user, assistant, human, gpt"),
+        f"prompt[0].role: found null, expected {ROLE}"),
     "content missing": (group(*AB, prompt=[{"role": "user"}]),
         "prompt[0].content: missing, expected text"),
     "content a list": (group({"content": ["a"]}, {"content": "b"}),
         "responses[0].content: found a list of 1, expected text"),
     "system not first": (roles("user", "system", "user"),
-        "prompt: the roles are user system user; expected [system] user assistant user …"),
+        f"prompt: the roles are user system user; {IN_TURN}"),
     "user twice": (roles("system", "user", "user"),
-        "prompt: the roles are system user user; expected [system] user assistant user …"),
+        f"prompt: the roles are system user user; {IN_TURN}"),
     "assistant first": (roles("assistant", "user"),
-        "prompt: the roles are assistant user; expected [system] user assistant user …"),
+        f"prompt: the roles are assistant user; {IN_TURN}"),
     "assistant last": (roles("user", "assistant"),
         "prompt: the last message is the assistant's; expected the user's"),
     "system alone": (roles("system"),
@@ -193,9 +179,9 @@ BAD_GROUPS: dict[str, tuple[bytes, str]] = {
 
 # Whole files.
 BAD_FILES: dict[str, tuple[str, bytes, str]] = {
-    "empty": ("e.jsonl", b"", "e.jsonl: file: empty; expected JSON objects"),
-    "only a mark": ("e.jsonl", codecs.BOM_UTF8, "e.jsonl: file: empty; expected JSON objects"),
-    "empty .json": ("e.json", b"", "e.json: file: empty; expected JSON objects"),
+    "empty": ("e.jsonl", b"", f"e.jsonl: {NO_JSON}"),
+    "only a mark": ("e.jsonl", codecs.BOM_UTF8, f"e.jsonl: {NO_JSON}"),
+    "empty .json": ("e.json", b"", f"e.json: {NO_JSON}"),
     "UTF-16": ("u.jsonl", GOOD.decode().encode("utf-16"),
         "u.jsonl:1: UTF-16: expected UTF-8; convert it with: iconv -f UTF-16 -t UTF-8"),
     "UTF-16 without a mark": ("u.jsonl", GOOD.decode().strip().encode("utf-16-le"),
@@ -207,8 +193,7 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
         "a.json:2: UTF-8: invalid byte 0xe9 at byte 32 of the file"),
     "an array cut short": ("a.json", ARRAY[:-3],
         "a.json:4: JSON: the array does not end (is the file cut short?)"),
-    "an array cut in an element": ("a.json", ARRAY[:-9],
-        "a.json:4: JSON: ends in the middle of a value (is the file cut short?)"),
+    "an array cut in an element": ("a.json", ARRAY[:-9], f"a.json:4: JSON: {CUT}"),
     "a comma before the end of an array": ("a.json", ARRAY[:-2] + b",]\n",
         "a.json:5: JSON: a comma before ']'"),
     "no comma in an array": ("a.json", ARRAY.replace(b"\n,", b"\n"),
@@ -221,8 +206,7 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
         "a.json:2: JSON: the key 'prompt' appears twice in one object"),
     "invalid UTF-8 in an array": ("a.json", ARRAY.replace(b'"a"', b'"\xe9"', 1),
         "a.json:2: UTF-8: invalid byte 0xe9 at byte 29 of the file"),
-    "an array too deep": ("a.json", b"[\n" + b"[" * 100_000,
-        "a.json:2: JSON: nested too deeply; rows of preference data are a few levels deep"),
+    "an array too deep": ("a.json", b"[\n" + b"[" * 100_000, f"a.json:2: {DEEP}"),
     "one object over many lines": ("a.json", b'{\n "data": []\n}\n',
         "a.json:1: JSON: one object; expected an array of objects"),
     "gzip that is none": ("g.jsonl.gz", GOOD,
@@ -230,89 +214,58 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
     "gzip cut short": ("g.jsonl.gz", gzip.compress(GOOD, mtime=0)[:-8],
         "g.jsonl.gz: gzip: damaged or cut short "
         "(Compressed file ended before the end-of-stream marker was reached)"),
-    "zstd that is none": ("z.jsonl.zst", GOOD,
-        "z.jsonl.zst: zstd: damaged or cut short "
+    "zstd that is none": ("z.jsonl.zst", GOOD, "z.jsonl.zst: zstd: damaged or cut short "
         "(ZSTD decompress failed: Unknown frame descriptor)"),
-    "Parquet that is none": ("p.parquet", GOOD * 9,
-        f"p.parquet: Parquet: {NO_PARQUET}"),
-    "torn Parquet": ("p.parquet", packed_parquet(PAIRS)[:-20],
-        f"p.parquet: Parquet: {NO_PARQUET}"),
+    "Parquet that is none": ("p.parquet", GOOD * 9, f"p.parquet: Parquet: {NO_PARQUET}"),
+    "torn Parquet": ("p.parquet", packed_parquet(PAIRS)[:-20], f"p.parquet: Parquet: {NO_PARQUET}"),
     "Parquet without rows": ("p.parquet", packed_parquet(PAIRS.slice(0, 0)),
         "p.parquet: file: no rows; expected one row per group"),
     "Parquet with a number for text": ("p.parquet",
         packed_parquet(PAIRS.slice(0, 1).set_column(1, "chosen", pa.array([7]))),
-        "p.parquet:row 1: chosen: found the number 7, expected text, a message or a list of "
-        "messages"),
+        f"p.parquet:row 1: chosen: found the number 7, expected {ANSWER}"),
     "Parquet with bytes for text": ("p.parquet",
         packed_parquet(PAIRS.slice(0, 1).set_column(1, "chosen", pa.array([b"ab"]))),
-        "p.parquet:row 1: chosen: found 2 bytes, expected text, a message or a list of messages"),
+        f"p.parquet:row 1: chosen: found 2 bytes, expected {ANSWER}"),
     "Parquet with null": ("p.parquet",
         packed_parquet(PAIRS.set_column(2, "rejected", pa.array(["c", None]))),
-        "p.parquet:row 2: rejected: found null, expected text, a message or a list of messages"),
+        f"p.parquet:row 2: rejected: found null, expected {ANSWER}"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", BAD_LINES)
-def test_a_bad_line(kind: str) -> None:
-    line, expected = BAD_LINES[kind]
-    assert problems_of("bad.jsonl", GOOD + line) == [f"bad.jsonl:2: {expected}"]
+BAD = {
+    **{f"line: {kind}": ("bad.jsonl", GOOD + line, f"bad.jsonl:2: {message}")
+       for kind, (line, message) in BAD_LINES.items()},
+    **{f"group: {kind}": ("bad.jsonl", SCORED + line, f"bad.jsonl:2: {message}")
+       for kind, (line, message) in BAD_GROUPS.items()},
+    **{f"file: {kind}": bad for kind, bad in BAD_FILES.items()},
+}  # fmt: skip
+COMMANDS = (
+    "data show {}",
+    "data validate {}",
+    "data convert {} out.jsonl",
+    "precompute --ref a=./model --dataset {}",
+    "train --refs a --output run --cache cache --dataset {}",
+)
 
 
-@pytest.mark.parametrize("kind", BAD_GROUPS)
-def test_a_bad_group(kind: str) -> None:
-    line, expected = BAD_GROUPS[kind]
-    assert problems_of("bad.jsonl", SCORED + line) == [f"bad.jsonl:2: {expected}"]
-
-
-@pytest.mark.parametrize("kind", BAD_FILES)
-def test_a_bad_file(kind: str) -> None:
-    name, content, expected = BAD_FILES[kind]
-    assert problems_of(name, content) == [expected]
-
-
-def test_the_table_is_as_long_as_promised() -> None:
-    assert len(BAD_LINES) + len(BAD_GROUPS) + len(BAD_FILES) >= 40
-
-
-COMMANDS = {
-    "show": ["data", "show"],
-    "validate": ["data", "validate"],
-    "convert": ["data", "convert"],
-    "precompute": ["precompute", "--ref", "a=./model", "--dataset"],
-    "train": ["train", "--refs", "a", "--output", "run", "--cache", "cache", "--dataset"],
-}
-BAD_CONTENTS = {
-    **{f"line: {kind}": ("bad.jsonl", GOOD + line) for kind, (line, _) in BAD_LINES.items()},
-    **{f"group: {kind}": ("bad.jsonl", SCORED + line) for kind, (line, _) in BAD_GROUPS.items()},
-    **{f"file: {kind}": (name, content) for kind, (name, content, _) in BAD_FILES.items()},
-}
-
-
-@pytest.mark.parametrize("kind", BAD_CONTENTS)
-def test_bad_data_ends_every_command_before_a_model_loads(
-    kind: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_data_is_one_line_and_ends_every_command_before_a_model_loads(kind, mrpo) -> None:
     """Exit 2, the same one line, nothing written. The reference's folder is not there and the cache
     is empty: whoever looked there first would end with another error."""
-    name, content = BAD_CONTENTS[kind]
-    Path(name).write_bytes(content)
-    with pytest.raises(DataError) as error:
-        load_groups(name)
-    line = f"  {error.value.problems[0]}\n"
+    name, content, message = BAD[kind]
+    assert problems_of(name, content) == [message]
     Path("cache/references").mkdir(parents=True)
-    for command, words in COMMANDS.items():
-        target = ["out.jsonl"] if command == "convert" else []
-        assert run([*words, name, *target]) == 2, command
-        captured = capsys.readouterr()
-        assert captured.out == "", command
-        assert line in captured.err, command
-        assert "Traceback" not in captured.err
+    for command in COMMANDS:
+        printed = mrpo(command.format(name), 2)
+        assert printed.out == "", command
+        assert f"  {message}\n" in printed.err, command
+        assert "Traceback" not in printed.err
         assert sorted(os.listdir()) == sorted([name, "cache"]), command
         assert os.listdir("cache") == ["references"]
 
 
 @pytest.mark.parametrize("name", ["../up", "a=b", "x" * 300, "", ".", "a/b", "a b", "ä", "a\0"])
-def test_a_reference_of_a_bad_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_reference_of_a_bad_name(name: str, mrpo) -> None:
     """Refused on the command line and in the project file, where a name may hold a `=`."""
     Path("good.jsonl").write_bytes(GOOD)
     with pytest.raises(UsageError, match="is not usable as a directory and a column") as error:
@@ -322,34 +275,33 @@ def test_a_reference_of_a_bad_name(name: str, capsys: pytest.CaptureFixture[str]
     assert ("(300 characters)" in message) == (len(name) == 300)
     project = json.dumps({"references": {name: "model"}, "dataset": "good.jsonl"})
     Path("mrpo.yaml").write_text(project)
-    assert run(["precompute"]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {message}\nnext:  use up to 64 letters")
+    expected = f"error: {message}\nnext:  use up to 64 letters"
+    assert mrpo("precompute", 2).err.startswith(expected)
     if "=" not in name:
         Path("mrpo.yaml").unlink()
-        assert run(["precompute", "--ref", f"{name}=model", "--dataset", "good.jsonl"]) == 2
-        assert capsys.readouterr().err.startswith(f"error: {message}\n")
+        printed = mrpo(f"precompute --ref '{name}=model' --dataset good.jsonl", 2)
+        assert printed.err.startswith(expected)
     assert "cache" not in os.listdir()
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("missing.jsonl", "missing.jsonl: no such file or folder"),
-        ("./missing", "./missing: no such file or folder"),
-        ("a/b/c", "a/b/c: no such file or folder"),
-        ("~nobody-of-this-name/x.jsonl", "~nobody-of-this-name/x.jsonl: no such file or folder"),
+        *((word, f"{word[:200]}: no such file or folder")
+          for word in ("missing.jsonl", "./missing", "a/b/c", "~nobody-of-this-name/x.jsonl",
+                       "nul\0.jsonl", "x" * 5000)),
         ("", "the name of the source is empty"),
-        ("nul\0.jsonl", "nul\0.jsonl: no such file or folder"),
-        ("x" * 5000, "x" * 200 + ": no such file or folder"),
         ("table.csv", "table.csv: cannot read .csv files"),
         ("table", "table: cannot read a file without a suffix"),
         ("p.parquet.gz", "p.parquet.gz: cannot read .parquet.gz files"),
         ("folder", "folder: a folder without data"),
+        ("folder.jsonl", "folder.jsonl: a folder without data"),
         ("/dev/null", "/dev/null: neither a file nor a folder"),
     ],
-)
+)  # fmt: skip
 def test_a_source_that_is_not_there(source: str, message: str) -> None:
     Path("folder").mkdir()
+    Path("folder.jsonl").mkdir()
     for name in ("table.csv", "table", "p.parquet.gz", "folder/readme.txt"):
         Path(name).write_text("x")
     with pytest.raises(UsageError) as error:
@@ -359,45 +311,40 @@ def test_a_source_that_is_not_there(source: str, message: str) -> None:
     assert error.value.hint
 
 
-def test_a_folder_where_a_file_is_meant_is_read_as_a_folder() -> None:
-    Path("data.jsonl").mkdir()
-    with pytest.raises(UsageError, match=r"^data.jsonl: a folder without data$"):
-        load_groups("data.jsonl")
-
-
-def test_a_known_name_with_a_typing_error() -> None:
-    with pytest.raises(UsageError) as error:
-        load_groups("ultrafeedbak")
-    assert error.value.hint.startswith("did you mean ultrafeedback")
-
-
-def test_columns_that_no_adapter_knows() -> None:
+@pytest.mark.parametrize(
+    ("source", "message", "hint"),
+    [
+        ("ultrafeedbak", "ultrafeedbak: no such file or folder", "did you mean ultrafeedback"),
+        ("x.jsonl", "x.jsonl: no adapter fits the columns 'prompt', 'better', 'rejected'; "
+         "the nearest, pairs, also needs chosen",
+         "name them: --map chosen=YOUR_COLUMN, or choose a --data-adapter"),
+    ],
+)  # fmt: skip
+def test_a_typing_error_is_answered_with_what_is_near(source, message, hint) -> None:
     Path("x.jsonl").write_text('{"prompt": "Q", "better": "a", "rejected": "b"}\n')
     with pytest.raises(UsageError) as error:
-        load_groups("x.jsonl")
-    assert str(error.value) == (
-        "x.jsonl: no adapter fits the columns 'prompt', 'better', 'rejected'; "
-        "the nearest, pairs, also needs chosen"
-    )
-    assert error.value.hint.startswith(
-        "name them: --map chosen=YOUR_COLUMN, or choose a --data-adapter"
-    )
+        load_groups(source)
+    assert str(error.value) == message
+    assert error.value.hint.startswith(hint)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("source", "options", "message"),
     [
-        ({"limit": 0}, "--limit 0: expected 1 or more"),
-        ({"test_size": 1.5}, "--test-size 1.5: expected a share from 0 to 1"),
-        ({"adapter": "pair"}, "there is no adapter 'pair'"),
-        ({"score": "mean"}, "--score mean: the adapter pairs has one kind only"),
-        ({"split": "test"}, "x.jsonl: no group is in the split 'test', but in train (1)"),
+        ("nowhere.jsonl", {"limit": 0}, "--limit 0: expected 1 or more"),
+        ("nowhere.jsonl", {"limit": -1}, "--limit -1: expected 1 or more"),
+        ("nowhere.jsonl", {"test_size": 1.5}, "--test-size 1.5: expected a share from 0 to 1"),
+        ("x.jsonl", {"adapter": "pair"}, "there is no adapter 'pair'"),
+        ("x.jsonl", {"score": "mean"}, "--score mean: the adapter pairs has one kind only"),
+        ("x.jsonl", {"split": "test"},
+         "x.jsonl: no group is in the split 'test', but in train (1)"),
     ],
-)
-def test_options_that_cannot_be_meant(options: dict[str, Any], message: str) -> None:
+)  # fmt: skip
+def test_options_that_cannot_be_meant(source: str, options: dict[str, Any], message: str) -> None:
+    """What can be checked before anything is read is checked then."""
     Path("x.jsonl").write_bytes(GOOD)
     with pytest.raises(UsageError) as error:
-        load_groups("x.jsonl", **options)
+        load_groups(source, **options)
     assert str(error.value) == message
 
 
@@ -418,22 +365,15 @@ def test_all_problems_are_collected_and_the_first_twenty_shown() -> None:
 
 
 def test_bad_first_rows_do_not_hide_the_format() -> None:
-    content = row(chosen=None) + b"oops\n" + row(rejected=...) + GOOD
-    assert [problem.split(": ")[0] for problem in problems_of("x.jsonl", content)] == [
-        "x.jsonl:1",
-        "x.jsonl:2",
-        "x.jsonl:3",
-    ]
+    problems = problems_of("x.jsonl", row(chosen=None) + b"oops\n" + row(rejected=...) + GOOD)
+    assert [problem.split(": ")[0] for problem in problems] == [f"x.jsonl:{n}" for n in (1, 2, 3)]
 
 
-def test_bad_rows_can_be_skipped_and_are_counted() -> None:
+def test_bad_rows_can_be_skipped_and_are_counted_but_no_damaged_file() -> None:
     Path("x.jsonl").write_bytes(GOOD + row(chosen="", prompt="") + b"oops\n" + row(prompt="R"))
     source = load_groups("x.jsonl", skip_bad=True)
-    assert [group.prompt[0].content for group in source.groups] == ["Q", "R"]
+    assert prompts(source) == ["Q", "R"]
     assert source.counts["skipped_rows"] == 2
-
-
-def test_a_damaged_file_cannot_be_skipped() -> None:
     Path("x.jsonl.gz").write_bytes(gzip.compress(GOOD * 9, mtime=0)[:-8])
     with pytest.raises(DataError):
         load_groups("x.jsonl.gz", skip_bad=True)

@@ -6,6 +6,7 @@ import gzip
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,10 +17,7 @@ from test_bad_input import GOOD, PAIRS, packed_parquet, problems_of
 from mrpo_tools.errors import DataError
 from mrpo_tools.sources import load_groups
 
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def test_no_damaged_footer_ends_the_process() -> None:
@@ -54,9 +52,8 @@ def test_bytes_flipped_in_parquet_are_noticed() -> None:
     whole = bytearray(packed_parquet(PAIRS, compression="none", write_page_checksum=True))
     whole[whole.index(b"\x01\x00\x00\x00a") + 4] ^= 1
     (problem,) = problems_of("p.parquet", bytes(whole))
-    assert problem.startswith(
-        "p.parquet: Parquet: damaged, cut short or no Parquet (could not verify"
-    )
+    reason = "Parquet: damaged, cut short or no Parquet (could not verify"
+    assert problem.startswith(f"p.parquet: {reason}")
 
 
 def repeated(text: str, times: int) -> pa.DictionaryArray:
@@ -64,45 +61,38 @@ def repeated(text: str, times: int) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(pa.array([0] * times, pa.int32()), [text])
 
 
-def repeated_pairs(text: str, times: int) -> pa.Table:
-    columns = {name: repeated(name, times) for name in ("chosen", "rejected")}
-    return pa.table({"prompt": repeated(text, times), **columns})
+def repeated_groups(text: str, times: int) -> pa.ListArray:
+    """Two responses of one text, so many times."""
+    responses = pa.StructArray.from_arrays([repeated(text, 2 * times)], ["content"])
+    return pa.ListArray.from_arrays(range(0, 2 * times + 1, 2), responses)
 
 
-def repeated_groups(text: str, times: int) -> pa.Table:
-    responses = pa.ListArray.from_arrays(
-        range(0, 2 * times + 1, 2),
-        pa.StructArray.from_arrays([repeated(text, 2 * times)], ["content"]),
-    )
-    return pa.table({"prompt": repeated("Q", times), "responses": responses})
-
-
-BOMBS: dict[str, Callable[[], pa.Table]] = {
-    "one text a thousand times": lambda: repeated_pairs("p" * 1_000_000, 1100),
-    "one text a thousand times, nested": lambda: repeated_groups("p" * 500_000, 1100),
-    "one long text": lambda: pa.table(
-        {"prompt": ["p" * 300_000_000], "chosen": ["a"], "rejected": ["b"]}
-    ),
-    "one long list": lambda: pa.table(
-        {
-            "prompt": pa.array(["p"]),
-            "responses": pa.ListArray.from_arrays([0, 60_000_000], pa.repeat("a", 60_000_000)),
-            "rewards": pa.array([[1.0]]),
-        }
-    ),
-}
+BOMBS: dict[str, Callable[[], dict[str, Any]]] = {
+    "one text a thousand times": lambda: {
+        "prompt": repeated("p" * 1_000_000, 1100),
+        "chosen": repeated("chosen", 1100),
+        "rejected": repeated("rejected", 1100),
+    },
+    "one text a thousand times, nested": lambda: {
+        "prompt": repeated("Q", 1100),
+        "responses": repeated_groups("p" * 500_000, 1100),
+    },
+    "one long text": lambda: {
+        "prompt": ["p" * 300_000_000], "chosen": ["a"], "rejected": ["b"],
+    },
+    "one long list": lambda: {
+        "prompt": ["p"],
+        "responses": pa.ListArray.from_arrays([0, 60_000_000], pa.repeat("a", 60_000_000)),
+        "rewards": [[1.0]],
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", BOMBS)
 def test_a_parquet_bomb_stays_small(kind: str) -> None:
     """A file of kilobytes that expands to a gigabyte is refused with memory under 1.5 GB."""
-    pq.write_table(
-        BOMBS[kind](),
-        "bomb.parquet",
-        compression="zstd",
-        store_schema=False,
-        write_statistics=False,
-    )
+    small = {"compression": "zstd", "store_schema": False, "write_statistics": False}
+    pq.write_table(pa.table(BOMBS[kind]()), "bomb.parquet", **small)
     assert Path("bomb.parquet").stat().st_size < 200_000
     script = """
         from mrpo_tools.errors import DataError

@@ -7,19 +7,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from small_data import ROOT, run_script, write_lines
+from small_data import ROOT, numbered, prompts, run_script, write_lines
 
-from mrpo_tools.cli import run
 from mrpo_tools.sources import load_groups
 from mrpo_tools.sources.summary import SAMPLE_GROUPS, Summary, quantiles
 
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def group(prompt: str, *scores: float, split: str = "train") -> dict[str, Any]:
@@ -36,14 +33,13 @@ ROWS = [
 
 
 @pytest.fixture
-def source() -> str:
-    return str(write_lines(Path("x.jsonl"), ROWS))
+def source() -> Path:
+    return write_lines(Path("x.jsonl"), ROWS)
 
 
-def test_show_counts_what_is_there(source, capsys):
+def test_show_counts_what_is_there(source, mrpo):
     """Expected by hand: sizes 3 2 3 2, scores 1 1 9, 5 5, 1 5 9, 9 1."""
-    assert run(["data", "show", source, "--json", "--rows", "2"]) == 0
-    facts = json.loads(capsys.readouterr().out)
+    facts = json.loads(mrpo("data show x.jsonl --json --rows 2").out)
     assert facts["adapter"] == "canonical"
     assert facts["because"].startswith("columns prompt")
     assert facts["rows"] == facts["groups"] == 4
@@ -55,9 +51,8 @@ def test_show_counts_what_is_there(source, capsys):
     assert [group["prompt"][0]["content"] for group in facts["first"]] == ["Why?", "How?"]
 
 
-def test_show_is_readable(source, capsys):
-    assert run(["data", "show", source]) == 0
-    out = capsys.readouterr().out
+def test_show_is_readable(source, mrpo):
+    out = mrpo("data show x.jsonl").out
     assert "tied pairs                2 of 8 (25.0%)" in out
     assert "    1          4  " + "█" * 40 in out
     assert "    9          3  " + "█" * 30 + "\n" in out
@@ -65,119 +60,98 @@ def test_show_is_readable(source, capsys):
     assert "Who?" not in out, "three groups are shown"
 
 
-def test_show_cuts_long_texts_and_escapes_what_moves_the_cursor(capsys):
+def test_show_cuts_long_texts_and_escapes_what_moves_the_cursor(mrpo):
     row = {"prompt": "a\nb\x1b[2J\u202e", "chosen": "x" * 5000, "rejected": "no"}
-    Path("x.jsonl").write_text(json.dumps(row))
-    assert run(["data", "show", "x.jsonl"]) == 0
-    out = capsys.readouterr().out
+    write_lines(Path("x.jsonl"), [row])
+    out = mrpo("data show x.jsonl").out
     assert "  user: a\n        b\\x1b[2J\\u202e\n" in out
     assert "x" * 600 + " … (5,000 characters)\n" in out
     assert "x" * 601 not in out
 
 
-def test_show_counts_tokens_under_each_reference(tiny_models, source, capsys):
+def test_show_counts_tokens_under_each_reference(tiny_models, source, mrpo):
     """The numbers of the renderer that scoring uses; no weights are read."""
     from mrpo_tools.config import Reference
     from mrpo_tools.references.resolved import renderer_of, resolve
 
-    refs = [word for name in ("llama", "qwen") for word in ("--ref", f"{name}={tiny_models[name]}")]
-    assert run(["data", "show", source, *refs, "--json"]) == 0
-    tokens = json.loads(capsys.readouterr().out)["tokens"]
-    for name in ("llama", "qwen"):
+    names = ("llama", "qwen")
+    show = "data show x.jsonl " + " ".join(f"--ref {name}={tiny_models[name]}" for name in names)
+    tokens = json.loads(mrpo(f"{show} --json").out)["tokens"]
+    for name in names:
         renderer = renderer_of(resolve(name, Reference(model=str(tiny_models[name]))))
         encoded = [renderer.encode(group) for group in load_groups(source).groups]
-        assert tokens[name]["prompt"]["max"] == max(
-            len(rendered.prompt_ids) for rendered in encoded
-        )
+        assert tokens[name]["prompt"]["max"] == max(len(group.prompt_ids) for group in encoded)
         lengths = sorted(len(r.ids) for rendered in encoded for r in rendered.responses)
         assert tokens[name]["response"] == quantiles(lengths)
         assert tokens[name]["max_length"] == 8192
         assert (tokens[name]["groups"], tokens[name]["longer"]) == (4, 0)
-    assert run(["data", "show", source, *refs]) == 0
-    assert "tokens under" in capsys.readouterr().out
+    assert "tokens under" in mrpo(show).out
 
 
-@pytest.mark.parametrize("command", ["show", "validate", "convert"])
-def test_split_limit_and_seed_mean_the_same_everywhere(command, source, capsys):
-    target = ["out.jsonl"] if command == "convert" else []
-    for words, expected in (
-        (["--split", "test"], 1),
-        (["--limit", "2"], 2),
-        (["--split", "train", "--limit", "2"], 2),
-    ):
-        assert run(["data", command, source, *target, *words, "--json"]) == 0
-        assert json.loads(capsys.readouterr().out)["groups"] == expected
-        Path("out.jsonl").unlink(missing_ok=True)
+@pytest.mark.parametrize("command", ["show x.jsonl", "validate x.jsonl", "convert x.jsonl y.jsonl"])
+def test_split_and_limit_mean_the_same_everywhere(command, source, mrpo):
+    counts = {"--split test": 1, "--limit 2": 2, "--split train --limit 2": 2}
+    for options, expected in counts.items():
+        assert json.loads(mrpo(f"data {command} {options} --json").out)["groups"] == expected
+        Path("y.jsonl").unlink(missing_ok=True)
 
 
-def test_the_seed_draws_other_prompts(capsys):
-    rows = [{"prompt": f"Q{n}", "chosen": "a", "rejected": "b"} for n in range(300)]
-    write_lines(Path("x.jsonl"), rows)
+def test_the_seed_draws_other_prompts(mrpo):
+    write_lines(Path("x.jsonl"), numbered(300))
 
-    def drawn(*words: str) -> set[str]:
-        assert run(["data", "convert", "x.jsonl", "out.jsonl", "--overwrite", "--split", "test",
-                    "--test-size", "0.2", *words]) == 0  # fmt: skip
-        lines = Path("out.jsonl").read_text().splitlines()
-        return {json.loads(line)["prompt"][0]["content"] for line in lines}
+    def drawn(options: str = "") -> list[str]:
+        mrpo(f"data convert x.jsonl y.jsonl --overwrite --split test --test-size 0.2 {options}")
+        return prompts(load_groups("y.jsonl"))
 
-    zero, one = drawn("--seed", "0"), drawn("--seed", "1")
-    assert drawn() == zero != one == drawn("--split-seed", "1")
+    zero, one = drawn("--seed 0"), drawn("--seed 1")
+    assert drawn() == zero != one == drawn("--split-seed 1")
     assert 30 < len(zero) < 95, "within 5 standard deviations (6.9) of 60"
 
 
-@pytest.mark.parametrize(
-    "words", [["--pairing", "all"], ["--pairs", "all"], ["--pairs", "x", "--pairing", "all"]]
-)
-def test_convert_says_which_pairs_and_what_made_none(words, source, capsys):
+@pytest.mark.parametrize("words", ["--pairing all", "--pairs all", "--pairs x --pairing all"])
+def test_convert_says_which_pairs_and_what_made_none(words, source, mrpo):
     """By the word of today and by the former one."""
-    assert run(["data", "convert", source, "out.jsonl", "--to", "trl", *words]) == 0
-    out = capsys.readouterr().out.splitlines()
-    assert out == [
+    assert mrpo(f"data convert x.jsonl out.jsonl --to trl {words}").out.splitlines() == [
         "wrote 6 all pairs of 4 groups to out.jsonl",
         "1 groups have no better response and made no pair",
     ]
     assert load_groups("out.jsonl").counts["groups"] == 6
 
 
-def test_a_pairing_that_draws_cannot_be_written(source, capsys):
-    assert run(["data", "convert", source, "out.jsonl", "--pairs", "best_random"]) == 2
-    error = capsys.readouterr().err
+def test_a_pairing_that_draws_cannot_be_written(source, mrpo):
+    error = mrpo("data convert x.jsonl out.jsonl --pairs best_random", 2).err
     assert "'best_random' is not one of 'best_worst', 'best_vs_rest', 'all'" in error
 
 
-def test_convert_replaces_only_what_it_is_told_to(source, capsys):
-    before = Path(source).read_bytes()
-    assert run(["data", "convert", source, source]) == 2
-    assert capsys.readouterr().err == (
+def test_convert_replaces_only_what_it_is_told_to(source, mrpo):
+    before = source.read_bytes()
+    assert mrpo("data convert x.jsonl x.jsonl", 2).err == (
         "error: x.jsonl is there already\nnext:  --overwrite replaces it\n"
     )
-    assert Path(source).read_bytes() == before
-    assert run(["data", "convert", source, source, "--overwrite"]) == 0
-    assert [group.as_dict()["split"] for group in load_groups(source).groups] == [
-        row["split"] for row in ROWS
-    ]
+    assert source.read_bytes() == before
+    mrpo("data convert x.jsonl x.jsonl --overwrite")
+    splits = [group.split for group in load_groups(source).groups]
+    assert splits == [row["split"] for row in ROWS]
 
 
 @pytest.mark.parametrize("target", ["out.jsonl", "out.parquet"])
-def test_convert_writes_nothing_when_a_row_is_bad(target, source, capsys):
-    with Path(source).open("a") as file:
-        file.write('{"prompt": "late", "responses": []}\n')
-    assert run(["data", "convert", source, target]) == 2
-    assert "x.jsonl:5: responses: found none, expected at least 2" in capsys.readouterr().err
+def test_convert_writes_nothing_when_a_row_is_bad(target, source, mrpo):
+    write_lines(source, [*ROWS, {"prompt": "late", "responses": []}])
+    error = mrpo(f"data convert x.jsonl {target}", 2).err
+    assert "x.jsonl:5: responses: found none, expected at least 2" in error
     assert os.listdir() == ["x.jsonl"]
 
 
-def test_validate_counts_what_is_unusual(source, capsys):
-    assert run(["data", "validate", source]) == 0
-    assert capsys.readouterr().out == "x: 4 rows, 4 groups, 1 tied groups; no problem found\n"
+def test_validate_counts_what_is_unusual(source, mrpo):
+    out = mrpo("data validate x.jsonl").out
+    assert out == "x: 4 rows, 4 groups, 1 tied groups; no problem found\n"
 
 
-def test_what_may_not_be_meant_is_a_warning(capsys):
+def test_what_may_not_be_meant_is_a_warning(mrpo):
     row = {"prompt": "Q", "chosen": "a", "rejected": "b", "score_chosen": 1, "score_rejected": 2}
-    Path("x.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"score_chosen": 3}))
-    for words in (["validate", "x.jsonl"], ["show", "x.jsonl"], ["convert", "x.jsonl", "y.jsonl"]):
-        assert run(["data", *words]) == 0
-        assert capsys.readouterr().err == (
+    write_lines(Path("x.jsonl"), [row, row | {"score_chosen": 3}])
+    for words in ("validate x.jsonl", "show x.jsonl", "convert x.jsonl y.jsonl"):
+        assert mrpo(f"data {words}").err == (
             "warning: 1 groups whose scores contradict their labels, kept\n"
             "warning: 1 groups that were there before with other scores or labels, kept\n"
         )
@@ -186,18 +160,11 @@ def test_what_may_not_be_meant_is_a_warning(capsys):
 def test_the_sample_is_even_and_the_same_every_time():
     """Over 20,000 groups the 1,000 that are drawn have their mean in the middle."""
 
-    class Numbered:
-        has_labels = has_scores = False
-        responses = ()
-        split = None
-
-        def __init__(self, number: int) -> None:
-            self.number = number
-
     def drawn() -> list[int]:
         summary = Summary()
+        nothing = {"has_labels": False, "has_scores": False, "responses": (), "split": None}
         for number in range(20_000):
-            summary.add(Numbered(number))
+            summary.add(SimpleNamespace(number=number, **nothing))
         return [group.number for group in summary.sample]
 
     sample = drawn()
@@ -206,21 +173,14 @@ def test_the_sample_is_even_and_the_same_every_time():
     assert drawn() == sample
 
 
-@pytest.mark.parametrize(
-    ("scores", "expected"),
-    [
-        ([3, 1, 3], [("1", 1), ("3", 2)]),
-        (
-            [float(n) for n in range(21)],
-            [(f"{2 * n} to {2 * n + 2}", 2 + (n == 9)) for n in range(10)],
-        ),
-    ],
-)
-def test_the_histogram_counts_every_score(scores, expected):
-    """0 to 20 in ten ranges of 2: two in each, and the largest in the last."""
+def test_the_histogram_counts_every_score():
+    """Few scores one by one; 0 to 20 in ten ranges of 2, two in each, the largest in the last."""
     summary = Summary()
-    summary.scores.extend(scores)
-    assert summary.histogram() == expected
+    summary.scores.extend([3, 1, 3])
+    assert summary.histogram() == [("1", 1), ("3", 2)]
+    summary = Summary()
+    summary.scores.extend(range(21))
+    assert summary.histogram() == [(f"{2 * n} to {2 * n + 2}", 2 + (n == 9)) for n in range(10)]
 
 
 def test_quantiles():
@@ -229,9 +189,11 @@ def test_quantiles():
 
 
 def test_no_model_library_is_loaded(source):
-    """`validate` and `convert` work where torch, transformers and datasets cannot be imported."""
+    """Libraries load where a source needs them; the command works without those of models."""
     run_script("""
         import sys
+        import mrpo_tools.sources
+        assert not sys.modules.keys() & {"torch", "transformers", "datasets", "pandas", "pyarrow"}
         for name in ("torch", "transformers", "datasets"):
             sys.modules[name] = None
         from mrpo_tools.cli import run

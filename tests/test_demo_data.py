@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import json
 import random
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,13 +24,13 @@ def system(text: str, question: str) -> list[dict[str, str]]:
     return [{"role": "system", "content": text}, {"role": "user", "content": question}]
 
 
-def text_of(prompt: tasks.Prompt) -> str:
-    return tasks.as_messages(prompt)[-1]["content"]
+def messages(group: dict) -> str:
+    return json.dumps(tasks.as_messages(group["prompt"]))
 
 
 def solve(group: dict) -> str:
     """The solution by other means than the tables: from the numbers or letters in the prompt."""
-    text, skill = text_of(group["prompt"]), group["id"].split("-")[1]
+    text, skill = tasks.as_messages(group["prompt"])[-1]["content"], group["id"].split("-")[1]
     numbers = [int(number) for number in re.findall(r"\d+", text)]
     letters = max(re.findall(r"\b[a-z](?: [a-z]\b)*", text), key=len, default="").split()
     return {
@@ -41,45 +42,37 @@ def solve(group: dict) -> str:
     }[skill]()
 
 
-@pytest.mark.parametrize(
-    ("prompt", "answer", "expected"),
-    [
-        ("What is 3 + 4?", "7", 10),
-        ("What is 3 + 4?", " 7\n", 10),
-        ("What is 3 + 4?", "The answer is 7.", 7),
-        ("What is 3 + 4?", "Not 9, it is 7", 7),
-        ("What is 3 + 4?", "8", 3),
-        ("What is 3 + 4?", "9", 3),
-        ("What is 3 + 4?", "10", 1),
-        ("What is 3 + 4?", "", 1),
-        (system("You are terse.", "Add 3 and 4."), "7", 10),
-        ("2 + 9 = ? Answer in a full sentence.", "The answer is 11.", 10),
-        (system("Answer in a full sentence.", "4 6 8 and then?"), "The answer is 10.", 10),
-        (system("Answer in a full sentence.", "4 6 8 and then?"), "10", 7),
-        ("Count the letter x in x o x x.", "3", 10),
-        ("Write a d b backwards.", "b d a", 10),
-        ("Write a d b backwards.", "b a d", 3),
-        ("Write a d b backwards.", "b a f", 1),
-        ("Write a d b backwards. Use capital letters.", "B D A", 10),
-        ("Write a d b backwards. Use capital letters.", "b d a", 7),
-        ("Sort the letters d a b.", "Sure! It is a b d.", 7),
-        ("Not hot but?", "cold", 10),
-        ("Not hot but?", "cool", 3),
-        ("Not hot but?", "warm", 1),
-        (system("Answer in capital letters.", "Not hot but?"), "COLD", 10),
-        (system("Answer in capital letters.", "Not hot but?"), "Cold", 7),
-    ],
-)
-def test_the_rule_by_hand(prompt: tasks.Prompt, answer: str, expected: float) -> None:
-    assert tasks.score(prompt, answer) == expected
-    assert tasks.is_right(prompt, answer) == (expected == 10)
+SENTENCE = system("Answer in a full sentence.", "4 6 8 and then?")
+CAPITALS = system("Answer in capital letters.", "Not hot but?")
+RULE: list[tuple[tasks.Prompt, dict[str, float]]] = [
+    ("What is 3 + 4?", {"7": 10, " 7\n": 10, "The answer is 7.": 7, "Not 9, it is 7": 7,
+                        "8": 3, "9": 3, "10": 1, "": 1}),
+    (system("You are terse.", "Add 3 and 4."), {"7": 10}),
+    ("2 + 9 = ? Answer in a full sentence.", {"The answer is 11.": 10}),
+    (SENTENCE, {"The answer is 10.": 10, "10": 7}),
+    ("Count the letter x in x o x x.", {"3": 10}),
+    ("Write a d b backwards.", {"b d a": 10, "b a d": 3, "b a f": 1}),
+    ("Write a d b backwards. Use capital letters.", {"B D A": 10, "b d a": 7}),
+    ("Sort the letters d a b.", {"Sure! It is a b d.": 7}),
+    ("Not hot but?", {"cold": 10, "cool": 3, "warm": 1}),
+    (CAPITALS, {"COLD": 10, "Cold": 7}),
+]  # fmt: skip
 
 
-def test_a_text_that_is_no_task_is_refused() -> None:
+@pytest.mark.parametrize(("prompt", "marks"), RULE)
+def test_the_rule_by_hand(prompt: tasks.Prompt, marks: dict[str, float]) -> None:
+    for answer, expected in marks.items():
+        assert tasks.score(prompt, answer) == expected, answer
+        assert tasks.is_right(prompt, answer) == (expected == 10), answer
+
+
+def test_no_task_and_more_groups_than_prompts_are_refused() -> None:
     with pytest.raises(ValueError, match="not a question"):
         tasks.score("Who are you?", "A model.")
     with pytest.raises(ValueError, match="not a prompt"):
         tasks.score(system("Be kind.", "What is 3 + 4?"), "7")
+    with pytest.raises(ValueError, match="at most"):
+        tasks.make_groups(train=100_000)
 
 
 def test_every_phrasing_in_every_form_reads_back() -> None:
@@ -101,8 +94,7 @@ def test_the_committed_file_is_what_the_generator_writes(tmp_path: Path) -> None
 
 def test_sizes_and_splits() -> None:
     assert Counter(group["split"] for group in GROUPS) == {"train": 600, "test": 200}
-    prompts = {json.dumps(tasks.as_messages(group["prompt"])) for group in GROUPS}
-    assert len(prompts) == len(GROUPS)
+    assert len({messages(group) for group in GROUPS}) == len(GROUPS)
     assert len({group["id"] for group in GROUPS}) == len(GROUPS)
     assert len({group["id"].split("-")[1] for group in TEST}) == len(SKILLS)
 
@@ -132,18 +124,16 @@ def test_length_says_nothing() -> None:
     wins = total = 0.0
     for group in GROUPS:
         ranked = sorted((answer["score"], len(answer["content"])) for answer in group["responses"])
-        for low in range(4):
-            for high in range(low + 1, 4):
-                if ranked[low][0] < ranked[high][0]:
-                    gap = ranked[high][1] - ranked[low][1]
-                    wins += 1.0 if gap > 0 else 0.5 if gap == 0 else 0.0
-                    total += 1
+        for (low, short), (high, long) in itertools.combinations(ranked, 2):
+            if low < high:
+                wins += (long > short) + 0.5 * (long == short)
+                total += 1
     assert 0.4 <= wins / total <= 0.6
     assert tasks.longer_preferred(GROUPS) == pytest.approx(wins / total, abs=1e-12)
 
 
 def test_training_texts_meet_no_test_prompt() -> None:
-    held_out = {json.dumps(tasks.as_messages(group["prompt"])) for group in TEST}
+    held_out = {messages(group) for group in TEST}
     rng = random.Random(0)
     for plan in tiny_models.PLANS.values():
         for _ in range(1000):
@@ -151,36 +141,30 @@ def test_training_texts_meet_no_test_prompt() -> None:
             assert json.dumps(prompt) not in held_out
 
 
-def test_more_groups_than_prompts_are_refused() -> None:
-    with pytest.raises(ValueError, match="at most"):
-        tasks.make_groups(train=100_000)
-
-
 @pytest.fixture(scope="module")
 def short_models(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Path]]:
     """The three models after eight steps, made twice."""
-    folders = [tmp_path_factory.mktemp("tiny") for _ in range(2)]
-    return [tiny_models.make_models(folder, seed=3, steps=8) for folder in folders]
+    make = tiny_models.make_models
+    return [make(tmp_path_factory.mktemp("tiny"), seed=3, steps=8) for _ in range(2)]
 
 
-def test_tiny_models_are_three_families(short_models: list[dict[str, Path]]) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+@pytest.fixture(scope="module")
+def tokenizers(short_models: list[dict[str, Path]]) -> dict[str, Any]:
+    from transformers import AutoTokenizer
 
-    families = {
-        name: (
-            type(AutoModelForCausalLM.from_pretrained(path)).__name__,
-            AutoTokenizer.from_pretrained(path),
-        )
-        for name, path in short_models[0].items()
-    }
-    assert {name: architecture for name, (architecture, _) in families.items()} == {
-        "llama": "LlamaForCausalLM",
-        "mistral": "MistralForCausalLM",
-        "qwen": "Qwen2ForCausalLM",
-    }
-    tokenizers = {name: tokenizer for name, (_, tokenizer) in families.items()}
+    return {name: AutoTokenizer.from_pretrained(path) for name, path in short_models[0].items()}
+
+
+def test_tiny_models_are_three_families(short_models, tokenizers) -> None:
+    from transformers import AutoModelForCausalLM
+
+    families = {"llama": "Llama", "mistral": "Mistral", "qwen": "Qwen2"}
+    for name, path in short_models[0].items():
+        model = AutoModelForCausalLM.from_pretrained(path)
+        assert type(model).__name__ == f"{families[name]}ForCausalLM"
+    assert list(tokenizers) == list(families)
     assert len({len(tokenizer) for tokenizer in tokenizers.values()}) == 3
-    assert [tokenizers[name].bos_token for name in families] == ["<s>", "<s>", None]
+    assert [tokenizer.bos_token for tokenizer in tokenizers.values()] == ["<s>", "<s>", None]
     prompt = system("You are terse.", "Not hot but?")
     with pytest.raises(Exception, match="Only user and assistant"):
         tokenizers["mistral"].apply_chat_template(prompt, tokenize=False)
@@ -189,11 +173,8 @@ def test_tiny_models_are_three_families(short_models: list[dict[str, Path]]) -> 
 
 
 @pytest.mark.parametrize("text", ["The answer is 12.", "B D A", "cold, I think."])
-def test_tiny_tokenizers_round_trip(short_models: list[dict[str, Path]], text: str) -> None:
-    from transformers import AutoTokenizer
-
-    for path in short_models[0].values():
-        tokenizer = AutoTokenizer.from_pretrained(path)
+def test_tiny_tokenizers_round_trip(tokenizers, text: str) -> None:
+    for tokenizer in tokenizers.values():
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert tokenizer.decode(ids) == text
         assert tokenizer.unk_token_id is None or tokenizer.unk_token_id not in ids
@@ -202,9 +183,5 @@ def test_tiny_tokenizers_round_trip(short_models: list[dict[str, Path]], text: s
 def test_the_same_seed_gives_the_same_bytes(short_models: list[dict[str, Path]]) -> None:
     first, second = short_models
     for name in first:
-        for file in sorted(first[name].iterdir()):
-            digests = {
-                hashlib.sha256((made[name] / file.name).read_bytes()).hexdigest()
-                for made in (first, second)
-            }
-            assert len(digests) == 1, file.name
+        for file in first[name].iterdir():
+            assert file.read_bytes() == (second[name] / file.name).read_bytes(), file.name

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from small_data import numbered, pairs, prompts, write_lines
+from small_data import numbered, pairs, prompts, splits_of, write_lines
 from test_adapters import PUBLISHED, SAMPLES
 
-from mrpo_tools.cli import run
 from mrpo_tools.cli.options import read_groups
 from mrpo_tools.config import Dataset, pinned
 from mrpo_tools.errors import UsageError
@@ -21,6 +19,7 @@ from mrpo_tools.sources import KNOWN, load_groups
 from mrpo_tools.sources.readers.hub import recorded_revisions, revisions_file
 
 datasets = pytest.importorskip("datasets")
+ORCA = "Intel/orca_dpo_pairs"
 Asked = tuple[str, str | None, str | None]
 """Hub id, configuration and revision."""
 Answer = Callable[[str | None], Any]
@@ -62,10 +61,6 @@ def serving(rows: list[Any], *commits: str) -> Answer:
     return answer
 
 
-def splits_of(source: Any) -> Counter[str]:
-    return Counter(group.split for group in source.groups)
-
-
 @pytest.mark.parametrize("name", KNOWN)
 def test_a_named_data_set_is_read_by_its_adapter(name: str, hub: Any) -> None:
     """The published columns, under the name's hub id."""
@@ -79,61 +74,48 @@ def test_a_named_data_set_is_read_by_its_adapter(name: str, hub: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "train", "test"),
-    [("comparison-gpt4", 364, 3276), ("neural-dpo", 502, 502), ("distilabel-math", 2178, 242)],
+    ("name", "count", "options", "expected"),
+    [
+        ("comparison-gpt4", 3640, {}, {"train": 364, "test": 3276}),
+        ("neural-dpo", 1004, {}, {"train": 502, "test": 502}),
+        ("distilabel-math", 2420, {}, {"train": 2178, "test": 242}),
+        ("neural-dpo", 1200, {}, {"train": 502, "test": 698}),  # more rows are tested on
+        ("neural-dpo", 100, {}, {"train": 50, "test": 50}),  # fewer go by the paper's share
+        ("neural-dpo", 1004, {"test_size": 0.0}, {"train": 1004}),  # the user's share
+    ],
 )
-def test_the_papers_splits_come_out_exactly(name: str, train: int, test: int, hub: Any) -> None:
-    """S1, S2 and S3 of MRPO (its Table 6), by prompt, the same whatever the order of the rows."""
-    rows = numbered(train + test)
-    hub(serving(rows))
-    source = load_groups(name)
-    assert splits_of(source) == {"train": train, "test": test}
+def test_the_papers_splits_come_out_exactly(name, count, options, expected, hub) -> None:
+    """S1, S2 and S3 of MRPO (its Table 6)."""
+    hub(serving(numbered(count)))
+    source = load_groups(name, **options)
+    assert splits_of(source) == expected
     assert source.counts["lacking_in_train"] == 0
-    hub(serving(rows[::-1]))
-    again = set(prompts(load_groups(name, split="train")))
-    assert again == {g.prompt[0].content for g in source.groups if g.split == "train"}
-    assert set(prompts(load_groups(name, split="train", seed=1))) != again
+
+
+def test_a_papers_split_is_by_prompt_and_seed_whatever_the_order_of_the_rows(hub: Any) -> None:
+    rows = numbered(1004)
+    trained = []
+    for data, seed in ((rows, 0), (rows[::-1], 0), (rows, 1)):
+        hub(serving(data))
+        trained.append(set(prompts(load_groups("neural-dpo", split="train", seed=seed))))
+    assert trained[0] == trained[1] != trained[2]
 
 
 def test_a_papers_split_of_repeated_prompts(hub: Any) -> None:
     """All groups of a prompt stay together: exact where that can be, else counted."""
     once = pairs(*(f"Q{number}" for number in range(600)))
     thrice = [row | {"rejected": f"{n}"} for row in numbered(200) for n in range(3)]
-    hub(serving(once + thrice))
-    source = load_groups("neural-dpo")
-    assert splits_of(source) == {"train": 502, "test": 698}
-    assert source.counts["lacking_in_train"] == 0
-    train, test = (
-        {group.prompt_id for group in source.groups if group.split == split}
-        for split in ("train", "test")
-    )
-    assert not train & test
-    hub(serving(thrice))
-    source = load_groups("neural-dpo")
-    assert splits_of(source) == {"train": 501, "test": 99}
-    assert source.counts["lacking_in_train"] == 1
-
-
-@pytest.mark.parametrize(
-    ("count", "options", "expected"),
-    [
-        (1200, {}, {"train": 502, "test": 698}),
-        (100, {}, {"train": 50, "test": 50}),
-        (1004, {"test_size": 0.0}, {"train": 1004}),
-    ],
-    ids=["more rows are tested on", "fewer go by the paper's share", "the user's share"],
-)
-def test_a_named_data_set_of_another_size_or_share(count, options, expected, hub) -> None:
-    hub(serving(numbered(count)))
-    assert splits_of(load_groups("neural-dpo", **options)) == expected
+    for rows, train, lacking in ((once + thrice, 502, 0), (thrice, 501, 1)):
+        hub(serving(rows))
+        source = load_groups("neural-dpo")
+        assert splits_of(source) == {"train": train, "test": len(rows) - train}
+        assert source.counts["lacking_in_train"] == lacking
+        placed = {(group.prompt_id, group.split) for group in source.groups}
+        assert len(placed) == len({prompt for prompt, _ in placed})
 
 
 def test_nectar_is_split_nine_to_one(hub: Any) -> None:
-    rows = [
-        {"prompt": f"\n\nHuman: {n}\n\nAssistant: ", "chosen": "a", "rejected": "b"}
-        for n in range(4000)
-    ]
-    hub(serving(rows))
+    hub(serving(pairs(*(f"\n\nHuman: {n}\n\nAssistant: " for n in range(4000)))))
     drawn = splits_of(load_groups("nectar-binarized"))
     assert abs(drawn["test"] - 400) < 5 * (4000 * 0.1 * 0.9) ** 0.5
     assert drawn.total() == 4000
@@ -144,14 +126,15 @@ def test_the_commit_is_recorded_when_it_is_first_seen(hub: Any) -> None:
     asked = hub(serving(pairs("x"), first, first, second))
     assert recorded_revisions() == {}
     assert load_groups("orca-dpo").revision == first
-    recorded = recorded_revisions()
-    assert list(recorded["Intel/orca_dpo_pairs"]) == [first]
+    assert list(recorded_revisions()[ORCA]) == [first]
+    earlier = {ORCA: {first: "2020-01-01T00:00:00+00:00"}}
+    revisions_file().write_text(json.dumps(earlier))
     load_groups("orca-dpo")
-    assert recorded_revisions() == recorded, "the time of the first download stays"
+    assert recorded_revisions() == earlier, "the time of the first download stays"
     assert load_groups("orca-dpo").revision == second
-    assert list(recorded_revisions()["Intel/orca_dpo_pairs"]) == [first, second]
+    assert list(recorded_revisions()[ORCA]) == [first, second]
     assert load_groups(f"orca-dpo@{first}").revision == first
-    assert asked[-1] == ("Intel/orca_dpo_pairs", None, first)
+    assert asked[-1] == (ORCA, None, first)
     revisions_file().write_text("broken")
     assert load_groups("orca-dpo").revision == second
     revisions_file().unlink()
@@ -159,36 +142,25 @@ def test_the_commit_is_recorded_when_it_is_first_seen(hub: Any) -> None:
     assert load_groups("orca-dpo").revision == second
 
 
-def test_the_commit_is_shown_and_goes_into_the_record_of_a_run(
-    hub: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    hub(serving([{"question": "Q", "chosen": "a", "rejected": "b"}], "c" * 40))
-    assert run(["data", "show", "orca-dpo", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["revision"] == "c" * 40
-    source = read_groups(Dataset(source="orca-dpo"))
-    assert f"orca-dpo at {'c' * 40}: 1 rows" in capsys.readouterr().err
-    for word, recorded in (
-        ("orca-dpo", f"orca-dpo@{'c' * 40}"),
-        ("a/b:c@main", f"a/b:c@{'c' * 40}"),
-        (str(tmp_path), str(tmp_path)),
+def test_the_commit_is_shown_and_goes_into_the_record_of_a_run(hub, tmp_path, mrpo, capsys):
+    commit = "c" * 40
+    hub(serving([{"question": "Q", "chosen": "a", "rejected": "b"}], commit))
+    assert json.loads(mrpo("data show orca-dpo --json").out)["revision"] == commit
+    assert read_groups(Dataset(source="orca-dpo")).revision == commit
+    assert f"orca-dpo at {commit}: 1 rows" in capsys.readouterr().err
+    for word, revision, recorded in (
+        ("orca-dpo", commit, f"orca-dpo@{commit}"),
+        ("a/b:c@main", commit, f"a/b:c@{commit}"),
+        (str(tmp_path), commit, str(tmp_path)),
+        ("x", None, "x"),
     ):
-        assert pinned(Dataset(source=word), source.revision).source == recorded
-    assert pinned(Dataset(source="x"), None).source == "x"
-
-
-def test_a_configuration_of_a_named_data_set_is_asked_for(hub: Any) -> None:
-    asked = hub(serving(SAMPLES["helpsteer3"][0][1:2]))
-    assert load_groups("helpsteer3@abc").adapter == "helpsteer3"
-    assert asked == [("nvidia/HelpSteer3", "preference", "abc")]
+        assert pinned(Dataset(source=word), revision).source == recorded
 
 
 def test_a_folder_of_save_to_disk(tmp_path: Path) -> None:
-    splits = {"train": pairs("a", "b"), "test": pairs("c")}
-    data = datasets.DatasetDict(
-        {name: datasets.Dataset.from_list(rows) for name, rows in splits.items()}
-    )
-    data.save_to_disk(tmp_path / "both")
-    data["test"].save_to_disk(tmp_path / "one")
+    train, test = map(datasets.Dataset.from_list, (pairs("a", "b"), pairs("c")))
+    datasets.DatasetDict(train=train, test=test).save_to_disk(tmp_path / "both")
+    test.save_to_disk(tmp_path / "one")
     both = load_groups(tmp_path / "both")
     assert prompts(both) == ["a", "b", "c"]
     assert [group.split for group in both.groups] == ["train", "train", "test"]
@@ -200,9 +172,8 @@ def test_a_folder_of_save_to_disk(tmp_path: Path) -> None:
 
 def test_a_data_set_of_the_hub(hub: Any, tmp_path: Path) -> None:
     """With a builder of the real library on files, as the hub would give."""
-    for split, rows in (("train", pairs("a", "b")), ("test", pairs("c"))):
-        write_lines(tmp_path / f"{split}.jsonl", rows)
-    files = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "test")}
+    rows = {"train": pairs("a", "b"), "test": pairs("c")}
+    files = {name: str(write_lines(tmp_path / f"{name}.jsonl", rows[name])) for name in rows}
     real = datasets.load_dataset_builder
     asked = hub(lambda _: real("json", data_files=files, cache_dir=str(tmp_path / "cache")))
     source = load_groups("someone/some_pairs:default@main")
@@ -211,10 +182,12 @@ def test_a_data_set_of_the_hub(hub: Any, tmp_path: Path) -> None:
     assert [group.split for group in source.groups] == ["train", "train", "test"]
     assert load_groups("comparison-gpt4").name == "comparison-gpt4"
     load_groups("orca-dpo@abc123", split="train")
+    load_groups("helpsteer3@abc", adapter="pairs")
     assert asked == [
         ("someone/some_pairs", "default", "main"),
         (KNOWN["comparison-gpt4"].hub_id, None, None),
-        (KNOWN["orca-dpo"].hub_id, None, "abc123"),
+        (ORCA, None, "abc123"),
+        ("nvidia/HelpSteer3", "preference", "abc"),
     ]
     write_lines(tmp_path / "test.jsonl", [{"prompt": "d", "chosen": "", "rejected": "x"}])
     with pytest.raises(UsageError) as error:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mrpo_tools.cli import run
 from mrpo_tools.config import Recipe, load_project, load_recipe
 from mrpo_tools.errors import UsageError
 from mrpo_tools.methods.method import resolve_method
@@ -28,20 +27,16 @@ def cell(name: str) -> Recipe:
 
 @pytest.mark.parametrize("word", CELLS, ids=lambda word: Path(word).name)
 def test_every_cell_loads_and_means_something(word):
+    """Its data sets are names of `KNOWN` or hub ids."""
     preset = load_preset(word)
     recipe = preset.recipe
     source = preset.project.dataset.source
     scores = source in SCORED or "table-4.yaml:mpo" in word or "w-mpo" in word
-    method = resolve_method(recipe, scores=scores)
-    assert method.name == recipe.loss
+    assert resolve_method(recipe, scores=scores).name == recipe.loss
     assert list(preset.project.references) == recipe.refs
-    assert preset.title.startswith(load_table(Path(word.partition(".yaml:")[0] + ".yaml")).paper)
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_table_names_data_sets_that_exist(path):
-    """A name of `KNOWN`, or a hub id."""
-    for dataset in load_table(path).datasets:
+    table = load_table(Path(word.partition(".yaml:")[0] + ".yaml"))
+    assert preset.title.startswith(table.paper)
+    for dataset in table.datasets:
         assert dataset.source in KNOWN or dataset.source.count("/") == 1
 
 
@@ -85,20 +80,17 @@ def test_the_numbers_are_the_papers():
     assert cell("mrpo-table-2.yaml:mrpo/l-from-m").num_train_epochs == 1
     assert cell("mrpo-table-4.yaml:mrpo/q-from-m-l").refs == ["qwen", "mistral", "llama"]
     assert cell("mrpo-table-4.yaml:mrpo/q-from-m-l").finetuning == "full"
-    radii = [
-        cell(f"mrpo-table-5.yaml:epsilon-{e}/other-family").epsilon_max
-        for e in ("0", "1e6", "1", "0.1", "0.01")
-    ]
-    assert radii == [0, 1e6, 1, 0.1, 0.01]
+    for word in ("0", "1e6", "1", "0.1", "0.01"):
+        radius = cell(f"mrpo-table-5.yaml:epsilon-{word}/other-family").epsilon_max
+        assert radius == float(word)
     assert cell("mrpo-figure-4.yaml:fixed-epsilon/l-from-m").trust_region == "fixed"
     rates = {
-        name: cell(f"{name}").learning_rate
-        for name in ("mpo-table-1.yaml:mpo/mistral", "mpo-table-1.yaml:mpo/llama",
-                     "mpo-table-4.yaml:mpo/mistral", "mpo-table-4.yaml:w-mpo/llama",
-                     "mpo-table-1-baselines.yaml:dpo/mistral",
-                     "mpo-table-1-baselines.yaml:dpo/llama")
+        "1.yaml:mpo/mistral": 4e-7, "1.yaml:mpo/llama": 5e-7,
+        "4.yaml:mpo/mistral": 1.5e-7, "4.yaml:w-mpo/llama": 3e-7,
+        "1-baselines.yaml:dpo/mistral": 3e-7, "1-baselines.yaml:dpo/llama": 5e-7,
     }  # fmt: skip
-    assert list(rates.values()) == [4e-7, 5e-7, 1.5e-7, 3e-7, 3e-7, 5e-7]
+    for name, rate in rates.items():
+        assert cell(f"mpo-table-{name}").learning_rate == rate
     assert cell("mpo-table-4.yaml:mpo/llama").chosen == "top_bottom"
     assert [cell(f"swepo-table-2.yaml:swepo-p{p}/llama").power for p in range(3)] == [0, 1, 2]
     assert cell("mppo-table-2.yaml:point-ce/llama").score_scale == 10
@@ -108,11 +100,10 @@ def test_the_numbers_are_the_papers():
     assert [KNOWN[name].train_groups for name in SMALL] == [364, 502, 2178]
 
 
-def test_init_writes_a_project_and_a_recipe_that_load(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_init_writes_a_project_and_a_recipe_that_load(here, mrpo):
     word = f"{ROOT}/recipes/papers/mrpo-table-1.yaml:mrpo/m-from-l"
-    assert run(["init", "--preset", word, "--dataset", "distilabel-math"]) == 0
-    assert "next: mrpo precompute --ref mistral,llama\n" in capsys.readouterr().out
+    out = mrpo(f"init --preset {word} --dataset distilabel-math").out
+    assert "next: mrpo precompute --ref mistral,llama\n" in out
     project = load_project()
     assert project.dataset.source == "distilabel-math"
     assert project.dataset.test_size is None, "the paper's own split"
@@ -121,11 +112,11 @@ def test_init_writes_a_project_and_a_recipe_that_load(tmp_path, monkeypatch, cap
     assert Recipe(**load_recipe(Path("recipe.yaml"))) == load_preset(word).recipe
     first = Path("mrpo.yaml").read_text().splitlines()[0]
     assert first == "# MRPO (Le et al. 2025), Table 1: mrpo/m-from-l"
-    assert run(["init", "--preset", word]) == 2
+    assert "mrpo.yaml is there already" in mrpo(f"init --preset {word}", 2).err
     Path("mrpo.yaml").unlink()
-    assert run(["init", "--preset", word]) == 2, "recipe.yaml is there still"
+    assert "recipe.yaml is there already" in mrpo(f"init --preset {word}", 2).err
     assert not Path("mrpo.yaml").exists()
-    assert run(["init", "--preset", word, "--force"]) == 0
+    mrpo(f"init --preset {word} --force")
     assert load_project().dataset.source == "comparison-gpt4"
 
 
@@ -133,24 +124,16 @@ def test_init_writes_a_project_and_a_recipe_that_load(tmp_path, monkeypatch, cap
     ("word", "message", "hint"),
     [
         ("none.yaml:a/b", "no file none.yaml", "mrpo init"),
-        ("t.yaml", "t.yaml: no cell is named", "cells: dpo/l, mrpo/l"),
-        ("t.yaml:mrop/l", "t.yaml: there is no cell 'mrop/l'", "did you mean mrpo/l?"),
+        ("t.yaml", "t.yaml: no cell is named", "cells: dpo/l, stranger/l, typo/l"),
+        ("t.yaml:dop/l", "t.yaml: there is no cell 'dop/l'", "did you mean dpo/l"),
         ("t.yaml:typo/l", "t.yaml:typo/l: lr: unknown key", "did you mean learning_rate?"),
         ("t.yaml:stranger/l", "t.yaml:stranger/l: references.nobody: Input should be", None),
     ],
 )
-def test_what_cannot_be_meant(word, message, hint, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    rows = {"dpo": {"loss": "dpo"}, "mrpo": {"loss": "mrpo"}}
-    odd = {"typo": {"lr": 1}, "stranger": {"refs": ["nobody"]}}
-    table = {
-        "paper": "P",
-        "datasets": ["d"],
-        "references": {"a": "m"},
-        "recipe": {},
-        "columns": {"l": {"refs": ["a"]}},
-        "rows": rows | (odd if "/" in word and word.split(":")[1].split("/")[0] in odd else {}),
-    }
+def test_what_cannot_be_meant(word, message, hint, here):
+    rows = {"dpo": {"loss": "dpo"}, "typo": {"lr": 1}, "stranger": {"refs": ["nobody"]}}
+    table = {"paper": "P", "datasets": ["d"], "references": {"a": "m"}, "recipe": {},
+             "columns": {"l": {"refs": ["a"]}}, "rows": rows}  # fmt: skip
     Path("t.yaml").write_text(yaml.safe_dump(table))
     with pytest.raises(UsageError) as error:
         load_preset(word)

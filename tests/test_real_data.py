@@ -23,21 +23,31 @@ from mrpo_tools.training.train import train
 FOLDER = os.environ.get("MRPO_TEST_DATA")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="MRPO_TEST_DATA names no directory")
 GROUPS = 16
-CASES = [
-    ("comparison_gpt4_pairs.json", 1095, "mrpo"),
-    ("chat_pairs_sharegpt.json", 300, "mrpo"),
-    ("vicuna_scored4.jsonl", 80, "mrpo"),
-    ("vicuna_scored4.jsonl", 80, "mpo"),
-]
+FILES = {
+    "comparison_gpt4_pairs.json": (1095, 2, 0, "comparison-gpt4"),
+    "chat_pairs_sharegpt.json": (300, 2, 0, "sharegpt"),
+    "vicuna_scored4.jsonl": (80, 4, 6, "outputs"),
+}
+"""Rows, responses of each, tied groups, adapter."""
 
 
-@pytest.mark.parametrize(("file", "rows", "loss"), CASES, ids=lambda value: str(value))
-def test_the_pipeline(file, rows, loss, references, tmp_path):
-    """All rows load; the shortest go through three references, training and evaluation."""
+@pytest.mark.parametrize("file", FILES)
+def test_every_row_is_read(file):
+    rows, responses, tied, adapter = FILES[file]
     source = load_groups(Path(FOLDER) / file, test_size=0.25)
-    assert source.counts["rows"] == rows
+    assert (source.counts["rows"], len(source.groups), source.adapter) == (rows, rows, adapter)
+    assert {len(group.responses) for group in source.groups} == {responses}
+    assert source.counts["tied_groups"] == tied
     assert {group.split for group in source.groups} == {"train", "test"}
     assert all(group.split == split_of(group.prompt_id, 0.25) for group in source.groups)
+
+
+@pytest.mark.parametrize(
+    ("file", "loss"), [*((file, "mrpo") for file in FILES), ("vicuna_scored4.jsonl", "mpo")]
+)
+def test_the_pipeline(file, loss, references, tmp_path):
+    """The shortest rows go through three references, training and evaluation."""
+    source = load_groups(Path(FOLDER) / file, test_size=0.25)
     groups = sorted(source.groups, key=size)[:GROUPS]
     cache = Cache(tmp_path / "cache")
     summaries = precompute(references, groups, cache, source.name)
@@ -66,21 +76,6 @@ def size(group) -> int:
     return prompt + max(len(response.content) for response in group.responses)
 
 
-@pytest.mark.parametrize(
-    ("name", "groups", "responses", "tied", "adapter"),
-    [
-        ("comparison_gpt4_pairs.json", 1095, 2, 0, "comparison-gpt4"),
-        ("chat_pairs_sharegpt.json", 300, 2, 0, "sharegpt"),
-        ("vicuna_scored4.jsonl", 80, 4, 6, "outputs"),
-    ],
-)
-def test_real_files(name: str, groups: int, responses: int, tied: int, adapter: str) -> None:
-    source = load_groups(Path(FOLDER) / name)
-    assert (len(source.groups), source.adapter) == (groups, adapter)
-    assert {len(group.responses) for group in source.groups} == {responses}
-    assert source.counts["tied_groups"] == tied
-
-
 def test_real_conversations_are_read_word_for_word() -> None:
     path = Path(FOLDER) / "chat_pairs_sharegpt.json"
     roles = {"human": "user", "gpt": "assistant", "system": "system"}
@@ -89,7 +84,5 @@ def test_real_conversations_are_read_word_for_word() -> None:
         assert [turn.as_dict() for turn in group.prompt] == [
             {"role": roles[turn["from"]], "content": turn["value"]} for turn in row["conversations"]
         ]
-        assert [(r.content, r.chosen) for r in group.responses] == [
-            (row["chosen"]["value"], True),
-            (row["rejected"]["value"], False),
-        ]
+        answers = [(row["chosen"]["value"], True), (row["rejected"]["value"], False)]
+        assert [(r.content, r.chosen) for r in group.responses] == answers

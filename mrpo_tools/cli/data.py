@@ -151,11 +151,8 @@ def convert(
     if as_json:
         print_json({**counts, "pairs": None if form == "canonical" else pairing})
         return
-    kind = (
-        "groups"
-        if form == "canonical"
-        else f"{pairing} pairs of {stream.counts['groups']:,} groups"
-    )
+    groups = f"{stream.counts['groups']:,} groups"
+    kind = "groups" if form == "canonical" else f"{pairing} pairs of {groups}"
     print(f"wrote {written:,} {kind} to {target}")
     if without:
         print(f"{without:,} groups have no better response and made no pair")
@@ -172,9 +169,7 @@ def _stream(source: str | None, options: Mapping[str, Any], doing: str) -> Itera
     named = {"dataset": source or options["dataset"], "split_seed": seed}
     dataset = dataset_of(load_project(), {**options, **named})
     with bar_to(doing, "bytes") as report:
-        stream = GroupStream(
-            dataset.source,
-            Options.of(dataset, split=options["split"], on_progress=report),
-        )
+        how = Options.of(dataset, split=options["split"], on_progress=report)
+        stream = GroupStream(dataset.source, how)
         yield stream
     warn_of(stream.counts)

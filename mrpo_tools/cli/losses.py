@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from mrpo_tools.cli.options import json_option, print_json, print_table
+
+if TYPE_CHECKING:
+    from mrpo_tools.methods.method import Description
 
 
 @click.command()
@@ -27,11 +31,10 @@ def losses(*, name: str | None, as_json: bool) -> None:
         if as_json:
             print_json(asdict(row))
             return
-        defaults = ", ".join(f"{key} {value}" for key, value in row.defaults.items())
         print(f"{row.name}: {row.formula}")
         print(f"source:   {row.source}")
         print(f"needs:    {row.needs}")
-        print(f"defaults: {defaults or 'none'}")
+        print(f"defaults: {_defaults(row) or 'none'}")
         print(f"recipe:   {row.recipe}")
         return
     from mrpo_tools.methods.method import LOSSES
@@ -42,13 +45,9 @@ def losses(*, name: str | None, as_json: bool) -> None:
         return
     print_table(
         ("name", "needs", "source", "defaults"),
-        [
-            (
-                row.name,
-                row.needs,
-                row.source,
-                ", ".join(f"{key} {value}" for key, value in row.defaults.items()),
-            )
-            for row in rows
-        ],
+        [(row.name, row.needs, row.source, _defaults(row)) for row in rows],
     )
+
+
+def _defaults(row: Description) -> str:
+    return ", ".join(f"{key} {value}" for key, value in row.defaults.items())

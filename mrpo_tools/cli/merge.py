@@ -6,11 +6,14 @@ from pathlib import Path
 
 import click
 
+from mrpo_tools import words
+from mrpo_tools.cli.options import choice
+
 
 @click.command()
 @click.argument("model")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]))
+@click.option("--dtype", type=choice(words.Dtype))
 def merge(model: str, output: Path, dtype: str | None) -> None:
     """Merge the LoRA adapter of a run, or of a directory, into its base model.
 

@@ -97,5 +97,5 @@ def _arrow_type(kind: Any) -> Any:
     if isinstance(kind, list):
         return pa.list_(_arrow_type(kind[0]))
     if isinstance(kind, Mapping):
-        return pa.struct([(name, _arrow_type(one)) for name, one in kind.items()])
+        return pa.struct([(name, _arrow_type(field)) for name, field in kind.items()])
     return pa.type_for_alias(kind)

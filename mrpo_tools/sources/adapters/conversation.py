@@ -89,12 +89,6 @@ def _only_answer(field: Field, turns: Prompt) -> str:
     return ""
 
 
-def common_prompt(chosen: Field, rejected: Field) -> tuple[Prompt, str, str]:
-    """The prompt that two conversations share, and the answer of each."""
-    left, right = messages(chosen), messages(rejected)
-    return common_turns(chosen, rejected, left, right)
-
-
 def common_turns(
     chosen: Field, rejected: Field, left: Prompt, right: Prompt
 ) -> tuple[Prompt, str, str]:

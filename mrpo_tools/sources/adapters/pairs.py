@@ -6,7 +6,6 @@ from mrpo_tools.groups import Message, Response, user_prompt
 from mrpo_tools.sources.adapters.adapter import Parsed
 from mrpo_tools.sources.adapters.conversation import (
     Prompt,
-    common_prompt,
     common_text,
     common_turns,
     completion_of,
@@ -63,7 +62,9 @@ def read_binarized(row: Field) -> Parsed:
 
 def read_conversations(row: Field) -> Parsed:
     """`chosen, rejected`: two conversations; the turns they share are the prompt."""
-    return pair(row, *common_prompt(row["chosen"], row["rejected"]))
+    chosen, rejected = row["chosen"], row["rejected"]
+    turns = common_turns(chosen, rejected, messages(chosen), messages(rejected))
+    return pair(row, *turns)
 
 
 def read_implicit(row: Field) -> Parsed:

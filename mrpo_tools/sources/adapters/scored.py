@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from mrpo_tools.groups import Response, user_prompt
 from mrpo_tools.sources.adapters.adapter import Parsed
@@ -12,14 +12,7 @@ from mrpo_tools.sources.adapters.transcripts import transcript_prompt
 
 ULTRAFEEDBACK_SCORES = ("overall", "fine-grained", "mean")
 _ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
-HELPSTEER_SCORES = (
-    "helpfulness",
-    "correctness",
-    "coherence",
-    "complexity",
-    "verbosity",
-    "mean",
-)
+HELPSTEER_SCORES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity", "mean")
 
 
 def read_canonical(row: Field) -> Parsed:
@@ -136,6 +129,5 @@ def read_unpaired(row: Field) -> Parsed:
     return prompt, [Response(content, chosen=row["label"].boolean())]
 
 
-def _mean(numbers: Iterable[float]) -> float:
-    values = list(numbers)
-    return sum(values) / len(values) if values else 0.0
+def _mean(numbers: Sequence[float]) -> float:
+    return sum(numbers) / len(numbers) if numbers else 0.0

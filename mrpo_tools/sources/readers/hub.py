@@ -72,13 +72,13 @@ def record_revision(name: str, revision: str) -> None:
     A place that cannot be written is no reason to refuse the data: the run records the commit too.
     """
     path = revisions_file()
-    known = recorded_revisions()
-    if revision in known.get(name, {}):
+    revisions = recorded_revisions()
+    if revision in revisions.get(name, {}):
         return
-    known.setdefault(name, {})[revision] = datetime.now(UTC).isoformat(timespec="seconds")
+    revisions.setdefault(name, {})[revision] = datetime.now(UTC).isoformat(timespec="seconds")
     with contextlib.suppress(OSError, ResourceError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_json(path, known)
+        save_json(path, revisions)
 
 
 def recorded_revisions() -> dict[str, dict[str, str]]:
