@@ -16,12 +16,8 @@ PLACES = ("system", "user", "assistant", "response")
 LOSSLESS = tuple(name for name in ALL if name != "phi3")  # its marks swallow white space
 HARMLESS = "What is the weather like?"
 ANSWER = "It is warm and dry."
-PROPERTY = settings(
-    max_examples=150,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
+PROPERTY = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[
+    HealthCheck.too_slow, HealthCheck.filter_too_much])  # fmt: skip
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
@@ -32,7 +28,7 @@ def renderer(name: str, **options: str) -> Renderer:
 
 def group_of(messages: list[dict[str, str]], *responses: str) -> Group:
     return Group(
-        tuple(Message(one["role"], one["content"]) for one in messages),
+        tuple(Message(turn["role"], turn["content"]) for turn in messages),
         tuple(Response(content) for content in responses),
     )
 

@@ -26,11 +26,11 @@ from conversations import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizer_families import FAMILIES, Family, family, with_template
+from tokenizer_families import Family, family, with_template
 from tokenizers import AddedToken
 
 from mrpo_tools.errors import UsageError
-from mrpo_tools.references.rendering import EncodedGroup, Renderer
+from mrpo_tools.references.rendering import Renderer
 
 
 def dangerous(one: Family, literal: str) -> Iterator[str]:
@@ -45,31 +45,29 @@ def dangerous(one: Family, literal: str) -> Iterator[str]:
     yield f"{literal[:-1]}\U00100000{literal[-1]}"
 
 
-def check_roles_and_text(one: Family, found: EncodedGroup, place: str, content: str) -> None:
-    """No control token but the template's, and the exact text of the rendering."""
-    messages, response = conversation(place, content)
-    prompt, answer = rendered(one, messages, response)
-    bos = "<s>" if one.name == "hermes" else ""
-    assert one.text_of(found.prompt_ids) == bos + prompt, content
-    assert one.text_of(found.responses[0].ids, before=prompt) == answer, content
-    harmless = renderer(one.name).encode(group_of(conversation(place, HARMLESS)[0], ANSWER))
-    for ids, expected in (
-        (found.prompt_ids, harmless.prompt_ids),
-        (found.responses[0].ids, harmless.responses[0].ids),
-    ):
-        assert one.controls(ids) == one.controls(expected), content
+def text_and_controls(
+    own: Family, messages: list[dict[str, str]], response: str
+) -> tuple[list[str], list[str], list[list[str]]]:
+    """The texts of prompt and response: of their ids, and of the library; their control tokens."""
+    prompt, answer = rendered(own, messages, response)
+    encoded = renderer(own.name).encode(group_of(messages, response))
+    lists = (encoded.prompt_ids, encoded.responses[0].ids)
+    bos = "<s>" if own.name == "hermes" else ""
+    texts = [own.text_of(lists[0]), own.text_of(lists[1], before=prompt)]
+    return texts, [bos + prompt, answer], [own.controls(ids) for ids in lists]
 
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", LOSSLESS)
 def test_text_never_becomes_a_control_token(name, place):
     """Each literal, anywhere in a content: same control tokens as a harmless one, exact text."""
-    one = family(name)
-    for literal in one.literals:
-        for content in dangerous(one, literal):
-            messages, response = conversation(place, content)
-            found = renderer(name).encode(group_of(messages, response))
-            check_roles_and_text(one, found, place, content)
+    own = family(name)
+    *_, harmless = text_and_controls(own, conversation(place, HARMLESS)[0], ANSWER)
+    for literal in own.literals:
+        for content in dangerous(own, literal):
+            texts, expected, controls = text_and_controls(own, *conversation(place, content))
+            assert texts == expected, content
+            assert controls == harmless, content
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -105,22 +103,16 @@ def test_any_text_comes_back(name, data):
     pieces = {literal[a:b] for literal in one.literals for a in (0, 1, 2) for b in (-2, -1, None)}
     text = st.one_of(ANY_TEXT, st.sampled_from(one.literals), st.sampled_from(sorted(pieces)))
     contents = st.lists(text, max_size=6).map("".join)
-    content, response = data.draw(contents), data.draw(contents)
-    messages = [{"role": "user", "content": content}]
-    prompt, answer = rendered(one, messages, response)
-    found = renderer(name).encode(group_of(messages, response))
-    bos = "<s>" if name == "hermes" else ""
-    assert same(one.text_of(found.prompt_ids), bos + prompt)
-    assert same(one.text_of(found.responses[0].ids, before=prompt), answer)
-    harmless = renderer(name).encode(ask(HARMLESS, ANSWER))
-    assert one.controls(found.prompt_ids) == one.controls(harmless.prompt_ids)
-    assert one.controls(found.responses[0].ids) == one.controls(harmless.responses[0].ids)
+    messages = [{"role": "user", "content": data.draw(contents)}]
+    texts, expected, controls = text_and_controls(one, messages, data.draw(contents))
+    assert list(map(plain, texts)) == list(map(plain, expected))
+    *_, harmless = text_and_controls(one, [{"role": "user", "content": HARMLESS}], ANSWER)
+    assert controls == harmless
 
 
-def same(one: str, other: str) -> bool:
-    """Equal up to what tokenizers do not tell apart: compositions, `▁` and a space."""
-    first, second = (normalize("NFC", text.replace("▁", " ")) for text in (one, other))
-    return first == second
+def plain(text: str) -> str:
+    """Without what tokenizers do not tell apart: compositions, `▁` and a space."""
+    return normalize("NFC", text.replace("▁", " "))
 
 
 @pytest.mark.parametrize("last", [0x10F000, 0x10FFFD])
@@ -261,13 +253,6 @@ def test_a_tokenizer_without_a_backend_is_refused():
 @pytest.mark.parametrize("name", ALL)
 def test_no_control_token_is_forgotten(name):
     """The literals that the tests use are all special and added tokens that the tokenizer has."""
-    one = family(name)
-    every = {str(token) for token in one.tokenizer.added_tokens_decoder.values()}
-    every |= set(one.tokenizer.all_special_tokens)
-    assert set(one.literals) | set(one.spaces) == every
-
-
-def test_the_six_families_are_here():
-    """The families that the project's references come from."""
-    assert set(FAMILIES) < set(ALL)
-    assert len(FAMILIES) == 6
+    own = family(name)
+    every = {str(token) for token in own.tokenizer.added_tokens_decoder.values()}
+    assert {*own.literals, *own.spaces} == every | set(own.tokenizer.all_special_tokens)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from datetime import date
 
 import pytest
-from chat_templates import CHATML
+from chat_templates import CHATML, RAISE_ON_SYSTEM
 from conversations import (
     ALL,
     ANSWER,
@@ -26,7 +27,7 @@ from transformers.utils import chat_template_utils
 
 from mrpo_tools.errors import UsageError
 from mrpo_tools.references.identity import PINNED_DATE
-from mrpo_tools.references.rendering import Renderer, token_hash
+from mrpo_tools.references.rendering import EncodedResponse, Renderer, token_hash
 
 HARMLESS_TEXTS = (
     HARMLESS,
@@ -50,19 +51,22 @@ HARMLESS_TEXTS = (
 @pytest.mark.parametrize("name", ALL)
 def test_plain_text_has_the_librarys_own_ids(name, place):
     """Prompt: the library's ids of the rendering. Response: those of the whole after them."""
-    one = family(name)
-    bos = [one.tokenizer.bos_token_id] if name == "hermes" else []
-    compared = 0
-    for content in HARMLESS_TEXTS:
-        messages, response = conversation(place, content)
-        prompt, answer = rendered(one, messages, response)
-        found = renderer(name).encode(group_of(messages, response))
-        prompt_ids, whole = one.library_ids(prompt), one.library_ids(prompt + answer)
-        assert found.prompt_ids == bos + prompt_ids, content
-        if whole[: len(prompt_ids)] == prompt_ids:  # else a merge crosses the border
-            compared += 1
-            assert found.responses[0].ids == whole[len(prompt_ids) :], content
-    assert compared > len(HARMLESS_TEXTS) // 2
+    conversations = [conversation(place, content) for content in HARMLESS_TEXTS]
+    compared = [has_the_librarys_ids(name, *turns) for turns in conversations]
+    assert sum(compared) > len(HARMLESS_TEXTS) // 2
+
+
+def has_the_librarys_ids(name: str, messages: list[dict[str, str]], response: str) -> bool:
+    """Check the prompt's, and the response's unless a merge crosses the border between them."""
+    own = family(name)
+    prompt, answer = rendered(own, messages, response)
+    encoded = renderer(name).encode(group_of(messages, response))
+    prompt_ids, whole = own.library_ids(prompt), own.library_ids(prompt + answer)
+    bos = [own.tokenizer.bos_token_id] if name == "hermes" else []
+    assert encoded.prompt_ids == bos + prompt_ids, messages
+    comparable = whole[: len(prompt_ids)] == prompt_ids
+    assert not comparable or encoded.responses[0].ids == whole[len(prompt_ids) :], response
+    return comparable
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -70,14 +74,8 @@ def test_plain_text_has_the_librarys_own_ids(name, place):
 @given(ANY_TEXT, ANY_TEXT)
 def test_any_plain_text_has_the_librarys_own_ids(name, content, response):
     """The same for arbitrary text in which no literal can begin."""
-    one = family(name)
     content, response = (text.translate({60: None, 91: None}) for text in (content, response))
-    prompt, answer = rendered(one, [{"role": "user", "content": content}], response)
-    found = renderer(name).encode(ask(content, response))
-    prompt_ids, whole = one.library_ids(prompt), one.library_ids(prompt + answer)
-    assert found.prompt_ids[name == "hermes" :] == prompt_ids
-    if whole[: len(prompt_ids)] == prompt_ids:
-        assert found.responses[0].ids == whole[len(prompt_ids) :]
+    has_the_librarys_ids(name, [{"role": "user", "content": content}], response)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -126,17 +124,14 @@ def test_token_hash_follows_the_ids(name):
 
 def test_token_hash_knows_where_the_response_begins():
     """A border moved by one token is another hash; ids beyond 16 bits count whole."""
-    hashes = [
-        token_hash([1, 2], [3]),
-        token_hash([1], [2, 3]),
-        token_hash([1, 2, 3], []),
-        token_hash([1, 2], [3 + 2**16]),
-        token_hash([1, 2], [3 + 2**31]),
-        token_hash([1, 2], [3, 0]),
-    ]
+    pairs = [
+        ([1, 2], [3]), ([1], [2, 3]), ([1, 2, 3], []), ([1, 2], [3 + 2**16]),
+        ([1, 2], [3 + 2**31]), ([1, 2], [3, 0]),
+    ]  # fmt: skip
+    hashes = [token_hash(*pair) for pair in pairs]
     assert len(set(hashes)) == len(hashes)
     assert token_hash((1, 2), (3,)) == hashes[0]
-    assert all(len(one) == 16 and int(one, 16) >= 0 for one in hashes)
+    assert all(re.fullmatch("[0-9a-f]{16}", digits) for digits in hashes)
 
 
 @pytest.mark.parametrize("adds", [True, False])
@@ -151,9 +146,8 @@ def test_bos_exactly_once(name, writes, adds):
         tokenizer.backend_tokenizer.post_processor = None
     for content in (HARMLESS, bos, bos + HARMLESS):
         ids = Renderer(tokenizer).encode(ask(content, content)).prompt_ids
-        expected = int(writes or adds)
-        assert ids.count(one.tokenizer.bos_token_id) == expected
-        assert (ids[0] == one.tokenizer.bos_token_id) == bool(expected)
+        places = [place for place, id_ in enumerate(ids) if id_ == one.tokenizer.bos_token_id]
+        assert places == ([0] if writes or adds else [])
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -178,11 +172,7 @@ def test_fallback_template(name):
     bos = "" if name in ("qwen", "phi3") else one.tokenizer.bos_token
     for system in ("", "Be kind."):
         messages = [{"role": "system", "content": system}] if system else []
-        messages += [
-            {"role": "user", "content": HARMLESS},
-            {"role": "assistant", "content": ANSWER},
-            {"role": "user", "content": "Go on."},
-        ]
+        messages += conversation("assistant", ANSWER)[0]
         found = encoder.encode(group_of(messages, "So I will."))
         head = f"{system}\n" if system else ""
         prompt = f"{head}Human: {HARMLESS}\nAssistant: {ANSWER}\nHuman: Go on.\nAssistant: "
@@ -222,11 +212,11 @@ def test_system_error_names_the_reference(name):
 @pytest.mark.parametrize("system", ["fold", "drop", "error"])
 def test_an_accepted_system_message_stays(name, system):
     """The rule is for templates that refuse; others get the system message as it is."""
-    one = family(name)
+    own = family(name)
     messages = conversation("system", "Be kind.")[0]
-    encoder = Renderer(one.tokenizer, system=system)
-    found = encoder.encode(group_of(messages, ANSWER))
-    assert one.text_of(found.prompt_ids) == one.render(messages, True)
+    encoder = Renderer(own.tokenizer, system=system)
+    ids = encoder.encode(group_of(messages, ANSWER)).prompt_ids
+    assert own.text_of(ids) == own.render(messages, True)
     assert not +encoder.counts
 
 
@@ -242,9 +232,8 @@ def test_a_silently_dropped_system_message_is_folded():
 
 def test_system_is_folded_into_a_user_turn_only():
     """A conversation that the assistant opens: its greeting does not become the user's words."""
-    template = "{%- if messages[0].role == 'system' -%}{{- raise_exception('no') -}}{%- endif -%}"
     one = family("qwen")
-    encoder = Renderer(with_template(one, template + CHATML))
+    encoder = Renderer(with_template(one, RAISE_ON_SYSTEM + CHATML))
     greeting = [("system", "Be kind."), ("assistant", "Welcome!"), ("user", HARMLESS)]
     messages = [{"role": role, "content": text} for role, text in greeting]
     text = one.text_of(encoder.encode(group_of(messages, ANSWER)).prompt_ids)
@@ -329,10 +318,9 @@ REFUSED = {
 def test_a_template_that_cannot_be_used_is_refused(case):
     """Drops, rewrites, does not extend its prompt, raises: the reference is named, with a hint."""
     template, word = REFUSED[case]
+    tokenizer = with_template(family("qwen"), template)
     with pytest.raises(UsageError, match=f"'judge'.*{word}") as raised:
-        Renderer(with_template(family("qwen"), template), name="judge").encode(
-            ask(HARMLESS, ANSWER)
-        )
+        Renderer(tokenizer, name="judge").encode(ask(HARMLESS, ANSWER))
     assert "chat_template" in raised.value.hint
 
 
@@ -360,11 +348,8 @@ def test_trimmed_responses_are_counted(name):
 def test_white_space_that_the_template_keeps_is_scored(name):
     """No trimming of our own: spaces at a response's ends change its ids and are not counted."""
     encoder = Renderer(family(name).tokenizer, name=name)
-    hashes = {
-        response.token_hash
-        for response in encoder.encode(ask(HARMLESS, "a", " a", "a ", "a\n", "  a")).responses
-    }
-    assert len(hashes) == 5
+    responses = encoder.encode(ask(HARMLESS, "a", " a", "a ", "a\n", "  a")).responses
+    assert len({response.token_hash for response in responses}) == 5
     assert encoder.counts["trimmed"] == 0
 
 
@@ -376,24 +361,20 @@ def test_max_length(name):
     length = len(whole.prompt_ids) + len(whole.responses[0].ids)
 
     def encoded(max_length: int, overlong: str):
-        made = Renderer(one.tokenizer, max_length=max_length, overlong=overlong)
-        return made.encode(ask(HARMLESS, ANSWER, "No."))
+        short = Renderer(one.tokenizer, max_length=max_length, overlong=overlong)
+        return short.encode(ask(HARMLESS, ANSWER, "No.")).responses
 
     for overlong in ("skip", "truncate"):
-        assert encoded(length, overlong) == whole
-    skipped = encoded(length - 1, "skip")
-    assert [one.overlong for one in skipped.responses] == [True, False]
-    cut = encoded(length - 1, "truncate")
-    assert cut.responses[0].ids == whole.responses[0].ids[:-1]
-    assert cut.responses[0].truncated
-    assert not cut.responses[0].overlong
-    assert cut.responses[0].token_hash == token_hash(whole.prompt_ids, cut.responses[0].ids)
-    assert cut.responses[1] == whole.responses[1]
+        assert encoded(length, overlong) == whole.responses
+    assert [response.overlong for response in encoded(length - 1, "skip")] == [True, False]
+    ids = whole.responses[0].ids[:-1]
+    cut = EncodedResponse(ids, token_hash(whole.prompt_ids, ids), truncated=True)
+    assert encoded(length - 1, "truncate") == [cut, whole.responses[1]]
     for room, overlong in ((0, "skip"), (0, "truncate"), (-3, "truncate")):
         full = encoded(len(whole.prompt_ids) + room, overlong)
-        assert [(one.overlong, one.truncated) for one in full.responses] == [(True, False)] * 2
+        assert [(each.overlong, each.truncated) for each in full] == [(True, False)] * 2
     single = encoded(len(whole.prompt_ids) + 1, "truncate")
-    assert [len(one.ids) for one in single.responses] == [1, 1]
+    assert [len(response.ids) for response in single] == [1, 1]
 
 
 def test_an_override_takes_the_place_of_the_own_template():
@@ -407,10 +388,5 @@ def test_an_override_takes_the_place_of_the_own_template():
     several.chat_template = {"default": other, "rag": CHATML}
     assert Renderer(several).encode(ask(HARMLESS, ANSWER)) == expected
 
-
-def test_an_empty_override_is_not_ignored():
-    """An empty template drops everything and says so; it is not the tokenizer's own."""
-    with pytest.raises(UsageError, match="judge"):
-        Renderer(family("qwen").tokenizer, name="judge", chat_template="").encode(
-            ask(HARMLESS, ANSWER)
-        )
+    with pytest.raises(UsageError, match="judge"):  # an empty one drops everything and says so
+        Renderer(one.tokenizer, name="judge", chat_template="").encode(ask(HARMLESS, ANSWER))
