@@ -81,27 +81,27 @@ def test_any_plain_text_has_the_librarys_own_ids(name, content, response):
 @pytest.mark.parametrize("name", ALL)
 def test_a_response_after_plain_text_gets_no_space(name):
     """`Assistant:` and then `x`: the ids of `x`, not those of ` x`."""
-    one = family(name)
+    own = family(name)
     template = (
         "{%- for m in messages -%}{{- m.role + ':' + m.content + '\n' -}}{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{- 'assistant:' -}}{%- endif -%}"
     )
-    encoder = Renderer(with_template(one, template))
+    encoder = Renderer(with_template(own, template))
     before = encoder.encode(ask(HARMLESS)).prompt_ids
-    assert one.text_of(before).endswith(f"user:{HARMLESS}\nassistant:")
+    assert own.text_of(before).endswith(f"user:{HARMLESS}\nassistant:")
     for content in (ANSWER, " " + ANSWER, "  x", "x"):
         ids = encoder.encode(ask(HARMLESS, content)).responses[0].ids
-        assert one.text_of(ids[:-1], before="assistant:") == f"{content}\n"
-        assert ids[-1] == one.tokenizer.eos_token_id
+        assert own.text_of(ids[:-1], before="assistant:") == f"{content}\n"
+        assert ids[-1] == own.tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_siblings_and_history_do_not_matter(name):
     """A response's ids and hash are the same alone, among others, and from another renderer."""
-    one = family(name)
-    contents = [*one.literals, *HARMLESS_TEXTS, ANSWER]
+    own = family(name)
+    contents = [*own.literals, *HARMLESS_TEXTS, ANSWER]
     together = renderer(name).encode(ask(HARMLESS, *contents))
-    fresh = Renderer(one.tokenizer, name=name)
+    fresh = Renderer(own.tokenizer, name=name)
     for content, response in zip(contents, together.responses, strict=True):
         alone = fresh.encode(ask(HARMLESS, content))
         assert alone.prompt_ids == together.prompt_ids
@@ -139,60 +139,60 @@ def test_token_hash_knows_where_the_response_begins():
 @pytest.mark.parametrize("name", ["llama2", "llama3", "mistral_v3", "gemma"])
 def test_bos_exactly_once(name, writes, adds):
     """Written by the template, added by the tokenizer, or both: once, first, whatever text says."""
-    one = family(name)
-    bos = one.tokenizer.bos_token
-    tokenizer = with_template(one, ("{{- bos_token -}}" if writes else "") + CHATML)
+    own = family(name)
+    bos = own.tokenizer.bos_token
+    tokenizer = with_template(own, ("{{- bos_token -}}" if writes else "") + CHATML)
     if not adds:
         tokenizer.backend_tokenizer.post_processor = None
     for content in (HARMLESS, bos, bos + HARMLESS):
         ids = Renderer(tokenizer).encode(ask(content, content)).prompt_ids
-        places = [place for place, id_ in enumerate(ids) if id_ == one.tokenizer.bos_token_id]
+        places = [place for place, id_ in enumerate(ids) if id_ == own.tokenizer.bos_token_id]
         assert places == ([0] if writes or adds else [])
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_end_of_turn_is_scored_once(name):
     """The template's own end, or one EOS where it writes none, or no end of its own in text."""
-    one = family(name)
+    own = family(name)
     ends = {"llama3": "<|eot_id|>", "gemma": "<end_of_turn>", "phi3": "<|end|>"}
-    own = one.controls(renderer(name).encode(ask(HARMLESS, ANSWER)).responses[0].ids)
-    assert own == [ends.get(name, one.tokenizer.eos_token)]
-    endless = Renderer(with_template(one, CHATML.replace("<|im_end|>", "")))
-    for content in (ANSWER, one.tokenizer.eos_token, f"{ANSWER}{one.tokenizer.eos_token}", ""):
+    own = own.controls(renderer(name).encode(ask(HARMLESS, ANSWER)).responses[0].ids)
+    assert own == [ends.get(name, own.tokenizer.eos_token)]
+    endless = Renderer(with_template(own, CHATML.replace("<|im_end|>", "")))
+    for content in (ANSWER, own.tokenizer.eos_token, f"{ANSWER}{own.tokenizer.eos_token}", ""):
         ids = endless.encode(ask(HARMLESS, content)).responses[0].ids
-        assert ids[-1] == one.tokenizer.eos_token_id
-        assert ids.count(one.tokenizer.eos_token_id) == 1
+        assert ids[-1] == own.tokenizer.eos_token_id
+        assert ids.count(own.tokenizer.eos_token_id) == 1
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_fallback_template(name):
     """No template: `Human: …`, a new line, `Assistant: …` and EOS, system first."""
-    one = family(name)
-    encoder = Renderer(with_template(one, None))
-    bos = "" if name in ("qwen", "phi3") else one.tokenizer.bos_token
+    own = family(name)
+    encoder = Renderer(with_template(own, None))
+    bos = "" if name in ("qwen", "phi3") else own.tokenizer.bos_token
     for system in ("", "Be kind."):
         messages = [{"role": "system", "content": system}] if system else []
         messages += conversation("assistant", ANSWER)[0]
         found = encoder.encode(group_of(messages, "So I will."))
         head = f"{system}\n" if system else ""
         prompt = f"{head}Human: {HARMLESS}\nAssistant: {ANSWER}\nHuman: Go on.\nAssistant: "
-        assert one.text_of(found.prompt_ids[:1]) == bos or not bos
-        assert one.text_of(found.prompt_ids[bool(bos) :]) == prompt
-        answer = one.text_of(found.responses[0].ids, before=prompt)
-        assert answer == "So I will." + one.tokenizer.eos_token
+        assert own.text_of(found.prompt_ids[:1]) == bos or not bos
+        assert own.text_of(found.prompt_ids[bool(bos) :]) == prompt
+        answer = own.text_of(found.responses[0].ids, before=prompt)
+        assert answer == "So I will." + own.tokenizer.eos_token
 
 
 @pytest.mark.parametrize("name", ["mistral_v1", "gemma"])
 def test_system_fold_and_drop(name):
     """A refused system message goes into the first user turn or away, and is counted."""
-    one = family(name)
+    own = family(name)
     turns = conversation("assistant", "Once upon a time.")[0]
     messages = [{"role": "system", "content": "Be kind."}, *turns]
     folded = [{"role": "user", "content": f"Be kind.\n\n{HARMLESS}"}, *turns[1:]]
     for system, expected, count in (("fold", folded, "folded"), ("drop", turns, "dropped")):
-        encoder = Renderer(one.tokenizer, name=name, system=system)
+        encoder = Renderer(own.tokenizer, name=name, system=system)
         found = encoder.encode(group_of(messages, ANSWER, "No."))
-        assert found.prompt_ids == one.library_ids(one.render(expected, True))
+        assert found.prompt_ids == own.library_ids(own.render(expected, True))
         assert encoder.counts == Counter({f"system_{count}": 1, "trimmed": 0})
         encoder.encode(ask(HARMLESS, ANSWER))
         assert encoder.counts[f"system_{count}"] == 1
@@ -232,18 +232,18 @@ def test_a_silently_dropped_system_message_is_folded():
 
 def test_system_is_folded_into_a_user_turn_only():
     """A conversation that the assistant opens: its greeting does not become the user's words."""
-    one = family("qwen")
-    encoder = Renderer(with_template(one, RAISE_ON_SYSTEM + CHATML))
+    own = family("qwen")
+    encoder = Renderer(with_template(own, RAISE_ON_SYSTEM + CHATML))
     greeting = [("system", "Be kind."), ("assistant", "Welcome!"), ("user", HARMLESS)]
     messages = [{"role": role, "content": text} for role, text in greeting]
-    text = one.text_of(encoder.encode(group_of(messages, ANSWER)).prompt_ids)
+    text = own.text_of(encoder.encode(group_of(messages, ANSWER)).prompt_ids)
     assert "<|im_start|>assistant\nWelcome!<|im_end|>" in text
     assert f"<|im_start|>user\nBe kind.\n\n{HARMLESS}<|im_end|>" in text
 
 
 def test_a_system_message_may_move_to_the_last_user_turn():
     """A template that writes it before the last question drops and rewrites nothing."""
-    one = family("qwen")
+    own = family("qwen")
     template = (
         "{%- set users = messages | selectattr('role', 'equalto', 'user') | list -%}"
         "{%- for m in messages if m.role != 'system' -%}{{- '<|im_start|>' + m.role + '\n' -}}"
@@ -254,8 +254,8 @@ def test_a_system_message_may_move_to_the_last_user_turn():
     )
     messages = conversation("assistant", "Once upon a time.")[0]
     messages = [{"role": "system", "content": "Be kind."}, *messages]
-    ids = Renderer(with_template(one, template)).encode(group_of(messages, ANSWER)).prompt_ids
-    assert "<|im_start|>user\nBe kind.\n\nGo on.<|im_end|>" in one.text_of(ids)
+    ids = Renderer(with_template(own, template)).encode(group_of(messages, ANSWER)).prompt_ids
+    assert "<|im_start|>user\nBe kind.\n\nGo on.<|im_end|>" in own.text_of(ids)
 
 
 @pytest.mark.parametrize("asks", ["strftime_now('%d %b %Y')", "date_string", "llama3"])
@@ -267,29 +267,29 @@ def test_the_date_is_pinned(monkeypatch, asks):
         def now():
             return date(2031, 12, 3)
 
-    one = family("llama3")
+    own = family("llama3")
     template = None if asks == "llama3" else "{{- " + asks + " -}}" + CHATML
-    first = Renderer(one.tokenizer, chat_template=template).encode(ask(HARMLESS, ANSWER))
+    first = Renderer(own.tokenizer, chat_template=template).encode(ask(HARMLESS, ANSWER))
     monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
-    later = Renderer(one.tokenizer, chat_template=template).encode(ask(HARMLESS, ANSWER))
+    later = Renderer(own.tokenizer, chat_template=template).encode(ask(HARMLESS, ANSWER))
     assert first == later
     pinned = date.fromisoformat(PINNED_DATE).strftime("%d %b %Y")
-    assert pinned in one.text_of(later.prompt_ids)
-    assert "2031" not in one.text_of(later.prompt_ids)
+    assert pinned in own.text_of(later.prompt_ids)
+    assert "2031" not in own.text_of(later.prompt_ids)
 
 
 def test_templates_see_what_the_library_shows_them():
     """`tools` and `documents` are there and None, as in the library's own rendering."""
-    one = family("qwen")
+    own = family("qwen")
     template = (
         "{%- if tools is not none -%}{{- 'TOOLS' -}}{%- endif -%}"
         "{%- if documents is not none -%}{{- 'DOCUMENTS' -}}{%- endif -%}"
     )
-    tokenizer = with_template(one, template + CHATML)
+    tokenizer = with_template(own, template + CHATML)
     messages = [{"role": "user", "content": HARMLESS}]
     expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     found = Renderer(tokenizer).encode(group_of(messages, ANSWER))
-    assert one.text_of(found.prompt_ids) == expected
+    assert own.text_of(found.prompt_ids) == expected
 
 
 OF_OTHERS = "(message['content'] if message['role'] != '{}' else {})"
@@ -334,8 +334,8 @@ def test_a_dropped_response_is_missed_even_if_the_template_writes_its_words(cont
 @pytest.mark.parametrize("name", ["llama2", "llama3", "gemma"])
 def test_trimmed_responses_are_counted(name):
     """A template that trims is used as it is, and every trimmed response is counted."""
-    one = family(name)
-    encoder = Renderer(one.tokenizer, name=name)
+    own = family(name)
+    encoder = Renderer(own.tokenizer, name=name)
     contents = ("\ta", "b", "c\n", "\n d\n", "e f")
     found = encoder.encode(ask(" " + HARMLESS + "\n", *contents))
     assert encoder.counts["trimmed"] == 3
@@ -356,12 +356,12 @@ def test_white_space_that_the_template_keeps_is_scored(name):
 @pytest.mark.parametrize("name", ALL)
 def test_max_length(name):
     """A response that fits exactly is whole; one token less: overlong, or cut and flagged."""
-    one = family(name)
+    own = family(name)
     whole = renderer(name).encode(ask(HARMLESS, ANSWER, "No."))
     length = len(whole.prompt_ids) + len(whole.responses[0].ids)
 
     def encoded(max_length: int, overlong: str):
-        short = Renderer(one.tokenizer, max_length=max_length, overlong=overlong)
+        short = Renderer(own.tokenizer, max_length=max_length, overlong=overlong)
         return short.encode(ask(HARMLESS, ANSWER, "No.")).responses
 
     for overlong in ("skip", "truncate"):
@@ -379,14 +379,14 @@ def test_max_length(name):
 
 def test_an_override_takes_the_place_of_the_own_template():
     """The given template renders, the tokenizer's own does not; `default` of several is taken."""
-    one = family("qwen")
+    own = family("qwen")
     other = CHATML.replace("\\n'", "\\n\\n'")
     assert other != CHATML
-    expected = Renderer(with_template(one, other)).encode(ask(HARMLESS, ANSWER))
-    assert Renderer(one.tokenizer, chat_template=other).encode(ask(HARMLESS, ANSWER)) == expected
-    several = with_template(one, None)
+    expected = Renderer(with_template(own, other)).encode(ask(HARMLESS, ANSWER))
+    assert Renderer(own.tokenizer, chat_template=other).encode(ask(HARMLESS, ANSWER)) == expected
+    several = with_template(own, None)
     several.chat_template = {"default": other, "rag": CHATML}
     assert Renderer(several).encode(ask(HARMLESS, ANSWER)) == expected
 
     with pytest.raises(UsageError, match="judge"):  # an empty one drops everything and says so
-        Renderer(one.tokenizer, name="judge", chat_template="").encode(ask(HARMLESS, ANSWER))
+        Renderer(own.tokenizer, name="judge", chat_template="").encode(ask(HARMLESS, ANSWER))

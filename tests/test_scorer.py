@@ -250,39 +250,55 @@ def test_a_mask_without_the_window_would_be_wrong(tiny_models):
     assert worst > 0.01
 
 
-def test_the_self_check_falls_back_and_says_so(tiny_models):
-    """A decoder that ignores 4-D masks makes shared prompts wrong; plain rows are chosen."""
-    model = load(tiny_models["llama"])
-    scorer = ResponseScorer(model)
-    rows = random_rows(model.config.vocab_size)
-    assert self_check(scorer, rows, CPU) <= 1e-5
-    assert scorer.route == ROUTES[0]
-    whole = model.model.forward
+def nothing(scorer: ResponseScorer) -> None:
+    """The model stays as it is."""
+
+
+def drop_masks(scorer: ResponseScorer) -> None:
+    """A decoder that ignores 4-D masks makes shared prompts wrong."""
+    whole = scorer.model.model.forward
 
     def without_branches(attention_mask=None, forest=None, **rest):
         flat = attention_mask is not None and attention_mask.dim() == 2
         return whole(attention_mask=attention_mask if flat else None, **rest)
 
-    model.model.forward = without_branches
-    assert self_check(scorer, rows, CPU) <= 1e-5
-    assert scorer.route == ROUTES[2]
+    scorer.model.model.forward = without_branches
 
 
-def test_the_self_check_finds_a_scaled_head(tiny_models):
-    """A family that scales its logits in a way the tiled head does not know: the model's own
-    logits are used."""
-    model = load(tiny_models["llama"])
-    scorer = ResponseScorer(model)
-    whole = model.forward
+def scale_logits(scorer: ResponseScorer) -> None:
+    """A family that scales its logits in a way the tiled head does not know."""
+    whole = scorer.model.forward
 
     def scaled(**arguments):
         output = whole(**arguments)
         output.logits = output.logits * 0.5
         return output
 
-    model.forward = scaled
-    assert self_check(scorer, random_rows(model.config.vocab_size), CPU) <= 1e-5
-    assert scorer.route == ROUTES[3]
+    scorer.model.forward = scaled
+
+
+def spoil_packed(scorer: ResponseScorer) -> None:
+    """NaN that is not the first of a row's numbers."""
+    honest = scorer.forward
+
+    def spoiled(batches, sequences):
+        logps = honest(batches, sequences)
+        return logps.index_fill(0, torch.tensor([sequences - 1]), float("nan")) if (
+            scorer.route == ROUTES[0]) else logps  # fmt: skip
+
+    scorer.forward = spoiled
+
+
+@pytest.mark.parametrize(
+    ("change", "route"),
+    [(nothing, "packed"), (spoil_packed, "masked"), (drop_masks, "plain"),
+     (scale_logits, "own logits")],
+)  # fmt: skip
+def test_the_self_check_takes_the_fastest_exact_route(tiny_models, change, route):
+    scorer = ResponseScorer(load(tiny_models["llama"]))
+    change(scorer)
+    assert self_check(scorer, random_rows(scorer.config.vocab_size), CPU) <= 1e-5
+    assert scorer.route == ROUTES[ROUTE_NAMES.index(route)]
 
 
 def test_a_window_that_only_the_mask_has_is_not_forgotten():
@@ -310,23 +326,6 @@ def test_rotary_embeddings_that_depend_on_the_longest_row():
     assert scorer.alone
     self_check(scorer, rows[:2], CPU)
     assert_each_as_alone(scorer, rows, all_logps(scorer, rows, 10_000))
-
-
-def test_a_route_that_gives_nan_is_not_taken(tiny_models):
-    """Also when the NaN is not the first of a row's numbers."""
-    model = load(tiny_models["llama"])
-    scorer = ResponseScorer(model)
-    rows = random_rows(model.config.vocab_size)
-    honest = scorer.forward
-
-    def spoiled(batches, sequences):
-        logps = honest(batches, sequences)
-        return logps.index_fill(0, torch.tensor([sequences - 1]), float("nan")) if (
-            scorer.route == ROUTES[0]) else logps  # fmt: skip
-
-    scorer.forward = spoiled
-    assert self_check(scorer, rows, CPU) <= 1e-5
-    assert scorer.route == ROUTES[1]
 
 
 def test_a_scorer_has_no_dropout(tiny_models):
