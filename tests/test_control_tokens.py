@@ -33,16 +33,17 @@ from mrpo_tools.errors import UsageError
 from mrpo_tools.references.rendering import Renderer
 
 
-def dangerous(own: Family, literal: str) -> Iterator[str]:
+def dangerous(own: Family) -> Iterator[str]:
     """Texts with a literal whole, glued, doubled, cut at either end, among private characters."""
-    yield from (literal, f"{literal} so", f"so {literal} so", f"so {literal}", f"so{literal}so")
-    yield from (literal * 2, f"{literal} {literal}", f"<{literal}>", f"  {literal}\n")
-    for other in own.literals:
-        yield from (literal + other, f"so {other}{literal}so")
-    for cut in range(1, len(literal)):
-        yield from (f"so {literal[:cut]}", f"{literal[cut:]} so", literal[cut:] + literal[:cut])
-    yield f"\U000f0000{literal}\U000f0001\U00100000{literal}\U00100001"
-    yield f"{literal[:-1]}\U00100000{literal[-1]}"
+    for literal in own.literals:
+        yield from (literal, f"{literal} so", f"so {literal} so", f"so {literal}", f"so{literal}so")
+        yield from (literal * 2, f"{literal} {literal}", f"<{literal}>", f"  {literal}\n")
+        for other in own.literals:
+            yield from (literal + other, f"so {other}{literal}so")
+        for cut in range(1, len(literal)):
+            yield from (f"so {literal[:cut]}", f"{literal[cut:]} so", literal[cut:] + literal[:cut])
+        yield f"\U000f0000{literal}\U000f0001\U00100000{literal}\U00100001"
+        yield f"{literal[:-1]}\U00100000{literal[-1]}"
 
 
 def text_and_controls(
@@ -58,40 +59,27 @@ def text_and_controls(
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("name", LOSSLESS)
+@pytest.mark.parametrize("name", ALL)
 def test_text_never_becomes_a_control_token(name, place):
-    """Each literal, anywhere in a content: same control tokens as a harmless one, exact text."""
+    """Each literal, anywhere in a content: same control tokens as a harmless one, exact text where
+    marks do not swallow white space."""
     own = family(name)
     *_, harmless = text_and_controls(own, conversation(place, HARMLESS)[0], ANSWER)
-    for literal in own.literals:
-        for content in dangerous(own, literal):
-            texts, expected, controls = text_and_controls(own, *conversation(place, content))
-            assert texts == expected, content
-            assert controls == harmless, content
+    for content in dangerous(own):
+        texts, expected, controls = text_and_controls(own, *conversation(place, content))
+        assert texts == expected or name not in LOSSLESS, content
+        assert controls == harmless, content
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_literals_are_tokenised_as_if_there_were_no_control_tokens(name):
     """Text around a literal merges as text does: each segment has the ids of the bare model."""
     own = family(name)
-    for literal in own.literals:
-        for content in dangerous(own, literal):
-            ids = renderer(name).encode(ask(content, ANSWER)).prompt_ids
-            for segment in own.segments(ids):
-                text = own.text_of(segment, before=own.special[0])
-                assert segment == own.plain_ids(text), (content, text)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_swallowed_white_space_keeps_the_roles(name):
-    """The sequence of control tokens, for marks that swallow white space too."""
-    own = family(name)
-    expected = own.controls(renderer(name).encode(ask(HARMLESS, ANSWER)).prompt_ids)
-    for literal in own.literals:
-        for content in dangerous(own, literal):
-            found = renderer(name).encode(ask(content, content))
-            assert own.controls(found.prompt_ids) == expected, content
-            assert len(own.controls(found.responses[0].ids)) == 1, content
+    for content in dangerous(own):
+        ids = renderer(name).encode(ask(content, ANSWER)).prompt_ids
+        for segment in own.segments(ids):
+            text = own.text_of(segment, before=own.special[0])
+            assert segment == own.plain_ids(text), (content, text)
 
 
 @pytest.mark.parametrize("name", LOSSLESS)
@@ -168,11 +156,11 @@ def test_neighbouring_contents_do_not_make_a_literal(name):
     tokenizer = with_template(own, "{%- for m in messages -%}{{- m.content -}}{%- endfor -%}")
     for literal in own.literals:
         for i in range(1, len(literal) - 1):
-            parts = [("system", literal[:i]), ("user", literal[i:-1])]
-            messages = [{"role": role, "content": text} for role, text in parts]
-            found = Renderer(tokenizer).encode(group_of(messages, literal[-1]))
-            assert len(own.controls(found.prompt_ids)) == (name == "mistral_v3")
-            assert own.controls(found.responses[0].ids) == [tokenizer.eos_token]
+            parts = {"system": literal[:i], "user": literal[i:-1]}
+            messages = [{"role": role, "content": text} for role, text in parts.items()]
+            encoded = Renderer(tokenizer).encode(group_of(messages, literal[-1]))
+            assert len(own.controls(encoded.prompt_ids)) == (name == "mistral_v3")
+            assert own.controls(encoded.responses[0].ids) == [tokenizer.eos_token]
 
 
 @pytest.mark.parametrize("flags", [{"normalized": True}, {"single_word": True}])

@@ -152,13 +152,6 @@ def test_a_changed_template_is_shown_where_it_changed(model, tmp_path):
     assert len(message) < 500
 
 
-def test_current_numbers_are_used(model, tmp_path):
-    """The same words, an open dtype, other batch sizes: the numbers are current."""
-    store = stored(Cache(tmp_path), words_of(model))
-    for words in ({}, {"dtype": None}, {"batch_tokens": 16, "attention": "eager"}):
-        check_current(store, resolve("judge", words_of(model, **words)))
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_open_dtype_is_the_devices(model, dtype):
     """`dtype` left open is what the device prefers, and that is written into the identity."""
@@ -169,9 +162,11 @@ def test_an_open_dtype_is_the_devices(model, dtype):
 
 
 def test_an_open_dtype_takes_the_caches(model, tmp_path):
-    """`dtype` left open accepts numbers of any dtype; other fields are still told."""
+    """Other batch sizes, and `dtype` left open, are current numbers of any dtype; other fields are
+    still told."""
     store = stored(Cache(tmp_path), words_of(model, dtype="bfloat16"))
-    check_current(store, resolve("judge", words_of(model, dtype=None)))
+    for words in ({"dtype": "bfloat16"}, {"dtype": None}, {"dtype": None, "batch_tokens": 16}):
+        check_current(store, resolve("judge", words_of(model, **words)))
     assert "dtype" not in stale(store, words_of(model, dtype=None, max_length=32))
 
 

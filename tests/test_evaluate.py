@@ -151,7 +151,10 @@ def test_the_cache_of_evaluated_models_is_no_foreign_one(
     assert evaluate_model("model", references["qwen"], groups, cache).record == first
 
 
-def test_missing_references_are_all_named(trained, groups, cached, references, tmp_path):
+def test_what_cannot_be_evaluated(trained, groups, cached):
+    """No group in the split; groups that no reference has scored, and all of these are named."""
+    with pytest.raises(UsageError, match="no group is in split 'dev'"):
+        evaluate(load_run(trained), groups, cached, "dev")
     other = [replace(group, prompt=(replace(group.prompt[-1], content="Hm?"),)) for group in groups]
     with pytest.raises(CacheMissing, match=r"'llama'.*\n.*'mistral'.*\n.*'qwen'") as caught:
         evaluate(load_run(trained), other, cached)
@@ -159,7 +162,7 @@ def test_missing_references_are_all_named(trained, groups, cached, references, t
         caught.value.hint)  # fmt: skip
 
 
-def test_references_are_scored_as_they_were(references, cached, tmp_path):
+def test_references_are_scored_as_they_were(references, cached):
     """The project's words where they give the identity, else those that the cache recorded."""
     store = cached.find("llama")
     assert references_to_compute([str(store)], cached, references) == {"llama": references["llama"]}
@@ -201,11 +204,6 @@ def test_own_reward_is_asked_of_what_training_saw(groups, cached, references, tm
     assert len(right) == record.groups
     assert record.accuracies == pytest.approx(np.mean(right))
     assert record.top1 == pytest.approx(np.mean(right))
-
-
-def test_no_group_in_the_split(trained, groups, cached):
-    with pytest.raises(UsageError, match="no group is in split 'dev'"):
-        evaluate(load_run(trained), groups, cached, "dev")
 
 
 def test_groups_without_a_pair_give_null_not_nan(trained, groups, cached, tmp_path):
