@@ -100,12 +100,12 @@ def test_a_corrupted_memory_is_ignored(weights, reader, content):
     assert reader.read == ["model.safetensors"]
 
 
-@pytest.mark.parametrize("value", [None, 5, "", "abc", ["x"], {}])
-def test_a_corrupted_hash_is_no_hash(weights, reader, value):
+def test_a_corrupted_hash_is_no_hash(weights, reader):
     """An entry that cannot be a SHA-256 is not believed."""
     reader.memo().hash_files([weights])
-    reader.path.write_text(json.dumps(dict.fromkeys(read_json(reader.path), value)))
-    assert reader.memo().hash_files([weights]) == WEIGHTS
+    for value in (None, 5, "", "abc", ["x"], {}):
+        reader.path.write_text(json.dumps(dict.fromkeys(read_json(reader.path), value)))
+        assert reader.memo().hash_files([weights]) == WEIGHTS
 
 
 @pytest.mark.parametrize("where", ["a file", "a directory", "read-only"])
