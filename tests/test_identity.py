@@ -12,6 +12,8 @@ import pytest
 import torch
 from chat_templates import CHATML
 from reference_changes import CHANGES, DATED, HARMLESS, edit_json, flip_a_byte, words_of
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from mrpo_tools.errors import UsageError
 from mrpo_tools.references import identity
@@ -181,15 +183,8 @@ SHARD = "model-00001-of-00001.safetensors"
 def shard(model: Path) -> None:
     """Name a copy of the weights in an index, as sharded models do."""
     shutil.copy(model / "model.safetensors", model / SHARD)
-    keys = read_weights(model / "model.safetensors")
-    index = {"metadata": {}, "weight_map": dict.fromkeys(keys, SHARD)}
+    index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(model / SHARD), SHARD)}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
-
-
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)
 
 
 def test_sharded_weights_count(model):
@@ -209,11 +204,8 @@ def test_sharded_weights_count(model):
 
 def test_a_single_file_beside_an_index_is_what_is_loaded(model):
     """The library loads `model.safetensors` first; so its bytes are the identity."""
-    from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM
-
     shard(model)
-    tensors = read_weights(model / "model.safetensors")
+    tensors = load_file(model / "model.safetensors")
     zeros = {key: torch.zeros_like(value) for key, value in tensors.items()}
     save_file(zeros, model / SHARD, metadata={"format": "pt"})
     loaded = AutoModelForCausalLM.from_pretrained(model)
