@@ -14,10 +14,10 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from made_up import made_up_run
+from reference_changes import edit_json
 
 from mrpo_tools.cli import run
 from mrpo_tools.errors import UsageError
@@ -44,17 +44,12 @@ def runs(tmp_path_factory) -> Path:
     return root
 
 
-def edit(path: Path, **values: Any) -> None:
-    """Other values in a JSON file."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
 def with_accuracies(runs: Path, to: Path, accuracies: dict[str, list[float]]) -> Path:
     """A copy of some runs whose log-prob accuracy is given, by the start of their name."""
     for name, values in accuracies.items():
         for seed, value in enumerate(values):
             path = shutil.copytree(runs / f"{name}-{seed}", to / f"{name}-{seed}")
-            edit(path / "evaluation/test.json", accuracies_logp=value)
+            edit_json(path / "evaluation/test.json", accuracies_logp=value)
     return to
 
 
@@ -142,7 +137,7 @@ def test_other_data_and_policies_are_other_methods(tmp_path):
     for seed, (groups, policy) in enumerate([("a" * 64, "0" * 64), ("b" * 64, "0" * 64),
                                              ("b" * 64, "1" * 64)]):  # fmt: skip
         path = made_up_run(tmp_path / str(seed), "dpo", ["llama"], seed)
-        edit(path / "run.json", groups_hash=groups, policy_identity=policy)
+        edit_json(path / "run.json", groups_hash=groups, policy_identity=policy)
     methods = by_method(read_results([tmp_path]))
     assert [method.label for method in methods] == [
         "dpo policy 00000000 groups aaaaaaaa", "dpo policy 00000000 groups bbbbbbbb",
@@ -157,9 +152,9 @@ def test_other_groups_are_not_compared(runs, tmp_path):
     for name in ("dpo-llama-0", "mrpo-0", "multi-0"):
         shutil.copytree(runs / name, tmp_path / name)
     for name in ("dpo-llama-0", "mrpo-0"):
-        edit(tmp_path / name / "evaluation/test.json", groups_hash="a" * 64)
+        edit_json(tmp_path / name / "evaluation/test.json", groups_hash="a" * 64)
     assert len(compare(read_results([tmp_path])).rows) == 3
-    edit(tmp_path / "mrpo-0/evaluation/test.json", groups_hash="b" * 64)
+    edit_json(tmp_path / "mrpo-0/evaluation/test.json", groups_hash="b" * 64)
     with pytest.raises(UsageError, match=r"dpo-llama-0 \(groups aaaaaaaa\).*mrpo-0 \(groups bbb"):
         compare(read_results([tmp_path]))
 
@@ -177,7 +172,7 @@ def test_names_that_repeat_keep_their_digits(tmp_path):
     for seed, digits in enumerate(["aaaa11112222", "bbbb11112222"]):
         path = made_up_run(tmp_path / str(seed), "mrpo", ["llama", "qwen"], seed)
         for name in ("run.json", "evaluation/test.json"):
-            edit(path / name, references=[f"llama@{digits}", "qwen@0123456789ab"])
+            edit_json(path / name, references=[f"llama@{digits}", "qwen@0123456789ab"])
     results = read_results([tmp_path])
     names = {"llama@aaaa", "llama@bbbb", "qwen"}
     untrained = [what for what, _ in compare(results).untrained]

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from reference_changes import edit_json
 from stores import write_groups
 
 from mrpo_tools.cache import Cache
@@ -41,9 +42,8 @@ def test_a_dry_run_loads_no_weights_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     write_groups(Path("data.jsonl"), some_groups)
     unloadable = Path(shutil.copytree(tiny_models["llama"], "unloadable"))
-    config = json.loads((unloadable / "config.json").read_text())
+    edit_json(unloadable / "config.json", intermediate_size=65)
     words = ["precompute", "--dataset", "data.jsonl", "--json", "--ref"]
-    (unloadable / "config.json").write_text(json.dumps({**config, "intermediate_size": 65}))
     assert run([*words, "llama=./unloadable", "--dry-run"]) == 0
     estimate = json.loads(capsys.readouterr().out)[0]
     assert not Path("cache").exists()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from simulated import Simulation, Spoiled, loading
 from stores import logps_of, row
 
@@ -168,17 +169,6 @@ def test_a_nan_is_caught_rescored_and_never_used(references, some_groups, tmp_pa
     assert look_up([cache.find("llama")], some_groups).dropped == {"nonfinite": 1}
 
 
-def poisoned(tiny_models: dict[str, Path], folder: Path, token: int) -> Path:
-    """A model in which one token's embedding is NaN."""
-    from safetensors.torch import load_file, save_file
-
-    model = Path(shutil.copytree(tiny_models["llama"], folder / "poisoned"))
-    weights = load_file(model / "model.safetensors")
-    weights["model.embed_tokens.weight"][token] = float("nan")
-    save_file(weights, model / "model.safetensors", {"format": "pt"})
-    return model
-
-
 def test_a_nan_in_the_weights_is_never_used(tiny_models, references, some_groups, tmp_path):
     """Responses with the token are caught, scored again in float32, stored as nonfinite, told, and
     left out of training; all others have the numbers of the sound model."""
@@ -190,7 +180,10 @@ def test_a_nan_in_the_weights_is_never_used(tiny_models, references, some_groups
             uses.setdefault(token, set()).add(key)
     prompts = {token for ids, _ in encoded.values() for token in ids}
     token = next(t for t, keys in uses.items() if t not in prompts and 1 <= len(keys) <= 4)
-    model = poisoned(tiny_models, tmp_path, token)
+    model = Path(shutil.copytree(tiny_models["llama"], tmp_path / "poisoned"))
+    weights = load_file(model / "model.safetensors")
+    weights["model.embed_tokens.weight"][token] = math.nan
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
     sick, sound = Cache(tmp_path / "sick"), Cache(tmp_path / "sound")
     words = Reference(model=str(model), dtype="float32")
     summary = precompute({"llama": words}, groups, sick, "some")[0]
