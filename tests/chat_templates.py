@@ -11,10 +11,8 @@ ALTERNATE = (
 LLAMA2 = (
     "{%- if messages[0]['role'] == 'system' -%}"
     "{%- set loop_messages = messages[1:] -%}{%- set system_message = messages[0]['content'] -%}"
-    "{%- else -%}"
-    "{%- set loop_messages = messages -%}{%- set system_message = false -%}"
-    "{%- endif -%}"
-    "{%- for message in loop_messages -%}"
+    "{%- else -%}{%- set loop_messages = messages -%}{%- set system_message = false -%}"
+    "{%- endif -%}{%- for message in loop_messages -%}"
     + ALTERNATE
     + "{%- if loop.index0 == 0 and system_message != false -%}"
     "{%- set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] -%}"

@@ -72,24 +72,15 @@ def model_config(name: str, tokenizer):
     """Mistral with a window shorter than its rows, Qwen2 with mixed layers and tied embeddings."""
     from transformers import LlamaConfig, MistralConfig, Qwen2Config
 
-    ids = {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    if name == "llama":
-        return LlamaConfig(**SIZE, **ids)
-    if name == "mistral":
-        return MistralConfig(**SIZE, **ids, sliding_window=8)
-    return Qwen2Config(
-        **SIZE,
-        **ids,
-        tie_word_embeddings=True,
-        use_sliding_window=True,
-        sliding_window=8,
-        max_window_layers=1,
-    )
+    kind, own = {
+        "llama": (LlamaConfig, {}),
+        "mistral": (MistralConfig, {"sliding_window": 8}),
+        "qwen": (Qwen2Config, {"tie_word_embeddings": True, "use_sliding_window": True,
+                               "sliding_window": 8, "max_window_layers": 1}),
+    }[name]  # fmt: skip
+    ids = {f"{word}_token_id": getattr(tokenizer, f"{word}_token_id")
+           for word in ("bos", "eos", "pad")}  # fmt: skip
+    return kind(vocab_size=len(tokenizer), **SIZE, **ids, **own)
 
 
 @pytest.fixture(scope="session")
@@ -100,7 +91,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory, demo_groups) -> dict[s
 
     from mrpo_tools.demo.tiny_tokenizers import TOKENIZERS
 
-    texts = [one.content for group in demo_groups[:300] for one in group.responses]
+    texts = [text.content for group in demo_groups[:300] for text in group.responses]
     texts += [turn.content for group in demo_groups[:300] for turn in group.prompt]
     root = tmp_path_factory.mktemp("models")
     for index, name in enumerate(REFERENCES):
@@ -153,6 +144,16 @@ def cached(tmp_path_factory: pytest.TempPathFactory, references, some_groups):
     cache = Cache(tmp_path_factory.mktemp("cached") / "cache")
     precompute(references, some_groups, cache, "some")
     return cache
+
+
+@pytest.fixture
+def blocked(tmp_path: Path) -> dict[str, str]:
+    """An environment of a process in which torch cannot be imported."""
+    package = tmp_path / "blocked" / "torch"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('torch is blocked')\n")
+    root = Path(__file__).parent.parent
+    return {**os.environ, "PYTHONPATH": f"{package.parent}{os.pathsep}{root}"}
 
 
 @pytest.fixture(scope="session")

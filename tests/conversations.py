@@ -16,12 +16,8 @@ PLACES = ("system", "user", "assistant", "response")
 LOSSLESS = tuple(name for name in ALL if name != "phi3")  # its marks swallow white space
 HARMLESS = "What is the weather like?"
 ANSWER = "It is warm and dry."
-PROPERTY = settings(
-    max_examples=150,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
+PROPERTY = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[
+    HealthCheck.too_slow, HealthCheck.filter_too_much])  # fmt: skip
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
@@ -32,7 +28,7 @@ def renderer(name: str, **options: str) -> Renderer:
 
 def group_of(messages: list[dict[str, str]], *responses: str) -> Group:
     return Group(
-        tuple(Message(one["role"], one["content"]) for one in messages),
+        tuple(Message(turn["role"], turn["content"]) for turn in messages),
         tuple(Response(content) for content in responses),
     )
 
@@ -54,18 +50,15 @@ def conversation(place: str, content: str) -> tuple[list[dict[str, str]], str]:
     return messages, content if place == "response" else ANSWER
 
 
-def as_accepted(one: Family, messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The conversation with its system message folded, where the family refuses it."""
-    if one.system or messages[0]["role"] != "system":
-        return messages
-    text = f"{messages[0]['content']}\n\n{messages[1]['content']}"
-    return [{"role": "user", "content": text}, *messages[2:]]
+def rendered(own: Family, messages: list[dict[str, str]], response: str) -> tuple[str, str]:
+    """(prompt, what the response adds to it) as the library's template renders them.
 
-
-def rendered(one: Family, messages: list[dict[str, str]], response: str) -> tuple[str, str]:
-    """(prompt, what the response adds to it) as the library's template renders them."""
-    messages = as_accepted(one, messages)
-    prompt = one.render(messages, True)
-    full = one.render([*messages, {"role": "assistant", "content": response}], False)
+    A system message is folded where the family refuses it.
+    """
+    if messages[0]["role"] == "system" and not own.system:
+        text = f"{messages[0]['content']}\n\n{messages[1]['content']}"
+        messages = [{"role": "user", "content": text}, *messages[2:]]
+    prompt = own.render(messages, True)
+    full = own.render([*messages, {"role": "assistant", "content": response}], False)
     assert full.startswith(prompt)
     return prompt, full[len(prompt) :]

@@ -20,15 +20,11 @@ def made_up_groups(count: int = 80, parts: tuple[str, ...] = ("sum", "sort")) ->
     groups = []
     for index in range(count):
         scores = rng.sample(range(4), rng.choice([2, 3, 4]))
+        texts = [(f"answer {'x' * rng.randrange(9)} {score}", float(score)) for score in scores]
         split = "test" if index % 5 == 4 else "train"
-        groups.append(
-            Group(
-                user_prompt(f"Question {index}?"),
-                tuple(Response(f"answer {'x' * rng.randrange(9)} {s}", float(s)) for s in scores),
-                f"{split}-{parts[index % len(parts)]}-{index:03d}",
-                split,
-            )
-        )
+        source_id = f"{split}-{parts[index % len(parts)]}-{index:03d}"
+        responses = tuple(Response(*text) for text in texts)
+        groups.append(Group(user_prompt(f"Question {index}?"), responses, source_id, split))
     return groups
 
 
@@ -52,15 +48,15 @@ def made_up_cache(path: Path, groups: list[Group], speakers: Mapping[str, Speake
 
 def knowing(noise: float, spread: float = 2.0) -> Speaker:
     """Prefers better scores, up to noise (both in nats)."""
-    return lambda rng, index, one: -40 + spread * (one.score or 0) + rng.gauss(0, noise)
+    return lambda rng, index, response: -40 + spread * (response.score or 0) + rng.gauss(0, noise)
 
 
 def knowing_half(even: bool) -> Speaker:
     """Knows half of the groups very surely and guesses, unsurely, in the other half."""
 
-    def speak(rng: random.Random, index: int, one: Response) -> float:
+    def speak(rng: random.Random, index: int, response: Response) -> float:
         knows = (index // 2) % 2 == even
-        return -40 + (8 * (one.score or 0) if knows else 0) + rng.gauss(0, 0.5)
+        return -40 + (8 * (response.score or 0) if knows else 0) + rng.gauss(0, 0.5)
 
     return speak
 
@@ -125,7 +121,7 @@ def _evaluation(refs: list[str], level: float, slope: float, noise: random.Rando
         "reference_accuracies": {"summed": alone, "per_token": alone, "per_byte": alone},
         "intervals": {
             **around,
-            "reference_accuracies": {"summed": [[one - 0.03, one + 0.03] for one in alone]},
+            "reference_accuracies": {"summed": [[of - 0.03, of + 0.03] for of in alone]},
         },
         "precompute_seconds": [30.0 + place for place in range(len(refs))],
         "histograms": None if len(refs) < 2 else {

@@ -60,9 +60,17 @@ def written(file: str, fields: str, text: str, **words: Any) -> Change:
     return Change(edit, words, set(fields.split()))
 
 
+def flipped(file: str, field: str) -> Change:
+    return Change(lambda model: flip_a_byte(model / file), {}, {field})
+
+
+def nothing(_: Path) -> None:
+    """The files stay as they are."""
+
+
 def said(**words: Any) -> Change:
     """Another word for one field."""
-    return Change(lambda _: None, words, set(words))
+    return Change(nothing, words, set(words))
 
 
 def add_token(model: Path) -> None:
@@ -72,14 +80,8 @@ def add_token(model: Path) -> None:
 
 
 CHANGES: dict[str, Change] = {
-    "a byte of the weights": Change(
-        lambda model: flip_a_byte(model / "model.safetensors"), {}, {"weights"}
-    ),
-    "a byte of the adapter": Change(
-        lambda model: flip_a_byte(model.parent / "first" / "adapter_model.safetensors"),
-        {},
-        {"adapter"},
-    ),
+    "a byte of the weights": flipped("model.safetensors", "weights"),
+    "a byte of the adapter": flipped("../first/adapter_model.safetensors", "adapter"),
     "the adapter's rank": edited("../first/adapter_config.json", "adapter", lora_alpha=64),
     "another adapter": said(adapter="second"),
     "no adapter": said(adapter=None),
@@ -107,3 +109,40 @@ CHANGES: dict[str, Change] = {
 }
 UNLOADABLE = {"an added token", "bos", "eos"}
 """Made-up tokens, with which no tokenizer can be loaded."""
+
+
+def reorder(value: Any) -> Any:
+    """The same JSON with its keys the other way round, at every depth."""
+    if isinstance(value, dict):
+        return {key: reorder(value[key]) for key in reversed(value)}
+    return [reorder(item) for item in value] if isinstance(value, list) else value
+
+
+def rewrite(path: Path) -> None:
+    path.write_text(json.dumps(reorder(read_json(path)), indent=4))
+
+
+def touch_all(model: Path) -> None:
+    for path in model.rglob("*"):
+        os.utime(path, ns=(1, 1))
+
+
+ADAPTER = "../first/adapter_config.json"
+HARMLESS = {
+    "mtimes": Change(touch_all, {}, set()),
+    "library version": edited("config.json", "", transformers_version="4", _name_or_path="/else"),
+    "stored dtype word": edited("config.json", "", torch_dtype="float16"),
+    "key order": Change(lambda model: rewrite(model / "config.json"), {}, set()),
+    "generation config": edited("generation_config.json", "", temperature=1, eos_token_id=[1, 2]),
+    "readme": written("README.md", "", "Another text."),
+    "other files": written("training_args.bin", "", "x"),
+    "other weights formats": written("pytorch_model.bin", "", "x"),
+    "adapter's notes": edited(
+        ADAPTER, "", base_model_name_or_path="/else", inference_mode=False, peft_version="0.1"),
+    "adapter's key order": Change(lambda model: rewrite(model / ADAPTER), {}, set()),
+    "adapter's readme": written("../first/README.md", "", "x"),
+    "speed": Change(nothing, {"attention": "eager", "batch_tokens": 16}, set()),
+    "another kernel": Change(nothing, {"attention": "sdpa"}, set()),
+    "the model's own length": Change(nothing, {"max_length": 8192}, set()),
+    "the revision of a directory, which has none": Change(nothing, {"revision": "v2"}, set()),
+}  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mrpo_tools.cache import LogpRow
+from mrpo_tools.cache import Cache, LogpRow
 from mrpo_tools.cli import run
 from mrpo_tools.groups import Group, Response, user_prompt
 from mrpo_tools.references.identity import Identity
@@ -54,3 +54,14 @@ def write_lines(path: Path, rows: Iterable[Any]) -> Path:
     lines = (line if isinstance(line, str) else json.dumps(line) for line in rows)
     path.write_text("".join(line + "\n" for line in lines))
     return path
+
+
+def write_groups(path: Path, groups: Iterable[Group], **changes: Any) -> Path:
+    """Groups as a data set, with some words of every row changed."""
+    return write_lines(path, ({**group.as_dict(), **changes} for group in groups))
+
+
+def logps_of(cache: Cache, name: str) -> dict[str, float]:
+    """The cached log-probs of a reference, by response."""
+    table = cache.find(name).table()
+    return dict(zip(table["response_id"].to_pylist(), table["logp"].to_pylist(), strict=True))

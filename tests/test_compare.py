@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from made_up import made_up_run
+from reference_changes import edit_json
 
 from mrpo_tools.cli import run
 from mrpo_tools.errors import UsageError
@@ -26,7 +27,6 @@ from mrpo_tools.runs.formats import FORMATS, render
 from mrpo_tools.runs.methods import by_method
 from mrpo_tools.runs.read import read_results
 
-ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
 THREE = ["llama", "mistral", "qwen"]
 
@@ -48,11 +48,8 @@ def with_accuracies(runs: Path, to: Path, accuracies: dict[str, list[float]]) ->
     """A copy of some runs whose log-prob accuracy is given, by the start of their name."""
     for name, values in accuracies.items():
         for seed, value in enumerate(values):
-            path = to / f"{name}-{seed}"
-            shutil.copytree(runs / f"{name}-{seed}", path)
-            evaluation = path / "evaluation" / "test.json"
-            record = json.loads(evaluation.read_text()) | {"accuracies_logp": value}
-            evaluation.write_text(json.dumps(record))
+            path = shutil.copytree(runs / f"{name}-{seed}", to / f"{name}-{seed}")
+            edit_json(path / "evaluation/test.json", accuracies_logp=value)
     return to
 
 
@@ -77,17 +74,13 @@ def test_runs_that_differ_in_seed_alone_are_one_method(runs):
 def test_numbers_are_those_of_the_files(runs):
     """Every cell from the evaluation files by numpy-free means; the CSV says the same."""
     rows = list(csv.DictReader(io.StringIO(render(compare(read_results([runs])), "csv"))))
-    for row in rows:
-        if row["metric"] == "accuracy":
-            continue
-        stem = {
-            "dpo llama": "dpo-llama", "dpo qwen": "dpo-qwen", "multi_dpo": "multi",
-            "mrpo ε=0.1": "mrpo", "mrpo ε=1e+06": "mrpo-wide",
-        }[row["method"]]  # fmt: skip
-        values = [
-            json.loads((runs / f"{stem}-{seed}/evaluation/test.json").read_text())[row["metric"]]
-            for seed in range(3)
-        ]  # fmt: skip
+    stems = {
+        "dpo llama": "dpo-llama", "dpo qwen": "dpo-qwen", "multi_dpo": "multi",
+        "mrpo ε=0.1": "mrpo", "mrpo ε=1e+06": "mrpo-wide",
+    }  # fmt: skip
+    for row in (row for row in rows if row["metric"] != "accuracy"):
+        files = [runs / f"{stems[row['method']]}-{n}/evaluation/test.json" for n in range(3)]
+        values = [json.loads(file.read_text())[row["metric"]] for file in files]
         assert float(row["mean"]) == pytest.approx(statistics.fmean(values))
         assert float(row["std"]) == pytest.approx(statistics.stdev(values))
 
@@ -107,13 +100,12 @@ MARKS = {
 def test_marks(runs, tmp_path, case):
     baseline, method, expected = MARKS[case]
     root = with_accuracies(runs, tmp_path, {"dpo-llama": baseline, "mrpo": method})
-    table = compare(read_results([root]))
-    marks = {row.label.replace("dpo", "dpo-llama"): row.cells["accuracies_logp"].mark
-             for row in table.rows}  # fmt: skip
-    assert {name: marks[name] for name in expected} == expected
-    others = [cell for row in table.rows for key, cell in row.cells.items()
-              if key != "accuracies_logp"]  # fmt: skip
-    assert [cell.mark for cell in others] == [None] * len(others)  # no one thing for all methods
+    rows = compare(read_results([root])).rows
+    marks = {(row.label.replace("dpo", "dpo-llama"), metric): cell.mark
+             for row in rows for metric, cell in row.cells.items()}  # fmt: skip
+    assert {name: marks[name, "accuracies_logp"] for name in expected} == expected
+    others = {mark for (_, metric), mark in marks.items() if metric != "accuracies_logp"}
+    assert others == {None}  # they are no one thing for all methods
 
 
 def test_effects_are_against_the_best_baseline(runs, tmp_path):
@@ -145,9 +137,7 @@ def test_other_data_and_policies_are_other_methods(tmp_path):
     for seed, (groups, policy) in enumerate([("a" * 64, "0" * 64), ("b" * 64, "0" * 64),
                                              ("b" * 64, "1" * 64)]):  # fmt: skip
         path = made_up_run(tmp_path / str(seed), "dpo", ["llama"], seed)
-        record = json.loads((path / "run.json").read_text())
-        record |= {"groups_hash": groups, "policy_identity": policy}
-        (path / "run.json").write_text(json.dumps(record))
+        edit_json(path / "run.json", groups_hash=groups, policy_identity=policy)
     methods = by_method(read_results([tmp_path]))
     assert [method.label for method in methods] == [
         "dpo policy 00000000 groups aaaaaaaa", "dpo policy 00000000 groups bbbbbbbb",
@@ -161,17 +151,12 @@ def test_other_groups_are_not_compared(runs, tmp_path):
     """Two hashes are refused and named with a run each; a run that has none is as it was."""
     for name in ("dpo-llama-0", "mrpo-0", "multi-0"):
         shutil.copytree(runs / name, tmp_path / name)
-    for name, digits in (("dpo-llama-0", "a"), ("mrpo-0", "a")):
-        with_hash(tmp_path / name, digits * 64)
+    for name in ("dpo-llama-0", "mrpo-0"):
+        edit_json(tmp_path / name / "evaluation/test.json", groups_hash="a" * 64)
     assert len(compare(read_results([tmp_path])).rows) == 3
-    with_hash(tmp_path / "mrpo-0", "b" * 64)
+    edit_json(tmp_path / "mrpo-0/evaluation/test.json", groups_hash="b" * 64)
     with pytest.raises(UsageError, match=r"dpo-llama-0 \(groups aaaaaaaa\).*mrpo-0 \(groups bbb"):
         compare(read_results([tmp_path]))
-
-
-def with_hash(path: Path, digits: str) -> None:
-    evaluation = path / "evaluation" / "test.json"
-    evaluation.write_text(json.dumps(json.loads(evaluation.read_text()) | {"groups_hash": digits}))
 
 
 def test_output_that_is_no_file(runs, tmp_path, capsys):
@@ -187,16 +172,12 @@ def test_names_that_repeat_keep_their_digits(tmp_path):
     for seed, digits in enumerate(["aaaa11112222", "bbbb11112222"]):
         path = made_up_run(tmp_path / str(seed), "mrpo", ["llama", "qwen"], seed)
         for name in ("run.json", "evaluation/test.json"):
-            record = json.loads((path / name).read_text())
-            record["references"][0] = f"llama@{digits}"
-            (path / name).write_text(json.dumps(record))
-    table = compare(read_results([tmp_path]))
-    assert [what for what, _ in table.untrained] == [
-        "llama@aaaa alone", "llama@bbbb alone", "qwen alone", "always the longer",
-    ]  # fmt: skip
-    assert {row.name for row in ranking(by_method(read_results([tmp_path])))} == {
-        "llama@aaaa", "llama@bbbb", "qwen", "always the longer",
-    }  # fmt: skip
+            edit_json(path / name, references=[f"llama@{digits}", "qwen@0123456789ab"])
+    results = read_results([tmp_path])
+    names = {"llama@aaaa", "llama@bbbb", "qwen"}
+    untrained = [what for what, _ in compare(results).untrained]
+    assert untrained == [*(f"{name} alone" for name in sorted(names)), "always the longer"]
+    assert {row.name for row in ranking(by_method(results))} == {*names, "always the longer"}
 
 
 def test_the_same_run_twice_counts_once(runs, tmp_path, capsys):
@@ -230,20 +211,13 @@ def test_what_is_missing_is_said(runs, tmp_path, capsys):
         read_results([tmp_path])
 
 
-def test_the_command_twice_without_torch(runs, tmp_path):
+def test_the_command_twice_without_torch(runs, tmp_path, blocked):
     """The same bytes from two processes in which torch cannot be imported."""
-    blocked = tmp_path / "blocked" / "torch"
-    blocked.mkdir(parents=True)
-    (blocked / "__init__.py").write_text("raise ImportError('torch is blocked')\n")
-    environment = {**os.environ, "PYTHONPATH": f"{blocked.parent}{os.pathsep}{ROOT}"}
-    texts = []
     for name in ("one.tex", "two.tex"):
         command = [sys.executable, "-m", "mrpo_tools", "compare", str(runs), "--format", "latex",
                    "-o", name]  # fmt: skip
-        subprocess.run(command, check=True, env=environment, cwd=tmp_path, capture_output=True)
-        texts.append((tmp_path / name).read_bytes())
-    assert texts[0] == texts[1]
-    assert texts[0] == (GOLDEN / "compare.tex").read_bytes()
+        subprocess.run(command, check=True, env=blocked, cwd=tmp_path, capture_output=True)
+        assert (tmp_path / name).read_bytes() == (GOLDEN / "compare.tex").read_bytes()
 
 
 def test_names_are_escaped(runs, tmp_path):

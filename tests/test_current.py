@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from reference_changes import CHANGES, UNLOADABLE, flip_a_byte, words_of
 from simulated import Simulation
+from stores import write_groups
 
 from mrpo_tools.cache import Cache, ReferenceStore
 from mrpo_tools.cache.current import check_current
@@ -30,6 +31,8 @@ from mrpo_tools.references.resolved import resolve
 from mrpo_tools.training.train import prepare
 
 ROOT = Path(__file__).parent.parent
+PLAIN_WORDS = {"dtype", "max_length", "overlong", "system", "added_tokens", "quantization"}
+"""Words of the project file that are fields of the identity as they are."""
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -48,14 +51,7 @@ def test_another_identity_never_reuses_numbers(change, model, some_groups, tmp_p
     message = str(raised.value)
     assert message.count(" is now ") == len(fields)
     assert all(f"{field} was " in message for field in fields)
-    for field in fields & {
-        "dtype",
-        "max_length",
-        "overlong",
-        "system",
-        "added_tokens",
-        "quantization",
-    }:
+    for field in fields & PLAIN_WORDS:
         value = words.get(field, 128)
         assert f"{field} was {stored[field]!r}, is now {value!r}" in message
     assert "mrpo precompute --ref one" in raised.value.hint
@@ -65,10 +61,10 @@ def test_another_identity_never_reuses_numbers(change, model, some_groups, tmp_p
             cache.find("one")
 
 
-def computed(cache: Cache, reference: Reference, groups: list[Any], name: str = "one") -> int:
+def computed(cache: Cache, reference: Reference, groups: list[Any]) -> int:
     """Responses that a precompute finds missing."""
     load = Simulation().load
-    return precompute({name: reference}, groups, cache, "some", load=load)[0].computed.total()
+    return precompute({"one": reference}, groups, cache, "some", load=load)[0].computed.total()
 
 
 def test_other_rules_of_rendering_never_reuse_numbers(model, some_groups, tmp_path):
@@ -103,16 +99,21 @@ def test_what_does_not_matter_reuses_every_row(model, some_groups, tiny_models, 
     and one reference more: only the new cells."""
     cache, groups = Cache(tmp_path / "cache"), some_groups[:6]
     rows = {key for group in groups for key in group.response_ids}
-    assert computed(cache, words_of(model), groups) == len(rows)
-    other_words = words_of(model, batch_tokens=64, attention="eager")
-    assert computed(cache, other_words, groups) == 0
-    shuffled = [group.with_split("test") for group in reversed(groups)]
-    assert computed(cache, words_of(model), shuffled) == 0
-    longer = replace(groups[0], responses=(*groups[0].responses, Response("one more")))
-    assert computed(cache, words_of(model), [longer, *groups[1:]]) == 1
     fresh = {key for group in some_groups[6:8] for key in group.response_ids} - rows
-    assert computed(cache, words_of(model), some_groups[:8]) == len(fresh)
-    assert computed(cache, words_of(model), groups, "two") == len(rows)
+    shuffled = [group.with_split("test") for group in reversed(groups)]
+    longer = replace(groups[0], responses=(*groups[0].responses, Response("one more")))
+    words, other_words = words_of(model), words_of(model, batch_tokens=64, attention="eager")
+    for name, reference, data, new, reused in (
+        ("one", words, groups, len(rows), 0),
+        ("one", other_words, groups, 0, len(rows)),
+        ("one", words, shuffled, 0, len(rows)),
+        ("one", words, [longer, *groups[1:]], 1, len(rows)),
+        ("one", words, some_groups[:8], len(fresh), len(rows)),
+        ("two", words, groups, len(rows), 0),
+    ):
+        load = Simulation().load
+        summary = precompute({name: reference}, data, cache, "some", load=load)[0]
+        assert (summary.computed.total(), summary.reused) == (new, reused)
     recipes = ({"learning_rate": 1.0}, {"seed": 5}, {"per_device_train_batch_size": 7})
     for words in recipes:
         words |= {"loss": "dpo", "refs": ["one"], "policy": str(tiny_models["llama"])}
@@ -151,13 +152,6 @@ def test_a_changed_template_is_shown_where_it_changed(model, tmp_path):
     assert len(message) < 500
 
 
-def test_current_numbers_are_used(model, tmp_path):
-    """The same words, an open dtype, other batch sizes: the numbers are current."""
-    store = stored(Cache(tmp_path), words_of(model))
-    for words in ({}, {"dtype": None}, {"batch_tokens": 16, "attention": "eager"}):
-        check_current(store, resolve("judge", words_of(model, **words)))
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_open_dtype_is_the_devices(model, dtype):
     """`dtype` left open is what the device prefers, and that is written into the identity."""
@@ -168,9 +162,11 @@ def test_an_open_dtype_is_the_devices(model, dtype):
 
 
 def test_an_open_dtype_takes_the_caches(model, tmp_path):
-    """`dtype` left open accepts numbers of any dtype; other fields are still told."""
+    """Other batch sizes, and `dtype` left open, are current numbers of any dtype; other fields are
+    still told."""
     store = stored(Cache(tmp_path), words_of(model, dtype="bfloat16"))
-    check_current(store, resolve("judge", words_of(model, dtype=None)))
+    for words in ({"dtype": "bfloat16"}, {"dtype": None}, {"dtype": None, "batch_tokens": 16}):
+        check_current(store, resolve("judge", words_of(model, **words)))
     assert "dtype" not in stale(store, words_of(model, dtype=None, max_length=32))
 
 
@@ -198,8 +194,7 @@ def test_a_start_with_nothing_to_score_needs_no_torch(
     """It reads the data, hashes the files, looks at the cache, and is done."""
     monkeypatch.chdir(tmp_path)
     model = tiny_models["llama"]
-    lines = [json.dumps(group.as_dict()) + "\n" for group in some_groups[:3]]
-    Path("data.jsonl").write_text("".join(lines))
+    write_groups(Path("data.jsonl"), some_groups[:3])
     words = ["precompute", "--ref", f"one={model}", "--dtype", "float32", "--dataset", "data.jsonl"]
     assert run(words) == 0
     program = (

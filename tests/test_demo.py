@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import pytest
 
@@ -24,15 +26,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def results_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text())
+
+
 def test_the_table_is_complete_and_true(made, capsys):
     """Again in the same directory: nothing is trained or scored anew, and the same table comes."""
     times = {path: path.stat().st_mtime for path in made.rglob("*.safetensors")}
-    before = json.loads((made / "results.json").read_text())
+    before = results_of(made)
     assert run(["demo", str(made)]) == 0
     out = capsys.readouterr().out
     assert {path: path.stat().st_mtime for path in made.rglob("*.safetensors")} == times
-    after = json.loads((made / "results.json").read_text())
-    assert after["rows"] == before["rows"]
+    assert results_of(made)["rows"] == before["rows"]
     for row in before["rows"]:
         line = next(line for line in out.splitlines() if line.startswith(f"{row['method']} "))
         numbers = re.findall(r"-?\d+\.\d+", line)
@@ -51,15 +56,11 @@ def test_the_baselines_are_those_of_the_data(made):
     """Always the longer, by a plain loop over the test split; a tie counts 0."""
     shares = []
     for group in in_split(load_groups(made / "demo.jsonl").groups, "test"):
-        pairs = [
+        shares.append(fmean(
             len(a.content.encode()) > len(b.content.encode())
-            for a in group.responses
-            for b in group.responses
-            if a.score > b.score
-        ]
-        shares.append(sum(pairs) / len(pairs))
-    baselines = json.loads((made / "results.json").read_text())["baselines"]
-    assert baselines[demo.LONGER] == pytest.approx(sum(shares) / len(shares))
+            for a in group.responses for b in group.responses if a.score > b.score
+        ))  # fmt: skip
+    assert results_of(made)["baselines"][demo.LONGER] == pytest.approx(fmean(shares))
 
 
 def test_right_answers_are_counted_by_the_rule(made):
@@ -82,7 +83,7 @@ def test_right_answers_are_counted_by_the_rule(made):
         )  # fmt: skip
         text = renderer.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
         right += tasks.is_right([turn.as_dict() for turn in group.prompt], text.strip())
-    share = json.loads((made / "results.json").read_text())["rows"][0]["right_before"]
+    share = results_of(made)["rows"][0]["right_before"]
     assert share == pytest.approx(right / len(test), abs=0.011)
 
 

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from reference_changes import edit_json
+from stores import write_groups
 
 from mrpo_tools.cache import Cache
 from mrpo_tools.cli import run
@@ -20,14 +22,14 @@ def test_a_dry_run_counts_the_split_and_the_shard(references, some_groups, tmp_p
     """What it counts is what precompute then scores."""
     cache = Cache(tmp_path / "cache")
     groups = [
-        one.with_split("test" if n % 2 else "train") for n, one in enumerate(some_groups[:12])
+        group.with_split(("train", "test")[n % 2]) for n, group in enumerate(some_groups[:12])
     ]
     resolved = resolve("llama", references["llama"])
     for split, shard in (("test", (0, 1)), ("test", (1, 3)), (None, (0, 2))):
         expected = estimate(resolved, groups, cache, split, shard)
-        one = Cache(tmp_path / f"{split}-{shard[0]}")
-        found = precompute({"llama": references["llama"]}, groups, one, "some", split, shard)[0]
-        assert found.computed["ok"] == expected.responses > 0
+        other = Cache(tmp_path / f"{split}-{shard[0]}")
+        summary = precompute({"llama": references["llama"]}, groups, other, "some", split, shard)[0]
+        assert summary.computed["ok"] == expected.responses > 0
     with pytest.raises(UsageError, match="no group is in split 'typo'"):
         estimate(resolved, groups, cache, "typo")
 
@@ -38,12 +40,10 @@ def test_a_dry_run_loads_no_weights_and_writes_nothing(
     """Tokens of the dry run are those that scoring then computes; it does without weights that
     can be loaded."""
     monkeypatch.chdir(tmp_path)
-    lines = [json.dumps(group.as_dict()) for group in some_groups]
-    Path("data.jsonl").write_text("\n".join(lines))
+    write_groups(Path("data.jsonl"), some_groups)
     unloadable = Path(shutil.copytree(tiny_models["llama"], "unloadable"))
-    config = json.loads((unloadable / "config.json").read_text())
+    edit_json(unloadable / "config.json", intermediate_size=65)
     words = ["precompute", "--dataset", "data.jsonl", "--json", "--ref"]
-    (unloadable / "config.json").write_text(json.dumps({**config, "intermediate_size": 65}))
     assert run([*words, "llama=./unloadable", "--dry-run"]) == 0
     estimate = json.loads(capsys.readouterr().out)[0]
     assert not Path("cache").exists()

@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
+from stores import logps_of, write_groups
 
 from mrpo_tools.cache import Cache
 from mrpo_tools.cli import run
 from mrpo_tools.config import Dataset, Recipe
 from mrpo_tools.errors import CacheDamaged, CacheMissing, UsageError
 from mrpo_tools.evaluation.evaluate import evaluate, evaluate_model, references_to_compute
+from mrpo_tools.groups import Response, in_split
 from mrpo_tools.precomputing.precompute import precompute
 from mrpo_tools.runs.record import EvaluationRecord, Metrics, RunRecord
 from mrpo_tools.runs.run import load_run
@@ -30,10 +32,14 @@ NAMES = ["llama", "mistral", "qwen"]
 @pytest.fixture(scope="module")
 def groups(some_groups):
     """A third of the groups is held out."""
-    return [
-        replace(group, split="test" if index % 3 == 0 else "train")
-        for index, group in enumerate(some_groups)
-    ]
+    splits = ("test", "train", "train")
+    return [group.with_split(splits[n % 3]) for n, group in enumerate(some_groups)]
+
+
+@pytest.fixture(scope="module")
+def test(groups):
+    """The groups that are held out."""
+    return in_split(groups, "test")
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +53,6 @@ def trained(tmp_path_factory, references, groups, cached) -> Path:
 @pytest.fixture(scope="module")
 def record(trained, groups, cached):
     return evaluate(load_run(trained), groups, cached).record
-
-
-def logps_of(cache: Cache, name: str) -> dict[str, float]:
-    table = cache.find(name).table()
-    return dict(zip(table["response_id"].to_pylist(), table["logp"].to_pylist(), strict=True))
 
 
 def shares(groups, reward) -> list[float]:
@@ -68,26 +69,21 @@ def shares(groups, reward) -> list[float]:
 
 def test_no_record_of_a_run_has_a_key_of_no_field(trained, record):
     """What is written is what the records document."""
-    files = {
-        "run.json": RunRecord,
-        "metrics.json": Metrics,
-        "evaluation/test.json": EvaluationRecord,
-    }
-    for name, kind in files.items():
-        assert kind.read(trained / name).model_extra == {}, name
-    assert EvaluationRecord.read(trained / "evaluation/test.json") == record
+    written = EvaluationRecord.read(trained / "evaluation/test.json")
+    assert written == record
+    parts = (RunRecord.read(trained / "run.json"), Metrics.read(trained / "metrics.json"), written)
+    assert [part.model_extra for part in parts] == [{}] * 3
 
 
-def test_accuracies_and_intervals_by_a_plain_loop(record, trained, groups, cached):
+def test_accuracies_and_intervals_by_a_plain_loop(record, trained, test, cached):
     """The four and the others; their intervals are scipy's within the scatter of resampling."""
-    test = [group for group in groups if group.split == "test"]
     policy = logps_of(Cache(trained / "evaluation"), "policy")
     first = logps_of(cached, "llama")
     expected = {
         "accuracies_logp": shares(test, lambda key, _: policy[key]),
         "accuracies_logp_step0": shares(test, lambda key, _: first[key]),
         "accuracies_reference_1": shares(test, lambda key, _: policy[key] - first[key]),
-        "accuracies_longer": shares(test, lambda _, one: len(one.content.encode())),
+        "accuracies_longer": shares(test, lambda _, response: len(response.content.encode())),
     }
     for name, values in expected.items():
         assert getattr(record, name) == pytest.approx(np.mean(values)), name
@@ -103,14 +99,12 @@ def test_accuracies_and_intervals_by_a_plain_loop(record, trained, groups, cache
         assert low <= alone <= high
 
 
-def test_histograms_count_every_response(record, groups):
-    test = [group for group in groups if group.split == "test"]
+def test_histograms_count_every_response(record, test):
     responses = sum(len(group.responses) for group in test)
     histograms = record.histograms
     assert [sum(counts) for counts in histograms.weights] == [len(test)] * 3
     assert [sum(counts) for counts in histograms.distances] == [responses] * 2
-    sizes = [len(group.responses) for group in test]
-    mean_radius = 0.1 * len(sizes) / sum(sizes)  # each group's radii sum to ε_max
+    mean_radius = 0.1 * len(test) / responses  # each group's radii sum to ε_max
     assert histograms.mean_radius == pytest.approx(mean_radius)
     assert np.mean(histograms.clipped) == pytest.approx(record.combination.clipped_fraction)
     assert all(seconds > 0 for seconds in record.precompute_seconds)
@@ -125,10 +119,9 @@ def test_a_cached_model_is_its_own_reference(references, groups, cached):
     assert not (cached.path / "evaluation").exists()
 
 
-def test_another_model_is_scored_beside_the_references(references, groups, cached):
+def test_another_model_is_scored_beside_the_references(references, groups, test, cached):
     """The model qwen against reference llama: pairs by the difference of two cached numbers."""
     record = evaluate_model("model", references["qwen"], groups, cached, ["llama"]).record
-    test = [group for group in groups if group.split == "test"]
     qwen, llama = logps_of(cached, "qwen"), logps_of(cached, "llama")
     expected = np.mean(shares(test, lambda key, _: qwen[key] - llama[key]))
     assert record.accuracies == pytest.approx(expected)
@@ -158,15 +151,18 @@ def test_the_cache_of_evaluated_models_is_no_foreign_one(
     assert evaluate_model("model", references["qwen"], groups, cache).record == first
 
 
-def test_missing_references_are_all_named(trained, groups, cached, references, tmp_path):
+def test_what_cannot_be_evaluated(trained, groups, cached):
+    """No group in the split; groups that no reference has scored, and all of these are named."""
+    with pytest.raises(UsageError, match="no group is in split 'dev'"):
+        evaluate(load_run(trained), groups, cached, "dev")
     other = [replace(group, prompt=(replace(group.prompt[-1], content="Hm?"),)) for group in groups]
     with pytest.raises(CacheMissing, match=r"'llama'.*\n.*'mistral'.*\n.*'qwen'") as caught:
         evaluate(load_run(trained), other, cached)
-    assert "mrpo precompute --ref llama,mistral,qwen" in str(caught.value.hint)
-    assert "--precompute" in str(caught.value.hint)
+    assert "--precompute, or score them first: mrpo precompute --ref llama,mistral,qwen" in (
+        caught.value.hint)  # fmt: skip
 
 
-def test_references_are_scored_as_they_were(references, cached, tmp_path):
+def test_references_are_scored_as_they_were(references, cached):
     """The project's words where they give the identity, else those that the cache recorded."""
     store = cached.find("llama")
     assert references_to_compute([str(store)], cached, references) == {"llama": references["llama"]}
@@ -191,7 +187,7 @@ def test_own_reward_is_asked_of_what_training_saw(groups, cached, references, tm
     logps = [logps_of(cached, name) for name in names]
     policy = logps_of(Cache(path / "evaluation"), "policy")
     right = []
-    for group in (group for group in groups if group.split == "test"):
+    for group in in_split(groups, "test"):
         scores = [response.score for response in group.responses]
         ends = [scores.index(max(scores)), scores.index(min(scores))]
         first, second = ([of[group.response_ids[i]] for i in ends] for of in logps)
@@ -210,14 +206,9 @@ def test_own_reward_is_asked_of_what_training_saw(groups, cached, references, tm
     assert record.top1 == pytest.approx(np.mean(right))
 
 
-def test_no_group_in_the_split(trained, groups, cached):
-    with pytest.raises(UsageError, match="no group is in split 'dev'"):
-        evaluate(load_run(trained), groups, cached, "dev")
-
-
 def test_groups_without_a_pair_give_null_not_nan(trained, groups, cached, tmp_path):
     tied = [
-        replace(group, responses=tuple(replace(one, score=1.0) for one in group.responses))
+        replace(group, responses=tuple(Response(each.content, 1.0) for each in group.responses))
         for group in groups
     ]
     result = evaluate(load_run(trained), tied, cached)
@@ -231,8 +222,8 @@ def test_groups_without_a_pair_give_null_not_nan(trained, groups, cached, tmp_pa
 @pytest.fixture
 def project(tmp_path, monkeypatch, groups, tiny_models) -> Path:
     monkeypatch.chdir(tmp_path)
-    lines = [json.dumps(group.as_dict()) for group in groups]
-    Path("data.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_groups(Path("data.jsonl"), groups)
+    write_groups(Path("other.jsonl"), groups[:6], prompt="Another prompt?")
     words = [f"  {name}: {{model: {tiny_models[name]}, dtype: float32}}" for name in NAMES[:2]]
     Path("mrpo.yaml").write_text("dataset: data.jsonl\nreferences:\n" + "\n".join(words) + "\n")
     return tmp_path
@@ -246,16 +237,11 @@ def test_the_command_on_models(project, tiny_models, capsys):
     assert run(["evaluate", qwen, "--precompute"]) == 0
     out = capsys.readouterr().out
     for label in (
-        "own reward",
-        "own reward, reference 1",
-        "against reference 1",
-        "log-prob",
-        "reference llama alone",
-        "reference mistral alone",
-        "always the longer",
-    ):
-        assert label in out  # fmt: skip
-    assert "not comparable between methods" in out
+        "own reward", "own reward, reference 1", "against reference 1", "log-prob",
+        "reference llama alone", "reference mistral alone", "always the longer",
+        "not comparable between methods",
+    ):  # fmt: skip
+        assert label in out
     assert run(["evaluate", "mistral", "--refs", "llama", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["model"] == "mistral"
@@ -266,8 +252,6 @@ def test_the_command_on_models(project, tiny_models, capsys):
 
 def test_the_command_on_other_data(project, trained, groups, cached, capsys):
     """A run on data its references have not seen: --precompute scores it under their identities."""
-    lines = [json.dumps({**group.as_dict(), "prompt": "Another prompt?"}) for group in groups[:6]]
-    Path("other.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     assert run(["evaluate", str(trained), "--dataset", "other.jsonl", "--split", "all",
                 "--cache", str(cached.path)]) == 3  # fmt: skip
     assert run(["evaluate", str(trained), "--refs", "llama"]) == 2
@@ -313,8 +297,6 @@ def test_precompute_keeps_to_the_identities_of_the_run(
     precompute({name: references[name] for name in ("llama", "qwen")}, groups, cache, "data")
     recipe = Recipe(loss="mrpo", refs=["llama", "qwen"], max_steps=1)
     train(recipe, groups, cache, references, project / "run")
-    lines = [json.dumps({**group.as_dict(), "prompt": "Another prompt?"}) for group in groups[:6]]
-    Path("other.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     assert run(["evaluate", "run", "--dataset", "other.jsonl", "--split", "all", "--precompute",
                 "--json"]) == 0  # fmt: skip
     assert json.loads(capsys.readouterr().out)["groups"] > 0

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from chat_templates import CHATML
-from reference_changes import CHANGES, DATED, edit_json, flip_a_byte, read_json, words_of
+from reference_changes import CHANGES, DATED, HARMLESS, edit_json, flip_a_byte, words_of
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from mrpo_tools.errors import UsageError
 from mrpo_tools.references import identity
@@ -34,33 +34,23 @@ def identity_of(model: Path, **words: Any) -> Identity:
     return identify(reference, locate(reference), reference.dtype)
 
 
-def changed(one: Identity, other: Identity) -> set[str]:
-    """The fields that differ, after the two promises that hold for every pair."""
-    names = {name for name, _, _ in one.differences(other)}
-    assert (one.hash == other.hash) == (not names)
-    assert one.differences(other) == [(name, b, a) for name, a, b in other.differences(one)]
-    return names
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_change_is_another_identity(model, change):
-    """One change of a file or a word: another hash, and exactly the fields that it touches."""
-    before = identity_of(model)
-    edit, words, fields = CHANGES[change]
-    edit(model)
-    assert changed(before, identity_of(model, **words)) == fields
+def changed(before: Identity, after: Identity) -> set[str]:
+    """The fields that differ, after the promises that hold for every pair."""
+    differences = before.differences(after)
+    assert (before.hash == after.hash) == (before.content == after.content) == (not differences)
+    assert differences == [(name, b, a) for name, a, b in after.differences(before)]
+    return {name for name, _, _ in differences}
 
 
 @pytest.mark.parametrize("name", sorted({*TOKENIZER_FILES} - {"tokenizer_config.json"}))
 def test_every_tokenizer_file_counts(model, name):
     """A tokenizer file that appears, and one whose bytes change."""
-    before = identity_of(model)
     content = (model / name).read_text() if (model / name).exists() else "{}"
-    (model / name).write_text(content + "\n")
-    appeared = identity_of(model)
-    assert changed(before, appeared) == {"tokenizer"}
-    (model / name).write_text(content + "\n\n")
-    assert changed(appeared, identity_of(model)) == {"tokenizer"}
+    identities = [identity_of(model)]
+    for end in ("\n", "\n\n"):
+        (model / name).write_text(content + end)
+        identities.append(identity_of(model))
+        assert changed(*identities[-2:]) == {"tokenizer"}
 
 
 @pytest.mark.parametrize("form", ["text", "list"])
@@ -83,23 +73,23 @@ def test_a_template_in_the_tokenizers_settings(model, form):
 def test_the_jinja_file_wins_over_the_settings(model):
     """The library reads `chat_template.jinja` where there are both."""
     edit_json(model / "tokenizer_config.json", chat_template="old")
-    own = (model / "chat_template.jinja").read_text()
-    assert identity_of(model).fields["chat_template"] == own
+    text = (model / "chat_template.jinja").read_text()
+    assert identity_of(model).fields["chat_template"] == text
 
 
 def test_the_override_is_its_text(model, tmp_path):
     """Another template file: another identity; the same text in another file: the same."""
-    own = identity_of(model)
-    for name, text in (("a.jinja", CHATML), ("b.jinja", CHATML + "\n"), ("c.jinja", CHATML)):
+
+    def overridden(text: str, name: str = "a") -> Identity:
         (tmp_path / name).write_text(text)
-    a, b, c = (identity_of(model, chat_template=str(tmp_path / f"{name}.jinja")) for name in "abc")
-    assert changed(own, a) == {"chat_template"}
-    assert changed(a, b) == {"chat_template"}
-    assert changed(a, c) == set()
-    same = identity_of(model, chat_template=str(model / "chat_template.jinja"))
-    assert changed(own, same) == set()
+        return identity_of(model, chat_template=str(tmp_path / name))
+
+    own, other = identity_of(model), overridden(CHATML)
+    assert changed(own, other) == {"chat_template"}
+    assert changed(other, overridden(CHATML + "\n")) == {"chat_template"}
+    assert changed(own, overridden((model / "chat_template.jinja").read_text())) == set()
     (model / "chat_template.jinja").write_text("never used")
-    assert changed(a, identity_of(model, chat_template=str(tmp_path / "a.jinja"))) == set()
+    assert changed(other, overridden(CHATML, "b")) == set()
 
 
 @pytest.mark.parametrize("asks", ["strftime_now('%Y')", "date_string"])
@@ -110,12 +100,17 @@ def test_the_pinned_day_counts_where_a_template_asks_for_it(model, asks):
     assert identity_of(model).fields["pinned_date"] == PINNED_DATE
 
 
-def test_the_rules_of_rendering_count(model):
-    """The version of the rules is a field; another value of any field is another identity."""
+def test_the_fields_are_the_designs(model):
+    """Neither a field too few nor one that would compute again for nothing; the version of the
+    rules is one, another value of any is another identity, and each has a change in the table but
+    for the hub's two and the version."""
     now = identity_of(model)
     assert now.fields["rendering_version"] == RENDERING_VERSION
     for field in FIELDS:
         assert changed(now, Identity({**now.fields, field: "another"})) == {field}
+    assert set(now.fields) == FIELDS == set(identity.FIELDS)
+    elsewhere = {"model", "revision", "rendering_version"}
+    assert elsewhere.union(*(change.fields for change in CHANGES.values())) == FIELDS
 
 
 def test_an_adapter_that_is_not_safetensors_is_refused(model):
@@ -135,81 +130,13 @@ def test_the_models_own_code_counts_where_it_runs(model):
     assert changed(plain, identity_of(model)) == set()
 
 
-def test_every_field_has_a_test():
-    """A field added to the identity needs a mutation in the table; two are the hub's, and two
-    constants."""
-    elsewhere = {"model", "revision", "rendering_version"}
-    assert set().union(elsewhere, *(change.fields for change in CHANGES.values())) == FIELDS
-
-
-def test_the_fields_are_the_designs(model):
-    """Neither a field too few nor one that would compute again for nothing."""
-    assert set(identity_of(model).fields) == FIELDS == set(identity.FIELDS)
-
-
-def reorder(value: Any) -> Any:
-    """The same JSON with its keys the other way round, at every depth."""
-    if isinstance(value, dict):
-        return {key: reorder(value[key]) for key in reversed(value)}
-    return [reorder(item) for item in value] if isinstance(value, list) else value
-
-
-def rewrite(path: Path) -> None:
-    path.write_text(json.dumps(reorder(read_json(path)), indent=4))
-
-
-def touch_all(model: Path) -> None:
-    for path in model.rglob("*"):
-        os.utime(path, ns=(1, 1))
-
-
-HARMLESS: dict[str, Callable[[Path], object]] = {
-    "mtimes": touch_all,
-    "library version": lambda model: edit_json(
-        model / "config.json", transformers_version="4.0.0", _name_or_path="/elsewhere"
-    ),
-    "stored dtype word": lambda model: edit_json(model / "config.json", torch_dtype="float16"),
-    "key order": lambda model: rewrite(model / "config.json"),
-    "generation config": lambda model: edit_json(
-        model / "generation_config.json", temperature=0.1, eos_token_id=[1, 2]
-    ),
-    "readme": lambda model: (model / "README.md").write_text("Another text."),
-    "other files": lambda model: (model / "training_args.bin").write_bytes(b"x"),
-    "other weights formats": lambda model: (model / "pytorch_model.bin").write_bytes(b"x"),
-    "adapter's notes": lambda model: edit_json(
-        model.parent / "first" / "adapter_config.json",
-        base_model_name_or_path="/elsewhere",
-        inference_mode=False,
-        peft_version="0.1",
-    ),
-    "adapter's key order": lambda model: rewrite(model.parent / "first" / "adapter_config.json"),
-    "adapter's readme": lambda model: (model.parent / "first" / "README.md").write_text("x"),
-}
-
-
-@pytest.mark.parametrize("change", HARMLESS)
-def test_what_does_not_change_numbers_does_not_change_the_identity(model, change):
-    """The hash is the same to the last digit, so cached rows are found again."""
+@pytest.mark.parametrize("change", [*CHANGES, *HARMLESS])
+def test_exactly_the_fields_that_a_change_touches(model, change):
+    """A file or a word that changes numbers is another hash; others leave every digit of it."""
     before = identity_of(model)
-    HARMLESS[change](model)
-    after = identity_of(model)
-    assert changed(before, after) == set()
-    assert before.content == after.content
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        {"batch_tokens": 16},
-        {"attention": "eager"},
-        {"attention": "sdpa", "batch_tokens": 99},
-        {"max_length": 8192},
-        {"revision": "v2"},
-    ],
-)
-def test_words_that_do_not_change_numbers(model, words):
-    """Speed, a length that is the model's own, the revision of a directory that has none."""
-    assert changed(identity_of(model), identity_of(model, **words)) == set()
+    edit, words, fields = {**CHANGES, **HARMLESS}[change]
+    edit(model)
+    assert changed(before, identity_of(model, **words)) == fields
 
 
 def test_a_model_may_move(model, tmp_path, monkeypatch):
@@ -256,15 +183,8 @@ SHARD = "model-00001-of-00001.safetensors"
 def shard(model: Path) -> None:
     """Name a copy of the weights in an index, as sharded models do."""
     shutil.copy(model / "model.safetensors", model / SHARD)
-    keys = read_weights(model / "model.safetensors")
-    index = {"metadata": {}, "weight_map": dict.fromkeys(keys, SHARD)}
+    index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(model / SHARD), SHARD)}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
-
-
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)
 
 
 def test_sharded_weights_count(model):
@@ -284,11 +204,8 @@ def test_sharded_weights_count(model):
 
 def test_a_single_file_beside_an_index_is_what_is_loaded(model):
     """The library loads `model.safetensors` first; so its bytes are the identity."""
-    from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM
-
     shard(model)
-    tensors = read_weights(model / "model.safetensors")
+    tensors = load_file(model / "model.safetensors")
     zeros = {key: torch.zeros_like(value) for key, value in tensors.items()}
     save_file(zeros, model / SHARD, metadata={"format": "pt"})
     loaded = AutoModelForCausalLM.from_pretrained(model)

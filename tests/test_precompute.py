@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import weakref
 from dataclasses import replace
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from simulated import Simulation, Spoiled, loading
-from stores import row
+from stores import logps_of, row
 
 from mrpo_tools.cache import Cache
 from mrpo_tools.cli.precompute import _shard
@@ -19,6 +21,7 @@ from mrpo_tools.config import Reference, absolute_paths
 from mrpo_tools.errors import ResourceError, UsageError
 from mrpo_tools.evaluation.rank import cached_groups
 from mrpo_tools.files import make_directory, write_whole
+from mrpo_tools.groups import Group
 from mrpo_tools.methods.tensors import look_up
 from mrpo_tools.precomputing.precompute import precompute
 from mrpo_tools.references.devices import out_of_memory
@@ -26,50 +29,47 @@ from mrpo_tools.references.identity import Identity
 from mrpo_tools.references.resolved import renderer_of, resolve
 
 
-def numbers(cache: Cache, name: str = "llama") -> dict[str, float]:
-    table = cache.find(name).table()
-    return dict(zip(table["response_id"].to_pylist(), table["logp"].to_pylist(), strict=True))
+def numbers(cache: Cache) -> dict[str, float]:
+    return logps_of(cache, "llama")
 
 
-def test_what_is_cached_is_not_scored_again(references, some_groups, tmp_path):
-    """Order, splits, new rows and a new reference score new cells only."""
-    cache = Cache(tmp_path / "cache")
-    llama = {"llama": references["llama"]}
-    first = precompute(llama, some_groups[:20], cache, "some")[0]
-    count = len({key for group in some_groups[:20] for key in group.response_ids})
-    assert (first.computed["ok"], first.reused) == (count, 0)
-    before = numbers(cache)
-    shuffled = [group.with_split("test") for group in reversed(some_groups[:20])]
-    again = precompute(llama, shuffled, cache, "some")[0]
-    assert (again.computed["ok"], again.reused) == (0, count)
-    precompute({"llama": references["llama"].model_copy(update={"batch_tokens": 64})},
-               some_groups, cache, "some")  # fmt: skip
-    assert before.items() <= numbers(cache).items()
-    both = precompute({**llama, "qwen": references["qwen"]}, some_groups, cache, "some")
-    assert [summary.computed["ok"] > 0 for summary in both] == [False, True]
+@pytest.fixture
+def llama(references):
+    """The reference that most tests precompute."""
+    return {"llama": references["llama"]}
 
 
-def test_a_prompt_in_two_groups_is_scored_once(references, some_groups, tmp_path):
+def encoded_of(reference: Reference, groups: list[Group]) -> dict[str, tuple[list[int], list[int]]]:
+    """(ids of the prompt, ids of the response) of every response."""
+    renderer = renderer_of(resolve("llama", reference))
+    pairs = [(group, renderer.encode(group)) for group in groups]
+    return {
+        key: (encoded.prompt_ids, response.ids)
+        for group, encoded in pairs
+        for key, response in zip(group.response_ids, encoded.responses, strict=True)
+    }
+
+
+def rows_of(cache: Cache) -> dict[str, dict[str, Any]]:
+    """The cached rows of `llama`, by response."""
+    return {row["response_id"]: row for row in cache.find("llama").table().to_pylist()}
+
+
+def test_a_prompt_in_two_groups_is_scored_once(llama, some_groups, tmp_path):
     """Pair data repeats prompts: both pairs of one prompt share a row, and a response that stands
     in both has one number."""
-    group = next(one for one in some_groups if len(one.responses) == 4)
-    pairs = [
-        replace(group, responses=group.responses[:2]),
-        replace(group, responses=group.responses[1:3]),
-    ]
-    cache = Cache(tmp_path / "cache")
-    summary = precompute({"llama": references["llama"]}, pairs, cache, "pairs")[0]
-    assert summary.computed["ok"] == 3
-    whole = Cache(tmp_path / "whole")
-    precompute({"llama": references["llama"]}, [group], whole, "whole")
+    group = next(group for group in some_groups if len(group.responses) == 4)
+    pairs = [replace(group, responses=group.responses[start : start + 2]) for start in (0, 1)]
+    cache, whole = Cache(tmp_path / "cache"), Cache(tmp_path / "whole")
+    assert precompute(llama, pairs, cache, "pairs")[0].computed["ok"] == 3
+    precompute(llama, [group], whole, "whole")
     for key, logp in numbers(cache).items():
         assert numbers(whole)[key] == pytest.approx(logp, abs=1e-5)
 
 
 @pytest.mark.parametrize("shards", [2, 3])
-def test_shards_make_the_whole(references, some_groups, tmp_path, shards):
+def test_shards_make_the_whole(llama, some_groups, tmp_path, shards):
     whole, parts = Cache(tmp_path / "whole"), Cache(tmp_path / "parts")
-    llama = {"llama": references["llama"]}
     precompute(llama, some_groups, whole, "some")
     scored = [
         precompute(llama, some_groups, parts, "some", shard=(index, shards))[0].computed["ok"]
@@ -80,22 +80,21 @@ def test_shards_make_the_whole(references, some_groups, tmp_path, shards):
     assert sum(scored) == len(numbers(whole))
 
 
-def test_what_is_saved_is_whole_whatever_is_computed(references, some_groups, tmp_path):
+def test_what_is_saved_is_whole_whatever_is_computed(llama, some_groups, tmp_path):
     """A split or a shard of the data is scored; all of the data is saved, whoever ends last."""
     load = Simulation().load
     cache = Cache(tmp_path / "cache")
-    groups = [one.with_split("test" if n % 2 else "train") for n, one in enumerate(some_groups[:8])]
-    llama = {"llama": references["llama"]}
+    groups = [group.with_split(("train", "test")[n % 2]) for n, group in enumerate(some_groups[:8])]
     precompute(llama, groups, cache, "some", "test", load=load)
     assert cached_groups(cache, "all") == groups
     cache = Cache(cache.path, clock=lambda: 1e9)  # it stands, and went back
-    changed = [one.with_split("train") for one in groups]
+    changed = [group.with_split("train") for group in groups]
     for shard in ((1, 2), (0, 2), (1, 2)):
         precompute(llama, changed, cache, "some", None, shard, load=load)
     assert cached_groups(cache, "all") == changed
 
 
-def test_an_interrupted_start_leaves_no_second_identity(cache, store, references, some_groups):
+def test_an_interrupted_start_leaves_no_second_identity(cache, store, llama, some_groups):
     """A model that does not load leaves nothing; a store without parts is not in the way."""
     store.append([row(0)])
 
@@ -103,8 +102,8 @@ def test_an_interrupted_start_leaves_no_second_identity(cache, store, references
         raise UsageError("cannot be loaded")
 
     with pytest.raises(UsageError):
-        precompute({"llama": references["llama"]}, some_groups[:2], cache, "some", load=broken)
-    assert [one.short for one in cache.references()] == [store.short]
+        precompute(llama, some_groups[:2], cache, "some", load=broken)
+    assert [other.short for other in cache.references()] == [store.short]
     empty = cache.store("llama", Identity({"model": "other"}))
     make_directory(empty.directory)
     write_whole(empty.identity_path, empty.identity.content)
@@ -124,11 +123,11 @@ def test_recorded_paths_work_from_elsewhere(tiny_models, some_groups, tmp_path, 
     assert absolute_paths(hub) == hub
 
 
-def test_a_split_that_is_not_there_is_named(references, some_groups, tmp_path):
+def test_a_split_that_is_not_there_is_named(llama, some_groups, tmp_path):
     cache = Cache(tmp_path / "cache")
-    groups = [one.with_split("train") for one in some_groups[:3]]
+    groups = [group.with_split("train") for group in some_groups[:3]]
     with pytest.raises(UsageError, match=r"no group is in split 'typo' \(there are: train 3\)"):
-        precompute({"llama": references["llama"]}, groups, cache, "some", split="typo")
+        precompute(llama, groups, cache, "some", split="typo")
     assert not cache.path.exists()
 
 
@@ -149,7 +148,6 @@ def test_a_process_takes_its_rank_only_with_the_worlds_size(monkeypatch, environ
 
 def test_a_nan_is_caught_rescored_and_never_used(references, some_groups, tmp_path):
     """Numbers that cannot be log-probs: scored again alone; what stays bad is `nonfinite`."""
-    from mrpo_tools.methods.tensors import look_up
 
     class FirstStaysBad(Spoiled):
         numbers = (float("nan"), 1.0, float("-inf"))
@@ -160,57 +158,43 @@ def test_a_nan_is_caught_rescored_and_never_used(references, some_groups, tmp_pa
             return [float("nan")] if first else super().plain_logps(row)
 
     reference = references["llama"].model_copy(update={"batch_tokens": 10**6})
-    cache = Cache(tmp_path / "cache")
-    llama = {"llama": reference}
-    summary = precompute(llama, some_groups, cache, "some", load=loading(FirstStaysBad))[0]
+    cache, load = Cache(tmp_path / "cache"), loading(FirstStaysBad)
+    summary = precompute({"llama": reference}, some_groups, cache, "some", load=load)[0]
     assert summary.computed["nonfinite"] == 1
     assert "no finite log-prob" in summary.warnings[-1]
-    statuses = cache.find("llama").count_by_status()
-    assert statuses["nonfinite"] == 1
-    assert all(value is None or value <= 0 for value in numbers(cache).values())
-    tensors = look_up([cache.find("llama")], some_groups)
-    assert tensors.dropped == {"nonfinite": 1}
-
-
-def poisoned(tiny_models: dict[str, Path], folder: Path, token: int) -> Path:
-    """A model in which one token's embedding is NaN."""
-    from safetensors.torch import load_file, save_file
-
-    model = Path(shutil.copytree(tiny_models["llama"], folder / "poisoned"))
-    weights = load_file(model / "model.safetensors")
-    weights["model.embed_tokens.weight"][token] = float("nan")
-    save_file(weights, model / "model.safetensors", {"format": "pt"})
-    return model
+    assert cache.find("llama").count_by_status()["nonfinite"] == 1
+    good = [value for value in numbers(cache).values() if value is not None]
+    assert len(good) == len(numbers(cache)) - 1
+    assert all(-math.inf < value <= 0 for value in good)
+    assert look_up([cache.find("llama")], some_groups).dropped == {"nonfinite": 1}
 
 
 def test_a_nan_in_the_weights_is_never_used(tiny_models, references, some_groups, tmp_path):
     """Responses with the token are caught, scored again in float32, stored as nonfinite, told, and
     left out of training; all others have the numbers of the sound model."""
-
     groups = some_groups[:12]
-    renderer = renderer_of(resolve("llama", references["llama"]))
-    encoded = [renderer.encode(group) for group in groups]
+    encoded = encoded_of(references["llama"], groups)
     uses: dict[int, set[str]] = {}
-    for group, one in zip(groups, encoded, strict=True):
-        for key, response in zip(group.response_ids, one.responses, strict=True):
-            for token in response.ids[:-1]:  # the last is predicted, and predicts nothing
-                uses.setdefault(token, set()).add(key)
-    prompts = {token for one in encoded for token in one.prompt_ids}
+    for key, (_, ids) in encoded.items():
+        for token in ids[:-1]:  # the last is predicted, and predicts nothing
+            uses.setdefault(token, set()).add(key)
+    prompts = {token for ids, _ in encoded.values() for token in ids}
     token = next(t for t, keys in uses.items() if t not in prompts and 1 <= len(keys) <= 4)
-    model = poisoned(tiny_models, tmp_path, token)
+    model = Path(shutil.copytree(tiny_models["llama"], tmp_path / "poisoned"))
+    weights = load_file(model / "model.safetensors")
+    weights["model.embed_tokens.weight"][token] = math.nan
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
     sick, sound = Cache(tmp_path / "sick"), Cache(tmp_path / "sound")
     words = Reference(model=str(model), dtype="float32")
     summary = precompute({"llama": words}, groups, sick, "some")[0]
     precompute({"llama": references["llama"]}, groups, sound, "some")
     assert summary.computed["nonfinite"] == len(uses[token])
-    told = summary.warnings[-1]  # NaN reaches through the mask: siblings are scored again too
-    assert f"{len(uses[token])} still have no finite log-prob; these are stored as nonfin" in told
-    rows = {one["response_id"]: one for one in sick.find("llama").table().to_pylist()}
-    honest = {one["response_id"]: one for one in sound.find("llama").table().to_pylist()}
-    assert {key for key, one in rows.items() if one["status"] == "nonfinite"} == uses[token]
-    for key, one in rows.items():
-        if key not in uses[token]:
-            assert one["logp"] == pytest.approx(honest[key]["logp"], abs=1e-4)
+    warning = summary.warnings[-1]  # NaN reaches through the mask: siblings are scored again too
+    assert f"{len(uses[token])} still have no finite log-prob; these are stored as n" in warning
+    rows, honest = rows_of(sick), numbers(sound)
+    assert {key for key, row in rows.items() if row["status"] == "nonfinite"} == uses[token]
+    for key in rows.keys() - uses[token]:
+        assert rows[key]["logp"] == pytest.approx(honest[key], abs=1e-4)
     tensors = look_up([sick.find("llama")], groups)
     assert tensors.dropped == {"nonfinite": len(uses[token])}
     assert bool(tensors.logps[tensors.mask].isfinite().all())
@@ -234,13 +218,9 @@ def test_bad_bfloat16_numbers_are_right_in_float32(references, some_groups, tmp_
     assert [dtype for dtype, _ in loaded] == ["bfloat16", "float32"]
     precompute({"llama": references["llama"]}, some_groups[:6], exact, "some")
     assert summary.computed["nonfinite"] == 0
-    columns = ("response_id", "logp")
-    found, right = (
-        dict(zip(*(one.find("llama").table()[c].to_pylist() for c in columns), strict=True))
-        for one in (coarse, exact)
-    )
-    assert sum(found[key] == pytest.approx(right[key], rel=1e-6) for key in right) >= 1
-    assert found.keys() == right.keys()
+    rescored, right = numbers(coarse), numbers(exact)
+    assert sum(rescored[key] == pytest.approx(right[key], rel=1e-6) for key in right) >= 1
+    assert rescored.keys() == right.keys()
 
 
 def test_a_full_cpu_memory_is_exit_4(references, some_groups, tmp_path):
@@ -267,14 +247,9 @@ def test_a_full_cpu_memory_is_exit_4(references, some_groups, tmp_path):
 
 def test_what_does_not_fit_is_stored_as_such(references, some_groups, tmp_path):
     """`overlong` without a number, told and left out of training; or cut, flagged and used."""
-
     groups = some_groups[:8]
-    renderer = renderer_of(resolve("llama", references["llama"]))
-    lengths = {
-        key: len(one.prompt_ids) + len(response.ids)
-        for group, one in ((group, renderer.encode(group)) for group in groups)
-        for key, response in zip(group.response_ids, one.responses, strict=True)
-    }
+    encoded = encoded_of(references["llama"], groups)
+    lengths = {key: len(prompt) + len(response) for key, (prompt, response) in encoded.items()}
     limit = sorted(lengths.values())[len(lengths) // 2]
     long = {key for key, length in lengths.items() if length > limit}
     assert 0 < len(long) < len(lengths)
@@ -282,15 +257,12 @@ def test_what_does_not_fit_is_stored_as_such(references, some_groups, tmp_path):
         words = references["llama"].model_copy(update={"max_length": limit, "overlong": rule})
         cache = Cache(tmp_path / name)
         summary = precompute({"llama": words}, groups, cache, "some")[0]
-        rows = {one["response_id"]: one for one in cache.find("llama").table().to_pylist()}
-        overlong = {key for key, one in rows.items() if one["status"] == "overlong"}
-        assert {key for key, one in rows.items() if one["truncated"]} <= long
-        dropped = look_up([cache.find("llama")], groups).dropped
+        rows = rows_of(cache)
+        overlong = {key for key, row in rows.items() if row["status"] == "overlong"}
+        cut = {key for key, row in rows.items() if row["truncated"]}
+        assert cut == long - overlong
+        assert (cut == set()) == (rule == "skip")
         if rule == "skip":
-            assert overlong == long
             assert all(rows[key]["logp"] is None for key in long)
-            assert dropped == {"overlong": len(long)}
+            assert look_up([cache.find("llama")], groups).dropped == {"overlong": len(long)}
             assert "do not fit max_length" in summary.warnings[0]
-        else:
-            cut = {key for key, one in rows.items() if one["truncated"]}
-            assert cut == long - overlong != set()

@@ -17,14 +17,7 @@ from mrpo_tools.report.write import report
 from mrpo_tools.runs.compare import compare
 from mrpo_tools.runs.methods import by_method
 from mrpo_tools.runs.read import numbers, read_history, read_results
-from mrpo_tools.runs.record import (
-    CombinationWords,
-    Estimate,
-    EvaluationRecord,
-    Measurements,
-    Metrics,
-    RunRecord,
-)
+from mrpo_tools.runs.record import CombinationWords, Estimate, EvaluationRecord, Metrics, RunRecord
 from mrpo_tools.runs.run import Stage, load_run, project_of, read_run, stage_of
 from mrpo_tools.sql.runs import run_datasets
 
@@ -74,8 +67,7 @@ def test_an_older_run_serves_every_reader(tmp_path):
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_later_version_is_refused_with_its_name(name, tmp_path, capsys):
-    path = tmp_path / "runs" / "later"
-    shutil.copytree(OLDER, path)
+    path = Path(shutil.copytree(OLDER, tmp_path / "runs" / "later"))
     values = json.loads((path / name).read_text())
     (path / name).write_text(json.dumps({"version": 2, **values}))
     with pytest.raises(UsageError, match=f"{name} has version 2; this mrpo reads up to 1"):
@@ -118,32 +110,24 @@ def test_what_was_not_said_stays_unsaid():
 
 
 def test_estimates_have_the_intervals_of_their_own_metric():
-    record = EvaluationRecord(
-        references=["a@1", "b@2"],
-        margins=0.5,
-        top1=0.25,
-        reference_accuracies={"summed": [0.75, None]},
-        intervals=Measurements(
-            margins=(0.25, 1.0), reference_accuracies={"summed": [(0.5, 1), None]}
-        ),
-    )
+    record = EvaluationRecord.model_validate({
+        "references": ["a@1", "b@2"], "margins": 0.5, "top1": 0.25,
+        "reference_accuracies": {"summed": [0.75, None]},
+        "intervals": {"margins": (0.25, 1), "reference_accuracies": {"summed": [(0.5, 1), None]}},
+    })  # fmt: skip
     assert record.estimate("margins") == Estimate(0.5, 0.25, 1.0)
     assert record.estimate("top1") == Estimate(0.25, None, None)
     assert record.references_alone() == [("a@1", Estimate(0.75, 0.5, 1.0)), ("b@2", Estimate())]
 
 
 STAGES = {
-    "nothing": ([], Stage.EMPTY),
-    "no checkpoint": (["recipe.yaml", "run.json"], Stage.BEGUN),
-    "a checkpoint cut short": (["recipe.yaml", "run.json", "checkpoint-5/x"], Stage.BEGUN),
-    "a checkpoint": (
-        ["recipe.yaml", "run.json", "checkpoint-5/trainer_state.json"], Stage.INTERRUPTED,
-    ),
+    "no checkpoint": ([], Stage.BEGUN),
+    "a checkpoint cut short": (["checkpoint-5/x"], Stage.BEGUN),
+    "a checkpoint": (["checkpoint-5/trainer_state.json"], Stage.INTERRUPTED),
     "weights without metrics": (
-        ["recipe.yaml", "run.json", "checkpoint-5/trainer_state.json", "adapter_model.safetensors"],
-        Stage.INTERRUPTED,
+        ["checkpoint-5/trainer_state.json", "adapter_model.safetensors"], Stage.INTERRUPTED,
     ),
-    "metrics": (["recipe.yaml", "run.json", "metrics.json"], Stage.FINISHED),
+    "metrics": (["metrics.json"], Stage.FINISHED),
 }  # fmt: skip
 
 
@@ -152,30 +136,28 @@ def test_every_reader_has_the_same_notion_of_finished(state, tmp_path):
     """The stage, the run, compare and SQL agree; only `metrics.json` makes a run finished."""
     files, stage = STAGES[state]
     path = tmp_path / "runs" / "r"
-    path.mkdir(parents=True)
-    for name in files:
-        (path / name).parent.mkdir(exist_ok=True)
-        there = OLDER / name
-        (path / name).write_bytes(there.read_bytes() if there.exists() else b"{}")
+    for name in ("recipe.yaml", "run.json", *files):
+        (path / name).parent.mkdir(exist_ok=True, parents=True)
+        older = OLDER / name
+        (path / name).write_bytes(older.read_bytes() if older.exists() else b"{}")
     assert stage_of(path) is stage
     finished = stage is Stage.FINISHED
     rows = run_datasets(tmp_path / "runs")["stored_runs"].to_table().to_pylist()
-    assert [row["finished"] for row in rows] == ([finished] if files else [])
-    if not files:
-        return
+    assert [row["finished"] for row in rows] == [finished]
     assert read_run(path).finished is finished
     if finished:
         assert [result.path for result in read_results([tmp_path])] == [path]
-        reason = "has lost its weights"
     else:
         with pytest.raises(UsageError, match="no finished run"):
             read_results([tmp_path])
-        reason = "has not finished training"
+    reason = "has lost its weights" if finished else "has not finished training"
     with pytest.raises(UsageError, match=reason):
         load_run(path)
 
 
 def test_a_place_that_is_no_run(tmp_path):
+    assert stage_of(tmp_path) is Stage.EMPTY
+    assert run_datasets(tmp_path)["stored_runs"].to_table().num_rows == 0
     (tmp_path / "other").write_text("mine")
     with pytest.raises(UsageError, match="is not empty and holds no run"):
         stage_of(tmp_path)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from datetime import date
 
 import pytest
-from chat_templates import CHATML
+from chat_templates import CHATML, RAISE_ON_SYSTEM
 from conversations import (
     ALL,
     ANSWER,
@@ -26,7 +27,7 @@ from transformers.utils import chat_template_utils
 
 from mrpo_tools.errors import UsageError
 from mrpo_tools.references.identity import PINNED_DATE
-from mrpo_tools.references.rendering import Renderer, token_hash
+from mrpo_tools.references.rendering import EncodedResponse, Renderer, token_hash
 
 HARMLESS_TEXTS = (
     HARMLESS,
@@ -50,19 +51,22 @@ HARMLESS_TEXTS = (
 @pytest.mark.parametrize("name", ALL)
 def test_plain_text_has_the_librarys_own_ids(name, place):
     """Prompt: the library's ids of the rendering. Response: those of the whole after them."""
-    one = family(name)
-    bos = [one.tokenizer.bos_token_id] if name == "hermes" else []
-    compared = 0
-    for content in HARMLESS_TEXTS:
-        messages, response = conversation(place, content)
-        prompt, answer = rendered(one, messages, response)
-        found = renderer(name).encode(group_of(messages, response))
-        prompt_ids, whole = one.library_ids(prompt), one.library_ids(prompt + answer)
-        assert found.prompt_ids == bos + prompt_ids, content
-        if whole[: len(prompt_ids)] == prompt_ids:  # else a merge crosses the border
-            compared += 1
-            assert found.responses[0].ids == whole[len(prompt_ids) :], content
-    assert compared > len(HARMLESS_TEXTS) // 2
+    conversations = [conversation(place, content) for content in HARMLESS_TEXTS]
+    compared = [has_the_librarys_ids(name, *turns) for turns in conversations]
+    assert sum(compared) > len(HARMLESS_TEXTS) // 2
+
+
+def has_the_librarys_ids(name: str, messages: list[dict[str, str]], response: str) -> bool:
+    """Check the prompt's, and the response's unless a merge crosses the border between them."""
+    own = family(name)
+    prompt, answer = rendered(own, messages, response)
+    encoded = renderer(name).encode(group_of(messages, response))
+    prompt_ids, whole = own.library_ids(prompt), own.library_ids(prompt + answer)
+    bos = [own.tokenizer.bos_token_id] if name == "hermes" else []
+    assert encoded.prompt_ids == bos + prompt_ids, messages
+    comparable = whole[: len(prompt_ids)] == prompt_ids
+    assert not comparable or encoded.responses[0].ids == whole[len(prompt_ids) :], response
+    return comparable
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -70,40 +74,34 @@ def test_plain_text_has_the_librarys_own_ids(name, place):
 @given(ANY_TEXT, ANY_TEXT)
 def test_any_plain_text_has_the_librarys_own_ids(name, content, response):
     """The same for arbitrary text in which no literal can begin."""
-    one = family(name)
     content, response = (text.translate({60: None, 91: None}) for text in (content, response))
-    prompt, answer = rendered(one, [{"role": "user", "content": content}], response)
-    found = renderer(name).encode(ask(content, response))
-    prompt_ids, whole = one.library_ids(prompt), one.library_ids(prompt + answer)
-    assert found.prompt_ids[name == "hermes" :] == prompt_ids
-    if whole[: len(prompt_ids)] == prompt_ids:
-        assert found.responses[0].ids == whole[len(prompt_ids) :]
+    has_the_librarys_ids(name, [{"role": "user", "content": content}], response)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_response_after_plain_text_gets_no_space(name):
     """`Assistant:` and then `x`: the ids of `x`, not those of ` x`."""
-    one = family(name)
+    own = family(name)
     template = (
         "{%- for m in messages -%}{{- m.role + ':' + m.content + '\n' -}}{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{- 'assistant:' -}}{%- endif -%}"
     )
-    encoder = Renderer(with_template(one, template))
+    encoder = Renderer(with_template(own, template))
     before = encoder.encode(ask(HARMLESS)).prompt_ids
-    assert one.text_of(before).endswith(f"user:{HARMLESS}\nassistant:")
+    assert own.text_of(before).endswith(f"user:{HARMLESS}\nassistant:")
     for content in (ANSWER, " " + ANSWER, "  x", "x"):
         ids = encoder.encode(ask(HARMLESS, content)).responses[0].ids
-        assert one.text_of(ids[:-1], before="assistant:") == f"{content}\n"
-        assert ids[-1] == one.tokenizer.eos_token_id
+        assert own.text_of(ids[:-1], before="assistant:") == f"{content}\n"
+        assert ids[-1] == own.tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_siblings_and_history_do_not_matter(name):
     """A response's ids and hash are the same alone, among others, and from another renderer."""
-    one = family(name)
-    contents = [*one.literals, *HARMLESS_TEXTS, ANSWER]
+    own = family(name)
+    contents = [*own.literals, *HARMLESS_TEXTS, ANSWER]
     together = renderer(name).encode(ask(HARMLESS, *contents))
-    fresh = Renderer(one.tokenizer, name=name)
+    fresh = Renderer(own.tokenizer, name=name)
     for content, response in zip(contents, together.responses, strict=True):
         alone = fresh.encode(ask(HARMLESS, content))
         assert alone.prompt_ids == together.prompt_ids
@@ -114,29 +112,25 @@ def test_siblings_and_history_do_not_matter(name):
 @pytest.mark.parametrize("name", ALL)
 def test_token_hash_follows_the_ids(name):
     """Equal hashes exactly where prompt and response ids are equal."""
-    prompts = (HARMLESS, HARMLESS + " ", "Hello " + HARMLESS)
-    seen: dict[str, tuple] = {}
-    for content in prompts:
-        found = renderer(name).encode(ask(content, *HARMLESS_TEXTS, ANSWER, "<s>"))
-        for response in found.responses:
-            key = (tuple(found.prompt_ids), tuple(response.ids))
-            assert seen.setdefault(response.token_hash, key) == key
-    assert len(seen) == len(set(seen.values()))
+    seen = set()
+    for content in (HARMLESS, HARMLESS + " ", "Hello " + HARMLESS):
+        encoded = renderer(name).encode(ask(content, *HARMLESS_TEXTS, ANSWER, "<s>"))
+        seen |= {(each.token_hash, (*encoded.prompt_ids, "|", *each.ids))
+                 for each in encoded.responses}  # fmt: skip
+    hashes, ids = zip(*seen, strict=True)
+    assert len(seen) == len(set(hashes)) == len(set(ids))
 
 
 def test_token_hash_knows_where_the_response_begins():
     """A border moved by one token is another hash; ids beyond 16 bits count whole."""
-    hashes = [
-        token_hash([1, 2], [3]),
-        token_hash([1], [2, 3]),
-        token_hash([1, 2, 3], []),
-        token_hash([1, 2], [3 + 2**16]),
-        token_hash([1, 2], [3 + 2**31]),
-        token_hash([1, 2], [3, 0]),
-    ]
+    pairs = [
+        ([1, 2], [3]), ([1], [2, 3]), ([1, 2, 3], []), ([1, 2], [3 + 2**16]),
+        ([1, 2], [3 + 2**31]), ([1, 2], [3, 0]),
+    ]  # fmt: skip
+    hashes = [token_hash(*pair) for pair in pairs]
     assert len(set(hashes)) == len(hashes)
     assert token_hash((1, 2), (3,)) == hashes[0]
-    assert all(len(one) == 16 and int(one, 16) >= 0 for one in hashes)
+    assert all(re.fullmatch("[0-9a-f]{16}", digits) for digits in hashes)
 
 
 @pytest.mark.parametrize("adds", [True, False])
@@ -144,65 +138,60 @@ def test_token_hash_knows_where_the_response_begins():
 @pytest.mark.parametrize("name", ["llama2", "llama3", "mistral_v3", "gemma"])
 def test_bos_exactly_once(name, writes, adds):
     """Written by the template, added by the tokenizer, or both: once, first, whatever text says."""
-    one = family(name)
-    bos = one.tokenizer.bos_token
-    tokenizer = with_template(one, ("{{- bos_token -}}" if writes else "") + CHATML)
+    own = family(name)
+    bos = own.tokenizer.bos_token
+    tokenizer = with_template(own, ("{{- bos_token -}}" if writes else "") + CHATML)
     if not adds:
         tokenizer.backend_tokenizer.post_processor = None
     for content in (HARMLESS, bos, bos + HARMLESS):
         ids = Renderer(tokenizer).encode(ask(content, content)).prompt_ids
-        expected = int(writes or adds)
-        assert ids.count(one.tokenizer.bos_token_id) == expected
-        assert (ids[0] == one.tokenizer.bos_token_id) == bool(expected)
+        places = [place for place, id_ in enumerate(ids) if id_ == own.tokenizer.bos_token_id]
+        assert places == ([0] if writes or adds else [])
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_end_of_turn_is_scored_once(name):
     """The template's own end, or one EOS where it writes none, or no end of its own in text."""
-    one = family(name)
+    own = family(name)
     ends = {"llama3": "<|eot_id|>", "gemma": "<end_of_turn>", "phi3": "<|end|>"}
-    own = one.controls(renderer(name).encode(ask(HARMLESS, ANSWER)).responses[0].ids)
-    assert own == [ends.get(name, one.tokenizer.eos_token)]
-    endless = Renderer(with_template(one, CHATML.replace("<|im_end|>", "")))
-    for content in (ANSWER, one.tokenizer.eos_token, f"{ANSWER}{one.tokenizer.eos_token}", ""):
+    written = own.controls(renderer(name).encode(ask(HARMLESS, ANSWER)).responses[0].ids)
+    assert written == [ends.get(name, own.tokenizer.eos_token)]
+    endless = Renderer(with_template(own, CHATML.replace("<|im_end|>", "")))
+    for content in (ANSWER, own.tokenizer.eos_token, f"{ANSWER}{own.tokenizer.eos_token}", ""):
         ids = endless.encode(ask(HARMLESS, content)).responses[0].ids
-        assert ids[-1] == one.tokenizer.eos_token_id
-        assert ids.count(one.tokenizer.eos_token_id) == 1
+        assert ids[-1] == own.tokenizer.eos_token_id
+        assert ids.count(own.tokenizer.eos_token_id) == 1
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_fallback_template(name):
     """No template: `Human: …`, a new line, `Assistant: …` and EOS, system first."""
-    one = family(name)
-    encoder = Renderer(with_template(one, None))
-    bos = "" if name in ("qwen", "phi3") else one.tokenizer.bos_token
+    own = family(name)
+    encoder = Renderer(with_template(own, None))
+    bos = "" if name in ("qwen", "phi3") else own.tokenizer.bos_token
     for system in ("", "Be kind."):
         messages = [{"role": "system", "content": system}] if system else []
-        messages += [
-            {"role": "user", "content": HARMLESS},
-            {"role": "assistant", "content": ANSWER},
-            {"role": "user", "content": "Go on."},
-        ]
+        messages += conversation("assistant", ANSWER)[0]
         found = encoder.encode(group_of(messages, "So I will."))
         head = f"{system}\n" if system else ""
         prompt = f"{head}Human: {HARMLESS}\nAssistant: {ANSWER}\nHuman: Go on.\nAssistant: "
-        assert one.text_of(found.prompt_ids[:1]) == bos or not bos
-        assert one.text_of(found.prompt_ids[bool(bos) :]) == prompt
-        answer = one.text_of(found.responses[0].ids, before=prompt)
-        assert answer == "So I will." + one.tokenizer.eos_token
+        assert own.text_of(found.prompt_ids[:1]) == bos or not bos
+        assert own.text_of(found.prompt_ids[bool(bos) :]) == prompt
+        answer = own.text_of(found.responses[0].ids, before=prompt)
+        assert answer == "So I will." + own.tokenizer.eos_token
 
 
 @pytest.mark.parametrize("name", ["mistral_v1", "gemma"])
 def test_system_fold_and_drop(name):
     """A refused system message goes into the first user turn or away, and is counted."""
-    one = family(name)
+    own = family(name)
     turns = conversation("assistant", "Once upon a time.")[0]
     messages = [{"role": "system", "content": "Be kind."}, *turns]
     folded = [{"role": "user", "content": f"Be kind.\n\n{HARMLESS}"}, *turns[1:]]
     for system, expected, count in (("fold", folded, "folded"), ("drop", turns, "dropped")):
-        encoder = Renderer(one.tokenizer, name=name, system=system)
+        encoder = Renderer(own.tokenizer, name=name, system=system)
         found = encoder.encode(group_of(messages, ANSWER, "No."))
-        assert found.prompt_ids == one.library_ids(one.render(expected, True))
+        assert found.prompt_ids == own.library_ids(own.render(expected, True))
         assert encoder.counts == Counter({f"system_{count}": 1, "trimmed": 0})
         encoder.encode(ask(HARMLESS, ANSWER))
         assert encoder.counts[f"system_{count}"] == 1
@@ -222,11 +211,11 @@ def test_system_error_names_the_reference(name):
 @pytest.mark.parametrize("system", ["fold", "drop", "error"])
 def test_an_accepted_system_message_stays(name, system):
     """The rule is for templates that refuse; others get the system message as it is."""
-    one = family(name)
+    own = family(name)
     messages = conversation("system", "Be kind.")[0]
-    encoder = Renderer(one.tokenizer, system=system)
-    found = encoder.encode(group_of(messages, ANSWER))
-    assert one.text_of(found.prompt_ids) == one.render(messages, True)
+    encoder = Renderer(own.tokenizer, system=system)
+    ids = encoder.encode(group_of(messages, ANSWER)).prompt_ids
+    assert own.text_of(ids) == own.render(messages, True)
     assert not +encoder.counts
 
 
@@ -242,19 +231,18 @@ def test_a_silently_dropped_system_message_is_folded():
 
 def test_system_is_folded_into_a_user_turn_only():
     """A conversation that the assistant opens: its greeting does not become the user's words."""
-    template = "{%- if messages[0].role == 'system' -%}{{- raise_exception('no') -}}{%- endif -%}"
-    one = family("qwen")
-    encoder = Renderer(with_template(one, template + CHATML))
+    own = family("qwen")
+    encoder = Renderer(with_template(own, RAISE_ON_SYSTEM + CHATML))
     greeting = [("system", "Be kind."), ("assistant", "Welcome!"), ("user", HARMLESS)]
     messages = [{"role": role, "content": text} for role, text in greeting]
-    text = one.text_of(encoder.encode(group_of(messages, ANSWER)).prompt_ids)
+    text = own.text_of(encoder.encode(group_of(messages, ANSWER)).prompt_ids)
     assert "<|im_start|>assistant\nWelcome!<|im_end|>" in text
     assert f"<|im_start|>user\nBe kind.\n\n{HARMLESS}<|im_end|>" in text
 
 
 def test_a_system_message_may_move_to_the_last_user_turn():
     """A template that writes it before the last question drops and rewrites nothing."""
-    one = family("qwen")
+    own = family("qwen")
     template = (
         "{%- set users = messages | selectattr('role', 'equalto', 'user') | list -%}"
         "{%- for m in messages if m.role != 'system' -%}{{- '<|im_start|>' + m.role + '\n' -}}"
@@ -265,8 +253,8 @@ def test_a_system_message_may_move_to_the_last_user_turn():
     )
     messages = conversation("assistant", "Once upon a time.")[0]
     messages = [{"role": "system", "content": "Be kind."}, *messages]
-    ids = Renderer(with_template(one, template)).encode(group_of(messages, ANSWER)).prompt_ids
-    assert "<|im_start|>user\nBe kind.\n\nGo on.<|im_end|>" in one.text_of(ids)
+    ids = Renderer(with_template(own, template)).encode(group_of(messages, ANSWER)).prompt_ids
+    assert "<|im_start|>user\nBe kind.\n\nGo on.<|im_end|>" in own.text_of(ids)
 
 
 @pytest.mark.parametrize("asks", ["strftime_now('%d %b %Y')", "date_string", "llama3"])
@@ -278,29 +266,29 @@ def test_the_date_is_pinned(monkeypatch, asks):
         def now():
             return date(2031, 12, 3)
 
-    one = family("llama3")
+    own = family("llama3")
     template = None if asks == "llama3" else "{{- " + asks + " -}}" + CHATML
-    first = Renderer(one.tokenizer, chat_template=template).encode(ask(HARMLESS, ANSWER))
+    first = Renderer(own.tokenizer, chat_template=template).encode(ask(HARMLESS, ANSWER))
     monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
-    later = Renderer(one.tokenizer, chat_template=template).encode(ask(HARMLESS, ANSWER))
+    later = Renderer(own.tokenizer, chat_template=template).encode(ask(HARMLESS, ANSWER))
     assert first == later
     pinned = date.fromisoformat(PINNED_DATE).strftime("%d %b %Y")
-    assert pinned in one.text_of(later.prompt_ids)
-    assert "2031" not in one.text_of(later.prompt_ids)
+    assert pinned in own.text_of(later.prompt_ids)
+    assert "2031" not in own.text_of(later.prompt_ids)
 
 
 def test_templates_see_what_the_library_shows_them():
     """`tools` and `documents` are there and None, as in the library's own rendering."""
-    one = family("qwen")
+    own = family("qwen")
     template = (
         "{%- if tools is not none -%}{{- 'TOOLS' -}}{%- endif -%}"
         "{%- if documents is not none -%}{{- 'DOCUMENTS' -}}{%- endif -%}"
     )
-    tokenizer = with_template(one, template + CHATML)
+    tokenizer = with_template(own, template + CHATML)
     messages = [{"role": "user", "content": HARMLESS}]
     expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     found = Renderer(tokenizer).encode(group_of(messages, ANSWER))
-    assert one.text_of(found.prompt_ids) == expected
+    assert own.text_of(found.prompt_ids) == expected
 
 
 OF_OTHERS = "(message['content'] if message['role'] != '{}' else {})"
@@ -329,25 +317,18 @@ REFUSED = {
 def test_a_template_that_cannot_be_used_is_refused(case):
     """Drops, rewrites, does not extend its prompt, raises: the reference is named, with a hint."""
     template, word = REFUSED[case]
-    with pytest.raises(UsageError, match=f"'judge'.*{word}") as raised:
-        Renderer(with_template(family("qwen"), template), name="judge").encode(
-            ask(HARMLESS, ANSWER)
-        )
-    assert "chat_template" in raised.value.hint
-
-
-@pytest.mark.parametrize("content", ["im_end", "end", "\n", "|"])
-def test_a_dropped_response_is_missed_even_if_the_template_writes_its_words(content):
-    """The response must be there itself; the same letters in the template's marks do not do."""
-    with pytest.raises(UsageError, match="response"):
-        Renderer(with_template(family("qwen"), DROPS)).encode(ask(HARMLESS, content))
+    tokenizer = with_template(family("qwen"), template)
+    for content in (ANSWER, "im_end", "end", "\n", "|"):  # letters of the template's marks too
+        with pytest.raises(UsageError, match=f"'judge'.*{word}") as raised:
+            Renderer(tokenizer, name="judge").encode(ask(HARMLESS, content))
+        assert "chat_template" in raised.value.hint
 
 
 @pytest.mark.parametrize("name", ["llama2", "llama3", "gemma"])
 def test_trimmed_responses_are_counted(name):
     """A template that trims is used as it is, and every trimmed response is counted."""
-    one = family(name)
-    encoder = Renderer(one.tokenizer, name=name)
+    own = family(name)
+    encoder = Renderer(own.tokenizer, name=name)
     contents = ("\ta", "b", "c\n", "\n d\n", "e f")
     found = encoder.encode(ask(" " + HARMLESS + "\n", *contents))
     assert encoder.counts["trimmed"] == 3
@@ -360,57 +341,45 @@ def test_trimmed_responses_are_counted(name):
 def test_white_space_that_the_template_keeps_is_scored(name):
     """No trimming of our own: spaces at a response's ends change its ids and are not counted."""
     encoder = Renderer(family(name).tokenizer, name=name)
-    hashes = {
-        response.token_hash
-        for response in encoder.encode(ask(HARMLESS, "a", " a", "a ", "a\n", "  a")).responses
-    }
-    assert len(hashes) == 5
+    responses = encoder.encode(ask(HARMLESS, "a", " a", "a ", "a\n", "  a")).responses
+    assert len({response.token_hash for response in responses}) == 5
     assert encoder.counts["trimmed"] == 0
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_max_length(name):
     """A response that fits exactly is whole; one token less: overlong, or cut and flagged."""
-    one = family(name)
+    own = family(name)
     whole = renderer(name).encode(ask(HARMLESS, ANSWER, "No."))
     length = len(whole.prompt_ids) + len(whole.responses[0].ids)
 
     def encoded(max_length: int, overlong: str):
-        made = Renderer(one.tokenizer, max_length=max_length, overlong=overlong)
-        return made.encode(ask(HARMLESS, ANSWER, "No."))
+        short = Renderer(own.tokenizer, max_length=max_length, overlong=overlong)
+        return short.encode(ask(HARMLESS, ANSWER, "No.")).responses
 
     for overlong in ("skip", "truncate"):
-        assert encoded(length, overlong) == whole
-    skipped = encoded(length - 1, "skip")
-    assert [one.overlong for one in skipped.responses] == [True, False]
-    cut = encoded(length - 1, "truncate")
-    assert cut.responses[0].ids == whole.responses[0].ids[:-1]
-    assert cut.responses[0].truncated
-    assert not cut.responses[0].overlong
-    assert cut.responses[0].token_hash == token_hash(whole.prompt_ids, cut.responses[0].ids)
-    assert cut.responses[1] == whole.responses[1]
+        assert encoded(length, overlong) == whole.responses
+    assert [response.overlong for response in encoded(length - 1, "skip")] == [True, False]
+    ids = whole.responses[0].ids[:-1]
+    cut = EncodedResponse(ids, token_hash(whole.prompt_ids, ids), truncated=True)
+    assert encoded(length - 1, "truncate") == [cut, whole.responses[1]]
     for room, overlong in ((0, "skip"), (0, "truncate"), (-3, "truncate")):
         full = encoded(len(whole.prompt_ids) + room, overlong)
-        assert [(one.overlong, one.truncated) for one in full.responses] == [(True, False)] * 2
+        assert [(each.overlong, each.truncated) for each in full] == [(True, False)] * 2
     single = encoded(len(whole.prompt_ids) + 1, "truncate")
-    assert [len(one.ids) for one in single.responses] == [1, 1]
+    assert [len(response.ids) for response in single] == [1, 1]
 
 
 def test_an_override_takes_the_place_of_the_own_template():
     """The given template renders, the tokenizer's own does not; `default` of several is taken."""
-    one = family("qwen")
+    own = family("qwen")
     other = CHATML.replace("\\n'", "\\n\\n'")
     assert other != CHATML
-    expected = Renderer(with_template(one, other)).encode(ask(HARMLESS, ANSWER))
-    assert Renderer(one.tokenizer, chat_template=other).encode(ask(HARMLESS, ANSWER)) == expected
-    several = with_template(one, None)
+    expected = Renderer(with_template(own, other)).encode(ask(HARMLESS, ANSWER))
+    assert Renderer(own.tokenizer, chat_template=other).encode(ask(HARMLESS, ANSWER)) == expected
+    several = with_template(own, None)
     several.chat_template = {"default": other, "rag": CHATML}
     assert Renderer(several).encode(ask(HARMLESS, ANSWER)) == expected
 
-
-def test_an_empty_override_is_not_ignored():
-    """An empty template drops everything and says so; it is not the tokenizer's own."""
-    with pytest.raises(UsageError, match="judge"):
-        Renderer(family("qwen").tokenizer, name="judge", chat_template="").encode(
-            ask(HARMLESS, ANSWER)
-        )
+    with pytest.raises(UsageError, match="judge"):  # an empty one drops everything and says so
+        Renderer(own.tokenizer, name="judge", chat_template="").encode(ask(HARMLESS, ANSWER))

@@ -12,7 +12,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,14 +20,8 @@ from made_up import made_up_run
 
 from mrpo_tools.cli import run
 from mrpo_tools.errors import UsageError
-from mrpo_tools.report.curves import (
-    MOST_LINES,
-    accuracy_picture,
-    curve,
-    curves,
-    logps_picture,
-    measured,
-)
+from mrpo_tools.report import curves
+from mrpo_tools.report.curves import curve
 from mrpo_tools.report.facts import cost_table, duration
 from mrpo_tools.report.palette import BOTH, contrast
 from mrpo_tools.report.write import report
@@ -59,19 +52,21 @@ def made(runs, tmp_path_factory) -> Path:
     return output
 
 
-@pytest.fixture(scope="module")
-def page(made) -> str:
-    return (made / "report.html").read_text(encoding="utf-8")
+@pytest.fixture
+def dpo(runs):
+    """The method `dpo` of the runs, read anew."""
+    return next(each for each in by_method(read_results([runs])) if each.loss == "dpo")
 
 
 class Elements(HTMLParser):
-    """Every start tag with its attributes, and the text."""
+    """Every start tag of a file with its attributes, its text, and the source of both."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
-        self.feed(text)
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
@@ -83,65 +78,61 @@ class Elements(HTMLParser):
         return [attributes for tag, attributes in self.tags if tag in names]
 
 
+@pytest.fixture(scope="module")
+def page(made) -> Elements:
+    return Elements(made / "report.html")
+
+
 def test_every_file_is_there(made):
-    names = {path.name for path in made.iterdir()}
-    assert names == {"report.html", "report.md", *(f"{name}.png" for name in PICTURES)}
-    for name in PICTURES:
-        assert (made / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    pictures = {f"{name}.png" for name in PICTURES}
+    assert {path.name for path in made.iterdir()} == {"report.html", "report.md", *pictures}
+    assert all((made / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
 
 
 def test_nothing_is_loaded_from_anywhere(page):
-    elements = Elements(page)
-    loaded = [
-        value
-        for _, attributes in elements.tags
-        for key, value in attributes.items()
-        if key in ("src", "srcset", "action", "background", "poster", "data")
-    ]
+    attributes = [pair for _, of_tag in page.tags for pair in of_tag.items()]
+    loading = ("src", "srcset", "action", "background", "poster", "data")
+    loaded = [value for key, value in attributes if key in loading]
     assert len(loaded) == 2 * len(PICTURES)
     assert all(value.startswith("data:image/png;base64,") for value in loaded)
-    assert not elements.named("script", "link", "iframe", "object", "embed", "base")
-    assert all(link["href"].startswith("#") for link in elements.named("a"))
-    assert not re.search(r"https?:|url\(|@import", page)
-    policy = next(tag for tag in elements.named("meta") if "http-equiv" in tag)["content"]
+    assert not page.named("script", "link", "iframe", "object", "embed", "base")
+    assert all(link["href"].startswith("#") for link in page.named("a"))
+    assert not re.search(r"https?:|url\(|@import", page.source)
+    policy = next(tag for tag in page.named("meta") if "http-equiv" in tag)["content"]
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def test_every_image_has_an_alternative(page):
-    alternatives = [image["alt"] for image in Elements(page).named("img")]
+def test_the_page_is_well_formed(page):
+    """Ids and links, headings, cells and boxes; an alternative with numbers on every picture."""
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {link["href"][1:] for link in page.named("a")} == set(ids)
+    assert page.named("html")[0]["lang"] == "en"
+    headings = [tag for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert headings[0] == "h1"
+    assert set(headings[1:]) == {"h2"}
+    assert all(cell.get("scope") in ("row", "col") for cell in page.named("th"))
+    for box in page.named("div"):
+        if "scroll" in box.get("class", ""):
+            assert box["tabindex"] == "0"
+            assert box["aria-label"]
+    alternatives = [image["alt"] for image in page.named("img")]
     assert len(alternatives) == len(set(alternatives)) == len(PICTURES)
     assert all(len(text) > 40 and re.search(r"\d", text) for text in alternatives)
 
 
-def test_the_page_is_well_formed(page):
-    elements = Elements(page)
-    ids = Counter(attributes["id"] for _, attributes in elements.tags if "id" in attributes)
-    assert max(ids.values()) == 1
-    assert {link["href"][1:] for link in elements.named("a")} == set(ids)
-    assert elements.named("html")[0]["lang"] == "en"
-    headings = [tag for tag, _ in elements.tags if re.fullmatch("h[1-6]", tag)]
-    assert headings[0] == "h1"
-    assert set(headings[1:]) == {"h2"}
-    assert all(cell.get("scope") in ("row", "col") for cell in elements.named("th"))
-    for box in elements.named("div"):
-        if "scroll" in box.get("class", ""):
-            assert box["tabindex"] == "0"
-            assert box["aria-label"]
-
-
 def test_names_are_text(page):
     """A setting that looks like a script is shown, not run."""
-    assert HOSTILE in Elements(page).text
-    assert "<script" not in page
+    assert HOSTILE in page.text
+    assert "<script" not in page.source
 
 
 @pytest.mark.parametrize("palette", BOTH, ids=lambda palette: palette.name)
 def test_contrast(palette):
-    for background in (palette.background, palette.panel):
-        for colour in (palette.text, palette.quiet, palette.link):
-            assert contrast(colour, background) >= 4.5, (colour, background)
-    for colour in palette.lines:
-        assert contrast(colour, palette.background) >= 4.5, colour
+    words = (palette.text, palette.quiet, palette.link)
+    pairs = [(colour, behind) for colour in words for behind in (palette.background, palette.panel)]
+    for colour, behind in (*pairs, *((line, palette.background) for line in palette.lines)):
+        assert contrast(colour, behind) >= 4.5, (colour, behind)
     assert len(set(palette.lines)) == len(palette.lines)
 
 
@@ -153,47 +144,39 @@ def test_contrast_is_wcags():
 
 
 def test_the_page_says_what_the_numbers_are(page):
-    text = Elements(page).text
     for words in (
-        "not comparable between methods",
-        "mean ± sample std",
-        "always the longer",
-        "qwen alone",
-        "may fall although training goes well",
-        "steps per second",
+        "not comparable between methods", "mean ± sample std", "always the longer", "qwen alone",
+        "may fall although training goes well", "steps per second",
         "3 methods, 6 runs (2 seeds each), measured on 200 groups of split test",
-    ):
-        assert words in text, words  # fmt: skip
+    ):  # fmt: skip
+        assert words in page.text, words
 
 
-def test_a_second_report_has_the_same_bytes_without_torch(runs, made, tmp_path):
+def test_a_second_report_has_the_same_bytes_without_torch(runs, made, tmp_path, blocked):
     """From another directory, in a process in which torch cannot be imported."""
-    blocked = tmp_path / "blocked" / "torch"
-    blocked.mkdir(parents=True)
-    (blocked / "__init__.py").write_text("raise ImportError('torch is blocked')\n")
-    environment = {**os.environ, "PYTHONPATH": f"{blocked.parent}{os.pathsep}{ROOT}"}
     command = [sys.executable, "-m", "mrpo_tools", "report", str(runs), "--output", "again"]
-    subprocess.run(command, check=True, env=environment, cwd=tmp_path, capture_output=True)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == {
-        path.name: path.read_bytes() for path in made.iterdir()
-    }
+    subprocess.run(command, check=True, env=blocked, cwd=tmp_path, capture_output=True)
+    first, second = (
+        {path.name: path.read_bytes() for path in folder.iterdir()}
+        for folder in (made, tmp_path / "again")
+    )
+    assert first == second
 
 
-def test_curves_are_means_over_seeds(runs):
-    """At each step, the mean and sample deviation of the two seeds' logs."""
-    method = next(each for each in by_method(read_results([runs])) if each.loss == "dpo")
-    line = curve(method, "rewards/margins")
-    for place, step in enumerate(line.steps):
-        values = [
-            entry.values["rewards/margins"]
-            for result in method.runs
-            for entry in result.history
-            if entry.step == step
-        ]
-        assert len(values) == 2
-        assert line.means[place] == pytest.approx(statistics.fmean(values))
-        assert line.stds[place] == pytest.approx(statistics.stdev(values))
-    assert curve(method, "no such number") is None
+def test_curves_are_means_over_seeds(dpo):
+    """At each step, the mean and sample deviation of the two seeds' logs; where both have one."""
+    line = curve(dpo, "rewards/margins")
+    logs = [
+        {entry.step: entry.values["rewards/margins"] for entry in result.history}
+        for result in dpo.runs
+    ]
+    assert line.steps == list(range(10, 101, 10))
+    for step, mean, std in zip(line.steps, line.means, line.stds, strict=True):
+        values = [log[step] for log in logs]
+        assert (mean, std) == pytest.approx((statistics.fmean(values), statistics.stdev(values)))
+    assert curve(dpo, "no such number") is None
+    del dpo.runs[0].history[3:5]
+    assert curve(dpo, "loss").steps == [10, 20, 30, 60, 70, 80, 90, 100]
 
 
 def test_held_out_curves_come_before_those_of_the_training_batches(tmp_path):
@@ -202,9 +185,8 @@ def test_held_out_curves_come_before_those_of_the_training_batches(tmp_path):
         made_up_run(tmp_path / f"runs/{seed}", "mrpo", THREE, seed, eval_split="dev")
     methods = by_method(read_results([tmp_path / "runs"]))
     for picture, name in (
-        (accuracy_picture, "rewards/accuracies"),
-        (logps_picture, "logps/chosen"),
-    ):
+        (curves.accuracy_picture, "rewards/accuracies"), (curves.logps_picture, "logps/chosen"),
+    ):  # fmt: skip
         assert "the training batches" in picture(methods).text
         for result in methods[0].runs:
             result.history.extend(
@@ -216,7 +198,7 @@ def test_held_out_curves_come_before_those_of_the_training_batches(tmp_path):
         assert "split dev" in drawn.text
         assert "the training batches" not in drawn.text
         assert "0.5" in drawn.alt
-        assert measured(methods, name)[0][0].steps == [0, 4]
+        assert curves.measured(methods, name)[0][0].steps == [0, 4]
 
 
 def test_one_seed_has_no_deviation(tmp_path):
@@ -231,12 +213,6 @@ def test_one_seed_has_no_deviation(tmp_path):
     assert "ε=0.1 0.7" in text  # the value itself is there
 
 
-def test_steps_that_a_run_lacks_are_left_out(runs):
-    method = next(each for each in by_method(read_results([runs])) if each.loss == "dpo")
-    del method.runs[0].history[3:5]
-    assert curve(method, "loss").steps == [10, 20, 30, 60, 70, 80, 90, 100]
-
-
 def test_many_methods_show_every_loss(tmp_path):
     """Of 14 methods of two losses, ten lines: both of dpo, and the first eight of mrpo."""
     for index in range(12):
@@ -244,10 +220,8 @@ def test_many_methods_show_every_loss(tmp_path):
     for name in THREE[:2]:
         made_up_run(tmp_path / name, "dpo", [name], 0)
     methods = by_method(read_results([tmp_path]))
-    labels = [line.label for line in curves(methods, "loss")]
-    assert len(labels) == MOST_LINES
-    assert labels[:2] == ["dpo llama", "dpo mistral"]
-    assert labels[2:] == [f"mrpo ε={index}" for index in range(8)]
+    labels = [line.label for line in curves.curves(methods, "loss")]
+    assert labels == ["dpo llama", "dpo mistral", *(f"mrpo ε={index}" for index in range(8))]
     report([tmp_path], tmp_path / "out")
     assert "10 of 14 methods are drawn" in (tmp_path / "out" / "report.html").read_text()
 
@@ -269,7 +243,7 @@ def test_what_cannot_be_drawn_is_said(tmp_path):
     path = made_up_run(tmp_path / "only", "dpo", ["llama"], 0)
     (path / "trainer_state.json").unlink()
     report([path], tmp_path / "out")
-    text = Elements((tmp_path / "out" / "report.html").read_text()).text
+    text = Elements(tmp_path / "out" / "report.html").text
     assert "no run has a log of training" in text
     assert "no method has several references" in text
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"references.png"}
@@ -348,8 +322,7 @@ def test_in_a_browser(browser, made, width, scheme):
         viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
     )
     tab = context.new_page()
-    requests: list[str] = []
-    problems: list[str] = []
+    requests, problems = [], []
     tab.on("request", lambda request: requests.append(request.url))
     tab.on("console", lambda message: problems.append(message.text))
     address = (made / "report.html").as_uri()

@@ -21,12 +21,12 @@ def test_rescore_agrees_with_a_sound_cache_and_not_with_a_false_one(cached, tmp_
     """A part whose hash is right and whose number is wrong: only the model can tell."""
     path = Path(shutil.copytree(cached.path, tmp_path / "cache"))
     words = ["cache", "verify", "--cache", str(path), "--rescore", "16", "--json"]
-    found = json.loads(said(capsys, *words))
-    assert [one["rows"] for one in found["rescored"]] == [16] * 3
-    assert all(float(one["nats per token"]) < 1e-5 for one in found["rescored"])
+    rescored = json.loads(said(capsys, *words))["rescored"]
+    assert [row["rows"] for row in rescored] == [16] * 3
+    assert all(float(row["nats per token"]) < 1e-5 for row in rescored)
     store = Cache(path).find("llama")
     part = store.parts()[0]
-    logps = pa.array([one - 0.5 for one in part.table["logp"].to_pylist()])
+    logps = pa.array([logp - 0.5 for logp in part.table["logp"].to_pylist()])
     part.path.unlink()
     store.write(part.table.set_column(2, "logp", logps), part.created, part.records)
     text = said(capsys, "cache", "verify", "--cache", str(path), "--rescore", "4", "--ref",
@@ -46,9 +46,9 @@ def test_rescore_of_two_identities_of_one_name(references, some_groups, tmp_path
     check = ["cache", "verify", "--cache", "cache", "--rescore", "3", "--json"]
     Path("mrpo.yaml").write_text(f"references: {{llama: {{model: {long.model}, max_length: 64}}}}")
     for _ in range(2):
-        found = json.loads(said(capsys, *check))["rescored"]
-        assert sorted(one["rescored"] for one in found) == sorted(map(str, cache.references()))
-        assert [one["rows"] for one in found] == [3, 3]
+        rows = json.loads(said(capsys, *check))["rescored"]
+        assert sorted(row["rescored"] for row in rows) == sorted(map(str, cache.references()))
+        assert [row["rows"] for row in rows] == [3, 3]
         Path("mrpo.yaml").write_text("references: {llama: {model: ./gone}}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from independent import response_logp
 from transformers import AutoModelForCausalLM
 
@@ -12,15 +13,28 @@ from mrpo_tools.precomputing.meter import Meter
 from mrpo_tools.scorer.loaded import LoadedReference
 from mrpo_tools.scorer.scorer import ROUTES, ResponseScorer, response_logps
 from mrpo_tools.scorer.self_check import self_check
-from mrpo_tools.scorer.trees import (
-    Row,
-    attention_mask,
-    batches,
-    collate,
-)
+from mrpo_tools.scorer.trees import Row, attention_mask, batches, collate
+from mrpo_tools.training import activations
 
 CPU = torch.device("cpu")
 NAMES = ("llama", "mistral", "qwen")
+ROUTE_NAMES = ("packed", "masked", "plain", "own logits")
+SMALL = {
+    "vocab_size": 200, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 4, "initializer_range": 0.3,
+}  # fmt: skip
+
+
+def of_family(name: str, **numbers):
+    """A small model of another family, with random weights."""
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**{**SMALL, **numbers})
+    return getattr(transformers, f"{name}ForCausalLM")(config).eval()
+
+
+def on_routes(count: int):
+    """A test on each of the fastest routes."""
+    return pytest.mark.parametrize("route", ROUTES[:count], ids=ROUTE_NAMES[:count])
 
 
 def random_rows(vocabulary: int, seed: int = 0) -> list[Row]:
@@ -56,14 +70,33 @@ def scorer_on(model, route) -> ResponseScorer:
     return scorer
 
 
-def assert_each_as_alone(scorer: ResponseScorer, rows, found) -> None:
-    """Every log-prob is that of its prompt and response as one row, to 1e-5 nats a token."""
-    scorer.take(ROUTES[-1])  # the model's own attention function again
-    with torch.no_grad():
-        for row in rows:
-            for key, response in zip(row.keys, row.responses, strict=True):
-                expected = response_logp(scorer.model, row.prompt, response)
-                assert abs(found[key] - expected) <= 1e-5 * len(response)
+def assert_each_as_alone(scorer: ResponseScorer, rows, logps: torch.Tensor) -> torch.Tensor:
+    """Every log-prob is that of its prompt and response as one row, to 1e-5 nats a token.
+
+    Those are returned; they are of the model's own attention function.
+    """
+    scorer.take(ROUTES[-1])
+    pairs = [(row.prompt, response) for row in rows for response in row.responses]
+    alone = torch.stack([response_logp(scorer.model, *pair) for pair in pairs])
+    lengths = torch.tensor([len(response) for _, response in pairs])
+    assert ((logps - alone).abs() <= 1e-5 * lengths).all()
+    return alone
+
+
+def assert_gradients_as_alone(scorer: ResponseScorer, rows) -> None:
+    """The same, and the gradient of a weighted sum of log-probs in several batches."""
+    weights = torch.linspace(-1, 1, sum(len(row.keys) for row in rows), dtype=torch.float64)
+    planned = batches(sorted(rows, key=len, reverse=True), 100, packed=scorer.route.packed)
+    assert len(planned) > 1
+    logps = scorer([scorer.collate(batch) for batch in planned], len(weights))
+    (logps * weights).sum().backward()
+    trained = {name: p for name, p in scorer.model.named_parameters() if p.requires_grad}
+    gradients = {name: parameter.grad.clone() for name, parameter in trained.items()}
+    scorer.model.zero_grad()
+    (assert_each_as_alone(scorer, rows, logps) * weights).sum().backward()
+    for name, parameter in trained.items():
+        scale = parameter.grad.abs().max().clamp(min=1)
+        assert (gradients[name] - parameter.grad).abs().max() <= 1e-4 * scale, name
 
 
 def all_logps(scorer: ResponseScorer, rows: list[Row], max_tokens: int) -> torch.Tensor:
@@ -76,21 +109,21 @@ def all_logps(scorer: ResponseScorer, rows: list[Row], max_tokens: int) -> torch
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("route", ROUTES, ids=["packed", "masked", "plain", "own logits"])
+@on_routes(4)
 @pytest.mark.parametrize("max_tokens", [1, 150, 100_000])
 def test_log_probs_equal_one_row_at_a_time(tiny_models, name, attention, route, max_tokens):
     """Every route, rows alone and in batches, to 1e-5 nats per token."""
     model = load(tiny_models[name], attention)
     rows = random_rows(model.config.vocab_size)
     scorer = scorer_on(model, route)
-    found = all_logps(scorer, rows, max_tokens)
+    logps = all_logps(scorer, rows, max_tokens)
     planned = [row for batch in scorer.batches(rows, max_tokens) for row in batch]
     assert any(len(row.keys) > 1 for row in planned) == (route.share and max_tokens > 100)
-    assert_each_as_alone(scorer, rows, found)
+    assert_each_as_alone(scorer, rows, logps)
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("route", ROUTES[:2], ids=["packed", "masked"])
+@on_routes(2)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients_equal_one_row_at_a_time(tiny_models, name, route, checkpointing):
     """The gradient of a weighted sum of log-probs flows through the shared prompt."""
@@ -99,44 +132,20 @@ def test_gradients_equal_one_row_at_a_time(tiny_models, name, route, checkpointi
         model.train()
         model.gradient_checkpointing_enable({"use_reentrant": False})
     rows = random_rows(model.config.vocab_size)
-    weights = torch.linspace(-1, 1, sum(len(row.keys) for row in rows), dtype=torch.float64)
-    scorer = scorer_on(model, route)
-    ordered = sorted(rows, key=len, reverse=True)
-    tokens = [scorer.collate(batch) for batch in batches(ordered, 100, packed=route.packed)]
-    assert len(tokens) > 1
-    (scorer(tokens, len(weights)) * weights).sum().backward()
-    found = {name: p.grad.clone() for name, p in model.named_parameters()}
-    model.zero_grad()
-    scorer.take(ROUTES[-1])
-    expected = sum(
-        weights[key] * response_logp(model, row.prompt, response)
-        for row in rows
-        for key, response in zip(row.keys, row.responses, strict=True)
-    )
-    expected.backward()
-    for name, parameter in model.named_parameters():
-        scale = parameter.grad.abs().max().clamp(min=1)
-        assert (found[name] - parameter.grad).abs().max() <= 1e-4 * scale, name
+    assert_gradients_as_alone(scorer_on(model, route), rows)
 
 
-@pytest.mark.parametrize("route", ROUTES[:3], ids=["packed", "masked", "plain"])
+@on_routes(3)
 def test_bounded_products_and_logits(route):
     """Gemma 2: soft-caps in attention and head, windows in every other layer, its own scaling."""
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
-    torch.manual_seed(0)
-    config = Gemma2Config(
-        vocab_size=200, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, sliding_window=8,
+    model = of_family(
+        "Gemma2", num_hidden_layers=4, num_key_value_heads=2, head_dim=8, sliding_window=8,
         attn_logit_softcapping=2.0, final_logit_softcapping=3.0, query_pre_attn_scalar=16,
-        initializer_range=0.3,
     )  # fmt: skip
-    model = Gemma2ForCausalLM(config).eval()
     assert model.config._attn_implementation == "eager"  # the only one the family has
     rows = random_rows(200)
     scorer = scorer_on(model, route)
-    found = all_logps(scorer, rows, 150)
-    assert_each_as_alone(scorer, rows, found)
+    assert_each_as_alone(scorer, rows, all_logps(scorer, rows, 150))
     assert self_check(ResponseScorer(model), rows[:3], CPU) <= 1e-5
 
 
@@ -151,7 +160,7 @@ def test_useful_work_is_the_decoder_and_the_scored_head(references, name, quanti
     files = resolve(name, references[name]).files
     whole = load_model(files, references[name], "float32", CPU)
     inside = [*whole.model.layers.parameters(), *whole.model.norm.parameters()]
-    decoder = sum(one.numel() for one in inside)
+    decoder = sum(parameter.numel() for parameter in inside)
     head = len(whole.lm_head.weight) * whole.config.hidden_size
     reference = references[name].model_copy(update={"quantization": quantization})
     scorer = ResponseScorer(load_model(files, reference, "float32", CPU))
@@ -170,7 +179,7 @@ def test_the_bar_says_what_is_computed(tiny_models):
 
 
 @pytest.mark.parametrize("quantization", [None, "nf4"])
-@pytest.mark.parametrize("route", ROUTES[:2], ids=["packed", "masked"])
+@on_routes(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_adapters_and_4_bit_weights(references, name, route, quantization):
     """Values and the adapter's gradients, shared prompts against one row at a time."""
@@ -184,27 +193,7 @@ def test_adapters_and_4_bit_weights(references, name, route, quantization):
     for parameter_name, parameter in model.named_parameters():
         if "lora_B" in parameter_name:
             parameter.data.normal_(0, 0.05)
-    rows = random_rows(model.config.vocab_size)
-    weights = torch.linspace(-1, 1, sum(len(row.keys) for row in rows), dtype=torch.float64)
-    scorer = scorer_on(model, route)
-    logps = scorer([scorer.collate(rows)], len(weights))
-    (logps * weights).sum().backward()
-    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-    scorer.take(ROUTES[-1])
-    total = torch.zeros((), dtype=torch.float64)
-    for row in rows:
-        for key, response in zip(row.keys, row.responses, strict=True):
-            expected = response_logp(model, row.prompt, response)
-            apart = abs(float(logps[key].detach()) - float(expected.detach()))
-            assert apart <= 1e-5 * len(response)
-            total = total + weights[key] * expected
-    total.backward()
-    assert found
-    for parameter_name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            scale = parameter.grad.abs().max().clamp(min=1)
-            assert (found[parameter_name] - parameter.grad).abs().max() <= 1e-4 * scale
+    assert_gradients_as_alone(scorer_on(model, route), random_rows(model.config.vocab_size))
 
 
 def test_a_forced_attention_is_kept_or_refused(tiny_models):
@@ -261,87 +250,35 @@ def test_a_mask_without_the_window_would_be_wrong(tiny_models):
     assert worst > 0.01
 
 
-def test_the_self_check_falls_back_and_says_so(tiny_models):
-    """A decoder that ignores 4-D masks makes shared prompts wrong; plain rows are chosen."""
-    model = load(tiny_models["llama"])
-    scorer = ResponseScorer(model)
-    rows = random_rows(model.config.vocab_size)
-    assert self_check(scorer, rows, CPU) <= 1e-5
-    assert scorer.route == ROUTES[0]
-    whole = model.model.forward
+def nothing(scorer: ResponseScorer) -> None:
+    """The model stays as it is."""
+
+
+def drop_masks(scorer: ResponseScorer) -> None:
+    """A decoder that ignores 4-D masks makes shared prompts wrong."""
+    whole = scorer.model.model.forward
 
     def without_branches(attention_mask=None, forest=None, **rest):
-        known = attention_mask is not None and attention_mask.dim() == 2
-        return whole(attention_mask=attention_mask if known else None, **rest)
+        flat = attention_mask is not None and attention_mask.dim() == 2
+        return whole(attention_mask=attention_mask if flat else None, **rest)
 
-    model.model.forward = without_branches
-    assert self_check(scorer, rows, CPU) <= 1e-5
-    assert scorer.route == ROUTES[2]
+    scorer.model.model.forward = without_branches
 
 
-def test_the_self_check_finds_a_scaled_head(tiny_models):
-    """A family that scales its logits in a way the tiled head does not know: the model's own
-    logits are used."""
-    model = load(tiny_models["llama"])
-    scorer = ResponseScorer(model)
-    whole = model.forward
+def scale_logits(scorer: ResponseScorer) -> None:
+    """A family that scales its logits in a way the tiled head does not know."""
+    whole = scorer.model.forward
 
     def scaled(**arguments):
         output = whole(**arguments)
         output.logits = output.logits * 0.5
         return output
 
-    model.forward = scaled
-    assert self_check(scorer, random_rows(model.config.vocab_size), CPU) <= 1e-5
-    assert scorer.route == ROUTES[3]
+    scorer.model.forward = scaled
 
 
-def test_a_window_that_only_the_mask_has_is_not_forgotten():
-    """Qwen2-MoE never tells its attention function the window: the masked route is taken, and a
-    prompt longer than the window is right."""
-    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
-
-    torch.manual_seed(0)
-    config = Qwen2MoeConfig(
-        vocab_size=200, hidden_size=32, intermediate_size=64, moe_intermediate_size=32,
-        shared_expert_intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, use_sliding_window=True,
-        sliding_window=8, max_window_layers=0, initializer_range=0.3,
-    )  # fmt: skip
-    model = Qwen2MoeForCausalLM(config).eval()
-    rows = random_rows(200)
-    scorer = ResponseScorer(model)
-    self_check(scorer, [rows[0]], CPU)
-    assert scorer.route != ROUTES[0]
-    found = all_logps(scorer, rows, 150)
-    assert_each_as_alone(scorer, rows, found)
-
-
-def test_rotary_embeddings_that_depend_on_the_longest_row():
-    """With longrope a row's numbers are those it has alone, whatever else is scored."""
-    from transformers import Phi3Config, Phi3ForCausalLM
-
-    torch.manual_seed(0)
-    config = Phi3Config(
-        vocab_size=200, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=64,
-        original_max_position_embeddings=16, initializer_range=0.3, pad_token_id=0,
-        rope_scaling={"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4},
-    )  # fmt: skip
-    model = Phi3ForCausalLM(config).eval()
-    rows = random_rows(200)
-    scorer = ResponseScorer(model)
-    assert scorer.alone
-    self_check(scorer, rows[:2], CPU)
-    found = all_logps(scorer, rows, 10_000)
-    assert_each_as_alone(scorer, rows, found)
-
-
-def test_a_route_that_gives_nan_is_not_taken(tiny_models):
-    """Also when the NaN is not the first of a row's numbers."""
-    model = load(tiny_models["llama"])
-    scorer = ResponseScorer(model)
-    rows = random_rows(model.config.vocab_size)
+def spoil_packed(scorer: ResponseScorer) -> None:
+    """NaN that is not the first of a row's numbers."""
     honest = scorer.forward
 
     def spoiled(batches, sequences):
@@ -350,8 +287,45 @@ def test_a_route_that_gives_nan_is_not_taken(tiny_models):
             scorer.route == ROUTES[0]) else logps  # fmt: skip
 
     scorer.forward = spoiled
-    assert self_check(scorer, rows, CPU) <= 1e-5
-    assert scorer.route == ROUTES[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "route"),
+    [(nothing, "packed"), (spoil_packed, "masked"), (drop_masks, "plain"),
+     (scale_logits, "own logits")],
+)  # fmt: skip
+def test_the_self_check_takes_the_fastest_exact_route(tiny_models, change, route):
+    scorer = ResponseScorer(load(tiny_models["llama"]))
+    change(scorer)
+    assert self_check(scorer, random_rows(scorer.config.vocab_size), CPU) <= 1e-5
+    assert scorer.route == ROUTES[ROUTE_NAMES.index(route)]
+
+
+def test_a_window_that_only_the_mask_has_is_not_forgotten():
+    """Qwen2-MoE never tells its attention function the window: the masked route is taken, and a
+    prompt longer than the window is right."""
+    rows = random_rows(200)
+    scorer = ResponseScorer(of_family(
+        "Qwen2Moe", num_key_value_heads=2, moe_intermediate_size=32, num_experts=4,
+        shared_expert_intermediate_size=32, num_experts_per_tok=2, use_sliding_window=True,
+        sliding_window=8, max_window_layers=0,
+    ))  # fmt: skip
+    self_check(scorer, [rows[0]], CPU)
+    assert scorer.route != ROUTES[0]
+    assert_each_as_alone(scorer, rows, all_logps(scorer, rows, 150))
+
+
+def test_rotary_embeddings_that_depend_on_the_longest_row():
+    """With longrope a row's numbers are those it has alone, whatever else is scored."""
+    scale = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    rows = random_rows(200)
+    scorer = ResponseScorer(of_family(
+        "Phi3", max_position_embeddings=64, original_max_position_embeddings=16, pad_token_id=0,
+        rope_scaling=scale,
+    ))  # fmt: skip
+    assert scorer.alone
+    self_check(scorer, rows[:2], CPU)
+    assert_each_as_alone(scorer, rows, all_logps(scorer, rows, 10_000))
 
 
 def test_a_scorer_has_no_dropout(tiny_models):
@@ -371,9 +345,7 @@ def test_a_scorer_has_no_dropout(tiny_models):
 
 
 def test_activations_are_measured(tiny_models):
-    """Kept bytes grow with the layers, shrink with checkpointing, and decide by the memory free."""
-    from mrpo_tools.training import activations
-
+    """Kept bytes grow with the layers and shrink with checkpointing."""
     model = load(tiny_models["llama"]).train()
     scorer = scorer_on(model, ROUTES[0])
     row = Row([5] * 100, [[6] * 50, [7] * 50], [0, 1])
@@ -386,8 +358,6 @@ def test_activations_are_measured(tiny_models):
 
 @pytest.mark.parametrize(("free", "fits"), [(1e3, False), (1e12, True)])
 def test_activations_decide_by_the_memory_that_is_free(tiny_models, free, fits):
-    from mrpo_tools.training import activations
-
     scorer = scorer_on(load(tiny_models["llama"]).train(), ROUTES[0])
     rows = random_rows(scorer.config.vocab_size)
     assert activations.activations_fit(scorer, rows, 2, free) is fits

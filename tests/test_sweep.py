@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from stores import write_groups
 
 from mrpo_tools.cache import Cache, LogpRow
 from mrpo_tools.cli import run
@@ -28,36 +29,25 @@ from mrpo_tools.training.train import train
 REFS = ["a", "b", "c"]
 
 
-@pytest.mark.parametrize(
-    ("text", "seeds"),
-    [("0..4", [0, 1, 2, 3, 4]), ("3", [3]), ("2,0..1, 2", [2, 0, 1]), ("7..7", [7])],
-)
-def test_seeds(text, seeds):
-    assert parse_seeds(text) == seeds
-
-
-@pytest.mark.parametrize("text", ["", "a", "4..0", "0..", "1,,2", "-1", "0.5", "0..99999999"])
-def test_seeds_that_are_none(text):
-    with pytest.raises(UsageError, match="numbers and ranges"):
-        parse_seeds(text)
-
-
-def test_grid():
+def test_seeds_and_grid():
+    for text, seeds in {"0..4": [0, 1, 2, 3, 4], "3": [3], "2,0..1, 2": [2, 0, 1]}.items():
+        assert parse_seeds(text) == seeds
+    assert parse_seeds("7..7") == [7]
     assert parse_grid(["loss=dpo,mrpo", "epsilon_max=0,1e6,0", "refs=a+b,c"]) == {
         "loss": ["dpo", "mrpo"], "epsilon_max": [0, "1e6"], "refs": [["a", "b"], ["c"]],
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (["loss"], "KEY=VALUE"), (["loss="], "KEY=VALUE"), (["lr=1"], "a recipe has no key lr"),
-        (["seed=1,2"], "a place of its own"), (["beta=1", "beta=2"], "a place of its own"),
-    ],
-)  # fmt: skip
-def test_grids_that_are_none(settings, message):
-    with pytest.raises(UsageError, match=message):
-        parse_grid(settings)
+def test_seeds_and_grids_that_are_none():
+    for text in ("", "a", "4..0", "0..", "1,,2", "-1", "0.5", "0..99999999"):
+        with pytest.raises(UsageError, match="numbers and ranges"):
+            parse_seeds(text)
+    for message, *settings in (
+        ("KEY=VALUE", "loss"), ("KEY=VALUE", "loss="), ("a recipe has no key lr", "lr=1"),
+        ("a place of its own", "seed=1,2"), ("a place of its own", "beta=1", "beta=2"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=message):
+            parse_grid(settings)
 
 
 def names(words: dict, *settings: str, baselines: bool = True) -> dict[str, Recipe]:
@@ -69,9 +59,9 @@ def names(words: dict, *settings: str, baselines: bool = True) -> dict[str, Reci
 
 def test_dpo_is_reference_1_alone_and_baselines_start_from_it():
     recipes = names({}, "loss=dpo,mrpo")
-    assert list(recipes) == ["dpo-a", "dpo-b", "dpo-c", "mrpo"]
-    assert [recipes[name].refs for name in recipes] == [["a"], ["b"], ["c"], REFS]
-    assert [recipes[name].policy for name in recipes] == [None, "a", "a", None]
+    assert {name: (recipe.refs, recipe.policy) for name, recipe in recipes.items()} == {
+        "dpo-a": (["a"], None), "dpo-b": (["b"], "a"), "dpo-c": (["c"], "a"), "mrpo": (REFS, None),
+    }  # fmt: skip
     assert list(names({}, "loss=dpo,mrpo", baselines=False)) == ["dpo-a", "mrpo"]
 
 
@@ -82,9 +72,8 @@ def test_keys_without_a_meaning_make_no_run_twice():
         "dpo-a", "dpo-b", "dpo-c", "mrpo-epsilon_max=0", "mrpo-epsilon_max=0.1",
         "simpo-gamma=1", "simpo-gamma=2", "sft",
     ]  # fmt: skip
-    assert recipes["sft"].beta is None
-    assert recipes["sft"].policy == "a"
-    assert recipes["sft"].refs == []
+    sft = recipes["sft"]
+    assert (sft.beta, sft.policy, sft.refs) == (None, "a", [])
 
 
 def test_baselines_get_the_same_search():
@@ -115,10 +104,9 @@ def test_grids_that_mean_nothing():
 def project(tmp_path, monkeypatch, some_groups, tiny_models, cached) -> Path:
     """A project on the shared cache, which is only read."""
     monkeypatch.chdir(tmp_path)
-    lines = []
-    for index, group in enumerate(some_groups):
-        lines.append(json.dumps({**group.as_dict(), "split": "train" if index % 3 else "test"}))
-    Path("data.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    splits = ("test", "train", "train")
+    groups = (group.with_split(splits[n % 3]) for n, group in enumerate(some_groups))
+    write_groups(Path("data.jsonl"), groups)
     words = [f"  {name}: {{model: {path}, dtype: float32}}" for name, path in tiny_models.items()]
     Path("mrpo.yaml").write_text(
         f"dataset: data.jsonl\ncache: {cached.path}\nreferences:\n" + "\n".join(words) + "\n"
@@ -238,14 +226,15 @@ def test_other_data_or_models_in_the_same_place_are_refused(project, capsys):
         record.write_text(json.dumps(json.loads(whole) | {key: other}))
         refused([], f"{key.replace('_', ' ')} was {other}")
     record.write_text(whole)
-    text = Path("data.jsonl").read_text()
-    Path("data.jsonl").write_text("".join(text.splitlines(keepends=True)[:-2]))
-    refused([], "split hash was")
-    Path("data.jsonl").write_text(text)
-    recipe = Path("recipe.yaml").read_text()
-    Path("recipe.yaml").write_text("max_steps: 3\n")
-    refused([], "holds a run of another recipe")
-    Path("recipe.yaml").write_text(recipe)
+    shorter = "".join(Path("data.jsonl").read_text().splitlines(keepends=True)[:-2])
+    for file, text, words in (
+        ("data.jsonl", shorter, "split hash was"),
+        ("recipe.yaml", "max_steps: 3\n", "holds a run of another recipe"),
+    ):
+        whole = Path(file).read_text()
+        Path(file).write_text(text)
+        refused([], words)
+        Path(file).write_text(whole)
     assert run(arguments) == 0
 
 
@@ -253,10 +242,8 @@ def test_references_with_imported_numbers(project, capsys, cached):
     """A reference that came as numbers has no model to look for; it is one more reference."""
     shutil.copytree(cached.path, "cache")
     cache = Cache("cache")
-    qwen = cache.find("qwen")
-    table = qwen.table()
-    columns = [table[name].to_pylist() for name in LogpRow.__annotations__]
-    rows = [LogpRow(*values) for values in zip(*columns, strict=True)]
+    table = cache.find("qwen").table().select(list(LogpRow.__annotations__))
+    rows = [LogpRow(**row) for row in table.to_pylist()]
     cache.store("far", imported_identity("elsewhere", None)).append(rows)
     words = Path("mrpo.yaml").read_text()
     Path("mrpo.yaml").write_text(words.replace(f"cache: {cached.path}", "cache: cache"))
@@ -307,22 +294,21 @@ def test_two_processes_give_the_same_numbers_from_the_commit_that_was_read_first
     assert record["dataset"]["source"] == "owner/pairs@c0ffee"
 
 
-def test_a_reference_nobody_scored(project, capsys):
-    assert run(["sweep", "recipe.yaml", "--refs", "llama,ghost"]) == 3
-    assert "mrpo precompute --ref ghost" in capsys.readouterr().err
-    assert not Path("runs").exists()
-
-
-def test_data_without_the_split_is_refused_before_training(project, capsys):
-    assert run([*ARGUMENTS, "--seeds", "0", "--split", "dev"]) == 2
-    assert "no group is in split 'dev'" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--refs", "llama,ghost"], 3, "mrpo precompute --ref ghost"),
+        (["--refs", "llama,qwen", "--split", "dev"], 2, "no group is in split 'dev'"),
+    ],
+)
+def test_what_is_missing_is_told_before_training(project, capsys, words, code, message):
+    assert run(["sweep", "recipe.yaml", *words]) == code
+    assert message in capsys.readouterr().err
     assert not Path("runs").exists()
 
 
 def test_dry_run(project, capsys):
     assert run([*ARGUMENTS, "--seeds", "0", "--dry-run"]) == 0
-    out = capsys.readouterr().out
-    assert [line.split()[0] for line in out.splitlines()[1:]] == [
-        "dpo-llama/seed-0", "dpo-qwen/seed-0", "mrpo/seed-0",
-    ]  # fmt: skip
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert names == ["dpo-llama/seed-0", "dpo-qwen/seed-0", "mrpo/seed-0"]
     assert not Path("runs").exists()

@@ -19,21 +19,17 @@ PACKAGE = Path(transformers_private.__file__).parent.parent
 
 def moved(private: PrivateName) -> str | None:
     """What is other than the table says, in a sentence; None where nothing is."""
-    told = f"last seen in transformers {private.last_seen}; here is {transformers.__version__}"
+    versions = f"last seen in transformers {private.last_seen}; here is {transformers.__version__}"
     place = importlib.import_module(private.module)
     for step in private.name.split("."):
         owner, place = place, getattr(place, step, None)
     if place is None and f" self.{step} = " not in inspect.getsource(owner):
-        return f"transformers moved or removed {private.module}.{private.name} ({told})"
+        return f"transformers moved or removed {private.module}.{private.name} ({versions})"
     if private.parameters is None:
         return None
     names = tuple(name for name in inspect.signature(place).parameters if name != "self")
-    if names == private.parameters:
-        return None
-    return (
-        f"{private.module}.{private.name} takes {names} and not {private.parameters} any more "
-        f"({told})"
-    )
+    change = f"{private.name} takes {names} and not {private.parameters} any more ({versions})"
+    return None if names == private.parameters else change
 
 
 @pytest.mark.parametrize("private", PRIVATE_NAMES, ids=lambda private: private.name)
@@ -52,16 +48,13 @@ def test_a_name_that_moved_is_told():
 def test_every_overridden_private_method_is_in_the_table():
     private = {name for name in vars(GroupTrainer) if re.match(r"_[a-z]", name)}
     overridden = {f"Trainer.{name}" for name in private if hasattr(transformers.Trainer, name)}
-    assert overridden == {one.name for one in PRIVATE_NAMES if one.name.startswith("Trainer.")}
+    table = {row.name for row in PRIVATE_NAMES}
+    assert overridden == {name for name in table if name.startswith("Trainer.")}
 
 
 def test_private_names_are_used_in_their_module_alone():
     """Others call its functions; the Trainer's methods are overridden where the Trainer is."""
-    names = [one.name.rpartition(".")[2] for one in PRIVATE_NAMES
-             if not one.name.startswith("Trainer.")]  # fmt: skip
-    users = {
-        path.name
-        for path in PACKAGE.rglob("*.py")
-        if re.search(rf"\b({'|'.join(names)})\b", path.read_text(encoding="utf-8"))
-    }
+    names = [row.name for row in PRIVATE_NAMES if not row.name.startswith("Trainer.")]
+    any_of = re.compile(rf"\b({'|'.join(name.rpartition('.')[2] for name in names)})\b")
+    users = {path.name for path in PACKAGE.rglob("*.py") if any_of.search(path.read_text("utf-8"))}
     assert users == {"transformers_private.py"}

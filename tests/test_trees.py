@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mrpo_tools.scorer.trees import (
-    Row,
-    attention_mask,
-    batches,
-    cost,
-    plan_rows,
-    split_tree,
-)
+from mrpo_tools.scorer.trees import Row, attention_mask, batches, cost, plan_rows, split_tree
 
 
 def test_many_responses_keep_to_the_budget():
@@ -26,8 +19,7 @@ def test_the_mask_by_hand():
     """Prompt of two, responses of one and two, one padding token; window of two."""
     segments = torch.tensor([[0, 0, 1, 2, 2, -1]])
     positions = torch.tensor([[0, 1, 2, 2, 3, 0]])
-    seen = attention_mask(segments, positions)[0, 0].int().tolist()
-    assert seen == [
+    assert attention_mask(segments, positions)[0, 0].int().tolist() == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0],

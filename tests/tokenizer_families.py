@@ -13,21 +13,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 
 from chat_templates import CHATML, GEMMA, LLAMA2, LLAMA3, MISTRAL_V1, MISTRAL_V3, PHI3
-from tokenizers import (
-    AddedToken,
-    Regex,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
 TEXTS = [
@@ -75,70 +67,60 @@ class Family:
     @cached_property
     def control_ids(self) -> dict[int, str]:
         """Literal by id, of special and added tokens, white space excepted."""
-        return {self.tokenizer.convert_tokens_to_ids(one): one for one in self.literals}
+        return {self.tokenizer.convert_tokens_to_ids(text): text for text in self.literals}
 
     def controls(self, ids: Sequence[int]) -> list[str]:
         """The sequence of control tokens among ids."""
-        return [self.control_ids[one] for one in ids if one in self.control_ids]
+        return [self.control_ids[token] for token in ids if token in self.control_ids]
 
     def render(self, messages: list[dict[str, str]], generation: bool) -> str:
         """The library's own rendering, on the day that the project pins."""
-        text: str = self.tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=generation,
-            date_string=PINNED,
+        return self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=generation, date_string=PINNED
         )
-        return text
 
     def library_ids(self, text: str) -> list[int]:
         """The library's own ids of a text, control literals read as control tokens."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def text_of(self, ids: Sequence[int], before: str = "") -> str:
         """The text of ids that continue a rendered text `before`."""
         prefixed = self.prefix == "segment" or (self.prefix == "first" and not before)
         prefixed = prefixed and (not before or before.endswith(self.literals))
         text, segment = "", []
-        for one in ids:
-            if one not in self.control_ids:
-                segment.append(self.tokenizer.convert_ids_to_tokens(one))
+        for token in ids:
+            if token not in self.control_ids:
+                segment.append(self.tokenizer.convert_ids_to_tokens(token))
                 continue
-            text += self._join(segment, prefixed) + self.control_ids[one]
+            text += self._join(segment, prefixed) + self.control_ids[token]
             segment, prefixed = [], self.prefix == "segment"
         return text + self._join(segment, prefixed)
 
     def segments(self, ids: Sequence[int]) -> list[list[int]]:
         """The runs of ids between control tokens, without the one before the first."""
         runs: list[list[int]] = []
-        for one in ids:
-            if one in self.control_ids:
+        for token in ids:
+            if token in self.control_ids:
                 runs.append([])
             elif runs:
-                runs[-1].append(one)
+                runs[-1].append(token)
         return [run for run in runs if run]
 
     def plain_ids(self, text: str) -> list[int]:
         """The ids of a segment by the same model without any control token in its vocabulary."""
-        ids: list[int] = self._without_controls.encode(text, add_special_tokens=False).ids
-        return ids
+        return self._without_controls.encode(text, add_special_tokens=False).ids
 
     @cached_property
     def _without_controls(self) -> Tokenizer:
         state = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        model = state["model"]
-        for literal in self.literals:
-            model["vocab"].pop(literal, None)
-        gone = set(self.literals)
-        model["merges"] = [one for one in model["merges"] if "".join(one) not in gone]
-        model["unk_token"] = None
+        model, gone = state["model"], set(self.literals)
+        model["vocab"] = {text: id_ for text, id_ in model["vocab"].items() if text not in gone}
+        model["merges"] = [pair for pair in model["merges"] if "".join(pair) not in gone]
+        model["unk_token"] = state["post_processor"] = None
         if self.prefix == "first":
             state["pre_tokenizer"]["prepend_scheme"] = "never"
-        kept = [token for token in state["added_tokens"] if token["content"] in self.spaces]
-        return Tokenizer.from_str(
-            json.dumps({**state, "added_tokens": kept, "post_processor": None})
-        )
+        spaces = [token for token in state["added_tokens"] if token["content"] in self.spaces]
+        return Tokenizer.from_str(json.dumps({**state, "added_tokens": spaces}))
 
     def _join(self, pieces: Sequence[str], prefixed: bool) -> str:
         if self.bytes_level:
@@ -159,16 +141,12 @@ def family(name: str) -> Family:
     return MAKERS[name]()
 
 
-def with_template(one: Family, template: str | None, **changes: Any) -> PreTrainedTokenizerFast:
+def with_template(own: Family, template: str | None, **changes: str) -> PreTrainedTokenizerFast:
     """A copy of a family's tokenizer with another template, or other special tokens."""
-    names = {key: str(value) for key, value in one.tokenizer.special_tokens_map.items()}
-    names = {key: value for key, value in names.items() if key.endswith("_token")}
-    names |= changes
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(one.tokenizer.backend_tokenizer.to_str()),
-        chat_template=template,
-        **{key: value for key, value in names.items() if value is not None},
-    )
+    words = own.tokenizer.special_tokens_map.items()
+    names = {key: str(value) for key, value in words if key.endswith("_token")}
+    copy = Tokenizer.from_str(own.tokenizer.backend_tokenizer.to_str())
+    return _wrap(copy, template, {**names, **changes})
 
 
 BASE = ("<unk>", "<s>", "</s>")
@@ -201,22 +179,12 @@ def _like_llama2(
 
 
 def _llama3() -> Family:
-    special = (
-        "<|begin_of_text|>",
-        "<|end_of_text|>",
-        "<|start_header_id|>",
-        "<|end_header_id|>",
-        "<|eot_id|>",
-        "<|python_tag|>",
-    )
-    pattern = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-    tokenizer = _byte_level(pattern, models.BPE(ignore_merges=True))
+    special = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
+               "<|eot_id|>", "<|python_tag|>")  # fmt: skip
+    tokenizer = _byte_level(r"\p{N}{1,3}", ignore_merges=True)
     tokenizer.add_special_tokens(_added(special, special=True))
-    _begin_with(tokenizer, "<|begin_of_text|>")
-    names = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
+    _begin_with(tokenizer, special[0])
+    names = {"bos_token": special[0], "eos_token": "<|eot_id|>"}
     wrapped = _wrap(tokenizer, LLAMA3, names)
     return Family("llama3", wrapped, "none", True, special, bytes_level=True)
 
@@ -224,11 +192,7 @@ def _llama3() -> Family:
 def _qwen() -> Family:
     special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
     added = ("<think>", "</think>", "<tool_call>")
-    pattern = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-    tokenizer = _byte_level(pattern, models.BPE())
+    tokenizer = _byte_level(r"\p{N}", ignore_merges=False)
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.add_special_tokens(_added(special, special=True))
     tokenizer.add_tokens(_added(added, special=False))
@@ -249,33 +213,21 @@ def _gemma() -> Family:
 
 
 MAKERS = {
-    "llama2": lambda: _like_llama2("llama2", LLAMA2),
+    "llama2": partial(_like_llama2, "llama2", LLAMA2),
     "llama3": _llama3,
-    "mistral_v1": lambda: _like_llama2("mistral_v1", MISTRAL_V1, system=False),
-    "mistral_v3": lambda: _like_llama2(
-        "mistral_v3",
-        MISTRAL_V3,
-        marks=("[INST]", "[/INST]", "[TOOL_CALLS]"),
-        marks_are_pieces=True,
-    ),
+    "mistral_v1": partial(_like_llama2, "mistral_v1", MISTRAL_V1, system=False),
+    "mistral_v3": partial(_like_llama2, "mistral_v3", MISTRAL_V3, marks_are_pieces=True,
+                          marks=("[INST]", "[/INST]", "[TOOL_CALLS]")),
     "qwen": _qwen,
     "gemma": _gemma,
     # ChatML marks added behind a Llama-2 vocabulary, as fine-tunes of Mistral have them.
-    "hermes": lambda: _like_llama2(
-        "hermes", CHATML, marks=("<|im_end|>", "<|im_start|>"), eos="<|im_end|>"
-    ),
+    "hermes": partial(_like_llama2, "hermes", CHATML, marks=("<|im_end|>", "<|im_start|>"),
+                      eos="<|im_end|>"),
     # A Llama-2 vocabulary with marks that swallow the white space after them.
-    "phi3": lambda: _like_llama2(
-        "phi3",
-        PHI3,
-        marks=("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"),
-        rstrip=True,
-        bos=False,
-        eos="<|endoftext|>",
-    ),
-}
-FAMILIES = ("llama2", "llama3", "mistral_v1", "mistral_v3", "qwen", "gemma")
-"""The six families; `hermes` and `phi3` mix their structures."""
+    "phi3": partial(_like_llama2, "phi3", PHI3, rstrip=True, bos=False, eos="<|endoftext|>",
+                    marks=("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")),
+}  # fmt: skip
+"""The six families that references come from; `hermes` and `phi3` mix their structures."""
 
 
 def _pieces(
@@ -315,35 +267,29 @@ def _pieces(
     return tokenizer
 
 
-def _byte_level(pattern: str, model: models.BPE) -> Tokenizer:
+def _byte_level(digits: str, *, ignore_merges: bool) -> Tokenizer:
     """Byte-level BPE behind a splitting pattern; control tokens come after the vocabulary."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
+    pattern = (
+        rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     )
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytewise])
     tokenizer.decoder = decoders.ByteLevel()
     learned = _learn(tokenizer, TEXTS, 600, pre_tokenizers.ByteLevel.alphabet())
-    model = models.BPE(
-        learned["vocab"],
-        [tuple(pair) for pair in learned["merges"]],
-        ignore_merges=model.ignore_merges,
-    )
-    tokenizer.model = model
+    merges = [tuple(pair) for pair in learned["merges"]]
+    tokenizer.model = models.BPE(learned["vocab"], merges, ignore_merges=ignore_merges)
     return tokenizer
 
 
 def _learn(
     learner: Tokenizer, texts: Sequence[str], size: int, alphabet: Sequence[str] = ()
 ) -> dict[str, Any]:
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, initial_alphabet=list(alphabet), show_progress=False
-    )
-    learner.train_from_iterator(texts, trainer)
-    state: dict[str, Any] = json.loads(learner.to_str())["model"]
-    return state
+    words = {"initial_alphabet": list(alphabet), "show_progress": False}
+    learner.train_from_iterator(texts, BpeTrainer(vocab_size=size, **words))
+    return json.loads(learner.to_str())["model"]
 
 
 def _added(literals: Sequence[str], *, special: bool, rstrip: bool = False) -> list[AddedToken]:
@@ -351,12 +297,14 @@ def _added(literals: Sequence[str], *, special: bool, rstrip: bool = False) -> l
 
 
 def _begin_with(tokenizer: Tokenizer, bos: str) -> None:
-    tokenizer.post_processor = processors.TemplateProcessing(
+    tokenizer.post_processor = TemplateProcessing(
         single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
     )
 
 
-def _wrap(tokenizer: Tokenizer, template: str, names: dict[str, str]) -> PreTrainedTokenizerFast:
+def _wrap(
+    tokenizer: Tokenizer, template: str | None, names: dict[str, str]
+) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template, **names)
 
 

@@ -128,10 +128,10 @@ def _print_agreement(agreements: list[Agreement]) -> None:
     for two in agreements:
         for group in two.disagreements[:2]:
             prompt = " ".join(group.prompt.split())
-            shown = prompt if len(prompt) <= PROMPT_SHOWN else f"{prompt[: PROMPT_SHOWN - 1]}…"
+            start = prompt if len(prompt) <= PROMPT_SHOWN else f"{prompt[: PROMPT_SHOWN - 1]}…"
             print(
                 f"  {two.first} {group.first:.2f}, {two.second} {group.second:.2f}  "
-                f"{group.group_id[:8]}  {shown}"
+                f"{group.group_id[:8]}  {start}"
             )
 
 

@@ -107,8 +107,8 @@ def _read_question(text: str, form: str) -> Question:
     for name, skill in SKILLS.items():
         for phrasing in skill.phrasings:
             pattern = re.sub(r"\\\{(\d)\\\}", r"(?P<x\1>[a-z0-9 ]+)", re.escape(phrasing))
-            if found := re.fullmatch(pattern, text):
-                operands = found.groupdict()
+            if match := re.fullmatch(pattern, text):
+                operands = match.groupdict()
                 return Question(name, tuple(operands[key] for key in sorted(operands)), form)
     raise ValueError(f"not a question of the demo tasks: {text!r}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mrpo_tools.cache import LogpRow
 from mrpo_tools.groups import Group
@@ -62,15 +62,7 @@ def encode(renderer: Renderer, groups: Sequence[Group]) -> list[EncodedPrompt]:
     prompts = []
     for group in groups:
         ids = renderer.encode(group)
-        responses = [
-            EncodedResponse(
-                array("l", response.ids),
-                response.token_hash,
-                truncated=response.truncated,
-                overlong=response.overlong,
-            )
-            for response in ids.responses
-        ]
+        responses = [replace(response, ids=array("l", response.ids)) for response in ids.responses]
         prompts.append(EncodedPrompt(group, array("l", ids.prompt_ids), responses))
     return prompts
 

@@ -58,7 +58,9 @@ def precompute(
         for warning in summary.warnings:  # at once: the next reference may fail
             say(f"warning: {warning}")
         if summary.tokens:
-            _free()
+            from mrpo_tools.precomputing.run import free_memory
+
+            free_memory()
     if shard[0] != 0:
         cache.save_groups(dataset, groups)
     return summaries
@@ -70,9 +72,3 @@ def _tell_namesakes(cache: Cache, store: ReferenceStore) -> None:
         if other.short != store.short:
             differing = changes(store.identity.differences(other.identity))
             say(f"note: {other} stays beside {store}, of another identity: {differing}")
-
-
-def _free() -> None:
-    from mrpo_tools.precomputing.run import free_memory
-
-    free_memory()

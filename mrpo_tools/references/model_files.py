@@ -10,18 +10,9 @@ from typing import Any
 from mrpo_tools.errors import UsageError
 
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tekken.json",
-)
-
-
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "tekken.json",
+)  # fmt: skip
 DEFAULT_MAX_LENGTH = 4096
 
 

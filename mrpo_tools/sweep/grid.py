@@ -13,9 +13,8 @@ from mrpo_tools.config import Recipe, parse, yaml_value
 from mrpo_tools.errors import UsageError, did_you_mean
 from mrpo_tools.maths import objectives
 from mrpo_tools.methods.method import find_loss, objective_of, resolve_method
+from mrpo_tools.runs.methods import COMBINATION
 
-COMBINATION = ("combine", "weights", "trust_region", "epsilon_max", "fixed_weights",
-               "weights_layout")  # fmt: skip
 MOST_RUNS = 10_000
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _PLAIN = re.compile(r"[^A-Za-z0-9._+=-]+")
