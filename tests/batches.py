@@ -10,15 +10,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mrpo_tools.maths import objectives
 
-VARIATIONS = {
-    "beta": [0.5], "label_smoothing": [0.2], "length_normalized": [True], "length_penalty": [0.1],
-    "pairing": ["best_worst", "best_vs_rest", "all"],
-    "chosen": ["top1", "top_bottom"], "top_bottom": [],  # with the rule `top_bottom`, below
-    "deviation_scale": [2.0], "signed": [True], "power": [0, 2], "weight": ["power"],
-    "gamma": [0.3], "delta": [20.0], "sft_weight": [0.3],
-    "tau": [3.0], "clip": [0.1], "kl_weight": [0.5], "score_scale": [20.0],
-}  # fmt: skip
-"""Other values than the default, for every hyper-parameter that an objective may have."""
 TOGETHER = [
     ("dpo", {"pairing": "all", "chosen": "top_bottom", "top_bottom": 2}),
     ("mpo", {"beta": 0.5, "chosen": "top_bottom", "top_bottom": 1}),
@@ -45,7 +36,7 @@ VARIED = [
     for name, hyper in EVERY
     for key in sorted({*objectives.TABLE[name].defaults, "chosen"})
     if not (key == "pairing" and name in FIXED_PAIRS)
-    for value in VARIATIONS[key]
+    for value in oracle.HYPER[key]
 ]
 CASES = [*EVERY, *VARIED, *TOGETHER]
 """Every objective of the table with its defaults, and each of its hyper-parameters varied."""

@@ -221,13 +221,17 @@ def pairs(group: Group, pairing: str) -> list[tuple[int, int]]:
     return [(best, loser) for loser in rest]
 
 
-DEFAULTS = {
-    "beta": 0.1, "label_smoothing": 0.0, "length_normalized": False, "length_penalty": 0.01,
-    "pairing": "best_worst", "chosen": "auto", "top_bottom": 2,
-    "deviation_scale": 0.1, "signed": False, "power": 1, "weight": None,
-    "gamma": 1.0, "delta": 1.0, "sft_weight": 1.0,
-    "tau": 1.0, "clip": 0.2, "kl_weight": 0.04, "score_scale": 10.0,
+HYPER = {
+    "beta": (0.1, 0.5), "label_smoothing": (0.0, 0.2), "length_normalized": (False, True),
+    "length_penalty": (0.01, 0.1), "pairing": ("best_worst", "best_vs_rest", "all"),
+    "chosen": ("auto", "top1", "top_bottom"), "top_bottom": (2,),
+    "deviation_scale": (0.1, 2.0), "signed": (False, True), "power": (1, 0, 2),
+    "weight": ("none", "power"), "gamma": (1.0, 0.3), "delta": (1.0, 20.0),
+    "sft_weight": (1.0, 0.3), "tau": (1.0, 3.0), "clip": (0.2, 0.1), "kl_weight": (0.04, 0.5),
+    "score_scale": (10.0, 20.0),
 }  # fmt: skip
+"""Every hyper-parameter: its default, and other values to try."""
+DEFAULTS = {name: values[0] for name, values in HYPER.items()}
 OWN_DEFAULTS = {
     **{name: {"beta": 0.01} for name in ("mpo", "w_mpo", "swepo", "infonca", "nca")},
     "mpo_1vsk": {"beta": 0.01, "chosen": "top1"},

@@ -17,8 +17,8 @@ from mrpo_tools.cache.current import stores_of
 from mrpo_tools.config import Dataset, Recipe, Reference
 from mrpo_tools.errors import CacheMissing, CacheStale
 from mrpo_tools.evaluation.policy_metrics import PolicyLogps, policy_metrics
-from mrpo_tools.groups import Group, hash_groups, in_split, kinds_of_judgement
-from mrpo_tools.methods.method import Method, resolve_method
+from mrpo_tools.groups import Group, hash_groups, in_split
+from mrpo_tools.methods.method import method_of
 from mrpo_tools.methods.tensors import GroupTensors, look_up
 from mrpo_tools.precomputing.ensure import ensure
 from mrpo_tools.references.resolved import resolve
@@ -63,7 +63,7 @@ def evaluate(
     """
     measured = in_split(groups, split)
     references = run.record.references
-    method = _method(run.recipe, measured)
+    method = method_of(run.recipe, measured)
     if run.record.combination.accuracies is not None:
         method = method.weighted_by(run.record.combination.accuracies)
     stores, tensors = _references(cache, references, measured)
@@ -119,16 +119,16 @@ def evaluate_model(
     """
     measured = in_split(groups, split)
     stores, tensors = _references(cache, refs, measured, project)
-    subject = resolve(name, reference)
-    same = [store for store in stores if store.identity.hash == subject.identity.hash]
+    resolved = resolve(name, reference)
+    same = [store for store in stores if store.identity.hash == resolved.identity.hash]
     home = cache if same and same[0].name == name else Cache(cache.path / EVALUATION)
-    policy = _first(look_up([ensure(home, subject, measured).store], measured))
+    policy = _first(look_up([ensure(home, resolved, measured).store], measured))
     if refs:
-        method = _method(Recipe(loss="mrpo", refs=list(refs)), measured)
+        method = method_of(Recipe(loss="mrpo", refs=list(refs)), measured)
         record = policy_metrics(method, tensors, policy, _first(tensors))
     else:
         alone = look_up([], measured)
-        method = _method(Recipe(loss="slic"), measured)  # its reward is the log-prob
+        method = method_of(Recipe(loss="slic"), measured)  # its reward is the log-prob
         record = policy_metrics(method, alone, policy, None)
     about = {
         "split": split,
@@ -169,11 +169,6 @@ def references_to_compute(
             )
         references[name] = fitting[0]
     return references
-
-
-def _method(recipe: Recipe, groups: Sequence[Group]) -> Method:
-    has_scores, _ = kinds_of_judgement(groups)
-    return resolve_method(recipe, scores=has_scores)
 
 
 def _references(

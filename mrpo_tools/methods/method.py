@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mrpo_tools.config import Recipe
 from mrpo_tools.errors import UsageError, did_you_mean
+from mrpo_tools.groups import Group, kinds_of_judgement
 from mrpo_tools.maths import objectives
 from mrpo_tools.maths.contrasts import Sides
 from mrpo_tools.maths.judgements import Judgements
@@ -121,6 +122,12 @@ class Method:
         return objectives.Applied(self.row, batch, self.hyper)
 
 
+def method_of(recipe: Recipe, groups: Sequence[Group]) -> Method:
+    """The method of a recipe on these groups; see `resolve_method`."""
+    has_scores, _ = kinds_of_judgement(groups)
+    return resolve_method(recipe, scores=has_scores)
+
+
 def resolve_method(recipe: Recipe, *, scores: bool) -> Method:
     """The method of a recipe.
 
@@ -181,10 +188,10 @@ def _refuse_references(name: str, row: objectives.Objective, recipe: Recipe) -> 
         )
 
 
-def _hyper(name: str, recipe: Recipe, row: objectives.Objective) -> dict[str, Any]:
+def _hyper(name: str, recipe: Recipe, row: objectives.Objective) -> dict[str, object]:
     """The hyper-parameters that the recipe sets."""
     own = {*row.defaults} - {*objectives.COMMON}
-    words: dict[str, Any] = {
+    words: dict[str, object] = {
         key: value
         for key in objectives.HYPER_PARAMETERS
         if key not in objectives.COMMON and (value := getattr(recipe, key)) is not None
@@ -241,14 +248,14 @@ class Description:
     formula: str
     source: str
     needs: str
-    defaults: dict[str, Any]
+    defaults: dict[str, object]
     recipe: str
 
 
 def describe(name: str) -> Description:
     """A loss in words."""
     row, preset = objective_of(name), PRESETS.get(name)
-    defaults = dict(row.defaults)
+    defaults: dict[str, object] = dict(row.defaults)
     if preset:
         words = ("combine", "weights", "trust_region", "epsilon_max")
         defaults |= {word: getattr(preset.combination, word) for word in words}

@@ -156,9 +156,9 @@ def changes(differences: Iterable[Difference]) -> str:
     return "; ".join(f"{field} was {was}, is now {now}" for field, was, now in texts)
 
 
-def fields_of_words(reference: Reference) -> dict[str, Any]:
+def fields_of_words(reference: Reference) -> dict[str, object]:
     """Fields of the identity that a reference's words decide without its model's files."""
-    fields: dict[str, Any] = {
+    fields: dict[str, object] = {
         name: getattr(reference, name)
         for name in ("quantization", "overlong", "system", "added_tokens")
     }

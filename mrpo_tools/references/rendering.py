@@ -12,10 +12,10 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from mrpo_tools.errors import UsageError
 from mrpo_tools.groups import Group, Message
@@ -235,10 +235,10 @@ def token_hash(prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _compile(template: str, special_tokens: dict[str, Any]) -> _Render:
+def _compile(template: str, special_tokens: Mapping[str, object]) -> _Render:
     """A template as a function; it sees what the library would show it, on the pinned day."""
     compiled = compile_template(template)
-    variables: dict[str, Any] = {"tools": None, "documents": None}
+    variables: dict[str, object] = {"tools": None, "documents": None}
     variables |= {key: str(value) for key, value in special_tokens.items()}
     if uses_date(template):
         today = date.fromisoformat(PINNED_DATE)

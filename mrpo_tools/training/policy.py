@@ -28,7 +28,7 @@ def resolve_policy(
         UsageError: there is no model to start from, or it has an adapter of its own.
     """
     name, reference = _named(recipe, stores, references)
-    changes: dict[str, Any] = {
+    changes: dict[str, object] = {
         word: value
         for word in ("quantization", "dtype", "max_length")
         if (value := getattr(recipe, word)) is not None

@@ -17,10 +17,10 @@ from mrpo_tools.cache import Cache, ReferenceStore
 from mrpo_tools.cache.current import stores_of
 from mrpo_tools.config import Recipe, Reference
 from mrpo_tools.errors import CacheStale, UsageError
-from mrpo_tools.groups import Group, in_split, kinds_of_judgement
+from mrpo_tools.groups import Group, in_split
 from mrpo_tools.maths.judgements import Judgements
 from mrpo_tools.methods.combination import Combined, combine
-from mrpo_tools.methods.method import Method, resolve_method
+from mrpo_tools.methods.method import Method, method_of
 from mrpo_tools.methods.tensors import look_up, reference_accuracies
 from mrpo_tools.progress import bar, say_once
 from mrpo_tools.references.rendering import EncodedGroup
@@ -70,7 +70,7 @@ def prepare(
         CacheError: numbers that are missing, of other files, or of other tokens.
     """
     chosen = in_split(groups, recipe.split)
-    method = _method(recipe, chosen)
+    method = method_of(recipe, chosen)
     stores = stores_of(cache, recipe.refs, references)
     if len({store.name for store in stores}) < len(stores):
         raise UsageError("a reference is named twice", "--refs takes each name once")
@@ -82,7 +82,7 @@ def prepare(
     held_out = None
     if recipe.eval_steps is not None:
         measured = in_split(groups, recipe.eval_split)
-        held_out_method = replace(_method(recipe, measured), combination=method.combination)
+        held_out_method = replace(method_of(recipe, measured), combination=method.combination)
         held_out, _ = _gather(held_out_method, policy, stores, measured)
         if not held_out.usable.any():
             say_once(f"warning: {method.name} can measure no group of split {recipe.eval_split}")
@@ -94,11 +94,6 @@ def prepare(
         held_out=held_out,
         report=report,
     )
-
-
-def _method(recipe: Recipe, groups: Sequence[Group]) -> Method:
-    has_scores, _ = kinds_of_judgement(groups)
-    return resolve_method(recipe, scores=has_scores)
 
 
 def _held_out_accuracies(

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import TrainerCallback
@@ -49,6 +48,8 @@ LESS_MEMORY = (
     "set gradient_checkpointing: true, then lower per_device_train_batch_size, or use "
     "quantization: nf4"
 )
+LogEntry = Mapping[str, float]
+"""A line of the Trainer's log."""
 FREE = ("batch_tokens", "gradient_checkpointing")
 """Keys of a recipe that a resumed run may change: they change memory, not the result."""
 
@@ -227,14 +228,14 @@ def _run(trainer: GroupTrainer, output: Path) -> None:
     trainer.train(resume_from_checkpoint=checkpoint)
 
 
-def _last(history: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
+def _last(history: Sequence[LogEntry], key: str) -> dict[str, int | float | None]:
     """The last log entry that has a key; empty where none has."""
     return dict(next((entry for entry in reversed(history) if key in entry), {}))
 
 
-def _mean_loss(history: Sequence[Mapping[str, Any]]) -> float | None:
+def _mean_loss(history: Sequence[LogEntry]) -> float | None:
     """Over all steps; each log entry is the mean since the one before."""
-    total, before = 0.0, 0
+    total, before = 0.0, 0.0
     for entry in history:
         if "loss" in entry:
             total += entry["loss"] * (entry["step"] - before)
