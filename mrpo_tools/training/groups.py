@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from mrpo_tools.methods.method import Method
 from mrpo_tools.methods.tensors import GroupTensors
 from mrpo_tools.references.rendering import EncodedGroup
 from mrpo_tools.scorer.scorer import ResponseScorer
-from mrpo_tools.scorer.trees import Row, TokenBatch
+from mrpo_tools.scorer.trees import Row
 
 
 @dataclass(frozen=True)
@@ -104,27 +104,6 @@ class TrainingGroups(TorchDataset[int]):
         return [tree for tree in trees if tree.keys]
 
 
-class TokenInputs(TypedDict):
-    """What the scorer's `forward` takes of a micro-batch."""
-
-    batches: list[TokenBatch]
-    sequences: int
-
-
-class MicroBatch(TypedDict):
-    """What `GroupTrainer.compute_loss` takes of B groups.
-
-    Attributes:
-        tokens: their trees in the form of the scorer's route.
-        index: [B] their places.
-        usable: [B] bool.
-    """
-
-    tokens: TokenInputs
-    index: Tensor
-    usable: Tensor
-
-
 class GroupCollator:
     """Indices of groups -> token batches, and which groups are usable."""
 
@@ -133,8 +112,8 @@ class GroupCollator:
     ) -> None:
         self.groups, self.scorer, self.batch_tokens = groups, scorer, batch_tokens
 
-    def __call__(self, index: list[int]) -> MicroBatch:
-        """The groups at these places."""
+    def __call__(self, index: list[int]) -> dict[str, Any]:
+        """What `GroupTrainer.compute_loss` takes of the groups at these places."""
         packed = self.scorer.batches(self.groups.trees(index), self.batch_tokens)
         return {
             "tokens": {
