@@ -235,7 +235,7 @@ def commands(group: click.Group, path: tuple[str, ...] = ()):
             yield " ".join((*path, name))
 
 
-@pytest.mark.parametrize("command", commands(cli))
+@pytest.mark.parametrize("command", list(commands(cli)))
 def test_every_command_has_help_with_an_example(command, mrpo):
     out = mrpo(f"{command} --help").out
     assert command == "doctor" or ("Example:" in out and f"mrpo {command}" in out)
