@@ -260,14 +260,15 @@ def test_sigterm_reaches_every_process_and_the_sweep_goes_on(project):
                                env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
     runs = [Path("runs/sweep/dpo-llama/seed-0"), Path("runs/sweep/mrpo/seed-0")]
     named = {"[dpo-llama/seed-0]", "[mrpo/seed-0]"}  # each line says whose it is
-    for line in process.stderr:
-        if " step 3/" in line:
-            named.remove(line.split()[0])
-        if not named:
-            process.send_signal(signal.SIGTERM)
-            break
-    errors = process.stderr.read()
-    assert process.wait(timeout=60) == 75, errors
+    with process:
+        for line in process.stderr:
+            if " step 3/" in line:
+                named.remove(line.split()[0])
+            if not named:
+                process.send_signal(signal.SIGTERM)
+                break
+        errors = process.stderr.read()
+    assert process.returncode == 75, errors
     assert "run the same command again; it goes on where it stopped" in errors
     for path in runs:
         assert list(path.glob("checkpoint-*"))

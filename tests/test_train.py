@@ -296,12 +296,13 @@ def test_sigterm_saves_and_exits_75(some_groups, cached, run, tmp_path):
         [sys.executable, *command(data, cached, run, "llama", loss="dpo", **words)],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    for line in process.stderr:
-        if line.startswith("step 3/"):
-            process.send_signal(signal.SIGTERM)
-            break
-    errors = process.stderr.read()
-    assert process.wait() == 75, errors
+    with process:
+        for line in process.stderr:
+            if line.startswith("step 3/"):
+                process.send_signal(signal.SIGTERM)
+                break
+        errors = process.stderr.read()
+    assert process.returncode == 75, errors
     assert list(run.glob("checkpoint-*"))
     assert not (run / METRICS).exists()
     assert errors.rstrip().endswith(f"go on with: mrpo train --resume --output {run}")
