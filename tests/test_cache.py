@@ -118,7 +118,7 @@ def test_two_identities_of_one_name_are_offered(tmp_path):
         os.utime(store.append([row(0)]), (when, when))
     with pytest.raises(CacheStale, match="they differ in max_length ") as error:
         cache.find("mistral")
-    assert f"mistral@{second.short[:4]} was scored last" in str(error.value.hint)
+    assert f"mistral@{second.short[:4]} was written last" in str(error.value.hint)
     assert all(text in str(error.value) for text in ("64", str(first), str(second)))
     assert cache.find(f"mistral@{second.short[:5]}").short == second.short
     with pytest.raises(CacheMissing, match="reference 'qwen' has no log-probs") as missing:

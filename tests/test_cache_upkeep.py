@@ -40,7 +40,7 @@ def test_the_earliest_row_counts_everywhere(cache, store, capsys):
     assert (pair["ref_chosen_logps"], pair["ref_rejected_logps"]) == (-1.0, -2.0)
     text = said(capsys, "cache", "verify", "--cache", str(cache.path), code=3)
     for key, first in zip(group.response_ids, (-1.0, -2.0), strict=True):
-        assert f"response {key} was scored twice: logp {first}, later {first - 2}" in text
+        assert f"response {key} was computed twice: logp {first}, later {first - 2}" in text
     upkeep.compact(cache)
     assert look_up([store], [group]).logps.flatten().tolist() == [-1.0, -2.0]
     said(capsys, "cache", "verify", "--cache", str(cache.path))

@@ -158,7 +158,7 @@ def test_what_cannot_be_evaluated(trained, groups, cached):
     other = [replace(group, prompt=(replace(group.prompt[-1], content="Hm?"),)) for group in groups]
     with pytest.raises(CacheMissing, match=r"'llama'.*\n.*'mistral'.*\n.*'qwen'") as caught:
         evaluate(load_run(trained), other, cached)
-    assert "--precompute, or score them first: mrpo precompute --ref llama,mistral,qwen" in (
+    assert "--precompute, or compute them first: mrpo precompute --ref llama,mistral,qwen" in (
         caught.value.hint)  # fmt: skip
 
 

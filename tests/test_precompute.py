@@ -237,7 +237,7 @@ def test_a_full_cpu_memory_is_exit_4(references, some_groups, tmp_path):
 
     words = references["llama"].model_copy(update={"batch_tokens": 64})
     cache = Cache(tmp_path / "cache")
-    with pytest.raises(ResourceError, match="out of memory while scoring") as raised:
+    with pytest.raises(ResourceError, match="out of memory while computing") as raised:
         precompute({"llama": words}, some_groups[:6], cache, "some", load=Full().load)
     assert raised.value.exit_code == 4
     assert cache.find("llama").table().num_rows > 0

@@ -88,7 +88,7 @@ class Cache:
         raise CacheStale(
             f"reference {name!r} has {len(stores)} identities in {self.path}: "
             f"{', '.join(map(str, stores))}; they differ in {differing}",
-            f"name the one you mean; {name}@{latest.short[:4]} was scored last",
+            f"name the one you mean; {name}@{latest.short[:4]} was written last",
         )
 
     def store(self, name: str, identity: Identity) -> ReferenceStore:

@@ -244,7 +244,7 @@ def _disagreements(store: ReferenceStore) -> list[str]:
 
     rows = disagreements(store)
     lines = [
-        f"{row.reference}: response {row.response_id} was scored twice: "
+        f"{row.reference}: response {row.response_id} was computed twice: "
         f"{row.field} {row.earliest}, later {row.other}"
         for row in rows[:5]
     ]

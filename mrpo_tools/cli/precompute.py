@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 def precompute(refs: tuple[str, ...], split: str | None, shard: str | None, **options: Any) -> None:
     """Cache each reference's log-probs of every response.
 
-    One model is in memory at a time. What is cached already is not scored again, so this command
+    One model is in memory at a time. What is cached already is not computed again, so this command
     also resumes an interrupted one. Without --ref, all references of mrpo.yaml.
 
     \b

@@ -164,8 +164,8 @@ def references_to_compute(
             ]
         if not fitting:
             raise CacheStale(
-                f"the model of reference {wanted} has changed since it was scored",
-                f"restore it, or score and train anew: mrpo precompute --ref {name}",
+                f"the model of reference {wanted} has changed since its log-probs were computed",
+                f"restore it, or compute them and train anew: mrpo precompute --ref {name}",
             )
         references[name] = fitting[0]
     return references
@@ -191,7 +191,7 @@ def _references(
     if missing:
         raise CacheMissing(
             "\n".join(reasons),
-            "add --precompute, or score them first: mrpo precompute --ref "
+            "add --precompute, or compute them first: mrpo precompute --ref "
             f"{','.join(missing)} --cache {cache.path} (and --dataset, if it is another)",
         )
     return stores, look_up(stores, groups)

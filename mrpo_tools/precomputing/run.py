@@ -80,7 +80,7 @@ def compute_missing(
     device = pick_device()
     reset_peak_memory(device)
     with memory_errors(
-        f"scoring reference {resolved.name!r}",
+        f"computing log-probs of reference {resolved.name!r}",
         "lower `batch_tokens` or set `quantization: nf4` for this reference",
     ):
         summary = _compute(
@@ -186,7 +186,7 @@ def _all_batches(
     """Write what is overlong and what is a log-prob."""
     bad: list[Place] = []
     meter = Meter(model)
-    with bar(f"scoring {resolved.name}", total_bytes / 1000, "kB of text") as advance:
+    with bar(f"log-probs of {resolved.name}", total_bytes / 1000, "kB of text") as advance:
         for window in windows:
             places = places_of(window)
             overlong = [place for place in places if place.response.overlong]
@@ -217,7 +217,7 @@ def _warnings(name: str, counts: Mapping[str, int], *, bad: int, shares: bool) -
         warnings.append(f"{name}: shared prompts disagree with plain rows here; using plain rows")
     if bad:
         warnings.append(
-            f"{name}: {bad:,} numbers were no log-probs; scored again alone in float32, "
+            f"{name}: {bad:,} numbers were no log-probs; computed again alone in float32, "
             f"{counts['nonfinite']:,} still have no finite log-prob; these are stored as "
             "nonfinite and never used"
         )

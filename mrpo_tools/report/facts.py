@@ -42,7 +42,7 @@ def cost_table(methods: Sequence[MethodRuns]) -> Table:
     return Table(
         "cost",
         "Time and memory",
-        "Precompute: scoring the data with all of the method's references, once for all runs that "
+        "Precompute: log-probs of the data under all of the method's references, once for all runs that "
         "share them. Training and its speed: from the fastest to the slowest seed. Memory: the "
         "most that any seed's process held.",
         ["method", "precompute", "training", "steps per second", "peak memory"],

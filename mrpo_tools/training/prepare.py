@@ -175,13 +175,13 @@ def _check_tokens(
     cached_hashes: Any,
     mask: Tensor,
 ) -> None:
-    """A policy with reference 1's tokenizer scores the very ids that reference 1 was scored on.
+    """A policy with reference 1's tokenizer gets the very ids that reference 1 got.
 
     Args:
         policy: before training.
         store: of reference 1.
         encoded: G groups under the policy's tokenizer.
-        cached_hashes: [G, N] of the tokens that reference 1 was scored on.
+        cached_hashes: [G, N] of the tokens that reference 1 got.
         mask: [G, N] the responses that have a number and fit the policy.
 
     Raises:
@@ -204,12 +204,12 @@ def _check_tokens(
             f"{differing:,} responses are cut elsewhere for the policy (max_length {lengths[0]}) "
             f"than for reference {store.name!r} (max_length {lengths[1]}): their log-probs cannot "
             "be compared",
-            f"train with max_length {lengths[1]}, or score the reference with {lengths[0]}",
+            f"train with max_length {lengths[1]}, or precompute the reference with {lengths[0]}",
         )
     raise CacheStale(
         f"the tokens of {differing:,} responses differ from those that reference {store.name!r} "
-        "was scored on, though its files are the same: the tokenizer library has changed",
-        f"score it again in a new cache: mrpo precompute --ref {store.name} --cache DIR",
+        "got, though its files are the same: the tokenizer library has changed",
+        f"compute them again in a new cache: mrpo precompute --ref {store.name} --cache DIR",
     )
 
 

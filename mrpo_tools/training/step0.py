@@ -1,6 +1,6 @@
 """Step 0: the live policy against the cached numbers of reference 1, before the first step.
 
-They are the same model scored by the same code, so they must agree. Where they do not, either the
+They are the same model asked by the same code, so they must agree. Where they do not, either the
 policy is meant to be another model, or the cache must not be trained on.
 """
 
