@@ -95,6 +95,6 @@ def _refuse(name: str, differing: Sequence[Difference]) -> None:
         return
     raise CacheStale(
         f"the cached log-probs of reference {name!r} are of another identity: {changes(differing)}",
-        f"compute them again with: mrpo precompute --ref {name}; then {name!r}, without digits, means "
-        "the new numbers",
+        f"compute them again with: mrpo precompute --ref {name}; then {name!r}, without digits, "
+        "means the new numbers",
     )
