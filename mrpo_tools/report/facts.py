@@ -43,8 +43,8 @@ def cost_table(methods: Sequence[MethodRuns]) -> Table:
         "cost",
         "Time and memory",
         "Precompute: log-probs of the data under all of the method's references, once for all runs "
-        "that share them. Training and its speed: from the fastest to the slowest seed. Memory: the "
-        "most that any seed's process held.",
+        "that share them. Training and its speed: from the fastest to the slowest seed. Memory: "
+        "the most that any seed's process held.",
         ["method", "precompute", "training", "steps per second", "peak memory"],
         rows,
     )
