@@ -58,9 +58,11 @@ def evaluate(run_or_model: str, refs: str | None, split: str, **options: Any) ->
     path = Path(run_or_model)
     model = None if is_run(path) else _model(run_or_model, project)
     record = (
-        _of_run(load_run(path), refs, split, project, options)
+        _of_run(run=load_run(path), refs=refs, split=split, project=project, options=options)
         if model is None
-        else _of_model(run_or_model, model, refs, split, project, options)
+        else _of_model(
+            word=run_or_model, model=model, refs=refs, split=split, project=project, options=options
+        )
     )
     if options["as_json"]:
         print_json(record.as_json())
@@ -98,8 +100,16 @@ def _of_run(
 
     cache = Cache(options["cache"] or run.record.cache or DEFAULT_CACHE)
     if options["precompute"]:
-        _precompute(run.record.references, source, cache, project, split)
-    evaluation = verb(run, source.groups, cache, split, pinned(dataset, source.revision))
+        _precompute(
+            names=run.record.references, source=source, cache=cache, project=project, split=split
+        )
+    evaluation = verb(
+        run=run,
+        groups=source.groups,
+        cache=cache,
+        split=split,
+        dataset=pinned(dataset, source.revision),
+    )
     if evaluation.path is not None and evaluation.path.stem != split:
         say(f"these are not the run's own data: kept apart, in {evaluation.path}")
     return evaluation.record
@@ -121,7 +131,7 @@ def _of_model(
 
     cache = Cache(options["cache"] or project.cache)
     if options["precompute"]:
-        _precompute(names, source, cache, project, split)
+        _precompute(names=names, source=source, cache=cache, project=project, split=split)
     record = evaluate_model(
         word if word in project.references else "model",
         model,
@@ -144,7 +154,9 @@ def _precompute(
     from mrpo_tools.precomputing.precompute import precompute
 
     references = references_to_compute(names, cache, project.references)
-    precompute(references, source.groups, cache, source.name, split)
+    precompute(
+        references=references, groups=source.groups, cache=cache, dataset=source.name, split=split
+    )
 
 
 def _print(record: EvaluationRecord) -> None:

@@ -65,7 +65,9 @@ def precompute(refs: tuple[str, ...], split: str | None, shard: str | None, **op
     source = read_groups(dataset)
     cache = Cache(options["cache"] or project.cache)
     if options["dry_run"]:
-        estimates = _estimates(references, source.groups, cache, split, part)
+        estimates = _estimates(
+            references=references, groups=source.groups, cache=cache, split=split, shard=part
+        )
         _print_estimates(estimates, as_json=options["as_json"])
         return
     from mrpo_tools.precomputing.precompute import precompute as phase1

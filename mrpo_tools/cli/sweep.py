@@ -83,5 +83,5 @@ def sweep(
 
     cache = Path(options["cache"] or project.cache)
     dataset = pinned(dataset_of(project, options), None)
-    work = Work(output, dataset, cache, project.references, split)
+    work = Work(output, dataset=dataset, cache=cache, references=project.references, split=split)
     print(render(workflow(planned, work, jobs), "markdown"), end="")

@@ -83,8 +83,17 @@ def choose_sides(
     if chosen == "top_bottom":
         positive = best & (deviations != 0).any(-1, keepdim=True)
     else:
-        positive = _positive(chosen, clean, deviations, labels, mask)
-    return Sides(mask, clean, deviations, positive, mask & ~positive, labels)
+        positive = _positive(
+            chosen=chosen, scores=clean, deviations=deviations, labels=labels, mask=mask
+        )
+    return Sides(
+        mask=mask,
+        scores=clean,
+        deviations=deviations,
+        positive=positive,
+        negative=mask & ~positive,
+        labels=labels,
+    )
 
 
 def pairs(sides: Sides, pairing: Pairing, seeds: Tensor | None = None) -> Tensor:

@@ -113,7 +113,15 @@ def combine(logps: Tensor, mask: Tensor, how: Combination) -> Combined:
     """
     if logps.shape[-1] == 0:
         nothing = torch.full_like(mask, float("nan"), dtype=logps.dtype)
-        return Combined(logps, mask, None, logps.bool(), logps[:, 0], nothing, nothing)
+        return Combined(
+            references=logps,
+            mask=mask,
+            radius=None,
+            clipped=logps.bool(),
+            weights=logps[:, 0],
+            virtual=nothing,
+            logps=nothing,
+        )
     weights = _weights(logps, mask, how)
     radius = _radius(logps, mask, how)
     moved = logps if radius is None else references.clip_to_trust_region(logps, radius)

@@ -190,7 +190,13 @@ def _open(path: Path, schema: pa.Schema) -> Stored:
     check_format(path, metadata)
     if names[: len(schema)] != schema.names:
         raise CacheDamaged(f"{path} has other columns than its kind of file in a cache")
-    return Stored(path, content, fragment, metadata, created(path, metadata))
+    return Stored(
+        path=path,
+        content=content,
+        fragment=fragment,
+        metadata=metadata,
+        created=created(path, metadata),
+    )
 
 
 def _digests(keys: pa.StringArray) -> npt.NDArray[np.uint64] | None:

@@ -197,11 +197,11 @@ def _make(planned: Planned, work: Work, groups: Sequence[Group], steps: Steps) -
     cache = Cache(work.cache)
     if not is_finished(path):
         steps.train(
-            planned.recipe,
-            groups,
-            cache,
-            work.references,
-            path,
+            recipe=planned.recipe,
+            groups=groups,
+            cache=cache,
+            references=work.references,
+            output=path,
             dataset=work.dataset,
             resume=is_run(path),
         )

@@ -72,5 +72,11 @@ def load_policy(policy: ResolvedReference, recipe: Recipe, device: torch.device)
     model: Any = load_model(policy.files, policy.reference, policy.dtype, device)
     if recipe.finetuning == "lora":
         targets = recipe.lora_target_modules
-        model = add_lora(model, recipe.lora_r, recipe.lora_alpha, targets, recipe.seed)
+        model = add_lora(
+            model=model,
+            rank=recipe.lora_r,
+            alpha=recipe.lora_alpha,
+            targets=targets,
+            seed=recipe.seed,
+        )
     return model

@@ -122,7 +122,13 @@ def _gather(
     dropped = tensors.dropped + Counter(overlong_for_policy=int((tensors.mask & overlong).sum()))
     tensors = tensors.within(tensors.mask & ~overlong)
     if stores:
-        _check_tokens(policy, stores[0], encoded, tensors.token_hashes, tensors.mask)
+        _check_tokens(
+            policy=policy,
+            store=stores[0],
+            encoded=encoded,
+            cached_hashes=tensors.token_hashes,
+            mask=tensors.mask,
+        )
     sides = method.sides(tensors.judged)
     combined = combine(tensors.logps, sides.mask, method.combination)
     counted = {
