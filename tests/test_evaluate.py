@@ -37,7 +37,7 @@ def groups(some_groups):
 
 
 @pytest.fixture(scope="module")
-def test(groups):
+def held_out(groups):
     """The groups that are held out."""
     return in_split(groups, "test")
 
@@ -75,15 +75,15 @@ def test_no_record_of_a_run_has_a_key_of_no_field(trained, record):
     assert [part.model_extra for part in parts] == [{}] * 3
 
 
-def test_accuracies_and_intervals_by_a_plain_loop(record, trained, test, cached):
+def test_accuracies_and_intervals_by_a_plain_loop(record, trained, held_out, cached):
     """The four and the others; their intervals are scipy's within the scatter of resampling."""
     policy = logps_of(Cache(trained / "evaluation"), "policy")
     first = logps_of(cached, "llama")
     expected = {
-        "accuracies_logp": shares(test, lambda key, _: policy[key]),
-        "accuracies_logp_step0": shares(test, lambda key, _: first[key]),
-        "accuracies_reference_1": shares(test, lambda key, _: policy[key] - first[key]),
-        "accuracies_longer": shares(test, lambda _, response: len(response.content.encode())),
+        "accuracies_logp": shares(held_out, lambda key, _: policy[key]),
+        "accuracies_logp_step0": shares(held_out, lambda key, _: first[key]),
+        "accuracies_reference_1": shares(held_out, lambda key, _: policy[key] - first[key]),
+        "accuracies_longer": shares(held_out, lambda _, response: len(response.content.encode())),
     }
     for name, values in expected.items():
         assert getattr(record, name) == pytest.approx(np.mean(values)), name
@@ -93,18 +93,18 @@ def test_accuracies_and_intervals_by_a_plain_loop(record, trained, test, cached)
         assert getattr(record.intervals, name) == pytest.approx(tuple(interval), abs=0.03), name
     for k, name in enumerate(NAMES):
         logps = logps_of(cached, name)
-        alone = np.mean(shares(test, lambda key, _, logps=logps: logps[key]))
+        alone = np.mean(shares(held_out, lambda key, _, logps=logps: logps[key]))
         assert record.reference_accuracies["summed"][k] == pytest.approx(alone)
         low, high = record.intervals.reference_accuracies["summed"][k]
         assert low <= alone <= high
 
 
-def test_histograms_count_every_response(record, test):
-    responses = sum(len(group.responses) for group in test)
+def test_histograms_count_every_response(record, held_out):
+    responses = sum(len(group.responses) for group in held_out)
     histograms = record.histograms
-    assert [sum(counts) for counts in histograms.weights] == [len(test)] * 3
+    assert [sum(counts) for counts in histograms.weights] == [len(held_out)] * 3
     assert [sum(counts) for counts in histograms.distances] == [responses] * 2
-    mean_radius = 0.1 * len(test) / responses  # each group's radii sum to ε_max
+    mean_radius = 0.1 * len(held_out) / responses  # each group's radii sum to ε_max
     assert histograms.mean_radius == pytest.approx(mean_radius)
     assert np.mean(histograms.clipped) == pytest.approx(record.combination.clipped_fraction)
     assert all(seconds > 0 for seconds in record.precompute_seconds)
@@ -119,16 +119,16 @@ def test_a_cached_model_is_its_own_reference(references, groups, cached):
     assert not (cached.path / "evaluation").exists()
 
 
-def test_another_model_is_scored_beside_the_references(references, groups, test, cached):
+def test_another_model_is_scored_beside_the_references(references, groups, held_out, cached):
     """The model qwen against reference llama: pairs by the difference of two cached numbers."""
     record = evaluate_model("model", references["qwen"], groups, cached, ["llama"]).record
     qwen, llama = logps_of(cached, "qwen"), logps_of(cached, "llama")
-    expected = np.mean(shares(test, lambda key, _: qwen[key] - llama[key]))
+    expected = np.mean(shares(held_out, lambda key, _: qwen[key] - llama[key]))
     assert record.accuracies == pytest.approx(expected)
     assert record.accuracies_reference_1 == pytest.approx(expected)
     assert {store.name for store in cached.references()} == set(NAMES)
     alone = evaluate_model("model", references["qwen"], groups, cached).record
-    expected = np.mean(shares(test, lambda key, _: qwen[key]))
+    expected = np.mean(shares(held_out, lambda key, _: qwen[key]))
     assert alone.accuracies == alone.accuracies_logp == pytest.approx(expected)
     assert not {"accuracies_step0", "accuracies_reference_1"} & set(alone.as_json())
 

@@ -187,9 +187,7 @@ def _fit(
                 f"stopped by a signal after step {trainer.state.global_step}; checkpoint saved",
                 f"go on with: {resume_command(output)}",
             )
-    trainer.save_model(str(output))
-    trainer.forget_closing_entry()
-    trainer.save_state()
+    _save(trainer, output)
     history = trainer.state.log_history
     return Metrics(
         steps=trainer.state.global_step,
@@ -201,6 +199,13 @@ def _fit(
         last_log=_last(history, "loss"),
         last_evaluation=_last(history, "eval_loss"),
     )
+
+
+def _save(trainer: GroupTrainer, output: Path) -> None:
+    """The trained policy and the log."""
+    trainer.save_model(str(output))
+    trainer.forget_closing_entry()
+    trainer.save_state()
 
 
 def _recompute_activations(
