@@ -46,15 +46,18 @@ class Words(BaseModel):
 class Reference(Words):
     """A frozen model and everything about it that its log-probs depend on.
 
-    `dtype` None means the device's own: bfloat16 on an accelerator, float32 on a CPU. `max_length`
-    None means the model's context length; `batch_tokens` None means what suits the device. Every
-    field but `attention` and `batch_tokens` is part of the reference's identity.
+    `dtype` None means the device's own: bfloat16 on an accelerator, float32 on a CPU. `autocast` is
+    the format of products where it is narrower than the weights', as full finetuning has it; None
+    means that of the weights. `max_length` None means the model's context length; `batch_tokens`
+    None means what suits the device. Every field but `attention` and `batch_tokens` is part of the
+    reference's identity.
     """
 
     model: str
     revision: str | None = None
     adapter: str | None = None
     dtype: words.Dtype | None = None
+    autocast: words.Dtype | None = None
     quantization: words.Quantization | None = None
     max_length: int | None = Field(default=None, ge=8)
     overlong: words.Overlong = "skip"
@@ -145,6 +148,7 @@ class Recipe(Words):
     finetuning: words.Finetuning = "lora"
     quantization: words.Quantization | None = None
     dtype: words.Dtype | None = None
+    autocast: words.Dtype | None = None
     lora_r: int = Field(default=8, ge=1)
     lora_alpha: int = Field(default=8, ge=1)
     lora_target_modules: list[str] | Literal["all-linear"] = "all-linear"

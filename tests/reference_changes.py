@@ -98,8 +98,9 @@ CHANGES: dict[str, Change] = {
         lambda model: (model / "chat_template.jinja").unlink(), {}, {"chat_template"}
     ),
     "the model's own code": written("modeling.py", "code", "x = 1", trust_remote_code=True),
-    "dtype": said(dtype="bfloat16"),
-    "float16": said(dtype="float16"),
+    "dtype": Change(nothing, {"dtype": "bfloat16"}, {"dtype", "logits"}),
+    "float16": Change(nothing, {"dtype": "float16"}, {"dtype", "logits"}),
+    "autocast": Change(nothing, {"autocast": "bfloat16"}, {"autocast", "logits"}),
     "quantization": said(quantization="nf4"),
     "max_length": said(max_length=500),
     "overlong": said(overlong="truncate"),

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mrpo_tools.scorer.loaded import LoadedReference, load_reference
+from mrpo_tools.scorer.scorer import ROUTES
+from mrpo_tools.scorer.self_check import Checked
 from mrpo_tools.scorer.trees import Row, batches, plan_rows
 
 
@@ -41,8 +43,8 @@ class Simulation(LoadedReference):
         self.loads += 1
         return self
 
-    def self_check(self, _rows: object) -> float:
-        return 0.0
+    def self_check(self, _rows: object) -> Checked:
+        return Checked(ROUTES[0])
 
     def batches(self, trees: list[Row], max_tokens: int | None) -> list[list[Row]]:
         return batches(plan_rows(trees, hidden_size=64), max_tokens or 2048)

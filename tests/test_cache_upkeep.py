@@ -13,6 +13,7 @@ from mrpo_tools.cache import WriterRecord, datasets, files, upkeep
 from mrpo_tools.cache.pairs import export_pairs
 from mrpo_tools.cache.parts import table_of
 from mrpo_tools.groups import Group, Response, user_prompt
+from mrpo_tools.maths.noise import Noise
 from mrpo_tools.methods.tensors import look_up
 from mrpo_tools.sql import open_sql
 
@@ -65,10 +66,20 @@ def test_what_differs_beyond_noise_is_told(store, other, field):
 
 
 def test_measured_noise_is_allowed(store):
-    """Coarse arithmetic differs more: four times what was measured, for each of 7 tokens."""
-    store.append([row(0), row(1)], WriterRecord(noise=0.01))
-    store.append([row(0, -1.5 - 0.27), row(1, -1.5 - 0.29)], WriterRecord(noise=0.001))
+    """Coarse arithmetic differs more: ten times the rms that was measured, times √7 of 7 tokens."""
+    store.append([row(0), row(1)], WriterRecord(noise=Noise(rms=0.01)))
+    store.append([row(0, -1.5 - 0.26), row(1, -1.5 - 0.27)], WriterRecord(noise=Noise(rms=0.001)))
     assert [row.response_id for row in upkeep.disagreements(store)] == ["r0001"]
+
+
+def test_many_small_differences_of_one_sign_are_told(store):
+    """64 responses, each two rms·√7 apart: noise where the signs alternate, none where all sink."""
+    record, apart = WriterRecord(noise=Noise(rms=0.01)), 2 * 0.01 * 7**0.5
+    store.append([row(n, -1.5) for n in range(128)], record)
+    store.append([row(n, -1.5 - apart * (-1) ** n) for n in range(64)], record)
+    assert upkeep.disagreements(store) == []
+    store.append([row(n, -1.5 - apart) for n in range(64, 128)], record)
+    assert len(upkeep.disagreements(store)) == 1
 
 
 @pytest.mark.parametrize(("merged_rows", "count"), [(1000, 1), (20, 3)])

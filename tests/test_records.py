@@ -15,11 +15,13 @@ from mrpo_tools.cache.records import (
     records_of,
     wall_seconds,
 )
+from mrpo_tools.maths.noise import Noise
 
 FULL = WriterRecord(
     reference={"model": "models/llama", "batch_tokens": 64}, device="cpu", attention="sdpa",
-    dtype="float32", noise=1e-6, started=10.0, created=20.0, versions={"torch": "2.8"},
-    imported=ImportedFile("vLLM", "x.jsonl", "0" * 64),
+    dtype="float32", route="tree", refused={"tree": "no reason"},
+    noise=Noise(rms=1e-6, bias=-1e-8, tokens=50), started=10.0, created=20.0,
+    versions={"torch": "2.8"}, imported=ImportedFile("vLLM", "x.jsonl", "0" * 64),
 )  # fmt: skip
 
 
@@ -56,7 +58,14 @@ def test_wall_time_is_from_each_start_to_its_last_part():
 
 
 def test_a_store_knows_its_noise_and_its_wall_time(store):
-    assert (store.noise(), store.wall_seconds()) == (0.0, None)
-    for index, noise in enumerate((0.01, 0.02, 0.0)):
+    """The largest rms, and the largest bias of either sign."""
+    assert (store.noise(), store.wall_seconds()) == (Noise(), None)
+    for index, noise in enumerate((Noise(0.01, -0.002, 9), Noise(0.02, 0.001, 7), Noise())):
         store.append([row(index)], WriterRecord(noise=noise))
-    assert (store.noise(), store.wall_seconds()) == (0.02, None)
+    assert (store.noise(), store.wall_seconds()) == (Noise(0.02, -0.002, 7), None)
+
+
+def test_noise_of_older_records_was_a_mean_over_a_short_response():
+    """0.001 nats a token of a response of 16 tokens is what an rms of 0.004 gives."""
+    [record] = records_of(json.dumps([{"version": 1, "noise": 0.001}]))
+    assert record.noise == Noise(rms=0.004)

@@ -18,7 +18,7 @@ from mrpo_tools.training import activations
 
 CPU = torch.device("cpu")
 NAMES = ("llama", "mistral", "qwen")
-ROUTE_NAMES = ("packed", "masked", "plain", "own logits")
+ROUTE_NAMES = tuple(route.name for route in ROUTES)
 SMALL = {
     "vocab_size": 200, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 4, "initializer_range": 0.3,
@@ -146,7 +146,7 @@ def test_bounded_products_and_logits(route):
     rows = random_rows(200)
     scorer = scorer_on(model, route)
     assert_each_as_alone(scorer, rows, all_logps(scorer, rows, 150))
-    assert self_check(ResponseScorer(model), rows[:3], CPU) <= 1e-5
+    assert self_check(ResponseScorer(model), rows[:3], CPU).noise.rms <= 1e-5
 
 
 @pytest.mark.parametrize("quantization", [None, "nf4"])
@@ -279,26 +279,28 @@ def scale_logits(scorer: ResponseScorer) -> None:
 
 def spoil_packed(scorer: ResponseScorer) -> None:
     """NaN that is not the first of a row's numbers."""
-    honest = scorer.forward
+    honest = scorer.token_logps
 
-    def spoiled(batches, sequences):
-        logps = honest(batches, sequences)
-        return logps.index_fill(0, torch.tensor([sequences - 1]), float("nan")) if (
-            scorer.route == ROUTES[0]) else logps  # fmt: skip
+    def spoiled(batch):
+        logps = honest(batch)
+        return logps.index_fill(0, torch.tensor([len(logps) - 1]), float("nan")) if (
+            scorer.route.packed) else logps  # fmt: skip
 
-    scorer.forward = spoiled
+    scorer.token_logps = spoiled
 
 
 @pytest.mark.parametrize(
     ("change", "route"),
-    [(nothing, "packed"), (spoil_packed, "masked"), (drop_masks, "plain"),
+    [(nothing, "tree"), (spoil_packed, "mask"), (drop_masks, "rows"),
      (scale_logits, "own logits")],
 )  # fmt: skip
 def test_the_self_check_takes_the_fastest_exact_route(tiny_models, change, route):
     scorer = ResponseScorer(load(tiny_models["llama"]))
     change(scorer)
-    assert self_check(scorer, random_rows(scorer.config.vocab_size), CPU) <= 1e-5
-    assert scorer.route == ROUTES[ROUTE_NAMES.index(route)]
+    checked = self_check(scorer, random_rows(scorer.config.vocab_size), CPU)
+    assert checked.noise.rms <= 1e-5
+    assert checked.route == scorer.route == ROUTES[ROUTE_NAMES.index(route)]
+    assert list(checked.refused) == list(ROUTE_NAMES[: ROUTE_NAMES.index(route)])
 
 
 def test_a_window_that_only_the_mask_has_is_not_forgotten():
@@ -315,17 +317,34 @@ def test_a_window_that_only_the_mask_has_is_not_forgotten():
     assert_each_as_alone(scorer, rows, all_logps(scorer, rows, 150))
 
 
-def test_rotary_embeddings_that_depend_on_the_longest_row():
-    """With longrope a row's numbers are those it has alone, whatever else is scored."""
-    scale = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+LENGTH_DEPENDENT = {
+    "longrope": ("Phi3", {"pad_token_id": 0, "original_max_position_embeddings": 16,
+                          "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 4,
+                                           "long_factor": [4.0] * 4}}),
+    "dynamic": ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0,
+                                              "rope_theta": 10000.0}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LENGTH_DEPENDENT)
+def test_rotary_embeddings_that_depend_on_the_longest_row(kind):
+    """A row's numbers are those that a fresh model gives it alone, whatever else is computed."""
+    family, words = LENGTH_DEPENDENT[kind]
+    words = {"max_position_embeddings": 16 if kind == "dynamic" else 64, **words}
     rows = random_rows(200)
-    scorer = ResponseScorer(of_family(
-        "Phi3", max_position_embeddings=64, original_max_position_embeddings=16, pad_token_id=0,
-        rope_scaling=scale,
-    ))  # fmt: skip
-    assert scorer.alone
-    self_check(scorer, rows[:2], CPU)
-    assert_each_as_alone(scorer, rows, all_logps(scorer, rows, 10_000))
+    scorer = ResponseScorer(of_family(family, **words))
+    assert self_check(scorer, rows, CPU).route.name == "tree"
+    planned = scorer.batches(rows, 10_000)
+    kinds = [{len(row.prompt) + len(ids) > 16 for row in batch for ids in row.responses}
+             for batch in planned]  # fmt: skip
+    assert all(len(each) == 1 for each in kinds), "short and long rows stand apart"
+    assert any(len(batch) > 1 and True in each for batch, each in zip(planned, kinds, strict=True)
+               ) == (kind == "longrope")  # fmt: skip
+    logps = all_logps(scorer, rows, 10_000)
+    pairs = [(row.prompt, ids) for row in rows for ids in row.responses]
+    alone = torch.stack([response_logp(of_family(family, **words), *pair) for pair in pairs])
+    lengths = torch.tensor([len(ids) for _, ids in pairs])
+    assert ((logps - alone).abs() <= 1e-5 * lengths).all()
 
 
 def test_a_scorer_has_no_dropout(tiny_models):

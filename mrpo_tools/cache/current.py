@@ -72,7 +72,7 @@ def _differences(store: ReferenceStore, reference: Reference) -> list[Difference
 def _from_files(store: ReferenceStore, resolved: ResolvedReference) -> list[Difference]:
     differing = resolved.identity.differences(store.identity)
     if resolved.reference.dtype is None:  # left open: the cache's own dtype is as good
-        return [difference for difference in differing if difference.field != "dtype"]
+        return [pair for pair in differing if pair.field not in ("dtype", "logits")]
     return differing
 
 

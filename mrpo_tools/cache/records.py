@@ -7,8 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-RECORD_VERSION = 1
-"""Records of version 0 do not say their version; they have the same fields."""
+from mrpo_tools.maths.noise import Noise
+
+RECORD_VERSION = 2
+"""Records of version 0 do not say their version. Before 2 the noise was one number."""
+NOISE_BEFORE_2 = 4.0
+"""Times what older records say: the largest mean difference of a short response, not a token's."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,9 @@ class WriterRecord:
         device: the numbers were computed on.
         attention: the kernel that computed them.
         dtype: of the weights.
-        noise: nats per token by which two ways of computing the same rows differed.
+        route: how rows were computed (`Route.name` of the scorer).
+        refused: why faster routes were not taken, by name.
+        noise: of the numbers, measured on a sample of rows against the same rows alone.
         started: when the run that wrote the part began, seconds since 1970.
         created: when the part was written, seconds since 1970.
         versions: of the libraries that numbers may depend on.
@@ -48,7 +54,9 @@ class WriterRecord:
     device: str | None = None
     attention: str | None = None
     dtype: str | None = None
-    noise: float = 0.0
+    route: str | None = None
+    refused: Mapping[str, str] = field(default_factory=dict)
+    noise: Noise = field(default_factory=Noise)
     started: float | None = None
     created: float | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -63,6 +71,10 @@ class WriterRecord:
     def from_json(cls, values: Mapping[str, Any]) -> WriterRecord:
         """A record of any version; what it does not say has the default."""
         recorded = {item.name: values[item.name] for item in fields(cls) if item.name in values}
+        if isinstance(recorded.get("noise"), dict):
+            recorded["noise"] = Noise(**recorded["noise"])
+        elif "noise" in recorded:
+            recorded["noise"] = Noise(rms=NOISE_BEFORE_2 * recorded["noise"])
         if "imported" in recorded:
             recorded["imported"] = ImportedFile(**recorded["imported"])
         return cls(**{"version": 0, **recorded})

@@ -30,6 +30,7 @@ from mrpo_tools.cache.records import WriterRecord, footer_of, records_of, wall_s
 from mrpo_tools.config import Reference
 from mrpo_tools.errors import CacheDamaged, CacheMissing, CacheStale, UsageError
 from mrpo_tools.files import make_directory, write_whole
+from mrpo_tools.maths.noise import Noise, loudest
 from mrpo_tools.references.identity import Identity
 
 IDENTITY = "identity.json"
@@ -172,9 +173,9 @@ class ReferenceStore:
         """What every writer recorded about itself, the earliest first."""
         return [record for part in self.parts() for record in part.records]
 
-    def noise(self) -> float:
-        """The largest noise that a writer measured, nats per token; 0 where none did."""
-        return max((record.noise for record in self.recorded()), default=0.0)
+    def noise(self) -> Noise:
+        """The largest noise that a writer measured; none where no writer did."""
+        return loudest(record.noise for record in self.recorded())
 
     def wall_seconds(self) -> float | None:
         """Time that computing the numbers took, loading included; None if it is not recorded."""

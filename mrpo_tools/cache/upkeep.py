@@ -7,10 +7,11 @@ replaces it is on the disk, and a reader that misses a file lists again.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -24,14 +25,15 @@ from mrpo_tools.cache.reference import IDENTITY, ReferenceStore
 from mrpo_tools.cache.store import Cache
 from mrpo_tools.errors import CacheDamaged
 from mrpo_tools.files import TEMPORARY, remove, sweep_temporaries, write_whole
+from mrpo_tools.maths.noise import Apart, allowed, beyond
 from mrpo_tools.runs.run import EVALUATION
 
 MERGED_ROWS = 1_000_000
 """Rows of a part that compaction writes."""
-SMALLEST_NOISE = 1e-5
-"""nats per token by which float32 numbers of one row may differ between batches."""
-NOISE_FACTOR = 4
-"""Times the noise that was measured on a few rows: two rows, each of them off, among many."""
+SAME = ("token_hash", "num_tokens", "status", "truncated")
+"""Columns that two rows of a response share, whatever the noise."""
+
+_Row: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -240,41 +242,48 @@ def disagreements(store: ReferenceStore) -> list[Disagreement]:
     twice = counts.filter(pc.greater(counts["place_count"], 1))
     earliest = {row["response_id"]: row for row in rows.take(twice["place_min"]).to_pylist()}
     later = rows.filter(pc.is_in(rows["response_id"], value_set=twice["response_id"]))
-    allowed = allowed_noise(store)
-    worst: dict[str, tuple[float, Disagreement]] = {}
-    for row in later.to_pylist():
-        key, first = row["response_id"], earliest[row["response_id"]]
-        size, field = _difference(first, row, allowed)
-        if size > worst.get(key, (0.0, None))[0]:
-            worst[key] = (
-                size,
-                Disagreement(
-                    reference=str(store),
-                    response_id=key,
-                    field=field,
-                    earliest=first[field],
-                    other=row[field],
-                ),
-            )
-    return [disagreement for _, disagreement in worst.values()]
+    pairs = [(earliest[row["response_id"]], row) for row in later.to_pylist()]
+    strange = _strange([pair for pair in pairs if pair[0]["place"] != pair[1]["place"]], store)
+    worst = {
+        each.first["response_id"]: each for each in sorted(strange, key=lambda each: each.size)
+    }
+    return [
+        Disagreement(
+            reference=str(store),
+            response_id=key,
+            field=each.field,
+            earliest=each.first[each.field],
+            other=each.other[each.field],
+        )
+        for key, each in worst.items()
+    ]
 
 
-def allowed_noise(store: ReferenceStore) -> float:
-    """nats per token by which two numbers of one row may differ under this identity."""
-    return max(SMALLEST_NOISE, NOISE_FACTOR * store.noise())
+class _Pair(NamedTuple):
+    """Two rows of a response: the column in which they differ, by how much of what is allowed."""
+
+    first: _Row
+    other: _Row
+    field: str
+    size: float
 
 
-def _difference(
-    first: Mapping[str, Any], other: Mapping[str, Any], allowed: float
-) -> tuple[float, str]:
-    """(how far beyond noise, in which column); 0 where two rows agree."""
-    for field in ("token_hash", "num_tokens", "status", "truncated"):
-        if first[field] != other[field]:
-            return float("inf"), field
-    if first["logp"] is None or other["logp"] is None:
-        return 0.0, "logp"
-    apart = abs(first["logp"] - other["logp"])
-    return (apart if apart > allowed * max(first["num_tokens"], 1) else 0.0), "logp"
+def _strange(rows: Sequence[tuple[_Row, _Row]], store: ReferenceStore) -> list[_Pair]:
+    """What noise does not explain; of rows that only together lean to one side, the farthest."""
+    noise, pairs, distances = store.noise(), [], []
+    for first, other in rows:
+        field = next((name for name in SAME if first[name] != other[name]), "logp")
+        if field != "logp":
+            pairs.append(_Pair(first, other, field, math.inf))
+        elif first["logp"] is not None and other["logp"] is not None:
+            apart = Apart(other["logp"] - first["logp"], first["num_tokens"])
+            distances.append(apart)
+            size = abs(apart.nats) / allowed(apart.tokens, noise)
+            pairs.append(_Pair(first, other, field, size))
+    strange = [pair for pair in pairs if pair.size > 1]
+    if strange or not distances or beyond(distances, noise) is None:
+        return strange
+    return [max(pairs, key=lambda pair: pair.size)]
 
 
 def foreign(cache: Cache) -> list[Path]:

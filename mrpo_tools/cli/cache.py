@@ -292,14 +292,12 @@ def _rescored(store: ReferenceStore, result: Rescored | None) -> Row:
 
 def _changed(store: ReferenceStore, result: Rescored | None) -> list[str]:
     """What is wrong with numbers that were computed again."""
-    from mrpo_tools.cache.upkeep import allowed_noise
-
     lines = []
     if result and result.other_tokens:
         lines.append(f"{store}: {result.other_tokens:,} of {result.rows:,} rows have other tokens")
-    if result and not result.per_token <= allowed_noise(store):
+    if result and result.beyond:
         lines.append(
             f"{store}: response {result.worst} is {result.logp:.6f} now, {result.cached:.6f} in "
-            f"the cache: {result.per_token:.3g} nats per token apart"
+            f"the cache: {result.per_token:.3g} nats per token apart; {result.beyond}"
         )
     return lines

@@ -7,6 +7,7 @@ judgements   who is preferred in a group        contrasts   chosen sets and pair
 references   weights, trust region, virtual reference
 objectives   every objective as a function      terms       the numbers of a batch
 metrics      how well rewards rank responses    logprobs    hidden states -> log-probs
+noise        what 16 bits explain, no torch
 statistics   repeated measurements, no torch    resampling  the bootstrap
 shapes       checks of shapes, masked reductions
 """

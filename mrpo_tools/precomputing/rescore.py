@@ -10,6 +10,7 @@ from typing import NamedTuple
 from mrpo_tools.cache import Cache, ReferenceStore, group_from_row
 from mrpo_tools.cache.current import check_current
 from mrpo_tools.errors import UsageError
+from mrpo_tools.maths.noise import Apart, beyond
 from mrpo_tools.precomputing.run import is_log_prob
 from mrpo_tools.references.devices import pick_device
 from mrpo_tools.references.rendering import EncodedGroup
@@ -28,6 +29,7 @@ class Rescored:
         logp: its number computed now, nats.
         cached: its number in the cache.
         per_token: the largest difference, nats per token.
+        beyond: why the differences are more than the noise of these numbers; None where not.
         other_tokens: responses whose tokens are not those of the cached number.
     """
 
@@ -36,6 +38,7 @@ class Rescored:
     logp: float
     cached: float
     per_token: float
+    beyond: str | None
     other_tokens: int
 
 
@@ -63,12 +66,7 @@ def rescore(
         UsageError: no text of this reference's rows is saved.
     """
     check_current(store, resolved)
-    columns = store.table().select(("response_id", "status", "logp", "token_hash"))
-    cached = {
-        key: (logp, token_hash)
-        for key, status, logp, token_hash in zip(*columns.to_pydict().values(), strict=True)
-        if status == "ok"
-    }
+    cached = _cached(store)
     places = {
         key: (group, index)
         for group in map(group_from_row, cache.groups_table().to_pylist())
@@ -78,28 +76,39 @@ def rescore(
     if not places:
         raise UsageError(f"{store} has no rows whose text is saved", "mrpo cache status")
     drawn = random.Random(seed).sample(sorted(places), min(count, len(places)))
-    model = load(resolved, resolved.dtype, pick_device())
+    model = load(resolved, resolved.products, pick_device())
     renderer = renderer_of(resolved)
     again = {}
     for key in drawn:
         group, index = places[key]
         again[key] = _again(model, renderer.encode(group), index, *cached[key])
-    worst = max(drawn, key=lambda key: again[key].per_token)
+    worst = max(drawn, key=lambda key: again[key].apart.per_token)
     return Rescored(
         rows=len(drawn),
         worst=worst,
         logp=again[worst].logp,
         cached=cached[worst][0],
-        per_token=again[worst].per_token,
+        per_token=again[worst].apart.per_token,
+        beyond=beyond([number.apart for number in again.values()], store.noise()),
         other_tokens=sum(number.other_tokens for number in again.values()),
     )
+
+
+def _cached(store: ReferenceStore) -> dict[str, tuple[float, str]]:
+    """(log-prob, hash of the tokens) of every response that has one."""
+    columns = store.table().select(("response_id", "status", "logp", "token_hash"))
+    return {
+        key: (logp, token_hash)
+        for key, status, logp, token_hash in zip(*columns.to_pydict().values(), strict=True)
+        if status == "ok"
+    }
 
 
 class _Again(NamedTuple):
     """A log-prob computed now, its difference from the cached one, and whether tokens differ."""
 
     logp: float
-    per_token: float
+    apart: Apart
     other_tokens: bool
 
 
@@ -108,5 +117,5 @@ def _again(
 ) -> _Again:
     response = encoded.responses[index]
     logp = model.plain_logps(Row(encoded.prompt_ids, [response.ids], [0]))[0]
-    apart = abs(logp - cached) / max(len(response.ids), 1) if is_log_prob(logp) else math.inf
+    apart = Apart(logp - cached if is_log_prob(logp) else math.inf, len(response.ids))
     return _Again(logp, apart, response.token_hash != token_hash)

@@ -39,15 +39,19 @@ from mrpo_tools.references.devices import (
     pick_device,
     reset_peak_memory,
 )
+from mrpo_tools.references.model_files import sliding_window
 from mrpo_tools.references.resolved import ResolvedReference, renderer_of
 from mrpo_tools.scorer.loaded import LoadedReference, LoadReference, load_reference
+from mrpo_tools.scorer.self_check import Checked, check_sample
 
 WINDOW = 512
 """Prompts that are tokenised and ordered by length together."""
 CHECKED_BYTES = 2000
-"""Groups with more text than this take no part in the self-check."""
-CHECKED_GROUPS = 4
-CHECKED_GROUPS_COARSE = 32
+"""Groups with more text than this take no part in the self-check, but for a window's sake."""
+CHECKED_GROUPS = {True: 3, False: 8}
+"""Of each kind, in float32 and in 16 bits, where noise must be told from a fault."""
+TOKEN_BYTES = 6
+"""No fewer than a token of text has, on average."""
 
 
 def compute_missing(
@@ -135,18 +139,17 @@ def _compute(
 ) -> Summary:
     started = time.time()
     renderer = renderer_of(resolved)
-    sample = trees_of(encode(renderer, _check_sample(groups, resolved.dtype)))
+    sample = trees_of(encode(renderer, _check_sample(groups, resolved)))
     windows = [groups[start : start + WINDOW] for start in range(0, len(groups), WINDOW)]
     encoded = ahead(partial(encode, renderer), windows)
-    model = load(resolved.dtype)
-    noise = model.self_check(sample)
-    shares = model.shares
-    record = _record(model, resolved, noise=noise, started=started)
+    model = load(resolved.products)
+    checked = model.self_check(sample)
+    record = _record(model, resolved, checked, started)
     with PartWriter(store, record, rows=part_rows) as writer:
         rows = _CountedRows(writer)
         total = sum(map(text_bytes, groups))
         done = _all_batches(model, resolved, windows=encoded, total_bytes=total, rows=rows)
-        if done.bad and resolved.dtype != "float32":
+        if done.bad and resolved.products != "float32":
             writer.flush()
             del model
             free_memory()
@@ -157,12 +160,12 @@ def _compute(
         computed=rows.counts,
         tokens=done.tokens,
         padding=done.padding,
-        warnings=_warnings(resolved.name, rows.counts, bad=len(done.bad), shares=shares),
+        warnings=_warnings(resolved.name, rows.counts, bad=len(done.bad), slower=checked.slower),
     )
 
 
 def _record(
-    model: LoadedReference, resolved: ResolvedReference, *, noise: float, started: float
+    model: LoadedReference, resolved: ResolvedReference, checked: Checked, started: float
 ) -> WriterRecord:
     """What the parts say of this run."""
     return WriterRecord(
@@ -170,7 +173,9 @@ def _record(
         device=str(model.device),
         attention=model.attention,
         dtype=resolved.dtype,
-        noise=noise,
+        route=checked.route.name,
+        refused=checked.refused,
+        noise=checked.noise,
         started=started,
     )
 
@@ -210,11 +215,13 @@ def _alone(model: LoadedReference, bad: Sequence[Place], rows: _CountedRows) -> 
         rows.add([place.row(logp, "ok") if good else place.row(None, "nonfinite")])
 
 
-def _warnings(name: str, counts: Mapping[str, int], *, bad: int, shares: bool) -> tuple[str, ...]:
+def _warnings(
+    name: str, counts: Mapping[str, int], *, bad: int, slower: str | None
+) -> tuple[str, ...]:
     """What the user should know, in words."""
     warnings = []
-    if not shares:
-        warnings.append(f"{name}: shared prompts disagree with plain rows here; using plain rows")
+    if slower:
+        warnings.append(f"{name}: {slower}")
     if bad:
         warnings.append(
             f"{name}: {bad:,} numbers were no log-probs; computed again alone in float32, "
@@ -229,12 +236,14 @@ def _warnings(name: str, counts: Mapping[str, int], *, bad: int, shares: bool) -
     return tuple(warnings)
 
 
-def _check_sample(groups: Sequence[Group], dtype: str) -> list[Group]:
-    """Of groups with the longest first: a few short ones, and the longest that is still quick.
-
-    Groups with several responses are preferred: only they show whether shared prompts agree.
-    """
-    several = [group for group in groups if len(group.responses) > 1] or list(groups)
-    short = several[-(CHECKED_GROUPS if dtype == "float32" else CHECKED_GROUPS_COARSE) :]
-    quick = [group for group in several if text_bytes(group) <= CHECKED_BYTES]
-    return [*short, *quick[:1]]
+def _check_sample(groups: Sequence[Group], resolved: ResolvedReference) -> list[Group]:
+    """The groups that the self-check sees."""
+    window = sliding_window(resolved.files.model)
+    return check_sample(
+        groups,
+        size=text_bytes,
+        responses=lambda group: len(group.responses),
+        count=CHECKED_GROUPS[resolved.products == "float32"],
+        quick=CHECKED_BYTES,
+        window=window and window * TOKEN_BYTES,
+    )

@@ -46,7 +46,10 @@ FIELDS = (
     "quantization", "tokenizer", "chat_template", "pinned_date", "bos_token", "eos_token", "system",
     "added_tokens", "max_length", "overlong",
 )  # fmt: skip
-"""Of every identity; `differences` names them. Imported numbers have an `origin` besides."""
+"""Of every identity. Imported numbers have an `origin` besides."""
+
+NARROW_FIELDS = ("autocast", "logits")
+"""Of products in 16 bits alone, so that identities in float32 stay what they were."""
 
 
 class Difference(NamedTuple):
@@ -130,8 +133,21 @@ def identify(
             "added_tokens": reference.added_tokens,
             "max_length": reference.max_length or context_length(files.model),
             "overlong": reference.overlong,
+            **_narrow(reference, dtype),
         }
     )
+
+
+def _narrow(reference: Reference, dtype: str) -> dict[str, str]:
+    """The fields of 16-bit products: their logits are float32 (before, they had 16 bits too)."""
+    products = products_dtype(reference, dtype)
+    fields = {"autocast": products} if products != dtype else {}
+    return fields if products == "float32" else {**fields, "logits": "float32"}
+
+
+def products_dtype(reference: Reference, dtype: str) -> str:
+    """The format of a model's products, whose weights are of `dtype`."""
+    return reference.autocast or dtype
 
 
 def imported_identity(origin: str, model: str | None = None) -> Identity:

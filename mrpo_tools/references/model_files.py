@@ -71,6 +71,14 @@ def context_length(model: Path) -> int:
     return int(length or DEFAULT_MAX_LENGTH)
 
 
+def sliding_window(model: Path) -> int | None:
+    """How many positions back some layer of a model sees; None where every layer sees all."""
+    config = read_json(model / "config.json")
+    text = config.get("text_config", config)
+    window = text.get("sliding_window")
+    return None if window is None or text.get("use_sliding_window") is False else int(window)
+
+
 def weight_files(model: Path) -> list[Path]:
     """The safetensors files that `from_pretrained` reads."""
     single, index = model / "model.safetensors", model / "model.safetensors.index.json"

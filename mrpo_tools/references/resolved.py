@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mrpo_tools.config import Reference
-from mrpo_tools.references.identity import Identity, identify
+from mrpo_tools.references.identity import Identity, identify, products_dtype
 from mrpo_tools.references.locate import Download, download, locate
 from mrpo_tools.references.model_files import ModelFiles
 
@@ -23,7 +23,7 @@ class ResolvedReference:
         name: as the project calls it.
         reference: its words.
         files: where they lie.
-        dtype: the arithmetic, also where the words leave it open.
+        dtype: of the weights, also where the words leave it open.
         identity: which numbers are its.
     """
 
@@ -32,6 +32,11 @@ class ResolvedReference:
     files: ModelFiles
     dtype: str
     identity: Identity
+
+    @property
+    def products(self) -> str:
+        """The dtype of products."""
+        return products_dtype(self.reference, self.dtype)
 
 
 def device_dtype() -> str:

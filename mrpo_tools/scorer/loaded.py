@@ -9,7 +9,7 @@ import torch
 from mrpo_tools.references.loading import load_model
 from mrpo_tools.references.resolved import ResolvedReference
 from mrpo_tools.scorer.scorer import ResponseScorer, response_logps
-from mrpo_tools.scorer.self_check import plain_logps, self_check
+from mrpo_tools.scorer.self_check import Checked, plain_logps, self_check
 from mrpo_tools.scorer.trees import Row
 
 
@@ -41,15 +41,15 @@ class LoadedReference:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its parameters."""
-        return next(self.scorer.parameters()).dtype
+        """Of its products."""
+        return self.scorer.dtype
 
     def useful_flops(self, tokens: int, targets: int) -> int:
         """See `ResponseScorer.useful_flops`."""
         return self.scorer.useful_flops(tokens, targets)
 
-    def self_check(self, rows: Sequence[Row]) -> float:
-        """Take the fastest exact route; its noise, nats per token. See `self_check`."""
+    def self_check(self, rows: Sequence[Row]) -> Checked:
+        """Take the fastest exact route. See `self_check`."""
         return self_check(self.scorer, rows, self.device)
 
     def batches(self, trees: Sequence[Row], max_tokens: int | None) -> list[list[Row]]:
@@ -66,17 +66,20 @@ class LoadedReference:
 
 
 LoadReference = Callable[[ResolvedReference, str, torch.device], LoadedReference]
-"""(reference, dtype, device) -> its model in that arithmetic on that device."""
+"""(reference, dtype of products, device) -> its model in that arithmetic on that device."""
 
 
 def load_reference(
-    resolved: ResolvedReference, dtype: str, device: torch.device
+    resolved: ResolvedReference, products: str, device: torch.device
 ) -> LoadedReference:
-    """The model of a reference's files, in a dtype that need not be the reference's own.
+    """The model of a reference's files, with products that need not be the reference's own.
 
     Raises:
         ResourceError: it does not fit into memory.
         UsageError: the files cannot be loaded.
     """
-    model = load_model(resolved.files, resolved.reference, dtype, device)
-    return LoadedReference(ResponseScorer(model, resolved.reference.attention), device)
+    reference = resolved.reference
+    weights = resolved.dtype if products == resolved.products else products
+    model = load_model(resolved.files, reference, weights, device)
+    scorer = ResponseScorer(model, reference.attention, getattr(torch, products))
+    return LoadedReference(scorer, device)

@@ -7,6 +7,7 @@ It is the module that DDP and FSDP wrap: the decoder and its head are called ins
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -15,9 +16,12 @@ from torch import Tensor, nn
 from mrpo_tools.maths.logprobs import sequence_logps, token_logps
 from mrpo_tools.references.transformers_private import attention_of
 from mrpo_tools.scorer.attention import TREE
+from mrpo_tools.scorer.head import SIXTEEN_BITS, widen_logits
+from mrpo_tools.scorer.rotary import Rotary
 from mrpo_tools.scorer.trees import (
     PADDING,
     PROMPT,
+    WORTH_SHARING,
     Row,
     TokenBatch,
     attention_mask,
@@ -38,24 +42,36 @@ class Route(NamedTuple):
     """How log-probs are computed; all routes are exact.
 
     Attributes:
-        packed: trees in one line without padding, with the attention function `tree`.
+        name: what the records call it.
+        attention: the attention function of trees packed into one line without padding; None for
+            padded lines with the model's own.
         share: a row may hold several responses of a prompt.
         tiled: the head runs only where a response is predicted; otherwise the model's own
             `forward` makes the logits of every position.
+        batched: several rows in one call.
     """
 
-    packed: bool
-    share: bool
-    tiled: bool
+    name: str
+    attention: str | None = None
+    share: bool = False
+    tiled: bool = True
+    batched: bool = True
+
+    @property
+    def packed(self) -> bool:
+        """Whether a batch is one line without padding."""
+        return self.attention is not None
 
 
 ROUTES = (
-    Route(packed=True, share=True, tiled=True),
-    Route(packed=False, share=True, tiled=True),
-    Route(packed=False, share=False, tiled=True),
-    Route(packed=False, share=False, tiled=False),
+    Route("tree", attention=TREE, share=True),
+    Route("mask", share=True),
+    Route("rows"),
+    Route("own logits", tiled=False),
+    Route("alone", tiled=False, batched=False),
 )
-"""The fastest first; the last one is right for every model."""
+"""The fastest first; the last one is right for every model, because it is the model."""
+OWN_LOGITS, ALONE = ROUTES[-2:]
 
 
 class ResponseScorer(nn.Module):
@@ -65,22 +81,30 @@ class ResponseScorer(nn.Module):
         model: any Hugging Face causal LM, with or without a LoRA adapter.
         attention: `auto`, or one that is forced: `tree` allows packed lines only, `sdpa` and
             `eager` keep to masks and padding.
+        dtype: of the products; None is that of the weights. Weights that are wider than 16-bit
+            products (an adapter's, or all of them) are cast where they are used (`autocast`).
 
     Attributes:
         route: how `forward` computes; `self_check` chooses it.
-        alone: rows are neither shared nor batched, because the model's rotary embeddings depend on
-            the longest row of a call (`dynamic` and `longrope`).
+        dtype: of the products.
     """
 
-    def __init__(self, model: PreTrainedModel, attention: str = "auto") -> None:
+    def __init__(
+        self, model: PreTrainedModel, attention: str = "auto", dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.own_attention = attention_of(self.config)
         self.routes = {"auto": ROUTES, TREE: ROUTES[:1]}.get(attention, ROUTES[1:])
-        self.alone = _depends_on_length(self.config)
-        if self.alone and attention != TREE:
-            self.routes = ROUTES[2:]
         self.route = ROUTES[1]
+        weights = next(each for each in model.parameters() if each.is_floating_point()).dtype
+        self.dtype = dtype or weights
+        adapted = getattr(model, "peft_config", None) is not None
+        self._autocast = self.dtype in SIXTEEN_BITS and (adapted or weights != self.dtype)
+        self._rotary = Rotary(self.causal_lm)
+        widen_logits(self.causal_lm)
+        if self._autocast:
+            _keep_narrow(model)
         _remove_dropout(model)
 
     @property
@@ -117,26 +141,40 @@ class ResponseScorer(nn.Module):
 
     def take(self, route: Route) -> None:
         """Use a route from now on, with the attention function it needs."""
-        self.causal_lm.set_attn_implementation(TREE if route.packed else self.own_attention)
+        self.causal_lm.set_attn_implementation(route.attention or self.own_attention)
         self.route = route
 
-    def batches(self, trees: Sequence[Row], max_tokens: int | None = None) -> list[list[Row]]:
+    def batches(
+        self,
+        trees: Sequence[Row],
+        max_tokens: int | None = None,
+        *,
+        worth: float = WORTH_SHARING,
+    ) -> list[list[Row]]:
         """Trees in the rows and batches of this route, longest first.
+
+        Rows for which the model has other rotary frequencies stand in batches of their own.
 
         Args:
             trees: prompts with their responses.
             max_tokens: of a batch, padding counted; None takes `BATCH_TOKENS` of the device.
+            worth: see `plan_rows`.
         """
         packed = self.route.packed
         most = max_tokens or max(BATCH_TOKENS.values())
-        trees = [part for tree in trees for part in split_tree(tree, most)]
         max_tokens = max_tokens or BATCH_TOKENS[next(self.parameters()).device.type == "cpu"]
-        if self.alone:
-            max_tokens = 1
-        planned = plan_rows(
-            trees, share=self.route.share, hidden_size=self.hidden_size, packed=packed
-        )
-        return batches(planned, max_tokens, packed=packed)
+        planned = []
+        for alike, together in self._rotary.kinds(trees):
+            rows = plan_rows(
+                [part for tree in alike for part in split_tree(tree, most)],
+                share=self.route.share and together,
+                hidden_size=self.hidden_size,
+                packed=packed,
+                worth=worth,
+            )
+            limit = max_tokens if self.route.batched and together else 1
+            planned += batches(rows, limit, packed=packed)
+        return planned
 
     def collate(self, rows: Sequence[Row]) -> TokenBatch:
         """A batch of rows in the form of this route."""
@@ -152,16 +190,33 @@ class ResponseScorer(nn.Module):
         Returns:
             [S] float64, nats; 0 for a sequence without tokens.
         """
-        logps = [
-            token_logps(states.flatten(0, 1)[batch["sources"]], batch["targets"], head)
-            for batch in batches
-            for states, head in [self._states(batch)]
-        ]
+        logps = torch.cat([self.token_logps(batch) for batch in batches])
         owners = torch.cat([batch["owners"] for batch in batches])
-        return sequence_logps(torch.cat(logps), owners, sequences)
+        return sequence_logps(logps, owners, sequences)
+
+    def token_logps(self, batch: TokenBatch) -> Tensor:
+        """[M] nats of a batch's target tokens, float32 or better."""
+        with self.arithmetic():
+            states, head = self._states(batch)
+            lines = states.flatten(0, 1).index_select(0, batch["sources"])
+            return token_logps(lines, batch["targets"], head)
+
+    def forget_lengths(self) -> None:
+        """See `Rotary.begin`; before every pass through the model."""
+        self._rotary.begin()
+
+    def unavailable(self) -> dict[str, str]:
+        """Faster kernels that this device should have and this torch does not, with the reason."""
+        return {}
+
+    def arithmetic(self) -> AbstractContextManager[Any]:
+        """The precision of products, for a pass through the model."""
+        device = next(self.parameters()).device
+        return torch.autocast(device.type, self.dtype, enabled=self._autocast)
 
     def _states(self, batch: TokenBatch) -> tuple[Tensor, Any]:
         """[R, T, D] hidden states and the head that makes logits of them."""
+        self._rotary.begin()
         arguments: dict[str, Any] = {
             "input_ids": batch["input_ids"],
             "position_ids": batch["position_ids"],
@@ -207,20 +262,16 @@ class ResponseScorer(nn.Module):
         would be silently wrong."""
         if self.own_attention != "eager":
             return mask
-        dtype = next(self.parameters()).dtype
-        dtype = dtype if dtype.is_floating_point else torch.float32
-        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+        least = torch.finfo(self.dtype).min
+        return torch.zeros_like(mask, dtype=self.dtype).masked_fill(~mask, least)
 
 
-def _depends_on_length(config: Any) -> bool:
-    """Whether a call's longest row decides the positions of all."""
-    text = config.get_text_config()
-    words = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
-    kinds = [words, *(part for part in words.values() if isinstance(part, dict))]
-    return any(
-        name == "longrope" or "dynamic" in name
-        for name in (str(kind.get("rope_type", kind.get("type"))) for kind in kinds)
-    )
+def _keep_narrow(model: nn.Module) -> None:
+    """Keep an adapter from widening its inputs: autocast narrows its weights instead, and what
+    autograd keeps of a token stays 16 bits wide."""
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.__dict__["cast_input_dtype_enabled"] = False
 
 
 def _remove_dropout(model: nn.Module) -> None:
@@ -233,17 +284,34 @@ def _remove_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-@torch.no_grad()
 def response_logps(
     scorer: ResponseScorer, rows: Sequence[Row], device: torch.device
 ) -> list[float]:
     """Log-probs, in nats, of one batch of rows, in the order of the rows and their responses."""
+    logps, owners, count = _computed(scorer, rows, device)
+    sums: list[float] = sequence_logps(logps, owners, count).tolist()
+    return sums
+
+
+def response_token_logps(
+    scorer: ResponseScorer, rows: Sequence[Row], device: torch.device
+) -> list[Tensor]:
+    """The same before they are summed: [L] nats of each response's tokens, on the CPU."""
+    logps, owners, count = _computed(scorer, rows, device)
+    logps, owners = logps.cpu(), owners.cpu()
+    return [logps[owners == place] for place in range(count)]
+
+
+@torch.no_grad()
+def _computed(
+    scorer: ResponseScorer, rows: Sequence[Row], device: torch.device
+) -> tuple[Tensor, Tensor, int]:
+    """A batch's token log-probs, whose they are (by place), and the number of responses."""
     keys = [key for row in rows for key in row.keys]
     place = {key: index for index, key in enumerate(keys)}
     renamed = [Row(row.prompt, row.responses, [place[key] for key in row.keys]) for row in rows]
     batch = to_device(scorer.collate(renamed), device)
-    logps: list[float] = scorer([batch], len(keys)).tolist()
-    return logps
+    return scorer.token_logps(batch), batch["owners"], len(keys)
 
 
 def to_device(batch: TokenBatch, device: torch.device) -> TokenBatch:

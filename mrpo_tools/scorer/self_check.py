@@ -1,123 +1,252 @@
-"""Which route of a scorer may be trusted: each is compared with the model's own logits."""
+"""Which route of a scorer may be trusted: each is compared with the model's own logits.
+
+The sample is computed as the run will compute it, all its trees packed into one line, because a
+family that ignores where trees begin is right on one tree and wrong on two. In 16 bits no two ways
+agree to the last digit: what plain rows alone and the same rows in a padded batch differ by is the
+yardstick, and a route may be a few times as noisy, but lean to no side.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from mrpo_tools.errors import UsageError
+from mrpo_tools.maths.noise import Apart, Noise, beyond, loudest
 from mrpo_tools.references.devices import out_of_memory
-from mrpo_tools.scorer.scorer import ROUTES, ResponseScorer, response_logps
+from mrpo_tools.scorer.head import SIXTEEN_BITS
+from mrpo_tools.scorer.scorer import (
+    ALONE,
+    OWN_LOGITS,
+    ResponseScorer,
+    Route,
+    response_token_logps,
+)
 from mrpo_tools.scorer.trees import Row
 
-TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-8}
-"""nats per token between two exact routes; of 16-bit formats it is measured."""
-COARSE = (0.01, 0.05)
-"""The least and the most that a 16-bit format's tolerance may be."""
+TOLERANCE = {torch.float64: 1e-8}
+SINGLE = 2e-5
+"""nats per token between two exact routes in float32; in 16 bits it is allowed besides noise."""
+NOISIER = 4.0
+"""Times the yardstick's rms that a route's may be: other kernels round at other places."""
+CHECK_TOKENS = 2048
+"""Of a padded batch of the sample: the model's own logits are made of all its positions."""
+
+ItemT = TypeVar("ItemT")
+Logps = Mapping[int, Tensor]
+"""Token log-probs by the response's key, nats, on the CPU."""
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Checked:
+    """What the self-check found.
+
+    Attributes:
+        route: that is taken.
+        noise: of its numbers in 16 bits: rms and bias against the same rows alone.
+        refused: why faster routes are not taken, by name.
+    """
+
+    route: Route
+    noise: Noise = field(default_factory=Noise)
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def slower(self) -> str | None:
+        """What a user should know: which faster route is not taken, and why."""
+        if not self.refused:
+            return None
+        reasons = "; ".join(f"{name} ({reason})" for name, reason in self.refused.items())
+        return f"log-probs by route {self.route.name!r}; faster ones cannot be used: {reasons}"
+
+
 def plain_logps(scorer: ResponseScorer, row: Row, device: torch.device) -> list[float]:
     """Log-probs of a row's responses, in nats, by the shortest way there is.
 
     That is `log_softmax` of `model(ids).logits`, each response after its prompt in a pass alone.
     """
-    sums = []
-    with _model_as_it_was(scorer):
+    tokens = plain_token_logps(scorer, row, device)
+    return [float(logps.sum(dtype=torch.float64)) for logps in tokens]
+
+
+@torch.no_grad()
+def plain_token_logps(scorer: ResponseScorer, row: Row, device: torch.device) -> list[Tensor]:
+    """The same before they are summed: [L] nats of each response's tokens, on the CPU."""
+    every = []
+    keeps = "logits_to_keep" in inspect.signature(scorer.causal_lm.forward).parameters
+    with _model_as_it_was(scorer), scorer.arithmetic():
         for response in row.responses:
             ids = torch.tensor([[*row.prompt, *response]], device=device)
-            logits = scorer.model(input_ids=ids, use_cache=False).logits
-            logits = logits[0, len(row.prompt) - 1 : -1]
+            last = {"logits_to_keep": len(response) + 1} if keeps else {}
+            scorer.forget_lengths()
+            logits = scorer.model(input_ids=ids, use_cache=False, **last).logits
+            logits = logits[0, logits.shape[1] - 1 - len(response) : -1]
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             targets = ids[0, len(row.prompt) :, None]
-            sums.append(float(logits.log_softmax(-1).gather(-1, targets).sum(dtype=torch.float64)))
-    return sums
+            every.append(logits.log_softmax(-1).gather(-1, targets).squeeze(-1).cpu())
+    return every
 
 
 @contextlib.contextmanager
 def _model_as_it_was(scorer: ResponseScorer) -> Iterator[None]:
     """The model with its own attention function."""
     route = scorer.route
-    scorer.take(ROUTES[-1])
+    scorer.take(ALONE)
     try:
         yield
     finally:
         scorer.take(route)
 
 
-def self_check(scorer: ResponseScorer, rows: Sequence[Row], device: torch.device) -> float:
+def check_sample(
+    items: Sequence[ItemT],
+    *,
+    size: Callable[[ItemT], float],
+    responses: Callable[[ItemT], int],
+    count: int,
+    quick: float,
+    window: float | None = None,
+) -> list[ItemT]:
+    """What a self-check should see: short and long items, with several responses and with one, and
+    one beyond the model's window.
+
+    Args:
+        items: to choose from.
+        size: of one, in any unit.
+        responses: of one.
+        count: of each kind, about.
+        quick: the largest size that takes part, but for the window's sake.
+        window: of the model, in the same unit, if it has one.
+    """
+    ordered = sorted(items, key=size)
+    small = [item for item in ordered if size(item) <= quick] or ordered[:1]
+    several = [item for item in small if responses(item) > 1]
+    single = [item for item in small if responses(item) == 1]
+    chosen = [*_spread(several, count), *_spread(single, count if not several else count // 2)]
+    longer = [item for item in ordered if window is not None and size(item) > window]
+    if longer and not any(size(item) > (window or 0) for item in chosen):
+        chosen.append(longer[0])
+    return chosen
+
+
+def _spread(items: Sequence[ItemT], count: int) -> list[ItemT]:
+    """At most `count` items, evenly from the first to the last."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(place * (len(items) - 1) / max(count - 1, 1))] for place in range(count)]
+
+
+def self_check(scorer: ResponseScorer, rows: Sequence[Row], device: torch.device) -> Checked:
     """Choose the fastest route that agrees with the model's own logits.
 
-    Leaves `scorer` set to the first route that agrees. Rows that have no finite log-prob say
+    Leaves `scorer` set to the first route that agrees. Responses that have no finite log-prob say
     nothing and are left out.
 
     Args:
         scorer: of any model.
-        rows: trees; some with several responses, or shared prompts go unchecked.
+        rows: trees (see `check_sample`); several with several responses, or shared prompts go
+            unchecked; at least two, or packing does.
         device: where the model is.
-
-    Returns:
-        The noise: the largest difference, nats per token.
 
     Raises:
         UsageError: attention `tree` was forced, and the model does not agree with it.
     """
-    pairs = [(row, plain_logps(scorer, row, device)) for row in rows]
-    expected = [(row, logps) for row, logps in pairs if all(map(math.isfinite, logps))]
-    if not expected:
+    rows = _renamed(rows)
+    truth = {
+        key: logps
+        for row in rows
+        for key, logps in zip(row.keys, plain_token_logps(scorer, row, device), strict=True)
+        if bool(logps.isfinite().all())
+    }
+    if not truth:
         scorer.take(scorer.routes[-1])
-        return 0.0
-    tolerance = _tolerance(scorer, expected, device)
-    noise = float("inf")
+        return Checked(scorer.route)
+    yardstick = _yardstick(scorer, rows, truth, device)
+    refused: dict[str, str] = dict(scorer.unavailable())
     for route in scorer.routes:
         scorer.take(route)
-        try:
-            noise = _noise(scorer, expected, device)
-        except Exception as error:
-            if route is ROUTES[-1] or out_of_memory(error):
-                raise
-            continue  # this family's decoder does not take what the route gives it
-        if noise <= tolerance:
-            return noise
-    if ROUTES[-1] not in scorer.routes:
-        raise UsageError(
-            f"attention tree does not give this model's own log-probs (difference {noise:.3g} nats "
-            "per token)",
-            "set attention: auto for this reference (--attention auto)",
-        )
-    return noise
+        if route is ALONE:
+            return Checked(route, yardstick, refused)
+        computed = _computed(scorer, rows, device)
+        reason = computed if isinstance(computed, str) else _reason(truth, computed, yardstick)
+        if not isinstance(computed, str) and reason is None:
+            noise = loudest([yardstick, _noise(truth, computed)])
+            return Checked(route, noise, refused)
+        refused[route.name] = str(reason)
+    raise UsageError(
+        f"attention tree does not give this model's own log-probs: {refused[route.name]}",
+        "set attention: auto for this reference (--attention auto)",
+    )
 
 
-def _tolerance(
-    scorer: ResponseScorer, expected: Sequence[tuple[Row, list[float]]], device: torch.device
-) -> float:
-    """What exact routes may differ by: in 16 bits four times what plain rows do."""
-    dtype = next(scorer.parameters()).dtype
-    if dtype in TOLERANCE:
-        return TOLERANCE[dtype]
-    scorer.take(ROUTES[-1])
-    return min(max(COARSE[0], 4 * _noise(scorer, expected, device)), COARSE[1])
-
-
-def _noise(
-    scorer: ResponseScorer, expected: Sequence[tuple[Row, list[float]]], device: torch.device
-) -> float:
-    return max(_difference(_own_route(scorer, row, device), logps, row) for row, logps in expected)
-
-
-def _own_route(scorer: ResponseScorer, row: Row, device: torch.device) -> list[float]:
-    if scorer.route.share:
-        return response_logps(scorer, [row], device)
-    parts = [Row(row.prompt, [ids], [0]) for ids in row.responses]
-    return [response_logps(scorer, [part], device)[0] for part in parts]
-
-
-def _difference(logps: list[float], expected: list[float], row: Row) -> float:
-    apart = [
-        abs(a - b) / max(len(response), 1)
-        for a, b, response in zip(logps, expected, row.responses, strict=True)
+def _renamed(rows: Sequence[Row]) -> list[Row]:
+    """The sample with keys that no two responses share."""
+    starts = accumulate((len(row.responses) for row in rows), initial=0)
+    return [
+        Row(row.prompt, row.responses, range(start, start + len(row.responses)))
+        for row, start in zip(rows, starts, strict=False)
     ]
-    return max(apart) if all(map(math.isfinite, apart)) else math.inf
+
+
+def _yardstick(
+    scorer: ResponseScorer, rows: Sequence[Row], truth: Logps, device: torch.device
+) -> Noise:
+    """Plain rows in a padded batch against the same rows alone, in 16 bits; silence elsewhere.
+
+    Its rms is held between half a unit in the last place and four of them, so that neither a
+    kernel that happens to give equal digits nor a family that is wrong in padded batches decides.
+    """
+    if scorer.dtype not in SIXTEEN_BITS:
+        return Noise()
+    scorer.take(OWN_LOGITS)
+    computed = _computed(scorer, rows, device)
+    noise = Noise() if isinstance(computed, str) else _noise(truth, computed)
+    unit = torch.finfo(scorer.dtype).eps
+    rms = min(max(noise.rms, unit / 2), 4 * unit) if math.isfinite(noise.rms) else 4 * unit
+    return Noise(rms=rms, tokens=noise.tokens)
+
+
+def _computed(scorer: ResponseScorer, rows: Sequence[Row], device: torch.device) -> Logps | str:
+    """The sample by the scorer's route, packed into one line or padded; or why that failed."""
+    whole = sum(map(len, rows))
+    limit = whole if scorer.route.packed else CHECK_TOKENS
+    logps: dict[int, Tensor] = {}
+    try:
+        for batch in scorer.batches(rows, limit, worth=math.inf):
+            keys = [key for row in batch for key in row.keys]
+            logps |= zip(keys, response_token_logps(scorer, batch, device), strict=True)
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        first = str(error).strip().splitlines()[:1]
+        return ": ".join([type(error).__name__, *first])
+    return logps
+
+
+def _noise(truth: Logps, computed: Logps) -> Noise:
+    return Noise.of(torch.cat([computed[key] - truth[key] for key in truth]).double().tolist())
+
+
+def _reason(truth: Logps, computed: Logps, yardstick: Noise) -> str | None:
+    """Why a route is not taken; None where it agrees."""
+    apart = [
+        Apart(float((computed[key] - truth[key]).sum(dtype=torch.float64)), len(truth[key]))
+        for key in truth
+    ]
+    dtype = next(iter(truth.values())).dtype
+    exact = TOLERANCE.get(dtype, SINGLE)
+    reason = beyond(apart, yardstick, exact)
+    if reason is not None or not yardstick.rms:
+        return reason
+    rms, most = _noise(truth, computed).rms, NOISIER * yardstick.rms
+    if rms > most:
+        return f"tokens are {rms:.3g} nats apart (root mean square), and noise explains {most:.2g}"
+    return None

@@ -99,8 +99,19 @@ def split_tree(tree: Row, max_tokens: int) -> list[Row]:
     ]
 
 
+def branches(tree: Row) -> list[Row]:
+    """A plain row for each response."""
+    pairs = zip(tree.responses, tree.keys, strict=True)
+    return [Row(tree.prompt, [response], [key]) for response, key in pairs]
+
+
 def plan_rows(
-    trees: Iterable[Row], *, share: bool = True, hidden_size: int = 4096, packed: bool = True
+    trees: Iterable[Row],
+    *,
+    share: bool = True,
+    hidden_size: int = 4096,
+    packed: bool = True,
+    worth: float = WORTH_SHARING,
 ) -> list[Row]:
     """Rows to compute, longest first, so that running out of memory shows at once.
 
@@ -111,15 +122,13 @@ def plan_rows(
         share: False gives plain rows only.
         hidden_size: of the model; it sets the price of attention against that of linear layers.
         packed: the form of the batches; a mask makes attention dearer.
+        worth: the share of the plain rows' cost below which a prompt is shared.
     """
     rows: list[Row] = []
     for tree in trees:
-        plain = [
-            Row(tree.prompt, [response], [key])
-            for response, key in zip(tree.responses, tree.keys, strict=True)
-        ]
+        plain = branches(tree)
         price = cost([tree], hidden_size, packed=packed) / cost(plain, hidden_size, packed=packed)
-        rows += [tree] if share and price < WORTH_SHARING else plain
+        rows += [tree] if share and price < worth else plain
     return sorted(rows, key=len, reverse=True)
 
 

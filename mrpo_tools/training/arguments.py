@@ -11,8 +11,16 @@ from mrpo_tools.references.devices import pick_device, process_backend
 from mrpo_tools.references.transformers_private import use_one_gpu
 
 
-def training_arguments(recipe: Recipe, output: Path) -> TrainingArguments:
-    """What the Trainer is told of a recipe whose run is in `output`."""
+def training_arguments(
+    recipe: Recipe, output: Path, products: str = "float32"
+) -> TrainingArguments:
+    """What the Trainer is told of a recipe whose run is in `output`.
+
+    Args:
+        recipe: the words.
+        output: the run's directory.
+        products: their dtype; the scorer sees to it, and of float16 the loss is scaled here.
+    """
     on_cpu = pick_device().type == "cpu"
     arguments = TrainingArguments(
         output_dir=str(output),
@@ -37,7 +45,7 @@ def training_arguments(recipe: Recipe, output: Path) -> TrainingArguments:
         disable_tqdm=True,
         report_to=[],
         remove_unused_columns=False,
-        bf16=recipe.finetuning == "full" and not on_cpu,  # products; the weights are float32
+        fp16=products == "float16",  # scales the loss
         dataloader_pin_memory=not on_cpu,
         use_cpu=on_cpu,
         ddp_backend=process_backend(),

@@ -10,8 +10,10 @@ import torch
 from mrpo_tools.cache import ReferenceStore
 from mrpo_tools.config import Recipe, Reference
 from mrpo_tools.errors import UsageError
+from mrpo_tools.references.devices import pick_device
 from mrpo_tools.references.loading import add_lora, load_model
-from mrpo_tools.references.resolved import ResolvedReference, resolve
+from mrpo_tools.references.resolved import ResolvedReference, device_dtype, resolve
+from mrpo_tools.scorer.scorer import ResponseScorer
 
 
 def resolve_policy(
@@ -30,12 +32,15 @@ def resolve_policy(
     name, reference = _named(recipe, stores, references)
     changes: dict[str, object] = {
         word: value
-        for word in ("quantization", "dtype", "max_length")
+        for word in ("quantization", "dtype", "autocast", "max_length")
         if (value := getattr(recipe, word)) is not None
     }
     if recipe.finetuning == "full" and recipe.dtype is None:
         changes["dtype"] = "float32"  # small steps are lost in 16-bit weights
+        if device_dtype() != "float32":
+            changes.setdefault("autocast", device_dtype())  # the products are not
     policy = resolve(name, reference.model_copy(update=changes))
+    _refuse_unscaled(policy, recipe)
     if policy.files.adapter is not None:
         raise UsageError(
             f"the policy {name!r} is a model with a LoRA adapter, and training would begin without "
@@ -43,6 +48,24 @@ def resolve_policy(
             f"merge them first: mrpo merge {policy.files.adapter} --output DIR, then --policy DIR",
         )
     return policy
+
+
+def _refuse_unscaled(policy: ResolvedReference, recipe: Recipe) -> None:
+    """float16 gradients vanish unless the loss is scaled, which CUDA's scaler does for float32
+    ones."""
+    if policy.products != "float16":
+        return
+    if pick_device().type != "cuda":
+        raise UsageError(
+            "float16 cannot be trained here: its gradients vanish unless the loss is scaled, and "
+            "the scaler needs a CUDA device",
+            "--set dtype=bfloat16, or --set dtype=float32",
+        )
+    if recipe.finetuning == "full" and policy.dtype == "float16":
+        raise UsageError(
+            "finetuning full cannot train float16 weights: small steps are lost in them",
+            "--set dtype=float32 --set autocast=float16",
+        )
 
 
 def _named(
@@ -62,8 +85,8 @@ def _named(
     return first.name, reference
 
 
-def load_policy(policy: ResolvedReference, recipe: Recipe, device: torch.device) -> Any:
-    """The model to train, with a fresh adapter where the recipe trains one.
+def scorer_of(policy: ResolvedReference, recipe: Recipe, device: torch.device) -> ResponseScorer:
+    """The model to train in its scorer, with a fresh adapter where the recipe trains one.
 
     Raises:
         ResourceError: it does not fit into memory.
@@ -79,4 +102,4 @@ def load_policy(policy: ResolvedReference, recipe: Recipe, device: torch.device)
             targets=targets,
             seed=recipe.seed,
         )
-    return model
+    return ResponseScorer(model, policy.reference.attention, getattr(torch, policy.products))

@@ -7,22 +7,25 @@ policy is meant to be another model, or the cache must not be trained on.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 
 import torch
 
 from mrpo_tools.errors import CacheStale, NonFiniteError
+from mrpo_tools.maths.noise import Apart, Noise, beyond, loudest
 from mrpo_tools.progress import say_once
 from mrpo_tools.scorer.scorer import ResponseScorer, response_logps
-from mrpo_tools.scorer.self_check import self_check
+from mrpo_tools.scorer.self_check import check_sample, self_check
 from mrpo_tools.scorer.trees import Row
 from mrpo_tools.training.groups import TrainingGroups
 from mrpo_tools.training.prepare import Prepared
 
 ROWS = 32
-TOLERANCE = 1e-5
-"""nats per token between a float32 policy at step 0 and its cached reference."""
 CHECKED_GROUPS = 4
-ARITHMETIC = frozenset({"quantization", "dtype"})
+CHECKED_TOKENS = 512
+"""Groups that are longer take no part in the self-check, but for a window's sake."""
+ARITHMETIC = frozenset({"quantization", "dtype", "autocast", "logits"})
 """Fields that make the same model's numbers differ by rounding."""
 HARMLESS = frozenset({"model", "revision", "max_length", "overlong"})
 """Fields that leave the number of a given sequence as it is; `prepare` has compared the ids."""
@@ -35,14 +38,21 @@ def check_step0(scorer: ResponseScorer, prepared: Prepared, device: torch.device
         The largest difference in nats per token, or None when the policy is another model.
 
     Raises:
-        CacheStale: equal identities, and yet other numbers.
+        CacheStale: equal identities, and yet other numbers than noise explains.
         NonFiniteError: the policy's numbers are NaN or infinite.
     """
     groups = prepared.training
-    shortest = sorted(range(len(groups)), key=lambda g: len(groups.encoded[g].prompt_ids))
-    self_check(scorer, groups.trees(shortest[:CHECKED_GROUPS]), device)
-    if not scorer.route.share:
-        say_once("warning: shared prompts disagree with plain rows here; using plain rows")
+    sample = check_sample(
+        groups.trees(range(len(groups))),
+        size=len,
+        responses=lambda tree: len(tree.responses),
+        count=CHECKED_GROUPS,
+        quick=CHECKED_TOKENS,
+        window=getattr(scorer.config.get_text_config(), "sliding_window", None),
+    )
+    checked = self_check(scorer, sample, device)
+    if checked.slower:
+        say_once(f"warning: {checked.slower}")
     if not prepared.stores:
         return None
     first = prepared.stores[0]
@@ -54,13 +64,14 @@ def check_step0(scorer: ResponseScorer, prepared: Prepared, device: torch.device
         )
         return None
     apart = [
-        abs(response_logps(scorer, [row], device)[0] - float(groups.tensors.logps[g, n, 0]))
-        / max(len(row.responses[0]), 1)
+        Apart(
+            response_logps(scorer, [row], device)[0] - float(groups.tensors.logps[g, n, 0]),
+            len(row.responses[0]),
+        )
         for g, n, row in _sample(groups)
     ]
-    difference = max(apart) if all(map(math.isfinite, apart)) else math.inf
-    _judge(difference, fields & ARITHMETIC, prepared)
-    return difference
+    _judge(apart, fields & ARITHMETIC, loudest([first.noise(), checked.noise]), first.name)
+    return max(response.per_token for response in apart)
 
 
 def _sample(groups: TrainingGroups) -> list[tuple[int, int, Row]]:
@@ -78,30 +89,24 @@ def _sample(groups: TrainingGroups) -> list[tuple[int, int, Row]]:
     ]
 
 
-def _judge(difference: float, differing: frozenset[str] | set[str], prepared: Prepared) -> None:
+def _judge(apart: Sequence[Apart], differing: AbstractSet[str], noise: Noise, first: str) -> None:
     """Warn of a difference that the arithmetic explains; refuse one that nothing explains."""
-    first = prepared.stores[0].name
+    difference = max(response.per_token for response in apart)
     if not math.isfinite(difference):
         raise NonFiniteError(
             "the policy's log-probs are not finite before the first step",
             "use dtype: bfloat16 or float32",
         )
+    reason = beyond(apart, noise)
     if differing:
         say_once(
             f"warning: the policy's {', '.join(sorted(differing))} differ from cached reference "
             f"1's; they are {difference:.3g} nats per token apart at step 0. To start at 0, score "
             "the reference with the policy's quantization and dtype"
         )
-    elif difference > _tolerance(prepared):
+    elif reason is not None:
         raise CacheStale(
             f"the policy at step 0 differs from cached reference {first!r} by "
-            f"{difference:.3g} nats per token, though their identities are equal",
+            f"{difference:.3g} nats per token, though their identities are equal: {reason}",
             "mrpo precompute again in a new cache on this machine, and compare library versions",
         )
-
-
-def _tolerance(prepared: Prepared) -> float:
-    """float32's own, or four times the noise that precompute measured."""
-    if prepared.policy.dtype == "float32" and not prepared.policy.reference.quantization:
-        return TOLERANCE
-    return max(TOLERANCE, 4 * prepared.stores[0].noise())

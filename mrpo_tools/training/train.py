@@ -38,7 +38,7 @@ from mrpo_tools.training.activations import activations_fit
 from mrpo_tools.training.arguments import training_arguments
 from mrpo_tools.training.callbacks import StopOnSignal, show_progress
 from mrpo_tools.training.groups import TrainingGroups
-from mrpo_tools.training.policy import load_policy
+from mrpo_tools.training.policy import scorer_of
 from mrpo_tools.training.prepare import Prepared, prepare
 from mrpo_tools.training.record import model_card, open_run, run_record
 from mrpo_tools.training.step0 import check_step0
@@ -164,21 +164,20 @@ def _fit(
     """Load the policy, check it against its cached reference, train, save."""
     device = pick_device()
     reset_peak_memory(device)
-    scorer = ResponseScorer(
-        load_policy(prepared.policy, recipe, device), prepared.policy.reference.attention
-    )
+    policy = prepared.policy
+    scorer = scorer_of(policy, recipe, device)
     difference = check_step0(scorer, prepared, device)
     recomputed = _recompute_activations(recipe, scorer, prepared.training, device)
     with StopOnSignal() as stop:
         trainer = GroupTrainer(
             scorer,
             prepared.training,
-            training_arguments(recipe, output),
+            training_arguments(recipe, output, policy.products),
             prepared.held_out,
             batch_tokens=recipe.batch_tokens,
             stop=stop,
             callbacks=list(callbacks),
-            processing_class=renderer_of(prepared.policy).tokenizer,
+            processing_class=renderer_of(policy).tokenizer,
         )
         show_progress(trainer, recipe.eval_split)
         _run(trainer, output)
