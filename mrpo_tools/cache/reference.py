@@ -30,7 +30,7 @@ from mrpo_tools.cache.records import WriterRecord, footer_of, records_of, wall_s
 from mrpo_tools.config import Reference
 from mrpo_tools.errors import CacheDamaged, CacheMissing, CacheStale, UsageError
 from mrpo_tools.files import make_directory, write_whole
-from mrpo_tools.maths.noise import Noise, loudest
+from mrpo_tools.maths.noise import Noise, least_noise, loudest
 from mrpo_tools.references.identity import Identity
 
 IDENTITY = "identity.json"
@@ -174,8 +174,11 @@ class ReferenceStore:
         return [record for part in self.parts() for record in part.records]
 
     def noise(self) -> Noise:
-        """The largest noise that a writer measured; none where no writer did."""
-        return loudest(record.noise for record in self.recorded())
+        """The largest noise that a writer measured, and no less than these products have; none
+        where no writer did."""
+        fields = self.identity.fields
+        products = fields.get("autocast") or fields.get("dtype")
+        return loudest([least_noise(products), *(record.noise for record in self.recorded())])
 
     def wall_seconds(self) -> float | None:
         """Time that computing the numbers took, loading included; None if it is not recorded."""

@@ -19,6 +19,8 @@ RESPONSE = 10.0
 """Of one response: times rms·√L. Both numbers are noisy, and there may be millions."""
 POOLED = 2.5
 """Of many responses together: times rms; of n of them 1 + 3/√n times that."""
+UNITS = {"bfloat16": 2.0**-7, "float16": 2.0**-10}
+"""What one unit in the last place is worth, of 1."""
 MEAN = 8.0
 """Of the mean over T tokens: times rms/√T. Tokens of a response share some of their noise."""
 
@@ -74,6 +76,16 @@ def allowed(tokens: int, noise: Noise, exact: float = EXACT) -> float:
     """
     length = max(tokens, 1)
     return max(exact * length, RESPONSE * noise.rms * math.sqrt(length))
+
+
+def least_noise(products: str | None) -> Noise:
+    """What is expected of products in 16 bits even where a sample happened to give equal digits:
+    half a unit in the last place; of other formats nothing.
+
+    Args:
+        products: their dtype, `bfloat16` or another.
+    """
+    return Noise(rms=UNITS.get(products or "", 0.0) / 2)
 
 
 def loudest(noises: Iterable[Noise]) -> Noise:

@@ -37,6 +37,8 @@ SINGLE = 2e-5
 """nats per token between two exact routes in float32; in 16 bits it is allowed besides noise."""
 NOISIER = 4.0
 """Times the yardstick's rms that a route's may be: other kernels round at other places."""
+LARGEST = 8.0
+"""Roundings: more than they make is a family that is wrong in padded batches."""
 CHECK_TOKENS = 2048
 """Of a padded batch of the sample: the model's own logits are made of all its positions."""
 
@@ -169,17 +171,17 @@ def self_check(scorer: ResponseScorer, rows: Sequence[Row], device: torch.device
     if not truth:
         scorer.take(scorer.routes[-1])
         return Checked(scorer.route)
-    yardstick = _yardstick(scorer, rows, truth, device)
+    measured = _plain_noise(scorer, rows, truth, device)
+    yardstick = _yardstick(scorer, truth, measured)
     refused: dict[str, str] = dict(scorer.unavailable())
     for route in scorer.routes:
         scorer.take(route)
         if route is ALONE:
-            return Checked(route, yardstick, refused)
+            return Checked(route, measured, refused)
         computed = _computed(scorer, rows, device)
         reason = computed if isinstance(computed, str) else _reason(truth, computed, yardstick)
         if not isinstance(computed, str) and reason is None:
-            noise = loudest([yardstick, _noise(truth, computed)])
-            return Checked(route, noise, refused)
+            return Checked(route, loudest([measured, _noise(truth, computed)]), refused)
         refused[route.name] = str(reason)
     raise UsageError(
         f"attention tree does not give this model's own log-probs: {refused[route.name]}",
@@ -196,22 +198,32 @@ def _renamed(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _yardstick(
+def _plain_noise(
     scorer: ResponseScorer, rows: Sequence[Row], truth: Logps, device: torch.device
 ) -> Noise:
-    """Plain rows in a padded batch against the same rows alone, in 16 bits; silence elsewhere.
-
-    Its rms is held between half a unit in the last place and four of them, so that neither a
-    kernel that happens to give equal digits nor a family that is wrong in padded batches decides.
-    """
+    """Plain rows in a padded batch against the same rows alone, in 16 bits; silence elsewhere, and
+    where the family is wrong in padded batches."""
     if scorer.dtype not in SIXTEEN_BITS:
         return Noise()
     scorer.take(OWN_LOGITS)
     computed = _computed(scorer, rows, device)
     noise = Noise() if isinstance(computed, str) else _noise(truth, computed)
-    unit = torch.finfo(scorer.dtype).eps
-    rms = min(max(noise.rms, unit / 2), 4 * unit) if math.isfinite(noise.rms) else 4 * unit
-    return Noise(rms=rms, tokens=noise.tokens)
+    return noise if noise.rms <= LARGEST * _rounding(scorer, truth) else Noise()
+
+
+def _yardstick(scorer: ResponseScorer, truth: Logps, measured: Noise) -> Noise:
+    """The noise of plain rows, without its bias, and no less than one rounding of the logits."""
+    rms = max(measured.rms, _rounding(scorer, truth))
+    return Noise(rms=rms, tokens=measured.tokens)
+
+
+def _rounding(scorer: ResponseScorer, truth: Logps) -> float:
+    """What one rounding to the scorer's 16 bits is worth where log-probs spread as these do: half a
+    unit in the last place; 0 of wider formats."""
+    if scorer.dtype not in SIXTEEN_BITS:
+        return 0.0
+    spread = float(torch.cat(list(truth.values())).double().std(correction=0))
+    return torch.finfo(scorer.dtype).eps / 2 * spread
 
 
 def _computed(scorer: ResponseScorer, rows: Sequence[Row], device: torch.device) -> Logps | str:

@@ -1,0 +1,145 @@
+"""The demo's project in bfloat16, end to end: every command that refused 16 bits does its work."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import torch
+from stores import said
+
+from mrpo_tools.cache import Cache
+from mrpo_tools.cli import run
+from mrpo_tools.config import Reference
+from mrpo_tools.demo import demo
+from mrpo_tools.errors import UsageError
+from mrpo_tools.references.resolved import renderer_of, resolve
+from mrpo_tools.runs.run import load_run
+from mrpo_tools.sources import load_groups
+from mrpo_tools.training.policy import resolve_policy
+
+REFS = "llama,mistral,qwen"
+FOUR_BITS = "  four: {model: models/llama, dtype: bfloat16, quantization: nf4}\n"
+FULL = ("finetuning=full", "dtype=float32", "autocast=bfloat16", "learning_rate=1e-4")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo with its references in bfloat16 and one more in 4 bits, and two more runs: one that
+    begins at the 4-bit reference, one that trains all weights with products in bfloat16."""
+    folder = tmp_path_factory.mktemp("sixteen") / "here"
+    project = demo.PROJECT.replace("float32", "bfloat16") + FOUR_BITS
+    recipe = demo.RECIPE.replace("num_train_epochs: 2", "max_steps: 3")
+    recipe = "".join(line for line in recipe.splitlines(True) if "eval_steps" not in line)
+    demo.demo(folder, run, lambda _: None, project=project, recipe=recipe, model_steps=60)
+    train = ["train", "--config", "recipe.yaml", "--loss", "mrpo"]
+    with contextlib.chdir(folder):
+        assert run(["precompute", "--ref", "four"]) == 0
+        four = [*train, "--refs", "four,mistral,qwen", "--output", "runs/four"]
+        full = [*train, "--refs", REFS, "--output", "runs/full"]
+        full += [word for setting in FULL for word in ("--set", setting)]
+        for words in (four, full, ["evaluate", "runs/four"], ["evaluate", "runs/full"]):
+            assert run(words) == 0, words
+    return folder
+
+
+def test_prompts_are_shared_and_the_noise_is_recorded(made):
+    """Of measured numbers: some noise, little bias; nothing faster was refused."""
+    for store in Cache(made / "cache").references():
+        [record] = store.recorded()
+        assert (record.dtype, record.route, record.refused) == ("bfloat16", "tree", {})
+        assert 1e-5 < record.noise.rms < 0.03
+        assert abs(record.noise.bias) < 5 * record.noise.rms / record.noise.tokens**0.5
+        assert store.identity.fields["logits"] == "float32"
+
+
+@pytest.mark.parametrize("name", ["mrpo", "four", "dpo"])
+def test_training_starts_at_its_reference(made, name):
+    """At step 0 the policy is reference 1 up to noise, with 4-bit weights too."""
+    metrics = json.loads((made / "runs" / name / "metrics.json").read_text())
+    assert 0 <= metrics["step0_difference_nats_per_token"] < 0.01
+    assert metrics["steps"] == 3
+
+
+def test_a_policy_of_other_weights_is_told_how_far_it_is(made, capsys, monkeypatch):
+    """bfloat16 numbers and a 4-bit policy: a warning with the distance, no refusal."""
+    monkeypatch.chdir(made)
+    code = run(["train", "--config", "recipe.yaml", "--refs", REFS, "--set", "quantization=nf4",
+                "--set", "max_steps=1", "--output", "runs/other"])  # fmt: skip
+    assert code == 0
+    assert "the policy's quantization differ from cached reference 1's" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ref", ["llama", "mistral", "qwen", "four"])
+def test_numbers_computed_again_agree_and_false_ones_do_not(made, tmp_path, capsys, ref):
+    """64 of them; then the same cache with numbers of a temperature that is 2 % too high."""
+    check = ["cache", "verify", "--rescore", "64", "--ref", ref, "--cache"]
+    with contextlib.chdir(made):
+        said(capsys, *check, "cache")
+        source, false = Cache(Path("cache")), Cache(tmp_path / "false")
+        false.save_groups("demo", load_groups("demo.jsonl").groups)
+        store = source.find(ref)
+        [part] = store.parts()
+        warm = pc.multiply(part.table["logp"], pa.scalar(1.02))
+        table = part.table.set_column(part.table.schema.get_field_index("logp"), "logp", warm)
+        false.store(ref, store.identity).write(table, part.created, part.records)
+        text = said(capsys, *check, str(tmp_path / "false"), code=3)
+    assert "and noise explains" in text
+
+
+def _loaded(trained: Reference, dtype: str):
+    """As transformers and peft load it, with nothing of ours."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(trained.model, dtype=getattr(torch, dtype))
+    if trained.adapter:
+        model = PeftModel.from_pretrained(model, trained.adapter).get_base_model()
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", ["mrpo", "full"])
+def test_a_policy_is_evaluated_as_it_was_trained(made, name):
+    """Its cached numbers against transformers under autocast, one row at a time, with logits made
+    in float64: the mean over 40 responses is that of the trained arithmetic."""
+    with contextlib.chdir(made):
+        trained = load_run(Path("runs", name)).trained_policy
+        resolved = resolve("policy", trained)
+        assert (resolved.dtype, resolved.products) == (
+            ("float32", "bfloat16") if name == "full" else ("bfloat16", "bfloat16")
+        )
+        groups = [group for group in load_groups("demo.jsonl").groups if group.split == "test"][:10]
+        renderer, model = renderer_of(resolved), _loaded(trained, resolved.dtype)
+    store = Cache(made / "runs" / name / "evaluation").store("policy", resolved.identity)
+    ids = [key for group in groups for key in group.response_ids]
+    cached = store.rows_of(pa.array(ids))["logp"].to_pylist()
+    head = model.lm_head.weight.bfloat16().double()
+    differences, tokens = [], 0
+    for group in groups:
+        encoded = renderer.encode(group)
+        for response in encoded.responses:
+            row = torch.tensor([[*encoded.prompt_ids, *response.ids]])
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                states = model.model(row).last_hidden_state[0]
+            logits = (states.bfloat16().double() @ head.T)[len(encoded.prompt_ids) - 1 : -1]
+            targets = torch.tensor(response.ids)[:, None]
+            logp = float(logits.log_softmax(-1).gather(1, targets).sum())
+            differences.append(logp - cached[len(differences)])
+            tokens += len(response.ids)
+    rms = (sum(difference**2 for difference in differences) / tokens) ** 0.5
+    assert rms < 0.01
+    assert abs(sum(differences)) / tokens < 5 * max(rms, 1e-4) / tokens**0.5
+
+
+def test_float16_is_not_trained_where_nothing_scales_the_loss(tiny_models):
+    from mrpo_tools.config import Recipe
+
+    recipe = Recipe(loss="slic", policy=str(tiny_models["llama"]), dtype="float16")
+    with pytest.raises(UsageError, match="its gradients vanish unless the loss is scaled"):
+        resolve_policy(recipe, [], {})
+    scored = Reference(model=str(tiny_models["llama"]), dtype="float16")
+    assert resolve("llama", scored).products == "float16"  # computing log-probs needs no gradient
