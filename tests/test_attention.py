@@ -272,23 +272,6 @@ def test_what_the_kernel_has_not_goes_piece_by_piece(told, sizes, reason):
     assert reason in kernel.refusal(rule, *sizes)
 
 
-def test_reasons_are_told_where_one_call_is_expected():
-    """On CUDA in 16 bits; this machine's torch is not asked where the reason is the model's."""
-    gemma = transformers.Gemma2Config(sliding_window=None)
-    mistral = transformers.MistralConfig(sliding_window=8)
-    old, new = VariableLength(torch_2_10), VariableLength(torch_2_11)
-    missing = functools.partial(missing_variable_length, CUDA, torch.bfloat16)
-    assert missing_variable_length(CPU, torch.bfloat16) is None
-    assert missing_variable_length(CUDA, torch.float32) is None
-    assert not uses_variable_length(CPU, torch.bfloat16)
-    assert not uses_variable_length(CUDA, torch.float32)
-    assert f"torch {torch.__version__} has no" in missing(kernel=None)
-    assert "soft-capped" in missing(gemma, new)
-    assert "windows since torch 2.11" in missing(mistral, old)
-    assert missing(mistral, new) == missing()  # of the machine alone, if any
-    assert uses_variable_length(CUDA, torch.bfloat16) == (missing() is None)
-
-
 # --- autocast --------------------------------------------------------------------------------
 
 
@@ -315,7 +298,7 @@ def model_of(family: str, **numbers):
         "num_attention_heads": HEADS, "num_key_value_heads": 2, "head_dim": SIZE,
         "initializer_range": 0.3,
     }  # fmt: skip
-    config = getattr(transformers, f"{family}Config")(**small, **numbers)
+    config = getattr(transformers, f"{family}Config")(**{**small, **numbers})
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     for name, parameter in model.named_parameters():
         if name.endswith("sinks"):
@@ -452,6 +435,24 @@ MODELS = {
     "GptOss": {"sliding_window": 8, "num_local_experts": 4, "num_experts_per_tok": 2},
     "Mistral": {"sliding_window": 8},
 }  # fmt: skip
+
+
+def test_reasons_are_told_where_one_call_is_expected():
+    """On CUDA in 16 bits. What a model asks of the kernel comes before what this machine lacks."""
+    gemma, oss, mistral = (model_of(family, **MODELS[family]) for family in MODELS)
+    old, new = VariableLength(torch_2_10), VariableLength(torch_2_11)
+    missing = functools.partial(missing_variable_length, CUDA, torch.bfloat16)
+    assert missing_variable_length(CPU, torch.bfloat16) is None
+    assert missing_variable_length(CUDA, torch.float32) is None
+    assert not uses_variable_length(CPU, torch.bfloat16)
+    assert not uses_variable_length(CUDA, torch.float32)
+    assert f"torch {torch.__version__} has no" in missing(kernel=None)
+    assert "soft-capped" in missing(gemma, new)
+    assert "sinks" in missing(oss, new)
+    assert "windows since torch 2.11" in missing(mistral, old)
+    assert "heads of this size" in missing(model_of("Llama", head_dim=12), new)
+    assert missing(mistral, new) == missing()  # of the machine alone, if any
+    assert uses_variable_length(CUDA, torch.bfloat16) == (missing() is None)
 
 
 def random_rows() -> list[Row]:

@@ -19,7 +19,13 @@ from transformers import AttentionInterface
 
 from mrpo_tools.scorer.pieces import Rule, piece_by_piece
 from mrpo_tools.scorer.trees import Forest
-from mrpo_tools.scorer.variable_length import HALVES, INSTALLED, VariableLength, unfit
+from mrpo_tools.scorer.variable_length import (
+    HALVES,
+    INSTALLED,
+    LARGEST_HEAD,
+    VariableLength,
+    unfit,
+)
 
 TREE = "tree"
 TREE_PIECES = "tree_pieces"
@@ -97,14 +103,14 @@ def uses_variable_length(device: torch.device, dtype: torch.dtype) -> bool:
 def missing_variable_length(
     device: torch.device,
     dtype: torch.dtype,
-    config: Any = None,
+    model: torch.nn.Module | None = None,
     kernel: VariableLength | None = INSTALLED,
 ) -> str | None:
     """Why `tree` goes piece by piece where one call is expected: on CUDA in 16 bits.
 
     Args:
         device, dtype: of the products.
-        config: of a model, for what its layers ask of the kernel; None asks nothing.
+        model: of transformers, for what its layers ask of the kernel; None asks nothing.
         kernel: of this torch.
 
     Returns:
@@ -114,15 +120,18 @@ def missing_variable_length(
         return None
     if kernel is None:
         return f"torch {torch.__version__} has no variable-length attention, torch 2.10 has"
-    return (config and kernel.refusal(*_asked(config.get_text_config()))) or unfit(device)
+    return (kernel.refusal(*_asked(model)) if model else None) or unfit(device)
 
 
-def _asked(config: Any) -> tuple[Rule, int, int]:
-    """What a text model's configuration asks of a kernel: its rule and the size of its heads."""
+def _asked(model: Any) -> tuple[Rule, int, int]:
+    """What a model's layers ask of a kernel: the rule; the size of heads where it is said."""
+    config = model.config.get_text_config()
+    sinks = [weights for name, weights in model.named_parameters() if name.endswith(".sinks")]
     rule = Rule(
         scaling=1.0,
         window=getattr(config, "sliding_window", None),
         softcap=getattr(config, "attn_logit_softcapping", None),
+        sinks=sinks[0] if sinks else None,
     )
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    size = getattr(config, "head_dim", None) or LARGEST_HEAD
     return rule, size, size

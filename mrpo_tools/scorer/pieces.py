@@ -75,7 +75,8 @@ def piece_by_piece(query: Tensor, key: Tensor, value: Tensor, forest: Forest, ru
         mask = _mask(queries, keys, forest, rule)
         for rows, columns in _blocks(queries, keys, mask, rule):
             block = queries[:, :, rows], keys[:, :, columns], values[:, :, columns]
-            outputs.append(attend(*block, _corner(mask, *block), rule))
+            corner = slice(rows.start - rows.stop, None), slice(columns.start - columns.stop, None)
+            outputs.append(attend(*block, None if mask is None else mask[corner], rule))
     return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
@@ -124,10 +125,6 @@ def _mask(queries: Tensor, keys: Tensor, forest: Forest, rule: Rule) -> Tensor |
         mask = torch.zeros_like(distance, dtype=queries.dtype).masked_fill_(unseen, -torch.inf)
         forest.memory[name] = mask
     return mask
-
-
-def _corner(mask: Tensor | None, query: Tensor, key: Tensor, _: Tensor) -> Tensor | None:
-    return None if mask is None else mask[-query.shape[2] :, -key.shape[2] :]
 
 
 def _blocks(
