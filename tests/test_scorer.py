@@ -13,7 +13,7 @@ from mrpo_tools.precomputing.meter import Meter
 from mrpo_tools.scorer.loaded import LoadedReference
 from mrpo_tools.scorer.scorer import ROUTES, ResponseScorer, response_logps
 from mrpo_tools.scorer.self_check import self_check
-from mrpo_tools.scorer.trees import Row, attention_mask, batches, collate
+from mrpo_tools.scorer.trees import Row, batches
 from mrpo_tools.training import activations
 
 CPU = torch.device("cpu")
@@ -208,35 +208,6 @@ def test_a_forced_attention_is_kept_or_refused(tiny_models):
     model.model.forward = lambda forest=None, **rest: whole(**rest)  # drops what it does not know
     with pytest.raises(UsageError, match="attention tree does not give"):
         self_check(scorer, rows, CPU)
-
-
-def test_variable_lengths_describe_the_same_attention(tiny_models):
-    """What the fused CUDA kernel is told, read as its definition says (the last query of a piece
-    sees its last key; at most window − 1 keys before its own), gives the same pairs as the mask."""
-    from mrpo_tools.scorer.attention import _variable_lengths
-
-    rows = random_rows(50)[:4]
-    packed, padded = collate(rows, packed=True), collate(rows)
-    for window in (None, 8, 3):
-        places, query_ends, key_ends, longest = _variable_lengths(packed["forest"], window, CPU)
-        length = packed["input_ids"].shape[1]
-        seen = torch.zeros(length, length, dtype=torch.bool)
-        for piece in range(len(query_ends) - 1):
-            q0, q1 = query_ends[piece : piece + 2].tolist()
-            k0, k1 = key_ends[piece : piece + 2].tolist()
-            for q in range(q0, q1):
-                last = k1 - k0 - (q1 - q)
-                first = 0 if window is None else max(0, last - window + 1)
-                seen[q, places[k0 + first : k0 + last + 1]] = True
-        assert longest == ((query_ends.diff()).max(), (key_ends.diff()).max())
-        expected = torch.block_diag(*(
-            mask[0, : len(row), : len(row)]
-            for mask, row in zip(
-                attention_mask(padded["segments"], padded["position_ids"], window), rows,
-                strict=True,
-            )
-        ))  # fmt: skip
-        assert torch.equal(seen, expected.bool())
 
 
 def test_a_mask_without_the_window_would_be_wrong(tiny_models):

@@ -1,8 +1,10 @@
 """Ids -> log-probs of responses, for both phases.
 
-trees        prompts with their responses as trees: a shared prompt is computed once
-attention    attention over trees in one line, without padding
-scorer       a causal LM as a function from token batches to log-probs
-self_check   the fastest route that is exact for a model
-loaded       a reference's model as phase 1 asks it
+trees            prompts with their responses as trees: a shared prompt is computed once
+attention        attention over trees in one line, without padding: one call or piece by piece
+variable_length  all pieces in one call of torch's kernel
+pieces           each piece in blocks of queries
+scorer           a causal LM as a function from token batches to log-probs
+self_check       the fastest route that is exact for a model
+loaded           a reference's model as phase 1 asks it
 """

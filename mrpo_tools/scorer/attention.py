@@ -1,24 +1,35 @@
-"""Attention over a packed forest, registered with transformers under the name `tree`.
+"""Attention over a packed forest, registered with transformers under two names.
 
 Every piece of the line is one attention problem: a prompt attends to itself, a response to its
 prompt and itself, both causally. No mask of the whole line is made and nothing is padded.
 
-On CUDA with 16-bit numbers all pieces are one call of variable-length attention, with more keys
-than queries for a response; elsewhere they are one call of `scaled_dot_product_attention` each.
+`tree` computes all pieces of a layer in one call of variable-length attention where that can be: on
+CUDA, in 16 bits, by a rule that the kernel has. Otherwise, and always under `tree_pieces`, it goes
+piece by piece.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from mrpo_tools.scorer.trees import Forest, Piece
+from mrpo_tools.scorer.pieces import Rule, piece_by_piece
+from mrpo_tools.scorer.trees import Forest
+from mrpo_tools.scorer.variable_length import (
+    HALVES,
+    INSTALLED,
+    LARGEST_HEAD,
+    VariableLength,
+    unfit,
+)
 
 TREE = "tree"
+TREE_PIECES = "tree_pieces"
+"""Not a name with `sdpa` in it: transformers refuses those to families without that kernel."""
 UNTOLD = -1
 """The window of a layer that does not say it: some families have it in their masks alone."""
 
@@ -32,7 +43,9 @@ def tree_attention(
     scaling: float | None = None,
     sliding_window: int | None = UNTOLD,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     forest: Forest | None = None,
+    kernel: VariableLength | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """The interface of transformers' attention functions.
@@ -44,8 +57,10 @@ def tree_attention(
         attention_mask: not used.
         scaling: of the products; None is E^-1/2.
         sliding_window: how many positions back a token sees, itself counted.
-        softcap: bound of the products, c·tanh(s / c).
+        softcap: bound of the products.
+        s_aux: [H] the sinks.
         forest: where the trees lie.
+        kernel: used where it takes a layer's states; None goes piece by piece.
 
     Returns:
         [1, T, H, E], and None for the weights.
@@ -57,167 +72,66 @@ def tree_attention(
         if getattr(getattr(module, "config", None), "sliding_window", None) is not None:
             raise ValueError("this family does not tell its attention function the window")
         sliding_window = None
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and softcap is None:
-        states = _variable_length(
-            query, key, value, forest=forest, scaling=scaling, window=sliding_window
-        )
-    else:
-        states = _piece_by_piece(
-            query,
-            key,
-            value,
-            forest=forest,
-            scaling=scaling,
-            window=sliding_window,
-            softcap=softcap,
-        )
-    return states, None
-
-
-AttentionInterface.register(TREE, tree_attention)
-
-
-def _piece_by_piece(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    forest: Forest,
-    scaling: float | None,
-    window: int | None,
-    softcap: float | None,
-) -> Tensor:
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
-    attend = scaled_dot_product_attention if softcap is None else _softcapped(softcap)
-    outputs = []
-    for whole in forest.pieces:
-        piece = _seen(whole, window)
-        mask = _mask(forest, piece, window, query)
-        outputs.append(
-            attend(
-                query[:, :, piece.start : piece.end],
-                _keys(key, piece),
-                _keys(value, piece),
-                attn_mask=mask,
-                is_causal=mask is None and piece.end - piece.start > 1,
-                scale=scaling,
-            )
-        )
-    return torch.cat(outputs, dim=2).transpose(1, 2)
-
-
-def _seen(piece: Piece, window: int | None) -> Piece:
-    """The piece without the part of its prefix that is beyond every token's window."""
-    if window is None:
-        return piece
-    return piece._replace(prefix=max(piece.prefix, piece.prefix_end - window + 1))
-
-
-def _keys(states: Tensor, piece: Piece) -> Tensor:
-    own = states[:, :, piece.start : piece.end]
-    if piece.prefix >= piece.prefix_end:
-        return own
-    return torch.cat((states[:, :, piece.prefix : piece.prefix_end], own), dim=2)
-
-
-def _mask(forest: Forest, piece: Piece, window: int | None, like: Tensor) -> Tensor | None:
-    """[L, P + L] to be added to the products; None where causal order is all there is.
-
-    The keys are the prefix's last P positions and the piece's own L, one after the other.
-    """
-    length, before = piece.end - piece.start, max(piece.prefix_end - piece.prefix, 0)
-    if window is not None and window >= before + length:
-        window = None
-    if window is None and (before == 0 or length == 1):
-        return None
-    name = (length, before, window, like.dtype, like.device)
-    if name not in forest.memory:
-        distance = torch.arange(before, before + length).unsqueeze(1) - torch.arange(
-            before + length
-        )
-        seen = (distance >= 0) & (distance < (window or before + length))
-        mask = torch.zeros(seen.shape, dtype=like.dtype).masked_fill(~seen, float("-inf"))
-        forest.memory[name] = mask.to(like.device)
-    remembered: Tensor = forest.memory[name]
-    return remembered
-
-
-def _softcapped(cap: float) -> Any:
-    """`scaled_dot_product_attention` with bounded products (Gemma 2)."""
-
-    def attend(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        attn_mask: Tensor | None,
-        is_causal: bool,
-        scale: float | None,
-    ) -> Tensor:
-        products = query @ key.transpose(-1, -2) * (scale or query.shape[-1] ** -0.5)
-        products = cap * torch.tanh(products / cap)
-        if is_causal:
-            later = torch.ones(products.shape[-2:], dtype=torch.bool, device=query.device).triu(1)
-            products = products.masked_fill(later, float("-inf"))
-        if attn_mask is not None:
-            products = products + attn_mask
-        return products.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
-
-    return attend
-
-
-def _variable_length(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    forest: Forest,
-    scaling: float | None,
-    window: int | None,
-) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    places, query_ends, key_ends, longest = _variable_lengths(forest, window, query.device)
-    lines = [states[0].transpose(0, 1) for states in (query, key, value)]
-    output: Any = varlen_attn(
-        lines[0],
-        lines[1][places],
-        lines[2][places],
-        query_ends,
-        key_ends,
-        *longest,
-        scale=scaling,
-        window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+    rule = Rule(
+        query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, s_aux
     )
-    return torch.as_tensor(output).unsqueeze(0)
+    query, key, value = _autocast(query, key, value)
+    if kernel is not None and kernel.takes(query, value, rule):
+        return kernel(query, key, value, forest, rule), None
+    return piece_by_piece(query, key, value, forest, rule), None
 
 
-def _variable_lengths(
-    forest: Forest, window: int | None, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
-    """Which positions are keys, piece after piece; where each piece's queries and keys end.
+def _autocast(*states: Tensor) -> tuple[Tensor, ...]:
+    """The states as autocast has its matrix products: rotary embeddings leave it in float32."""
+    device = states[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return states
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(numbers.to(dtype) for numbers in states)
 
-    The last key of a piece stands at its last query, so causal order counts from the end.
+
+AttentionInterface.register(TREE, functools.partial(tree_attention, kernel=INSTALLED))
+AttentionInterface.register(TREE_PIECES, tree_attention)
+
+
+def uses_variable_length(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `tree` computes plain layers (no window, no soft-cap, no sinks) in one call."""
+    halves = device.type == "cuda" and dtype in HALVES
+    return halves and missing_variable_length(device, dtype) is None
+
+
+def missing_variable_length(
+    device: torch.device,
+    dtype: torch.dtype,
+    model: torch.nn.Module | None = None,
+    kernel: VariableLength | None = INSTALLED,
+) -> str | None:
+    """Why `tree` goes piece by piece where one call is expected: on CUDA in 16 bits.
+
+    Args:
+        device, dtype: of the products.
+        model: of transformers, for what its layers ask of the kernel; None asks nothing.
+        kernel: of this torch.
 
     Returns:
-        [ΣK] indices; [P + 1] and [P + 1] int32 borders; the longest piece in queries and keys.
+        The reason in words, without a full stop; None if there is none, or no call is expected.
     """
-    name = ("variable lengths", window, device)
-    if name not in forest.memory:
-        pieces = [_seen(piece, window) for piece in forest.pieces]
-        places = [
-            torch.cat((torch.arange(piece.prefix, max(piece.prefix, piece.prefix_end)),
-                       torch.arange(piece.start, piece.end)))
-            for piece in pieces
-        ]  # fmt: skip
-        lengths = [piece.end - piece.start for piece in pieces], [len(keys) for keys in places]
-        borders = [
-            torch.tensor([0, *counts]).cumsum(0).to(device, torch.int32) for counts in lengths
-        ]
-        longest = (max(lengths[0]), max(lengths[1]))
-        forest.memory[name] = (torch.cat(places).to(device), *borders, longest)
-    remembered: tuple[Tensor, Tensor, Tensor, tuple[int, int]] = forest.memory[name]
-    return remembered
+    if device.type != "cuda" or dtype not in HALVES:
+        return None
+    if kernel is None:
+        return f"torch {torch.__version__} has no variable-length attention, torch 2.10 has"
+    return (kernel.refusal(*_asked(model)) if model else None) or unfit(device)
+
+
+def _asked(model: Any) -> tuple[Rule, int, int]:
+    """What a model's layers ask of a kernel: the rule; the size of heads where it is said."""
+    config = model.config.get_text_config()
+    sinks = [weights for name, weights in model.named_parameters() if name.endswith(".sinks")]
+    rule = Rule(
+        scaling=1.0,
+        window=getattr(config, "sliding_window", None),
+        softcap=getattr(config, "attn_logit_softcapping", None),
+        sinks=sinks[0] if sinks else None,
+    )
+    size = getattr(config, "head_dim", None) or LARGEST_HEAD
+    return rule, size, size
