@@ -14,6 +14,10 @@ TILES = {True: 256, False: 1024}
 """Positions of a tile on a CPU, whose caches hold few, and on an accelerator."""
 
 
+WITHOUT_DOUBLES = frozenset({"mps"})
+"""Kinds of devices that have no float64."""
+
+
 def token_logps(
     hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], tile: int | None = None
 ) -> Tensor:
@@ -56,8 +60,11 @@ def sequence_logps(logps: Tensor, owners: Tensor, sequences: int) -> Tensor:
         sequences: how many there are.
 
     Returns:
-        [sequences] float64; 0 for one without tokens.
+        [sequences] float64, on the CPU where the device has no such numbers (Apple's); 0 for one
+        without tokens.
     """
     require_shape("owners", owners, tuple(logps.shape))
+    if logps.device.type in WITHOUT_DOUBLES:
+        logps, owners = logps.cpu(), owners.cpu()
     total = torch.zeros(sequences, dtype=torch.float64, device=logps.device)
     return total.index_add(0, owners, logps.to(torch.float64))

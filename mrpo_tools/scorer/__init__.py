@@ -4,6 +4,8 @@ trees            prompts with their responses as trees: a shared prompt is compu
 attention        attention over trees in one line, without padding: one call or piece by piece
 variable_length  all pieces in one call of torch's kernel
 pieces           each piece in blocks of queries
+head             logits in float32 from 16-bit weights
+rotary           rows for which a model has other rotary frequencies, apart
 scorer           a causal LM as a function from token batches to log-probs
 self_check       the fastest route that is exact for a model
 loaded           a reference's model as phase 1 asks it

@@ -15,7 +15,12 @@ from torch import Tensor, nn
 
 from mrpo_tools.maths.logprobs import sequence_logps, token_logps
 from mrpo_tools.references.transformers_private import attention_of
-from mrpo_tools.scorer.attention import TREE
+from mrpo_tools.scorer.attention import (
+    TREE,
+    TREE_PIECES,
+    missing_variable_length,
+    uses_variable_length,
+)
 from mrpo_tools.scorer.head import SIXTEEN_BITS, widen_logits
 from mrpo_tools.scorer.rotary import Rotary
 from mrpo_tools.scorer.trees import (
@@ -72,6 +77,8 @@ ROUTES = (
 )
 """The fastest first; the last one is right for every model, because it is the model."""
 OWN_LOGITS, ALONE = ROUTES[-2:]
+PIECES = Route("tree_pieces", attention=TREE_PIECES, share=True)
+"""The second fastest, where `tree` has a kernel for all pieces at once."""
 
 
 class ResponseScorer(nn.Module):
@@ -95,17 +102,29 @@ class ResponseScorer(nn.Module):
         super().__init__()
         self.model = model
         self.own_attention = attention_of(self.config)
-        self.routes = {"auto": ROUTES, TREE: ROUTES[:1]}.get(attention, ROUTES[1:])
         self.route = ROUTES[1]
         weights = next(each for each in model.parameters() if each.is_floating_point()).dtype
         self.dtype = dtype or weights
         adapted = getattr(model, "peft_config", None) is not None
         self._autocast = self.dtype in SIXTEEN_BITS and (adapted or weights != self.dtype)
+        self.routes = self._routes(attention)
         self._rotary = Rotary(self.causal_lm)
         widen_logits(self.causal_lm)
         if self._autocast:
             _keep_narrow(model)
         _remove_dropout(model)
+
+    def _routes(self, attention: str) -> tuple[Route, ...]:
+        """Those to choose among, the fastest first."""
+        packed: tuple[Route, ...] = ROUTES[:1]
+        padded = ROUTES[1:]
+        if uses_variable_length(self._device, self.dtype):
+            packed += (PIECES,)
+        return {"auto": packed + padded, TREE: packed}.get(attention, padded)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
 
     @property
     def causal_lm(self) -> Any:
@@ -162,7 +181,7 @@ class ResponseScorer(nn.Module):
         """
         packed = self.route.packed
         most = max_tokens or max(BATCH_TOKENS.values())
-        max_tokens = max_tokens or BATCH_TOKENS[next(self.parameters()).device.type == "cpu"]
+        max_tokens = max_tokens or BATCH_TOKENS[self._device.type == "cpu"]
         planned = []
         for alike, together in self._rotary.kinds(trees):
             rows = plan_rows(
@@ -207,12 +226,14 @@ class ResponseScorer(nn.Module):
 
     def unavailable(self) -> dict[str, str]:
         """Faster kernels that this device should have and this torch does not, with the reason."""
-        return {}
+        if not self.routes[0].packed:
+            return {}
+        reason = missing_variable_length(self._device, self.dtype, self.causal_lm)
+        return {} if reason is None else {"one call for all pieces": reason}
 
     def arithmetic(self) -> AbstractContextManager[Any]:
         """The precision of products, for a pass through the model."""
-        device = next(self.parameters()).device
-        return torch.autocast(device.type, self.dtype, enabled=self._autocast)
+        return torch.autocast(self._device.type, self.dtype, enabled=self._autocast)
 
     def _states(self, batch: TokenBatch) -> tuple[Tensor, Any]:
         """[R, T, D] hidden states and the head that makes logits of them."""

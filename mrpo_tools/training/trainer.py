@@ -91,7 +91,7 @@ class GroupTrainer(Trainer):
         applied = self.groups.objective(index, logps, seeds)
         count = torch.as_tensor(
             inputs["usable"].sum() if num_items_in_batch is None else num_items_in_batch
-        )
+        ).to(logps.device)
         loss = applied.losses.sum() / count.clamp(min=1)
         if num_items_in_batch is not None and self.args.world_size > 1:
             loss = loss * self.args.world_size  # DDP averages what is a sum here
