@@ -222,3 +222,12 @@ def test_wide_logits_have_the_gradients_of_narrow_ones():
         (layer.bias.grad, coefficients.double().sum((0, 1))),
     ):
         assert (gradient - right).abs().max() <= 2**-8 * right.abs().max()
+
+
+@FORMATS
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_sample_of_one_token_is_enough_to_go_on(dtype, count):
+    """Data of a single prompt with one-token answers: no spread, and no false alarm."""
+    rows = [Row([1, 5, 9, 200, 31], [[7], [8]][:count], range(count))]
+    for seed in range(5):
+        assert self_check(ResponseScorer(windowed(dtype, seed)), rows, CPU).route.name == "tree"

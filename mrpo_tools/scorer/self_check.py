@@ -39,6 +39,8 @@ NOISIER = 4.0
 """Times the yardstick's rms that a route's may be: other kernels round at other places."""
 LARGEST = 8.0
 """Roundings: more than they make is a family that is wrong in padded batches."""
+SMALLEST_SPREAD = 0.5
+"""nats: of a model's log-probs, where a sample has too few tokens to tell."""
 CHECK_TOKENS = 2048
 """Of a padded batch of the sample: the model's own logits are made of all its positions."""
 
@@ -223,7 +225,7 @@ def _rounding(scorer: ResponseScorer, truth: Logps) -> float:
     if scorer.dtype not in SIXTEEN_BITS:
         return 0.0
     spread = float(torch.cat(list(truth.values())).double().std(correction=0))
-    return torch.finfo(scorer.dtype).eps / 2 * spread
+    return torch.finfo(scorer.dtype).eps / 2 * max(spread, SMALLEST_SPREAD)
 
 
 def _computed(scorer: ResponseScorer, rows: Sequence[Row], device: torch.device) -> Logps | str:
