@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 _name = ""
 
@@ -77,9 +77,21 @@ def name_lines(name: str) -> None:
     _name = f"[{name}] "
 
 
+def rank_and_count(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """Which process this is, from 0, and of how many: (0, 1) for one that was started alone.
+
+    torchrun and accelerate tell both; RANK alone, which job schedulers set too, means nothing. For
+    srun see `cli.srun`.
+    """
+    if {"RANK", "WORLD_SIZE"} <= environment.keys():
+        return int(environment["RANK"]), int(environment["WORLD_SIZE"])
+    return 0, 1
+
+
 def is_first_process() -> bool:
-    """Whether this is the process that reports and writes, of those that torchrun started."""
-    return int(os.environ.get("RANK", "0")) == 0
+    """Whether this is the process that reports and writes, of those that work together."""
+    rank, _ = rank_and_count()
+    return rank == 0
 
 
 def say_once(message: str) -> None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import subprocess
+import sys
+import time
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -85,7 +91,7 @@ def test_the_memory_keeps_what_others_wrote(weights, tmp_path, reader):
     for files in ([weights], [other], [weights, other]):
         reader.memo().hash_files(files)
     assert reader.read == ["model.safetensors", "other.safetensors"]
-    assert os.listdir(reader.path.parent) == [reader.path.name]
+    assert sorted(os.listdir(reader.path.parent)) == ["hashes.json", "hashes.lock"]
 
 
 @pytest.mark.parametrize(
@@ -121,11 +127,110 @@ def test_a_memory_that_cannot_be_kept_is_harmless(weights, tmp_path, monkeypatch
     for _ in range(2):
         assert HashMemo(blocked / "hashes.json").hash_files([weights]) == WEIGHTS
     if where == "a directory":
-        assert os.listdir(blocked) == ["hashes.json"], "no temporary stays behind"
+        left = sorted(os.listdir(blocked))
+        assert left == ["hashes.json", "hashes.lock"], "no temporary stays behind"
 
 
 def refuse(*_: object, **__: object) -> None:
     raise PermissionError(13, "Permission denied")
+
+
+SERVER = """
+import sys, time
+from pathlib import Path
+from mrpo_tools.references.hashes import HashMemo, hash_file
+
+folder, name, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+
+def counted(path):
+    with (folder / "reads").open("a") as reads:
+        print(path.name, file=reads)
+    time.sleep(seconds)
+    return hash_file(path)
+
+print("ready", flush=True)
+sys.stdin.readline()
+print(HashMemo(folder / "hashes.json", hash_file=counted).hash_files([folder / name])[name])
+"""
+"""A process that hashes a file so many seconds long, once it is told to, and notes that it does."""
+
+
+class Hasher:
+    """Such a process, which is ready."""
+
+    def __init__(self, weights: Path, seconds: float) -> None:
+        arguments = [str(weights.parent), weights.name, str(seconds)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen([sys.executable, "-c", SERVER, *arguments], **pipes)
+        assert self.process.stdout.readline() == "ready\n"
+
+    def begin(self) -> None:
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def end(self) -> str:
+        answer, _ = self.process.communicate(timeout=60)
+        return answer.strip()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def reads(folder: Path, count: int = 0) -> list[str]:
+    """The files that were read so far; waits until there are so many."""
+    path = folder / "reads"
+    while not path.exists() or len(path.read_text().splitlines()) < count:
+        time.sleep(0.01)
+    return path.read_text().splitlines()
+
+
+def test_of_processes_that_start_together_one_reads(weights):
+    """Torchrun on fresh weights: the second and third wait, and take the hash from the memory."""
+    hashers = [Hasher(weights, seconds=0.5) for _ in range(3)]
+    for hasher in hashers:
+        hasher.begin()
+    assert {hasher.end() for hasher in hashers} == set(WEIGHTS.values())
+    assert reads(weights.parent) == [weights.name]
+
+
+def test_who_is_killed_while_reading_blocks_nobody(weights):
+    """The second waits for the first; when that is killed it reads the file itself."""
+    first, second = Hasher(weights, seconds=600), Hasher(weights, seconds=0)
+    first.begin()
+    reads(weights.parent, 1)
+    second.begin()
+    time.sleep(0.5)
+    assert second.process.poll() is None, "the second did not wait"
+    first.kill()
+    assert second.end() == WEIGHTS[weights.name]
+    assert len(reads(weights.parent)) == 2
+
+
+def test_other_files_do_not_wait(weights):
+    """An adapter is hashed while another process reads a big model."""
+    other = weights.with_name("adapter_model.safetensors")
+    other.write_bytes(b"Weights")
+    big, small = Hasher(weights, seconds=600), Hasher(other, seconds=0)
+    big.begin()
+    reads(weights.parent, 1)
+    small.begin()
+    assert small.end() == sha256(b"Weights").hexdigest()
+    assert big.process.poll() is None
+    big.kill()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(weights, reader, monkeypatch, code):
+    """The file is hashed, and remembered all the same."""
+    monkeypatch.setattr(fcntl, "lockf", partial(refuse_with, code))
+    for _ in range(2):
+        assert reader.memo().hash_files([weights]) == WEIGHTS
+    assert reader.read == ["model.safetensors"]
+
+
+def refuse_with(code: int, *_: object) -> None:
+    raise OSError(code, os.strerror(code))
 
 
 def test_the_memory_lives_in_the_users_cache(monkeypatch, tmp_path):

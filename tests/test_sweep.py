@@ -118,14 +118,14 @@ def project(tmp_path, monkeypatch, some_groups, tiny_models, cached) -> Path:
 ARGUMENTS = ["sweep", "recipe.yaml", "--refs", "llama,qwen", "--grid", "loss=dpo,mrpo"]
 
 
-def sweep_with(steps: Steps, *, baselines: bool = False, jobs: int = 1, **changes):
+def sweep_with(steps: Steps, *, baselines: bool = False, jobs: int = 1, gpus=(), **changes):
     """The project's sweep of dpo and mrpo with one seed, by other steps."""
     project = load_project()
     words = load_recipe(Path("recipe.yaml")) | {"refs": ["llama", "qwen"]}
     planned = plan(words, parse_grid(["loss=dpo,mrpo"]), [0], baselines=baselines)
     work = Work(Path("runs/sweep"), Dataset(source=str(Path("data.jsonl").resolve())),
                 Path(project.cache), project.references, "test")  # fmt: skip
-    return sweep(planned, replace(work, **changes), jobs, steps)
+    return sweep(planned, replace(work, **changes), jobs, steps, gpus=gpus)
 
 
 def stamps(folder: Path = Path("runs")) -> dict[Path, int]:
@@ -276,21 +276,27 @@ def test_sigterm_reaches_every_process_and_the_sweep_goes_on(project):
 
 
 def from_hub(dataset: Dataset) -> Source:
-    """The project's data as if they were a hub's, at one commit; says what it was asked for."""
+    """The project's data as if they were a hub's, at one commit; says what it was asked for, and
+    which GPU this process sees."""
     with Path("asked").open("a") as asked:
-        print(dataset.source, file=asked)
+        print(dataset.source, os.environ.get("CUDA_VISIBLE_DEVICES"), file=asked)
     here = dataset.model_copy(update={"source": "data.jsonl"})
     return replace(load_dataset(here), revision="c0ffee")
 
 
-def test_two_processes_give_the_same_numbers_from_the_commit_that_was_read_first(project):
-    """A data set of the hub may change while a sweep runs for days."""
+def test_two_processes_give_the_same_numbers_from_the_commit_that_was_read_first(
+    project, monkeypatch
+):
+    """A data set of the hub may change while a sweep runs for days. Each process sees one GPU."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-a")
     alone = render(sweep_with(Steps()), "csv")
     there = {"output": Path("runs/two"), "dataset": Dataset(source="owner/pairs")}
-    assert render(sweep_with(Steps(load=from_hub), jobs=2, **there), "csv") == alone
-    first, *others = Path("asked").read_text().split()
-    assert first == "owner/pairs"
-    assert set(others) == {"owner/pairs@c0ffee"}
+    processes = {"jobs": 2, "gpus": ["3", "GPU-a"]}
+    assert render(sweep_with(Steps(load=from_hub), **processes, **there), "csv") == alone
+    first, *others = Path("asked").read_text().splitlines()
+    assert first == "owner/pairs 3,GPU-a"
+    assert others
+    assert set(others) <= {"owner/pairs@c0ffee 3", "owner/pairs@c0ffee GPU-a"}
     record = json.loads(Path("runs/two/mrpo/seed-0/run.json").read_text())
     assert record["dataset"]["source"] == "owner/pairs@c0ffee"
 

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 
 import click
 
+from mrpo_tools.cli.srun import torchrun_variables
 from mrpo_tools.errors import NO_SPACE, MrpoError, Preempted, ResourceError, did_you_mean
-from mrpo_tools.progress import is_first_process
+from mrpo_tools.progress import is_first_process, say_once
 
 COMMANDS = {
     "init": "mrpo_tools.cli.project",
@@ -83,6 +84,10 @@ def cli(ctx: click.Context, *, debug: bool) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code that `errors` promises."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    told = torchrun_variables(os.environ)
+    os.environ.update(told)
+    if told:
+        say_once(f"process 1 of the {told['WORLD_SIZE']} that srun started")
     code = run(arguments)
     if "torch" not in sys.modules:  # a library's thread that is starting can abort a normal exit
         for stream in (sys.stdout, sys.stderr):

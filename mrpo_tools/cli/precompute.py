@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,11 +20,15 @@ from mrpo_tools.cli.options import (
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from mrpo_tools.cache import Cache
     from mrpo_tools.config import Reference
     from mrpo_tools.groups import Group
     from mrpo_tools.precomputing.estimate import Estimate
     from mrpo_tools.precomputing.summary import Summary
+    from mrpo_tools.references.resolved import ResolvedReference
+    from mrpo_tools.scorer.loaded import LoadedReference
 
 
 @click.command()
@@ -34,7 +39,9 @@ if TYPE_CHECKING:
 @dataset_options
 @click.option("--split", help="Score this split only.")
 @cache_option
-@click.option("--shard", metavar="I/N", help="The I-th of N parts of the prompts, I from 1.")
+@click.option("--shard", metavar="I/N",
+              help="The I-th of N parts of the prompts, I from 1.  "
+              "[default: under torchrun or srun, this process's part]")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Count tokens; load no weights, write nothing.")
 @reference_options
 @json_option
@@ -79,25 +86,39 @@ def precompute(refs: tuple[str, ...], split: str | None, shard: str | None, **op
         dataset=source.name,
         split=split,
         shard=part,
+        load=_load if shard is None else None,
     )
     _print(summaries, as_json=options["as_json"])
 
 
 def _shard(text: str | None) -> tuple[int, int]:
-    """`3/16` -> (2, 16); without one, this process's share under accelerate or torchrun."""
-    import os
-
+    """`3/16` -> (2, 16); without one, this process's share of those that work together."""
     from mrpo_tools.errors import UsageError
+    from mrpo_tools.progress import rank_and_count
 
-    if text is None and {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-        rank = os.environ["RANK"]
-        text = f"{int(rank) + 1 if _is_number(rank) else rank}/{os.environ['WORLD_SIZE']}"
     if text is None:
-        return 0, 1
+        return rank_and_count()
     index, _, count = text.partition("/")
     if not (_is_number(index) and _is_number(count) and 1 <= int(index) <= int(count)):
         raise UsageError(f"--shard {text}: I/N with I from 1 to N is needed", "--shard 1/4")
     return int(index) - 1, int(count)
+
+
+def _load(resolved: ResolvedReference, dtype: str, device: torch.device) -> LoadedReference:
+    """A reference's model; before the first one, a word about GPUs that lie idle."""
+    from mrpo_tools.scorer.loaded import load_reference
+
+    _tell_idle_gpus()
+    return load_reference(resolved, dtype, device)
+
+
+@functools.cache
+def _tell_idle_gpus() -> None:
+    from mrpo_tools.progress import say
+    from mrpo_tools.references.devices import idle_gpus, visible_gpus
+
+    if idle := idle_gpus("precompute", visible_gpus()):
+        say(idle)
 
 
 def _is_number(text: str) -> bool:

@@ -27,7 +27,7 @@ from mrpo_tools.cli.options import (
               help="Reference 1 first.  [default: the recipe's, or the project's]")  # fmt: skip
 @click.option("--no-baselines", is_flag=True, help="Leave out DPO with each single reference.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True,
-              help="Runs at a time, each in a process of its own.")  # fmt: skip
+              help="Runs at a time, each in a process and on a GPU of its own.")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path), default=Path("runs/sweep"),
               show_default=True, metavar="DIR")  # fmt: skip
 @click.option("--split", default="test", show_default=True, help="To evaluate on.")

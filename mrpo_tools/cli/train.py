@@ -85,9 +85,8 @@ def train(
         cache.references()  # refuses a cache that is not there before anything is read
     source = read_groups(dataset)
     from mrpo_tools.progress import is_first_process
-    from mrpo_tools.references.loading import quiet_libraries
 
-    quiet_libraries()  # before they are imported
+    _begin()
     from mrpo_tools.training.train import train as phase2
 
     result = phase2(
@@ -105,6 +104,18 @@ def train(
         print_json({"run": str(output), **result.metrics.as_json()})
         return
     _print(result, recipe.loss)
+
+
+def _begin() -> None:
+    """Quiet the libraries, before they are imported, and say which GPUs lie idle."""
+    from mrpo_tools.progress import say
+    from mrpo_tools.references.devices import idle_gpus, visible_gpus
+    from mrpo_tools.references.loading import quiet_libraries
+
+    quiet_libraries()
+    gpus = visible_gpus()
+    if idle := idle_gpus("train", gpus):
+        say(f"{idle} (a step then takes {len(gpus)} times the groups)")
 
 
 def _refuse_to_resume(output: Path) -> NoReturn:

@@ -7,13 +7,14 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 import torch
 
 from mrpo_tools.errors import ResourceError
+from mrpo_tools.progress import rank_and_count
 
 
 def pick_device() -> torch.device:
@@ -29,8 +30,8 @@ def pick_device() -> torch.device:
 
 
 def wait_for_everyone() -> None:
-    """Under torchrun or accelerate: until every process has come here."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    """Under torchrun, accelerate or srun: until every process has come here."""
+    if _several():
         from accelerate import PartialState
 
         state = PartialState(cpu=pick_device().type == "cpu", backend=process_backend())
@@ -39,8 +40,40 @@ def wait_for_everyone() -> None:
 
 def process_backend() -> str | None:
     """How processes talk to each other where torch does not know it by itself: gloo on CPUs."""
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return "gloo" if several and pick_device().type == "cpu" else None
+    return "gloo" if _several() and pick_device().type == "cpu" else None
+
+
+def _several() -> bool:
+    _, count = rank_and_count()
+    return count > 1
+
+
+def visible_gpus(
+    count: int | None = None, environment: Mapping[str, str] = os.environ
+) -> list[str]:
+    """The CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them.
+
+    Args:
+        count: how many torch sees; None asks it.
+        environment: where CUDA_VISIBLE_DEVICES may be restricted already, by number or by name.
+    """
+    count = torch.cuda.device_count() if count is None else count
+    given = environment.get("CUDA_VISIBLE_DEVICES")
+    names = given.split(",") if given else map(str, range(count))
+    return [name.strip() for name in names][:count]
+
+
+def idle_gpus(command: str, gpus: Sequence[str]) -> str | None:
+    """A word for who uses one of several GPUs, with what uses all; None where none lies idle.
+
+    Args:
+        command: of mrpo, which several processes share.
+        gpus: from `visible_gpus`.
+    """
+    if len(gpus) < 2 or _several():
+        return None
+    launcher = f"torchrun --nproc-per-node {len(gpus)} -m mrpo_tools"
+    return f"one of {len(gpus)} GPUs is used; all of them: {launcher} {command} …"
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -53,9 +86,24 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-def default_dtype(device: torch.device | None = None) -> str:
-    """bfloat16 on an accelerator; float32 on a CPU, where bf16 products are far slower."""
-    return "float32" if (device or pick_device()).type == "cpu" else "bfloat16"
+def default_dtype(
+    device: torch.device | None = None,
+    has_bfloat16: Callable[..., bool] = torch.cuda.is_bf16_supported,
+) -> str:
+    """The arithmetic of a model that names none.
+
+    bfloat16 on an accelerator; float16 on a CUDA card older than it (before Ampere), where it would
+    be emulated; float32 on a CPU, where 16-bit products are far slower.
+
+    Args:
+        device: None takes this process's.
+        has_bfloat16: asks the card, with `including_emulation`.
+    """
+    device = device or pick_device()
+    if device.type == "cpu":
+        return "float32"
+    old = device.type == "cuda" and not has_bfloat16(including_emulation=False)
+    return "float16" if old else "bfloat16"
 
 
 @contextlib.contextmanager
@@ -74,9 +122,14 @@ def memory_errors(doing: str, hint: str) -> Iterator[None]:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start measuring `peak_memory_bytes` anew, where the system can (CUDA; a CPU under Linux)."""
+    """Start measuring `peak_memory_bytes` anew, where the system can (CUDA; a CPU under Linux).
+
+    Metal keeps no peak; giving its idle blocks back lowers what it holds.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    if device.type == "mps":
+        torch.mps.empty_cache()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak of `getrusage`; no library does it
 
@@ -85,27 +138,32 @@ def peak_memory_bytes(device: torch.device) -> int:
     """The most memory held since the last reset: on the accelerator, or resident on a CPU.
 
     On a CPU it is the process's maximum resident set, shared libraries counted. Under Linux that
-    is at least the one of the process that started this one, as `getrusage` has it.
+    is at least the one of the process that started this one, as `getrusage` has it. With Metal it
+    is what the driver has given out, idle blocks counted: it seldom takes any back.
     """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024)
 
 
 def free_bytes(device: torch.device) -> int:
     """Memory not in use: of the accelerator, its allocator's idle blocks counted, or of this
-    machine."""
+    machine. Metal shares the machine's; what it recommends as a limit is taken for its size."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     return int(psutil.virtual_memory().available)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of a matrix product here, measured in a fraction of a second."""
-    if not dtype.is_floating_point or (device.type == "cpu" and dtype != torch.float32):
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    if device.type == "cpu" or not dtype.is_floating_point:
+        dtype = getattr(torch, default_dtype(device))
     size = 1024 if device.type == "cpu" else 8192
     square = torch.randn(size, size, device=device).to(dtype)
     best = float("inf")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import platformdirs
@@ -24,11 +27,13 @@ def hash_file(path: Path) -> str:
 class HashMemo:
     """SHA-256 of big files, remembered by path, size and modification time.
 
-    A directory of several gigabytes is then identified at once on every start but the first. The
-    memory is a JSON file in the user's cache directory; losing it costs time only.
+    A directory of several gigabytes is then identified at once on every start but the first, and of
+    several processes that start together one reads it for all: a file that is being hashed is
+    locked, and who waited takes the hash from the memory. The memory is a JSON file in the user's
+    cache directory; losing it costs time only. So does a file system without locks.
 
     Args:
-        path: of the memory.
+        path: of the memory; the locks are held on a file beside it.
         hash_file: what computes a hash that is not remembered.
     """
 
@@ -48,18 +53,26 @@ class HashMemo:
             on_hash: told each file before it is read.
         """
         memory = self._read()
-        hashes, fresh = {}, {}
+        hashes = {}
         for file in files:
             stat = file.stat()
             key = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-            if key not in memory:
-                if on_hash:
-                    on_hash(file)
-                memory[key] = fresh[key] = self._hash_file(file)
-            hashes[file.name] = memory[key]
-        if fresh:
-            self._write({**self._read(), **fresh})
+            hashes[file.name] = memory.get(key) or self._hash_once(file, key, on_hash)
         return hashes
+
+    def _hash_once(self, file: Path, key: str, on_hash: Callable[[Path], None] | None) -> str:
+        """A hash that was not remembered a moment ago; one process at a time computes it."""
+        with _locks(self.path.with_suffix(".lock")) as lock:
+            lock(key)
+            remembered = self._read().get(key)
+            if remembered:
+                return remembered
+            if on_hash:
+                on_hash(file)
+            fresh = self._hash_file(file)
+            lock(MEMORY)
+            self._write({**self._read(), key: fresh})
+            return fresh
 
     def _read(self) -> dict[str, str]:
         try:
@@ -80,3 +93,24 @@ class HashMemo:
             write_whole(self.path, json.dumps(memory).encode())
         except (OSError, ResourceError):
             return  # a memory that cannot be kept is only slower next time
+
+
+@contextlib.contextmanager
+def _locks(path: Path) -> Iterator[Callable[[str], None]]:
+    """A function that keeps other processes out by a name, until the block ends.
+
+    A name is a byte of the file. The system lets go of it when this process ends, however it does.
+    Nobody is kept out where the file cannot be written or the file system has no locks.
+    """
+    with contextlib.ExitStack() as stack:
+        file = None
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.open("ab"))
+
+        def lock(name: str) -> None:
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    fcntl.lockf(file, fcntl.LOCK_EX, 1, zlib.crc32(name.encode()))
+
+        yield lock

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import active_children, get_context
 from pathlib import Path
 
@@ -24,12 +24,14 @@ from mrpo_tools.errors import MrpoError, Preempted, UsageError
 from mrpo_tools.evaluation.evaluate import evaluate
 from mrpo_tools.groups import Group, hash_groups, in_split
 from mrpo_tools.progress import name_lines, say
+from mrpo_tools.references.devices import visible_gpus
 from mrpo_tools.runs.compare import Comparison, compare
 from mrpo_tools.runs.formats import FORMATS, render
 from mrpo_tools.runs.read import read_evaluation, read_results
 from mrpo_tools.runs.run import Run, is_finished, is_run, load_run, read_run
 from mrpo_tools.sources import Source, load_dataset
 from mrpo_tools.sweep.grid import Planned
+from mrpo_tools.sweep.worker import start_worker, turns
 from mrpo_tools.training.policy import resolve_policy
 from mrpo_tools.training.train import train
 
@@ -70,7 +72,11 @@ STEPS = Steps()
 
 
 def sweep(
-    planned: Sequence[Planned], work: Work, jobs: int = 1, steps: Steps = STEPS
+    planned: Sequence[Planned],
+    work: Work,
+    jobs: int = 1,
+    steps: Steps = STEPS,
+    gpus: Sequence[str] | None = None,
 ) -> Comparison:
     """Make every run that is not there, evaluate it, and write the tables.
 
@@ -79,6 +85,7 @@ def sweep(
         work: what they share.
         jobs: runs at a time, each in a process of its own; 1 trains in this process.
         steps: how data is read and a run is trained and evaluated.
+        gpus: the processes take one each, in turn; None takes this machine's.
 
     Returns:
         The comparison, which `table.md`, `.tex`, `.csv` and `.json` in the sweep's directory hold.
@@ -95,8 +102,13 @@ def sweep(
     work = replace(work, references=_references(planned, work), dataset=dataset)
     todo = [run for run in planned if not _is_done(run, work, source.groups)]
     say(f"{len(planned):,} runs, {len(planned) - len(todo):,} of them done already")
+    gpus = visible_gpus() if gpus is None else gpus
+    if jobs < min(len(gpus), len(todo)):
+        say(f"{jobs} of {len(gpus)} GPUs used; --jobs {len(gpus)} uses all of them")
     if jobs > 1 and len(todo) > 1:
-        attempts = _in_processes(todo, work, jobs, steps)
+        attempts = _in_processes(
+            todo=todo, work=work, jobs=min(jobs, len(todo)), steps=steps, gpus=gpus
+        )
     else:
         attempts = _in_this_process(todo, work, source.groups, steps)
     failures: list[tuple[Planned, MrpoError]] = []
@@ -224,15 +236,14 @@ def _in_this_process(
 
 
 def _in_processes(
-    todo: Sequence[Planned], work: Work, jobs: int, steps: Steps
+    *, todo: Sequence[Planned], work: Work, jobs: int, steps: Steps, gpus: Sequence[str]
 ) -> Iterator[Attempt]:
     """Each run as it ends, several at a time."""
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    context = get_context("spawn")
+    begin = partial(start_worker, max(1, (os.cpu_count() or 1) // jobs))
     with (
         _forwarded_sigterm() as signals,
-        ProcessPoolExecutor(
-            min(jobs, len(todo)), get_context("spawn"), _start_worker, (threads,)
-        ) as pool,
+        ProcessPoolExecutor(jobs, context, begin, (turns(gpus, jobs, context),)) as pool,
     ):
         futures = {pool.submit(make_alone, run, work, steps): run for run in todo}
         try:
@@ -268,15 +279,6 @@ def _forwarded_sigterm() -> Iterator[list[int]]:
         yield signals
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _start_worker(threads: int) -> None:
-    import torch
-
-    from mrpo_tools.references.loading import quiet_libraries
-
-    torch.set_num_threads(threads)
-    quiet_libraries()
 
 
 def make_alone(planned: Planned, work: Work, steps: Steps) -> MrpoError | None:
