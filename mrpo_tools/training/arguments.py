@@ -46,7 +46,7 @@ def training_arguments(
         report_to=[],
         remove_unused_columns=False,
         fp16=products == "float16",  # scales the loss
-        dataloader_pin_memory=not on_cpu,
+        dataloader_pin_memory=pick_device().type == "cuda",
         use_cpu=on_cpu,
         ddp_backend=process_backend(),
         ddp_find_unused_parameters=False,

@@ -95,7 +95,7 @@ class GroupTrainer(Trainer):
         loss = applied.losses.sum() / count.clamp(min=1)
         if num_items_in_batch is not None and self.args.world_size > 1:
             loss = loss * self.args.world_size  # DDP averages what is a sum here
-        loss = loss.float()
+        loss = loss.float().to(self.args.device)  # the sums of some devices are on the CPU
         if model.training:
             with torch.no_grad():
                 self._averages.add(figures(self.groups, applied, index))
