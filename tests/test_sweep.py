@@ -36,6 +36,10 @@ def test_seeds_and_grid():
     assert parse_grid(["loss=dpo,mrpo", "epsilon_max=0,1e6,0", "refs=a+b,c"]) == {
         "loss": ["dpo", "mrpo"], "epsilon_max": [0, "1e6"], "refs": [["a", "b"], ["c"]],
     }  # fmt: skip
+    assert parse_grid(["refs=[a],[a, b],a"]) == {"refs": [["a"], ["a", "b"]]}
+    assert parse_grid(["fixed_weights=[0.2,0.8],[0.5,0.5]"]) == {
+        "fixed_weights": [[0.2, 0.8], [0.5, 0.5]]
+    }
 
 
 def test_seeds_and_grids_that_are_none():
@@ -43,7 +47,8 @@ def test_seeds_and_grids_that_are_none():
         with pytest.raises(UsageError, match="numbers and ranges"):
             parse_seeds(text)
     for message, *settings in (
-        ("KEY=VALUE", "loss"), ("KEY=VALUE", "loss="), ("a recipe has no key lr", "lr=1"),
+        ("KEY=VALUE", "loss"), ("KEY=VALUE", "loss="), ("KEY=VALUE", "refs=[a"),
+        ("a recipe has no key lr", "lr=1"),
         ("a place of its own", "seed=1,2"), ("a place of its own", "beta=1", "beta=2"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=message):

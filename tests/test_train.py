@@ -37,6 +37,7 @@ from mrpo_tools.training.arguments import training_arguments
 from mrpo_tools.training.callbacks import FiniteGuard
 from mrpo_tools.training.groups import group_seeds
 from mrpo_tools.training.prepare import prepare
+from mrpo_tools.training.saturation import flat_share, tell_saturated
 from mrpo_tools.training.train import train
 from mrpo_tools.training.trainer import GroupTrainer
 
@@ -86,6 +87,21 @@ def load(path):
 
 def trainer_on(groups, model, words: Recipe, output: Path) -> GroupTrainer:
     return GroupTrainer(ResponseScorer(model), groups, training_arguments(words, output))
+
+
+@pytest.mark.parametrize(
+    ("loss", "shift", "share"), [("dpo", 0, 0), ("dpo", 200, 1), ("sppo", 0, 0), ("kto_pair", 0, 0)]
+)
+def test_a_loss_that_is_flat_from_the_start_is_told(ready, capsys, loss, shift, share):
+    """A reference 200 nats below reference 1 on each best response, times β 0.1: σ(20) is flat."""
+    groups = ready(recipe(loss=loss, refs=["llama"], beta=0.1)).training
+    scores = groups.tensors.judged.scores.masked_fill(~groups.tensors.mask, -1e9)
+    best = scores == scores.amax(-1, keepdim=True)
+    logps = groups.combined.logps - shift * best
+    groups = replace(groups, combined=replace(groups.combined, logps=logps))
+    assert flat_share(groups) == share
+    tell_saturated(groups)
+    assert ("of the groups is flat before the first step" in capsys.readouterr().err) == bool(share)
 
 
 def test_the_loss_is_a_mean_over_usable_groups(tiny_models, ready, tmp_path):

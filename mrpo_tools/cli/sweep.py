@@ -21,7 +21,7 @@ from mrpo_tools.cli.options import (
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--seeds", default="0..2", show_default=True, metavar="0..4", help="Both ends count.")
 @click.option("--grid", multiple=True, metavar="KEY=A,B,…",
-              help="Values of a recipe key. Repeats: every combination.")  # fmt: skip
+              help="Values of a recipe key (YAML). Repeats: every combination.")  # fmt: skip
 @set_option
 @click.option("--refs", metavar="A,B,…",
               help="Reference 1 first.  [default: the recipe's, or the project's]")  # fmt: skip
@@ -58,6 +58,7 @@ def sweep(
     Example:
         mrpo sweep recipe.yaml --seeds 0..4 --grid loss=dpo,mrpo,multi_dpo,mean_ref
         mrpo sweep recipe.yaml --grid loss=mrpo --grid epsilon_max=0,0.01,0.1,1,1e6
+        mrpo sweep recipe.yaml --grid "refs=[llama],[llama,mistral]"
     """
 
     from mrpo_tools.config import load_project, load_recipe, pinned

@@ -54,7 +54,9 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_grid(settings: Iterable[str]) -> dict[str, list[Any]]:
-    """`loss=dpo,mrpo` -> {"loss": ["dpo", "mrpo"]}; references of one run are joined by `+`.
+    """`loss=dpo,mrpo` -> {"loss": ["dpo", "mrpo"]}.
+
+    Values are YAML, so a set of references is a list: `refs=[a],[a,b]`, or shorter `refs=a,a+b`.
 
     Raises:
         UsageError: no `=`, no value, an unknown key, a key named twice, or `seed`.
@@ -62,8 +64,8 @@ def parse_grid(settings: Iterable[str]) -> dict[str, list[Any]]:
     grid: dict[str, list[Any]] = {}
     for setting in settings:
         key, _, text = setting.partition("=")
-        words = [word.strip() for word in text.split(",") if word.strip()]
-        if not words:
+        values = yaml_value(f"[{text}]")
+        if not values or not isinstance(values, list):
             raise UsageError(f"--grid {setting}: KEY=VALUE,… is needed", "--grid loss=dpo,mrpo")
         if key in grid or key == "seed":
             hint = "--seeds 0..4" if key == "seed" else f"--grid {key}=A,B names them all"
@@ -71,7 +73,10 @@ def parse_grid(settings: Iterable[str]) -> dict[str, list[Any]]:
         if key not in Recipe.model_fields:
             near = did_you_mean(key, Recipe.model_fields)
             raise UsageError(f"--grid {setting}: a recipe has no key {key}", near)
-        values = [word.split("+") if key == "refs" else yaml_value(word) for word in words]
+        if key == "refs":
+            values = [
+                str(refs).split("+") if not isinstance(refs, list) else refs for refs in values
+            ]
         grid[key] = list({json.dumps(value): value for value in values}.values())
     return grid
 

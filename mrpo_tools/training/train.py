@@ -41,6 +41,7 @@ from mrpo_tools.training.groups import TrainingGroups
 from mrpo_tools.training.policy import scorer_of
 from mrpo_tools.training.prepare import Prepared, prepare
 from mrpo_tools.training.record import model_card, open_run, run_record
+from mrpo_tools.training.saturation import tell_saturated
 from mrpo_tools.training.step0 import check_step0
 from mrpo_tools.training.trainer import GroupTrainer
 
@@ -132,6 +133,7 @@ def _tell(prepared: Prepared) -> None:
             f"others' numbers clipped; {report.mean_distance_from_reference_1_nats:.3g} nats "
             "from reference 1 on average"
         )
+    tell_saturated(prepared.training)
     for reason, count in report.skipped_groups.items():
         say_once(f"skipped {count:,} groups: {reason}")
     for reason, count in report.dropped_responses.items():
@@ -162,6 +164,7 @@ def _fit(
     recipe: Recipe, prepared: Prepared, output: Path, callbacks: Sequence[TrainerCallback]
 ) -> Metrics:
     """Load the policy, check it against its cached reference, train, save."""
+    torch.set_flush_denormal(True)  # a saturated loss has tiny gradients, slow as denormal numbers
     device = pick_device()
     reset_peak_memory(device)
     policy = prepared.policy
