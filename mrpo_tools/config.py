@@ -35,6 +35,7 @@ ALIASES = {
     "mistral": "teknium/OpenHermes-2.5-Mistral-7B",
     "qwen": "Qwen/Qwen1.5-7B-Chat",
 }
+"""Outside a project: the references of the MRPO paper (Table 1), 7B parameters each."""
 
 
 class Words(BaseModel):
@@ -210,8 +211,12 @@ def parse(model: type[ModelT], values: object, where: str) -> ModelT:
     except ValidationError as error:
         problems = error.errors()
     lines = [f"{where}: {_in_words(problem)}" for problem in problems]
-    unknown = (_near_key(model, problem["loc"]) for problem in problems if _is_unknown(problem))
-    raise UsageError("\n".join(lines), next(filter(None, unknown), None))
+    unknown = [problem["loc"] for problem in problems if _is_unknown(problem)]
+    if len(unknown) == 1:
+        raise UsageError("\n".join(lines), _near_key(model, unknown[0]))
+    near = {str(path[-1]): _near_key(model, path) for path in unknown}
+    hints = [f"{key}: {hint}" for key, hint in near.items() if hint]
+    raise UsageError("\n".join(lines), "; ".join(hints) or None)
 
 
 def _is_unknown(problem: ErrorDetails) -> bool:
@@ -232,8 +237,12 @@ def _near_key(model: type[BaseModel], path: tuple[int | str, ...]) -> str | None
     return did_you_mean(str(path[-1]), owner.model_fields)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, absent: str = "mrpo init writes a project file") -> dict[str, Any]:
     """A YAML mapping; an empty file is an empty one.
+
+    Args:
+        path: of the file.
+        absent: the hint where there is none.
 
     Raises:
         UsageError: no such file, or no YAML (with the line), or no mapping.
@@ -241,7 +250,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"no file {path}", "mrpo init writes a project file") from None
+        raise UsageError(f"no file {path}", absent) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{path} cannot be read as YAML: {error}") from None
     if values is None:
@@ -287,7 +296,9 @@ def load_project(path: Path | None = None) -> Project:
 
 def load_recipe(path: Path) -> dict[str, Any]:
     """A recipe's own keys, validated (the run completes them with its options)."""
-    values = read_yaml(path)
+    there = ", ".join(map(str, sorted(path.parent.glob("*.y*ml"))[:6]))
+    near = f"there are: {there}" if there else "a recipe is a YAML file, learning_rate: 1e-5 say"
+    values = read_yaml(path, f"{near}; without --config every key has its default")
     parse(Recipe, values, str(path))
     return values
 

@@ -60,6 +60,16 @@ def test_by_hand_with_a_project(project, tiny_models, mrpo):
     for name in ("accuracies", "accuracies_step0", "accuracies_reference_1", "accuracies_logp"):
         assert 0 <= metrics[name] <= 1
     assert "not comparable between methods" in mrpo("evaluate runs/mrpo --split train").out
+    twice = mrpo("evaluate runs/mrpo runs/mrpo --split train").out
+    assert twice.count("always the longer") == 2
+    assert twice.endswith("mrpo report runs/mrpo runs/mrpo\n")
+    assert json.loads(mrpo("evaluate runs/mrpo runs/mrpo --split train --json").out) == 2 * [
+        metrics
+    ]
+    ranked = mrpo("rank --dataset data.jsonl").out
+    assert ranked == mrpo("rank --dataset data").out
+    assert "\nnext: mrpo train --loss " in ranked
+    mrpo(ranked.split("next: mrpo ")[1].strip() + "-ranked --set max_steps=1")
     query = "SELECT reference, count(*) AS n FROM logps GROUP BY 1 ORDER BY 1"
     rows = json.loads(mrpo(f"sql '{query}' --format json").out)
     assert [row["reference"] for row in rows] == ["llama", "mistral", "qwen"]
@@ -111,6 +121,11 @@ BAD = {
         "no loss is named 'mrop'\nnext:  did you mean mrpo"),
     "unknown key": (f"{TRAIN} --refs a --set lr=1", 2,
         "recipe: lr: unknown key\nnext:  did you mean learning_rate?"),
+    "several unknown keys": (f"{TRAIN} --refs a --set epochs=1 --set batch_size=1 --set lora_rank=1",
+        2, "next:  epochs: did you mean num_train_epochs?; batch_size: did you mean "
+        "per_device_train_batch_size?; lora_rank: did you mean lora_r?"),
+    "recipe that is not there": (f"{TRAIN} --refs a --config nope.yaml", 2,
+        "no file nope.yaml\nnext:  a recipe is a YAML file"),
     "reference not cached": (f"{TRAIN} --refs nobody --cache cached", 3,
         "reference 'nobody' has no log-probs in cached (cached: none yet)\n"
         "next:  create them with: mrpo precompute --ref nobody"),

@@ -65,7 +65,9 @@ def test_every_problem_is_told_at_once():
         "r.yaml: lr: unknown key",
         "r.yaml: epochs: unknown key",
     ]
-    assert error.value.hint == "did you mean learning_rate?"
+    assert error.value.hint == (
+        "lr: did you mean learning_rate?; epochs: did you mean num_train_epochs?"
+    )
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ LONGER = "always the longer (a tie counts 0)"
 
 
 @click.command()
-@click.argument("run_or_model", metavar="RUN_OR_MODEL")
+@click.argument("subjects", metavar="RUN_OR_MODEL…", nargs=-1, required=True)
 @click.option(
     "--refs", metavar="A,B,…", help="What a model is compared with.  [default: the project's]"
 )
@@ -38,8 +38,8 @@ LONGER = "always the longer (a tie counts 0)"
 @click.option("--precompute", is_flag=True, help="Compute what the references have no numbers for.")
 @cache_option
 @json_option
-def evaluate(run_or_model: str, refs: str | None, split: str, **options: Any) -> None:
-    """Measure a policy on held-out groups: a run, or any model.
+def evaluate(subjects: tuple[str, ...], refs: str | None, split: str, **options: Any) -> None:
+    """Measure policies on held-out groups: runs, or any models.
 
     Prints, with 95 % intervals (bootstrap over prompts), the method's own accuracy, the same for
     the untrained policy, against reference 1 and by log-prob alone; each reference's own accuracy;
@@ -49,25 +49,40 @@ def evaluate(run_or_model: str, refs: str | None, split: str, **options: Any) ->
     \b
     Example:
         mrpo evaluate runs/mrpo --split test
+        mrpo evaluate runs/*
         mrpo evaluate Qwen/Qwen2.5-0.5B-Instruct --refs llama,qwen --precompute
     """
     from mrpo_tools.config import load_project
-    from mrpo_tools.runs.run import is_run, load_run
+    from mrpo_tools.runs.run import is_run
 
     project = load_project()
-    path = Path(run_or_model)
-    model = None if is_run(path) else _model(run_or_model, project)
-    record = (
-        _of_run(run=load_run(path), refs=refs, split=split, project=project, options=options)
-        if model is None
-        else _of_model(
-            word=run_or_model, model=model, refs=refs, split=split, project=project, options=options
-        )
-    )
+    records = []
+    for subject in subjects:
+        record = _record(subject, refs=refs, split=split, project=project, options=options)
+        records.append(record.as_json())
+        if not options["as_json"]:
+            if len(subjects) > 1:
+                print(f"\n{subject}")
+            _print(record)
     if options["as_json"]:
-        print_json(record.as_json())
-    else:
-        _print(record)
+        print_json(records if len(records) > 1 else records[0])
+    elif runs := " ".join(subject for subject in subjects if is_run(Path(subject))):
+        print(f"next: mrpo compare {runs}, or mrpo report {runs}")
+
+
+def _record(
+    subject: str, *, refs: str | None, split: str, project: Project, options: dict[str, Any]
+) -> EvaluationRecord:
+    """What is measured of a run or of a model."""
+    from mrpo_tools.runs.run import is_run, load_run
+
+    model = None if is_run(Path(subject)) else _model(subject, project)
+    if model is None:
+        run = load_run(Path(subject))
+        return _of_run(run=run, refs=refs, split=split, project=project, options=options)
+    return _of_model(
+        word=subject, model=model, refs=refs, split=split, project=project, options=options
+    )
 
 
 def _model(word: str, project: Project) -> Reference | None:

@@ -117,6 +117,7 @@ def references_named(
     """
     from mrpo_tools.config import Reference, check_name, find_reference, parse
     from mrpo_tools.errors import UsageError
+    from mrpo_tools.progress import say_once
 
     fields = {key: options[key] for key in REFERENCE_FIELDS if options.get(key) is not None}
     references: dict[str, Reference] = {}
@@ -126,6 +127,11 @@ def references_named(
             raise UsageError(f"--ref {word}: no model after '='", f"--ref {name}=PATH_OR_HUB_ID")
         check_name(name)
         base = Reference(model=model) if equals else find_reference(name, project)
+        if not equals and name not in project.references:
+            say_once(
+                f"note: {name} is {base.model}, a reference of the MRPO paper (7B, about 15 GB to "
+                f"download if it is not here); another one: --ref {name}=PATH_OR_HUB_ID"
+            )
         references[name] = parse(Reference, {**base.model_dump(), **fields}, f"reference {name}")
     return references
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,6 +10,7 @@ import click
 from mrpo_tools.cli.options import cache_option, json_option, print_json, print_table, with_interval
 
 if TYPE_CHECKING:
+    from mrpo_tools.cache import Cache
     from mrpo_tools.evaluation.rank import Ranking
     from mrpo_tools.evaluation.ranking import Agreement, VirtualReference
     from mrpo_tools.evaluation.recommendation import Recommendation
@@ -20,7 +22,8 @@ PROMPT_SHOWN = 60
 @click.command()
 @click.option("--refs", metavar="A,B,…", help="Cached references.  [default: all]")
 @click.option("--split", default="train", show_default=True, help="`all` for everything.")
-@click.option("--dataset", metavar="NAME", help="One of the cache's data sets.  [default: all]")
+@click.option("--dataset", metavar="SOURCE",
+              help="Its source, or its name in the cache.  [default: all]")  # fmt: skip
 @click.option("--epsilon-max", "epsilons", default="0.01,0.1,1", show_default=True, metavar="E,…")
 @cache_option
 @json_option
@@ -47,14 +50,38 @@ def rank(refs: str | None, split: str, dataset: str | None, epsilons: str, **opt
         cache,
         names,
         split=split,
-        dataset=dataset,
+        dataset=_saved(cache, dataset),
         epsilons=_numbers(epsilons),
         references=project.references,
     )
     if options["as_json"]:
         print_json(ranking.as_json())
-    else:
-        _print(ranking)
+        return
+    _print(ranking)
+    print(f"next: {_command(ranking.recommendation)}")
+
+
+def _command(advice: Recommendation) -> str:
+    """The training that a recommendation means."""
+    if not advice.others:
+        return f"mrpo train --loss dpo --refs {advice.reference_1} --output runs/dpo"
+    refs = ",".join([advice.reference_1, *advice.others])
+    epsilon = advice.epsilon_max
+    room = "--trust-region none" if epsilon is None else f"--epsilon-max {epsilon:g}"
+    combined = f"--combine {advice.combination} {room}"
+    return f"mrpo train --loss mrpo --refs {refs} {combined} --output runs/mrpo"
+
+
+def _saved(cache: Cache, source: str | None) -> str | None:
+    """The name under which the cache keeps a data set that is named as a source."""
+    if source is None or source in cache.group_tables():
+        return source
+    from mrpo_tools.errors import UsageError
+    from mrpo_tools.sources.locate import locate
+
+    with contextlib.suppress(UsageError):  # no such data: `rank` says what the cache has
+        return locate(source).name
+    return source
 
 
 def _numbers(text: str) -> list[float]:

@@ -191,7 +191,7 @@ def cached_groups(cache: Cache, split: str, dataset: str | None = None) -> list[
             f"{cache.path} holds no groups of data set {dataset!r} (there are: {there})"
             if dataset
             else f"{cache.path} holds no groups",
-            "mrpo precompute saves the data it scores",
+            f"mrpo precompute --ref NAME --dataset {dataset or 'SOURCE'}",
         )
     if not any(group.split for group in groups):
         return groups
