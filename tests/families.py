@@ -1,0 +1,240 @@
+"""A tiny random model of every family of causal LMs that transformers knows.
+
+A family is a `model_type` of transformers; some stand here in several configurations. Sizes come
+from `SMALL`, as far as a family's configuration has a field of that name; `OWN` says what else it
+needs. Windows are 8 tokens, layers of all kinds alternate, and weights are large enough for the
+context to decide: a leak shows. `ABSENT` says of every other name why it is not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+VOCABULARY = 200
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "is_decoder": True, "tie_word_embeddings": False,
+    # widths
+    "hidden_size": 32, "n_embd": 32, "d_model": 32, "embed_dim": 32, "intermediate_size": 64,
+    "ffn_dim": 64, "n_inner": 64, "decoder_ffn_dim": 64, "encoder_ffn_dim": 64, "head_dim": 8,
+    "initializer_range": 0.3, "init_std": 0.3,
+    # depths and heads
+    "num_hidden_layers": 4, "n_layer": 4, "n_layers": 4, "num_layers": 4, "decoder_layers": 4,
+    "encoder_layers": 1, "num_attention_heads": 4, "n_head": 4, "n_heads": 4,
+    "decoder_attention_heads": 4, "encoder_attention_heads": 4, "num_key_value_heads": 2,
+    # lengths and windows
+    "max_position_embeddings": 256, "n_positions": 256, "max_seq_len": 256, "sliding_window": 8,
+    "use_sliding_window": True, "max_window_layers": 2,
+    # experts
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "moe_k": 2, "n_shared_experts": 1, "num_shared_experts": 1, "n_group": 1, "topk_group": 1,
+    "first_k_dense_replace": 1, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32,
+    "shared_intermediate_size": 32,
+    # latent and indexed attention
+    "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+    "v_head_dim": 8, "qk_head_dim": 16, "index_head_dim": 8, "index_n_heads": 2, "index_topk": 8,
+    "rotary_dim": 8,
+    # linear attention and state spaces
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8, "mamba_d_state": 8, "mamba_n_heads": 8, "mamba_d_head": 8,
+    "mamba_chunk_size": 8, "state_size": 8, "time_step_rank": 4, "chunk_size": 8,
+}  # fmt: skip
+MAY_BE_UNSET = {"sliding_window", "initializer_range"}
+"""Fields of `SMALL` that are set even where a family's default is None."""
+
+WINDOWS = ["sliding_attention", "full_attention"] * 2
+LINEAR = ["linear_attention", "full_attention"] * 2
+ROPE = {"rope_theta": 10000.0}
+TWO_ROPES = {"sliding_attention": {"rope_type": "default", **ROPE},
+             "full_attention": {"rope_type": "default", "rope_theta": 1e6}}  # fmt: skip
+FACTORS = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4,
+           "original_max_position_embeddings": 32}  # fmt: skip
+
+
+def rotary(kind: str, **more: Any) -> dict[str, Any]:
+    """The configuration of positions that are scaled by a rule of transformers."""
+    return {"rope_parameters": {"rope_type": kind, **ROPE, **more}}
+
+SIGHT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+         "num_attention_heads": 2, "image_size": 16, "patch_size": 8}  # fmt: skip
+"""The half of a model that reads pictures, where a family cannot be made without."""
+
+
+SAME_AS_SMALL = """
+afmoe apertus arcee bart beam bert bert-generation big_bird bigbird_pegasus biogpt bitnet
+blenderbot blenderbot-small bloom camembert codegen cwm data2vec-text diffllama doge
+electra ernie ernie4_5 exaone4 exaone_moe falcon_mamba flex_olmo flint gemma gemma2 glm
+glm4 glm4_moe gpt2 gpt_bigcode gpt_neox gpt_neox_japanese gpt_oss gptj granite granite_swa
+granitemoe granitemoe_swa granitemoeshared helium hrm_text hy_v3
+hy_v4 hyperclovax jais2 lfm3 llama llama4_text mamba marian mbart
+megatron-bert mimo_v2_flash minimax minimax_m2 ministral3 mistral mixtral
+modernbert-decoder moshi mpt mvp nanochat olmo olmo2 olmo3 olmo_hybrid olmoe openai-gpt opt
+pegasus persimmon phi phi3 phimoe plbart qwen2 qwen2_moe qwen3 qwen3_5_moe_text qwen3_5_text
+qwen3_moe qwen3_next roberta roberta-prelayernorm roformer rwkv seed_oss smollm3
+solar_open stablelm starcoder2 trocr vaultgemma whisper xglm xlm-roberta xlm-roberta-xl
+""".split()
+"""Families that need nothing of their own."""
+
+OWN: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama, linear": ("llama", rotary("linear", factor=4.0)),
+    "llama, dynamic": ("llama", {"max_position_embeddings": 32, **rotary("dynamic", factor=4.0)}),
+    "llama, llama3": ("llama", rotary(
+        "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+        original_max_position_embeddings=32)),
+    "llama, yarn": ("llama", rotary("yarn", factor=4.0, original_max_position_embeddings=32)),
+    "llama, longrope": ("llama", rotary("longrope", **FACTORS)),
+    "phi3, longrope": ("phi3", {"original_max_position_embeddings": 32,
+                                **rotary("longrope", **FACTORS)}),
+    "mistral, no window": ("mistral", {"sliding_window": None}),
+    "mixtral, no window": ("mixtral", {"sliding_window": None}),
+    "qwen2, no window": ("qwen2", {"use_sliding_window": False}),
+    "qwen3, no window": ("qwen3", {"use_sliding_window": False}),
+    "aria_text": ("aria_text", {"moe_num_experts": 4}),
+    "axk1": ("axk1", {"num_key_value_heads": 4}),
+    "axk2": ("axk2", {"num_key_value_heads": 4}),
+    "bailing_hybrid": ("bailing_hybrid", {
+        "num_key_value_heads": 4, "layer_types": LINEAR}),
+    "bamba": ("bamba", {"attn_layer_indices": [1, 3]}),
+    "cohere": ("cohere", {"logit_scale": 0.8}),
+    "cohere2": ("cohere2", {"logit_scale": 0.8, "layer_types": WINDOWS}),
+    "cohere2_moe": ("cohere2_moe", {"logit_scale": 0.8, "layer_types": WINDOWS}),
+    "cohere_compass_text": ("cohere_compass_text", {
+        "layer_types": WINDOWS, "rope_parameters": TWO_ROPES}),
+    "ctrl": ("ctrl", {"dff": 64}),
+    "dbrx": ("dbrx", {
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, **ROPE},
+        "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 32, "moe_num_experts": 4,
+                       "moe_top_k": 2}}),
+    "deepseek_v2": ("deepseek_v2", {"num_key_value_heads": 4, "num_experts_per_tok": 2}),
+    "deepseek_v3": ("deepseek_v3", {"num_key_value_heads": 4}),
+    "deepseek_v32": ("deepseek_v32", {"num_key_value_heads": 4}),
+    "deepseek_v4": ("deepseek_v4", {
+        "o_groups": 2, "o_lora_rank": 16,
+        "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 4}}),
+    "dots1": ("dots1", {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2,
+                        "layer_types": WINDOWS}),
+    "dots3_note_text": ("dots3_note_text", {
+        "num_key_value_heads": 4, "shared_experts_intermediate_size": 32, "per_layer_config": {},
+        "head_dim": 16,
+        "layer_types": ["indexed_attention", "sliding_attention"] * 2}),
+    "ernie4_5_moe": ("ernie4_5_moe", {"moe_num_experts": 4}),
+    "falcon": ("falcon", {"alibi": False}),
+    "falcon, alibi": ("falcon", {"alibi": True}),
+    "falcon, new decoder": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon_h1": ("falcon_h1", {"mamba_d_ssm": 64}),
+    "gemma3_text": ("gemma3_text", {"layer_types": WINDOWS}),
+    "gemma3n_text": ("gemma3n_text", {
+        "num_kv_shared_layers": 2, "layer_types": WINDOWS, "intermediate_size": 64,
+        "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8,
+        "laurel_rank": 8, "activation_sparsity_pattern": [0.0] * 4}),
+    "gemma4_text": ("gemma4_text", {
+        "layer_types": WINDOWS, "vocab_size_per_layer_input": VOCABULARY,
+        "hidden_size_per_layer_input": 8, "per_layer_config": {"1": {"head_dim": 16},
+                                                               "3": {"head_dim": 16}}}),
+    "gemma4_unified_text": ("gemma4_unified_text", {
+        "layer_types": WINDOWS, "per_layer_config": {"1": {"head_dim": 16},
+                                                     "3": {"head_dim": 16}}}),
+    "gemma3": ("gemma3", {"text_config": "gemma3_text", "mm_tokens_per_image": 4}),
+    "gemma4": ("gemma4", {"text_config": "gemma4_text"}),
+    "fuyu": ("fuyu", {"text_config": "persimmon"}),
+    "glm4_moe_lite": ("glm4_moe_lite", {"num_key_value_heads": 4}),
+    "glm_moe_dsa": ("glm_moe_dsa", {"num_key_value_heads": 4}),
+    "gpt_neo": ("gpt_neo", {"num_heads": 4, "attention_types": [[["global", "local"], 2]],
+                            "window_size": 8}),
+    "granitemoehybrid": ("granitemoehybrid", {"layer_types": LINEAR}),
+    "hunyuan_v1_dense": ("hunyuan_v1_dense", {"head_dim": 8}),
+    "hunyuan_v1_moe": ("hunyuan_v1_moe", {"head_dim": 8, "num_experts": 4, "moe_topk": 2}),
+    "inkling_text": ("inkling_text", {
+        "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 8,
+        "sliding_window_size": 8, "rel_extent": 32, "d_rel": 4, "logits_mup_width_multiplier": 1.0,
+        "layer_types": ["hybrid_sliding", "hybrid"] * 2}),
+    "inkling2_text": ("inkling2_text", {
+        "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 8,
+        "sliding_window_size": 8, "rel_extent": 32, "d_rel": 4, "unpadded_vocab_size": VOCABULARY,
+        "layer_types": ["hybrid_sliding", "hybrid"] * 2}),
+    "jamba": ("jamba", {"attn_layer_period": 2, "attn_layer_offset": 1}),
+    "jetmoe": ("jetmoe", {"kv_channels": 8}),
+    "kimi_linear": ("kimi_linear", {
+        "layer_types": LINEAR, "linear_head_dim": 8, "linear_num_heads": 4,
+        "num_key_value_heads": 4}),
+    "kolibri1": ("kolibri1", {"layer_types": WINDOWS}),
+    "laguna": ("laguna", {"layer_types": WINDOWS, "num_attention_heads_per_layer": [4] * 4}),
+    "lfm2": ("lfm2", {"layer_types": ["conv", "full_attention"] * 2}),
+    "lfm2_moe": ("lfm2_moe", {"layer_types": ["conv", "full_attention"] * 2}),
+    "longcat_flash": ("longcat_flash", {
+        "num_layers": 2, "num_key_value_heads": 4, "ffn_hidden_size": 64, "moe_topk": 2,
+        "zero_expert_num": 2, "expert_ffn_hidden_size": 32}),
+    "mamba2": ("mamba2", {"num_heads": 8, "n_groups": 1}),
+    "mellum": ("mellum", {"layer_types": WINDOWS}),
+    "minicpm3": ("minicpm3", {"num_key_value_heads": 4}),
+    "minimax_m3_vl_text": ("minimax_m3_vl_text", {
+        "dense_intermediate_size": 64, "index_block_size": 4, "index_topk_blocks": 2,
+        "layer_types": ["minimax_m3_sparse", "full_attention"] * 2}),
+    "ministral": ("ministral", {"head_dim": 8, "layer_types": WINDOWS}),
+    "nemotron": ("nemotron", {"num_key_value_heads": 2}),
+    "nemotron_h": ("nemotron_h", {
+        "ssm_state_size": 8, "mamba_num_heads": 8, "mamba_head_dim": 8, "n_groups": 1,
+        "moe_shared_expert_intermediate_size": 32}),
+    "prophetnet": ("prophetnet", {
+        "num_encoder_layers": 1, "num_encoder_attention_heads": 4, "num_decoder_layers": 4,
+        "num_decoder_attention_heads": 4}),
+    "qwen4_exp_text": ("qwen4_exp_text", {
+        "hc_lowrank": 8, "output_gate_type": "sigmoid", "indexer_n_heads": 2,
+        "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8,
+        "indexer_compress_ratio": 2, "layer_types": ["linear_attention", "indexed_attention"] * 2}),
+    "recurrent_gemma": ("recurrent_gemma", {
+        "lru_width": 32, "attention_window_size": 8, "w_init_variance_scale": 1.0,
+        "final_w_init_variance_scale": 1.0, "block_types": ["recurrent", "attention"]}),
+    "reformer": ("reformer", {
+        "attention_head_size": 8, "axial_pos_shape": [16, 16], "axial_pos_embds_dim": [16, 16],
+        "feed_forward_size": 64, "num_attention_heads": 4}),
+    "rembert": ("rembert", {"input_embedding_size": 16, "output_embedding_size": 32}),
+    "roc_bert": ("roc_bert", {"shape_vocab_size": 20, "pronunciation_vocab_size": 20}),
+    "xlm": ("xlm", {"emb_dim": 32, "causal": True}),
+    "xlnet": ("xlnet", {"d_inner": 64, "d_head": 8, "attn_type": "uni"}),
+    "xlstm": ("xlstm", {"num_heads": 4}),
+    "xmod": ("xmod", {"default_language": "en_XX"}),
+    "youtu": ("youtu", {"num_key_value_heads": 4}),
+    "zamba": ("zamba", {"num_key_value_heads": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2}),
+    "zamba2": ("zamba2", {"layers_block_type": ["linear_attention", "hybrid"] * 2,
+                          "mamba_headdim": 8, "num_key_value_heads": 4}),
+    "zaya": ("zaya", {"num_experts_per_tok": 1, "router_hidden_size": 16,
+                      "layer_types": ["hybrid", "hybrid_sliding"] * 2}),
+}  # fmt: skip
+"""Name in the table -> `model_type` and what its configuration has beside `SMALL`."""
+
+FAMILIES = {**{name: (name, {}) for name in SAME_AS_SMALL}, **OWN}
+
+
+def configuration(name: str) -> Any:
+    """The configuration of a row of `FAMILIES`."""
+    model_type, own = FAMILIES[name]
+    if "text_config" in own:
+        text = configuration(own["text_config"]).to_dict()
+        return CONFIG_MAPPING[model_type](**{"vision_config": SIGHT, **own, "text_config": text})
+    kind = CONFIG_MAPPING[model_type]
+    fields = kind().to_dict()
+    aliases = getattr(kind, "attribute_map", {})
+    sizes = {
+        field: size
+        for field, size in SMALL.items()
+        for own_name in [aliases.get(field, field)]
+        if own_name in fields and (fields[own_name] is not None or field in MAY_BE_UNSET)
+    }
+    return kind(**{**sizes, **own})
+
+
+def tiny_model(name: str, seed: int = 0) -> nn.Module:
+    """A model of a row of `FAMILIES` in float32, with random weights that depend on the seed."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(configuration(name))
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding | Conv1D):
+            nn.init.normal_(module.weight, std=SMALL["initializer_range"])
+    return model.eval()
