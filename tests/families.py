@@ -8,13 +8,19 @@ context to decide: a leak shows. `ABSENT` says of every other name why it is not
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from independent import response_logp
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
+
+from mrpo_tools.scorer.scorer import ResponseScorer, response_logps
+from mrpo_tools.scorer.self_check import self_check
+from mrpo_tools.scorer.trees import Row
 
 VOCABULARY = 200
 SMALL: dict[str, Any] = {
@@ -29,7 +35,7 @@ SMALL: dict[str, Any] = {
     "encoder_layers": 1, "num_attention_heads": 4, "n_head": 4, "n_heads": 4,
     "decoder_attention_heads": 4, "encoder_attention_heads": 4, "num_key_value_heads": 2,
     # lengths and windows
-    "max_position_embeddings": 256, "n_positions": 256, "max_seq_len": 256, "sliding_window": 8,
+    "max_position_embeddings": 64, "n_positions": 64, "max_seq_len": 64, "sliding_window": 8,
     "use_sliding_window": True, "max_window_layers": 2,
     # experts
     "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
@@ -38,7 +44,7 @@ SMALL: dict[str, Any] = {
     "shared_intermediate_size": 32,
     # latent and indexed attention
     "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
-    "v_head_dim": 8, "qk_head_dim": 16, "index_head_dim": 8, "index_n_heads": 2, "index_topk": 8,
+    "v_head_dim": 8, "qk_head_dim": 16, "index_head_dim": 8, "index_n_heads": 16, "index_topk": 8,
     "rotary_dim": 8,
     # linear attention and state spaces
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
@@ -61,6 +67,7 @@ def rotary(kind: str, **more: Any) -> dict[str, Any]:
     """The configuration of positions that are scaled by a rule of transformers."""
     return {"rope_parameters": {"rope_type": kind, **ROPE, **more}}
 
+
 SIGHT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
          "num_attention_heads": 2, "image_size": 16, "patch_size": 8}  # fmt: skip
 """The half of a model that reads pictures, where a family cannot be made without."""
@@ -71,8 +78,8 @@ afmoe apertus arcee bart beam bert bert-generation big_bird bigbird_pegasus biog
 blenderbot blenderbot-small bloom camembert codegen cwm data2vec-text diffllama doge
 electra ernie ernie4_5 exaone4 exaone_moe falcon_mamba flex_olmo flint gemma gemma2 glm
 glm4 glm4_moe gpt2 gpt_bigcode gpt_neox gpt_neox_japanese gpt_oss gptj granite granite_swa
-granitemoe granitemoe_swa granitemoeshared helium hrm_text hy_v3
-hy_v4 hyperclovax jais2 lfm3 llama llama4_text mamba marian mbart
+granitemoe granitemoe_swa granitemoeshared helium hy_v3
+hy_v4 hyperclovax jais2 lfm3 llama mamba marian mbart
 megatron-bert mimo_v2_flash minimax minimax_m2 ministral3 mistral mixtral
 modernbert-decoder moshi mpt mvp nanochat olmo olmo2 olmo3 olmo_hybrid olmoe openai-gpt opt
 pegasus persimmon phi phi3 phimoe plbart qwen2 qwen2_moe qwen3 qwen3_5_moe_text qwen3_5_text
@@ -148,6 +155,7 @@ OWN: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neo": ("gpt_neo", {"num_heads": 4, "attention_types": [[["global", "local"], 2]],
                             "window_size": 8}),
     "granitemoehybrid": ("granitemoehybrid", {"layer_types": LINEAR}),
+    "hrm_text": ("hrm_text", {"initializer_range": 0.1}),
     "hunyuan_v1_dense": ("hunyuan_v1_dense", {"head_dim": 8}),
     "hunyuan_v1_moe": ("hunyuan_v1_moe", {"head_dim": 8, "num_experts": 4, "moe_topk": 2}),
     "inkling_text": ("inkling_text", {
@@ -167,6 +175,7 @@ OWN: dict[str, tuple[str, dict[str, Any]]] = {
     "laguna": ("laguna", {"layer_types": WINDOWS, "num_attention_heads_per_layer": [4] * 4}),
     "lfm2": ("lfm2", {"layer_types": ["conv", "full_attention"] * 2}),
     "lfm2_moe": ("lfm2_moe", {"layer_types": ["conv", "full_attention"] * 2}),
+    "llama4_text": ("llama4_text", {"attention_chunk_size": 8}),
     "longcat_flash": ("longcat_flash", {
         "num_layers": 2, "num_key_value_heads": 4, "ffn_hidden_size": 64, "moe_topk": 2,
         "zero_expert_num": 2, "expert_ffn_hidden_size": 32}),
@@ -174,7 +183,7 @@ OWN: dict[str, tuple[str, dict[str, Any]]] = {
     "mellum": ("mellum", {"layer_types": WINDOWS}),
     "minicpm3": ("minicpm3", {"num_key_value_heads": 4}),
     "minimax_m3_vl_text": ("minimax_m3_vl_text", {
-        "dense_intermediate_size": 64, "index_block_size": 4, "index_topk_blocks": 2,
+        "index_n_heads": 4, "dense_intermediate_size": 64, "index_block_size": 4, "index_topk_blocks": 2,
         "layer_types": ["minimax_m3_sparse", "full_attention"] * 2}),
     "ministral": ("ministral", {"head_dim": 8, "layer_types": WINDOWS}),
     "nemotron": ("nemotron", {"num_key_value_heads": 2}),
@@ -185,14 +194,14 @@ OWN: dict[str, tuple[str, dict[str, Any]]] = {
         "num_encoder_layers": 1, "num_encoder_attention_heads": 4, "num_decoder_layers": 4,
         "num_decoder_attention_heads": 4}),
     "qwen4_exp_text": ("qwen4_exp_text", {
-        "hc_lowrank": 8, "output_gate_type": "sigmoid", "indexer_n_heads": 2,
+        "hc_lowrank": 8, "output_gate_type": "sigmoid", "indexer_n_heads": 16,
         "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8,
         "indexer_compress_ratio": 2, "layer_types": ["linear_attention", "indexed_attention"] * 2}),
     "recurrent_gemma": ("recurrent_gemma", {
         "lru_width": 32, "attention_window_size": 8, "w_init_variance_scale": 1.0,
         "final_w_init_variance_scale": 1.0, "block_types": ["recurrent", "attention"]}),
     "reformer": ("reformer", {
-        "attention_head_size": 8, "axial_pos_shape": [16, 16], "axial_pos_embds_dim": [16, 16],
+        "attention_head_size": 8, "axial_pos_shape": [8, 8], "axial_pos_embds_dim": [16, 16],
         "feed_forward_size": 64, "num_attention_heads": 4}),
     "rembert": ("rembert", {"input_embedding_size": 16, "output_embedding_size": 32}),
     "roc_bert": ("roc_bert", {"shape_vocab_size": 20, "pronunciation_vocab_size": 20}),
@@ -233,8 +242,67 @@ def configuration(name: str) -> Any:
 def tiny_model(name: str, seed: int = 0) -> nn.Module:
     """A model of a row of `FAMILIES` in float32, with random weights that depend on the seed."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(configuration(name))
+    config = configuration(name)
+    model = AutoModelForCausalLM.from_config(config)
+    spread = getattr(config.get_text_config(), "initializer_range", SMALL["initializer_range"])
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding | Conv1D):
-            nn.init.normal_(module.weight, std=SMALL["initializer_range"])
+            nn.init.normal_(module.weight, std=spread)
     return model.eval()
+
+
+def random_trees(seed: int, *, several: bool) -> list[Row]:
+    """Prompts of 1 to 40 tokens with one response of 1 to 20 tokens each, or with two to four."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def number(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (1,), generator=generator))
+
+    def ids(length: int) -> list[int]:
+        return torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
+
+    trees, key = [], 0
+    for prompt in (1, 5, 12, 40, 9, 20):
+        count = number(2, 4) if several else 1
+        responses = [ids(number(1, 20)) for _ in range(count)]
+        trees.append(Row(ids(prompt), responses, range(key, key + count)))
+        key += count
+    return trees
+
+
+class Measured(NamedTuple):
+    """How a family's log-probs are computed, and how far they are from each row alone.
+
+    Attributes:
+        route: that the self-check took.
+        refused: why faster ones were not, by name.
+        worst: the largest difference of a response, nats per token.
+    """
+
+    route: str
+    refused: Mapping[str, str]
+    worst: float
+
+
+@torch.no_grad()
+def measure(name: str, *, several: bool) -> Measured:
+    """Choose a route on one sample and compute the log-probs of another by it, in small batches
+    and in one; the truth is a model that has seen nothing before, one row at a time."""
+    model = tiny_model(name)
+    untouched = copy.deepcopy(model)
+    scorer = ResponseScorer(model)
+    checked = self_check(scorer, random_trees(0, several=several), torch.device("cpu"))
+    trees = random_trees(1, several=several)
+    pairs = [(tree.prompt, response) for tree in trees for response in tree.responses]
+    truth = [float(response_logp(copy.deepcopy(untouched), *pair)) for pair in pairs]
+    worst = 0.0
+    for max_tokens in (100, 100_000):
+        for batch in scorer.batches(trees, max_tokens):
+            keys = [key for row in batch for key in row.keys]
+            logps = response_logps(scorer, batch, torch.device("cpu"))
+            apart = [
+                abs(logp - truth[key]) / len(pairs[key][1])
+                for key, logp in zip(keys, logps, strict=True)
+            ]
+            worst = max(worst, *apart)
+    return Measured(scorer.route.name, checked.refused, worst)
