@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from independent import response_logp
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from mrpo_tools.scorer.scorer import ResponseScorer, response_logps
@@ -252,11 +252,11 @@ def configuration(name: str) -> Any:
     return kind(**{**sizes, **own})
 
 
-def tiny_model(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
-    """A model of a row of `FAMILIES` with random weights, that depend on the seed alone."""
+def tiny_model(name: str, seed: int = 0) -> PreTrainedModel:
+    """A model of a row of `FAMILIES` in float32, with random weights that depend on the seed."""
     torch.manual_seed(seed)
     config = configuration(name)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model = AutoModelForCausalLM.from_config(config)
     spread = getattr(config.get_text_config(), "initializer_range", SMALL["initializer_range"])
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding | Conv1D):

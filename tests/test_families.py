@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import ABSENT, EXACT, FAMILIES, OTHERS, family_of, measure, tiny_model
+from families import ABSENT, EXACT, FAMILIES, OTHERS, SAMPLES, family_of, measure, tiny_model
 from independent import response_logp
+from test_docs import ROOT, measured, script
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -53,6 +54,17 @@ def test_a_leak_would_show(known):
         for response in tree.responses
     ]
     assert max(map(abs, moves)) > 1000 * EXACT
+
+
+def test_the_page_is_what_was_measured():
+    """docs/families.md is made of docs/families.json, in which no family is wrong."""
+    page = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
+    assert page == script("docs/generate.py").families_page(), (
+        "python docs/generate.py writes it anew"
+    )
+    rows = measured("families.json")["rows"]
+    assert [row["name"] for row in rows] == list(FAMILIES)
+    assert all(row[kind]["worst"] <= EXACT for row in rows for kind in SAMPLES)
 
 
 def test_every_family_of_transformers_has_a_row_or_a_reason():
