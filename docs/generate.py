@@ -1,21 +1,29 @@
-"""Write docs/methods.md and docs/data.md from their .in.md and the tables in the code.
+"""Write docs/methods.md, docs/data.md and docs/families.md from their .in.md and their tables.
 
 `python docs/generate.py`
 
-The table of runs at the end of methods.md comes from docs/objectives_on_demo.json, which
-`python bench/objectives.py` measures.
+The tables are made of the code, but for two: that of runs at the end of methods.md comes from
+docs/objectives_on_demo.json, which `python bench/objectives.py` measures, and families.md from
+docs/families.json, which `python bench/families.py` does.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from mrpo_tools.methods.method import LOSSES, describe
 from mrpo_tools.sources import ADAPTERS, COUNTS, KNOWN
 from mrpo_tools.sources.export import FORMS
 
 DOCS = Path(__file__).parent
+SAMPLES = ("single", "several")
+FAMILY_HEADS = (
+    "family", "route", *SAMPLES, "in bfloat16", "rms", "bias", "refused, and why",
+)  # fmt: skip
 
 
 def page() -> str:
@@ -31,6 +39,63 @@ def data_page() -> str:
     for name, table in tables.items():
         prose = prose.replace("{{" + name + "}}", table())
     return prose
+
+
+def families_page() -> str:
+    """docs/families.md: the prose of families.in.md around what was measured."""
+    prose = (DOCS / "families.in.md").read_text(encoding="utf-8")
+    measured = json.loads((DOCS / "families.json").read_text(encoding="utf-8"))
+    for name, words in _families(measured).items():
+        prose = prose.replace("{{" + name + "}}", words)
+    return prose
+
+
+def _families(measured: dict[str, Any]) -> dict[str, str]:
+    rows, absent = measured["rows"], measured["absent"]
+    routes = Counter(row["several"]["route"] for row in rows)
+    coarse = Counter(row["bfloat16"]["route"] for row in rows)
+    tokens = rows[0]["bfloat16"]["tokens"]
+    return {
+        **{route: f"{routes[route]} | {coarse[route]}" for route in {*routes, *coarse} - {None}},
+        **{name: measured[name] for name in ("command", "date", "versions")},
+        "names": str(len({row["name"].split(",")[0] for row in rows} | absent.keys())),
+        "absent names": str(len(absent)),
+        "worst": f"{max(row[kind]['worst'] for row in rows for kind in SAMPLES):.1e}",
+        "tokens": str(tokens),
+        "root": f"{tokens**0.5:.0f}",
+        "families": _table(FAMILY_HEADS, *map(_family, sorted(rows, key=lambda row: row["name"]))),
+        "absent": _table(("name", "why"), *((f"`{name}`", why) for name, why in absent.items())),
+    }
+
+
+def _family(row: dict[str, Any]) -> tuple[str, ...]:
+    coarse = row["bfloat16"]
+    routes = list(dict.fromkeys(row[kind]["route"] for kind in SAMPLES))
+    refused = row["several"]["refused"] or {
+        f"{name} in bfloat16": why for name, why in coarse["refused"].items()
+    }
+    noise = ["–"] * 2
+    if coarse["route"]:
+        values = [coarse[name] for name in ("rms", "bias")]
+        noise = [f"{value:.4f}" if abs(value) > 1e-4 else "0" for value in values]
+    return (
+        row["name"],
+        ", ".join(f"`{route}`" for route in routes),
+        *(f"{row[kind]['worst']:.0e}" for kind in SAMPLES),
+        f"`{coarse['route']}`" if coarse["route"] else "–",
+        *noise,
+        "; ".join(f"{name}: {_shortened(why)}" for name, why in refused.items()),
+    )
+
+
+def _shortened(reason: str) -> str:
+    """A reason without the noise it was compared with, in at most 80 characters of one line."""
+    reason = re.sub(r", and noise explains .*", "", reason)
+    reason = re.sub(
+        r"a response of (\d+) tokens is (\S+) nats apart", r"\2 nats in \1 tokens", reason
+    )
+    reason = reason.replace("|", "\\|").replace("`", "").replace("*", "\\*")
+    return reason if len(reason) <= 80 else reason[:79].rsplit(" ", 1)[0] + " …"
 
 
 def _table(*rows: tuple[str, ...]) -> str:
@@ -103,3 +168,4 @@ def _runs() -> str:
 if __name__ == "__main__":
     (DOCS / "methods.md").write_text(page(), encoding="utf-8")
     (DOCS / "data.md").write_text(data_page(), encoding="utf-8")
+    (DOCS / "families.md").write_text(families_page(), encoding="utf-8")

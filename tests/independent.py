@@ -8,7 +8,7 @@ import torch
 def response_logp(model, prompt_ids: list[int], response_ids: list[int]) -> torch.Tensor:
     """Sum over a response's tokens of `log_softmax(model(ids).logits)`, one row, no padding."""
     ids = torch.tensor([[*prompt_ids, *response_ids]])
-    log_probs = torch.log_softmax(model(input_ids=ids).logits[0].float(), dim=-1)
+    log_probs = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0].float(), dim=-1)
     total = torch.zeros((), dtype=torch.float64)
     for position in range(len(prompt_ids), ids.shape[1]):
         total = total + log_probs[position - 1, ids[0, position]].double()

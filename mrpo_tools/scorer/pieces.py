@@ -77,7 +77,7 @@ def piece_by_piece(query: Tensor, key: Tensor, value: Tensor, forest: Forest, ru
             block = queries[:, :, rows], keys[:, :, columns], values[:, :, columns]
             corner = slice(rows.start - rows.stop, None), slice(columns.start - columns.stop, None)
             outputs.append(attend(*block, None if mask is None else mask[corner], rule))
-    return torch.cat(outputs, dim=2).transpose(1, 2)
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()  # some families view it
 
 
 def within_window(piece: Piece, window: int | None) -> Piece:

@@ -238,11 +238,10 @@ class ResponseScorer(nn.Module):
     def _states(self, batch: TokenBatch) -> tuple[Tensor, Any]:
         """[R, T, D] hidden states and the head that makes logits of them."""
         self._rotary.begin()
-        arguments: dict[str, Any] = {
-            "input_ids": batch["input_ids"],
-            "position_ids": batch["position_ids"],
-            "use_cache": False,
-        }
+        arguments: dict[str, Any] = {"input_ids": batch["input_ids"], "use_cache": False}
+        if not self.route.batched:  # as the model counts positions: some do not begin at 0
+            return self.causal_lm(**arguments).logits, lambda rows: rows
+        arguments["position_ids"] = batch["position_ids"]
         if batch["forest"] is not None:
             arguments["forest"] = batch["forest"]
         else:

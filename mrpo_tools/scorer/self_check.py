@@ -156,14 +156,14 @@ def self_check(scorer: ResponseScorer, rows: Sequence[Row], device: torch.device
 
     Args:
         scorer: of any model.
-        rows: trees (see `check_sample`); several with several responses, or shared prompts go
-            unchecked; at least two, or packing does.
+        rows: trees (see `check_sample`). Where none has several responses, one is added: what the
+            run meets later may.
         device: where the model is.
 
     Raises:
         UsageError: attention `tree` was forced, and the model does not agree with it.
     """
-    rows = _renamed(rows)
+    rows = _renamed([*rows, *_shared(rows)])
     truth = {
         key: logps
         for row in rows
@@ -189,6 +189,14 @@ def self_check(scorer: ResponseScorer, rows: Sequence[Row], device: torch.device
         f"attention tree does not give this model's own log-probs: {refused[route.name]}",
         "set attention: auto for this reference (--attention auto)",
     )
+
+
+def _shared(rows: Sequence[Row]) -> list[Row]:
+    """A prompt with its response twice, where no prompt of the sample has several."""
+    if not rows or any(len(row.responses) > 1 for row in rows):
+        return []
+    longest = max(rows, key=lambda row: len(row.responses[0]))
+    return [Row(longest.prompt, [*longest.responses] * 2, range(2))]
 
 
 def _renamed(rows: Sequence[Row]) -> list[Row]:
