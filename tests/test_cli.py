@@ -63,9 +63,8 @@ def test_by_hand_with_a_project(project, tiny_models, mrpo):
     twice = mrpo("evaluate runs/mrpo runs/mrpo --split train").out
     assert twice.count("always the longer") == 2
     assert twice.endswith("mrpo report runs/mrpo runs/mrpo\n")
-    assert json.loads(mrpo("evaluate runs/mrpo runs/mrpo --split train --json").out) == 2 * [
-        metrics
-    ]
+    printed = mrpo("evaluate runs/mrpo runs/mrpo --split train --json").out
+    assert json.loads(printed) == [metrics, metrics]
     ranked = mrpo("rank --dataset data.jsonl").out
     assert ranked == mrpo("rank --dataset data").out
     assert "\nnext: mrpo train --loss " in ranked
@@ -121,8 +120,9 @@ BAD = {
         "no loss is named 'mrop'\nnext:  did you mean mrpo"),
     "unknown key": (f"{TRAIN} --refs a --set lr=1", 2,
         "recipe: lr: unknown key\nnext:  did you mean learning_rate?"),
-    "several unknown keys": (f"{TRAIN} --refs a --set epochs=1 --set batch_size=1 --set lora_rank=1",
-        2, "next:  epochs: did you mean num_train_epochs?; batch_size: did you mean "
+    "several unknown keys": (
+        f"{TRAIN} --refs a --set epochs=1 --set batch_size=1 --set lora_rank=1", 2,
+        "next:  epochs: did you mean num_train_epochs?; batch_size: did you mean "
         "per_device_train_batch_size?; lora_rank: did you mean lora_r?"),
     "recipe that is not there": (f"{TRAIN} --refs a --config nope.yaml", 2,
         "no file nope.yaml\nnext:  a recipe is a YAML file"),

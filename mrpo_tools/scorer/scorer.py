@@ -6,6 +6,7 @@ It is the module that DDP and FSDP wrap: the decoder and its head are called ins
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -136,6 +137,12 @@ class ResponseScorer(nn.Module):
     def config(self) -> Any:
         """The configuration of that model, in transformers' own class."""
         return self.causal_lm.config
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether the decoder can be told each token's position, as shared prompts need it. One
+        that counts by itself may look beyond its table, which a GPU does not survive."""
+        return "position_ids" in inspect.signature(self.causal_lm.get_decoder().forward).parameters
 
     @property
     def attention(self) -> str:

@@ -238,6 +238,8 @@ def _rounding(scorer: ResponseScorer, truth: Logps) -> float:
 
 def _computed(scorer: ResponseScorer, rows: Sequence[Row], device: torch.device) -> Logps | str:
     """The sample by the scorer's route, packed into one line or padded; or why that failed."""
+    if scorer.route.share and not scorer.takes_positions:
+        return "its decoder takes no positions, and would count those of the line"
     whole = sum(map(len, rows))
     limit = whole if scorer.route.packed else CHECK_TOKENS
     logps: dict[int, Tensor] = {}
