@@ -22,8 +22,8 @@ from models import make_model
 from transformers import TrainerCallback
 
 import mrpo_tools.precomputing.estimate as phase1
+import mrpo_tools.references.devices as devices
 import mrpo_tools.scorer.speed as speed
-
 from mrpo_tools.cache import Cache
 from mrpo_tools.config import Recipe, Reference
 from mrpo_tools.groups import Group
@@ -42,12 +42,12 @@ TINY = {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 2,
 CASES = (
     ("log-probs", "tiny", CHAT, 150, {}),
     ("log-probs", "tiny", SCORED, 40, {}),
-    ("log-probs", "34 M", CHAT, 16, {}),
-    ("log-probs", "34 M", SCORED, 10, {}),
+    ("log-probs", "34 M", CHAT, 12, {}),
+    ("log-probs", "34 M", SCORED, 6, {}),
     ("LoRA", "tiny", CHAT, 40, {}),
     ("full", "tiny", SCORED, 24, {"finetuning": "full", "loss": "mpo"}),
-    ("LoRA", "34 M", CHAT, 8, {}),
-    ("LoRA, checkpointing", "34 M", SCORED, 6, {"loss": "mpo", "gradient_checkpointing": True}),
+    ("LoRA", "34 M", CHAT, 4, {}),
+    ("LoRA, checkpointing", "34 M", SCORED, 4, {"loss": "mpo", "gradient_checkpointing": True}),
 )
 """What, model, file, groups, keys of the recipe."""
 
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, nargs="*", default=range(1, len(CASES) + 1))
     words = parser.parse_args()
     quiet_libraries()
-    speed.time = phase1.time = SimpleNamespace(perf_counter=time.process_time)
+    devices.time = speed.time = phase1.time = SimpleNamespace(perf_counter=time.process_time)
     every = {name: load_groups(words.data / name).groups for name in FILES}
     texts = [answer.content for group in every[CHAT] for answer in group.responses]
     print("| what | model | data | groups | foretold s | happened s | ratio |")

@@ -150,6 +150,10 @@ def _print_estimate(estimate: TrainingEstimate, *, as_json: bool) -> None:
     """What it would take; memory with every activation kept, and with most of them recomputed."""
     from dataclasses import asdict, astuple
 
+    from mrpo_tools.progress import is_first_process
+
+    if not is_first_process():
+        return
     if as_json:
         print_json(asdict(estimate))
         return
