@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import pytest
@@ -226,16 +225,19 @@ def test_attention_is_counted_by_pairs():
 def test_time_is_reckoned_from_a_few_batches():
     """Long rows cost more for each token, and each third of the batches has its own speed."""
     batches = [[Row(range(size), [range(8)], [0])] for size in (90,) * 10 + (50,) * 10 + (20,) * 10]
-    measured = []
+    measured, clock = [], [0.0]
 
     def compute(scorer, rows) -> None:
         measured.append(len(rows[0]))
-        time.sleep(len(rows[0]) ** 2 / 2e5)
+        clock[0] += len(rows[0]) ** 2 * scorer.config.num_hidden_layers
 
-    happens = sum(len(batch[0]) ** 2 / 2e5 for batch in batches)
-    seconds = seconds_of(blueprint(CONFIGS["llama"]()), batches, compute, budget=60)
-    assert sorted(measured) == [28, 28, 58, 98]  # the first one warms up
-    assert seconds == pytest.approx(happens, rel=0.3)
+    model = blueprint(CONFIGS["llama"]())
+    happens = 7 * sum(len(batch[0]) ** 2 for batch in batches)
+    seconds = seconds_of(model, batches, compute, budget=1e6, clock=lambda: clock[0])
+    assert measured == [28, 28, 98, 58, 28]  # the smallest says what can be afforded
+    assert seconds == pytest.approx(happens, rel=1e-6)
+    seconds = seconds_of(model, batches, compute, budget=5e4, clock=lambda: clock[0])
+    assert seconds == pytest.approx(happens, rel=0.2)  # with one layer, beside the same head
 
 
 def test_no_time_is_spent_on_what_is_too_large_to_measure():
@@ -243,5 +245,5 @@ def test_no_time_is_spent_on_what_is_too_large_to_measure():
         raise AssertionError("nothing is computed")
 
     model = blueprint(CONFIGS["llama"]())
-    assert seconds_of(model, [TREES], compute, budget=0.0) > 0
+    assert seconds_of(model, [TREES], compute, budget=0.0) > 0  # nor is a model made
     assert seconds_of(model, [], compute) == 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +19,8 @@ EFFICIENCY = 0.6
 """Useful operations as a share of the matrix-product peak, where measuring would take too long."""
 PROBE_SECONDS = 3.0
 """What measuring may take."""
+PATIENCE = 4
+"""Times that long, if it is the one batch that can be measured."""
 DRAWN_A_SECOND = 1e8
 """Random numbers that a processor makes; an accelerator's time for them is not seen."""
 STRATA = 3
@@ -72,12 +76,13 @@ def seconds_of(
     *,
     passes: float = 1.0,
     budget: float = PROBE_SECONDS,
+    clock: Callable[[], float] | None = None,
 ) -> float:
     """Seconds that all batches take once the model is there; about.
 
     A few batches are computed with random weights and as many layers as the budget allows, and the
-    rest is reckoned by operations. Where not even one layer of each kind can be computed in that
-    time or does not fit, a share of the matrix-product peak is taken instead.
+    rest is reckoned by operations: first the last and smallest one, with one layer of each kind.
+    Where not even that can be made, a share of the matrix-product peak is taken instead.
 
     Args:
         blueprint: of the model.
@@ -85,43 +90,54 @@ def seconds_of(
         compute: one batch, to its end.
         passes: forward passes that `compute` is worth.
         budget: seconds.
+        clock: says the time in seconds; None is the wall's.
     """
     if not batches:
         return 0.0
     outline = blueprint.made(torch.device("meta"))
     work = work_of(outline)
     amounts = [work.of(batch) for batch in batches]
-    peak = _product_speed(blueprint.device, outline.dtype)
-    middles = [(2 * part + 1) * len(batches) // (2 * STRATA) for part in range(STRATA)]
-    probed = sum(amounts[place] for place in middles) * passes * (STRATA + 1) / STRATA
-    shallow = _affordable(blueprint, probed / (EFFICIENCY * peak), budget)
-    if shallow is None:
+    least = blueprint.of_layers(blueprint.sample(1))
+    drawing = _seconds_to_draw(least)
+    if drawing > budget:
+        peak = _product_speed(blueprint.device, outline.dtype)
         return sum(amounts) * passes / (EFFICIENCY * peak)
-    scorer = shallow.made(shallow.device)
-    scorer.take(scorer.routes[0])
-    smaller, rates = work_of(scorer), dict[int, float]()
-    _timed(compute, scorer, batches[-1])  # the first call of a kernel is no measure
-    left = budget
-    for part in (1, 0, 2):
-        if left > 0:
-            seconds = _timed(compute, scorer, batches[middles[part]])
-            rates[part] = seconds / smaller.of(batches[middles[part]])
-            left -= seconds
+    clock = clock or time.perf_counter
+    timed = partial(_rate, compute, clock)
+    scorer = _ready(least)
+    timed(scorer, batches[-1])  # the first call of a kernel is no measure
+    rate = timed(scorer, batches[-1])
+    middles = [(2 * part + 1) * len(batches) // (2 * STRATA) for part in range(STRATA)]
+    probed = sum(amounts[place] for place in middles) * rate
+    deepest = _affordable(blueprint, probed, budget)
+    if deepest is None:  # small batches are slow for their size, so the middle one is tried still
+        dear = amounts[middles[1]] * rate * least.layers / blueprint.layers > PATIENCE * budget
+        return sum(amounts) * (rate if dear else timed(scorer, batches[middles[1]]))
+    scorer = _ready(deepest)
+    rates = [timed(scorer, batches[place]) for place in middles]
     borders = [len(batches) * end // STRATA for end in range(STRATA + 1)]
     return sum(
-        rates.get(part, rates[1]) * sum(amounts[borders[part] : borders[part + 1]])
-        for part in range(STRATA)
+        rates[part] * sum(amounts[borders[part] : borders[part + 1]]) for part in range(STRATA)
     )
 
 
-def _timed(
+def _ready(blueprint: Blueprint) -> ResponseScorer:
+    """The scorer with random weights, on its fastest route."""
+    scorer = blueprint.made(blueprint.device)
+    scorer.take(scorer.routes[0])
+    return scorer
+
+
+def _rate(
     compute: Callable[[ResponseScorer, Sequence[Row]], Any],
+    clock: Callable[[], float],
     scorer: ResponseScorer,
     batch: Sequence[Row],
 ) -> float:
-    started = time.perf_counter()
+    """Seconds that an operation of a batch takes."""
+    started = clock()
     compute(scorer, batch)
-    return time.perf_counter() - started
+    return (clock() - started) / work_of(scorer).of(batch)
 
 
 def _affordable(blueprint: Blueprint, seconds: float, budget: float) -> Blueprint | None:
@@ -132,19 +148,23 @@ def _affordable(blueprint: Blueprint, seconds: float, budget: float) -> Blueprin
         seconds: that the batches to be measured would take at full depth.
         budget: seconds.
     """
-    least = blueprint.sample(1)
-    for count in (blueprint.layers, *(blueprint.layers >> halved for halved in range(1, 12)), 0):
+    least, layers = blueprint.sample(1), blueprint.layers
+    counts = {layers >> halved for halved in range(layers.bit_length())} | {0}
+    for count in sorted(counts, reverse=True):
         shallow = blueprint.of_layers(sorted({*least, *range(count)}))
-        scorer = shallow.made(torch.device("meta"))
-        numbers = sum(weight.numel() for weight in scorer.parameters())
-        drawing = numbers / DRAWN_A_SECOND if blueprint.device.type == "cpu" else 0.0
-        needed = seconds * shallow.layers / blueprint.layers + drawing
-        fits = numbers * blueprint.dtype.itemsize < free_bytes(blueprint.device) / 4
-        if needed <= budget and fits:
+        computing = seconds * shallow.layers / layers
+        if computing <= budget and computing + _seconds_to_draw(shallow) <= budget:
             return shallow
-        if shallow.layers == len(least):
-            break
     return None
+
+
+def _seconds_to_draw(blueprint: Blueprint) -> float:
+    """Of making random weights; infinite where they would take a quarter of the free memory."""
+    scorer = blueprint.made(torch.device("meta"))
+    numbers = sum(weight.numel() for weight in scorer.parameters())
+    if numbers * blueprint.dtype.itemsize > free_bytes(blueprint.device) / 4:
+        return math.inf
+    return numbers / DRAWN_A_SECOND if blueprint.device.type == "cpu" else 0.0
 
 
 def _product_speed(device: torch.device, dtype: torch.dtype) -> float:
