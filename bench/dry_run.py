@@ -46,8 +46,7 @@ CASES = (
     ("log-probs", "34 M", SCORED, 6, {}),
     ("LoRA", "tiny", CHAT, 40, {}),
     ("full", "tiny", SCORED, 24, {"finetuning": "full", "loss": "mpo"}),
-    ("LoRA", "34 M", CHAT, 4, {}),
-    ("LoRA, checkpointing", "34 M", SCORED, 4, {"loss": "mpo", "gradient_checkpointing": True}),
+    ("LoRA", "34 M", CHAT, 6, {}),
 )
 """What, model, file, groups, keys of the recipe."""
 

@@ -183,7 +183,7 @@ def table(names: Sequence[str]) -> None:
             kept_words = f"{kept / 2**20:.2f}" if kept else ""
             print(
                 f"| {name} | {work} | {peak / 1e9:.1f} | {truth / 1e9:.1f} "
-                f"| {peak / truth - 1:+.1%} | {kept_words} | {seconds:.1f} |",
+                f"| {abs(peak / truth - 1):.1%} | {kept_words} | {seconds:.1f} |",
                 flush=True,
             )
 

@@ -132,7 +132,7 @@ def estimate_training(
     return TrainingEstimate(
         groups=len(groups),
         steps=_steps(recipe, len(groups)),
-        step_tokens=round(sum(lengths) / len(lengths) * _groups_of_step(recipe)),
+        step_tokens=round(sum(lengths) / _epoch_steps(recipe, len(groups))),
         largest_tokens=sum(lengths[g] for g in largest),
         plain=step_memory(recipe, cost.weights, cost.plain),
         checkpointed=step_memory(recipe, cost.weights, cost.checkpointed),
@@ -214,8 +214,8 @@ def _formula(
     checkpointed = StepBytes(kept, kept + logits + layer)
     recomputes = _recomputes(recipe, weights, plain, device)
     groups = prepared.training
-    tokens = sum(map(len, groups.trees(range(len(groups))))) / len(groups)
-    tokens *= _steps(recipe, len(groups)) * _groups_of_step(recipe)
+    tokens = float(sum(map(len, groups.trees(range(len(groups))))))
+    tokens *= _steps(recipe, len(groups)) / _epoch_steps(recipe, len(groups)) / _processes()
     seconds = 2 * parameters * tokens * PASSES[recipe.finetuning]
     seconds /= EFFICIENCY * peak_flops(device, dtype)
     return _Cost(weights, plain, checkpointed, recomputes, seconds, about=True)
@@ -252,17 +252,21 @@ def _blueprint(
     )
 
 
-def _groups_of_step(recipe: Recipe) -> int:
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    micro_batches = recipe.gradient_accumulation_steps * processes
-    return recipe.per_device_train_batch_size * micro_batches
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _epoch_steps(recipe: Recipe, groups: int) -> int:
+    """Optimizer steps of an epoch; the last one may have fewer groups."""
+    micro_batches = recipe.gradient_accumulation_steps * _processes()
+    return math.ceil(groups / (recipe.per_device_train_batch_size * micro_batches))
 
 
 def _steps(recipe: Recipe, groups: int) -> int:
     """Optimizer steps of a run, as the Trainer counts them."""
     if recipe.max_steps > 0:
         return recipe.max_steps
-    return math.ceil(recipe.num_train_epochs * math.ceil(groups / _groups_of_step(recipe)))
+    return math.ceil(recipe.num_train_epochs * _epoch_steps(recipe, groups))
 
 
 def _seconds(recipe: Recipe, prepared: Prepared, blueprint: Blueprint) -> float:
@@ -280,7 +284,7 @@ def _seconds(recipe: Recipe, prepared: Prepared, blueprint: Blueprint) -> float:
 
     steps = _steps(recipe, len(groups))
     seconds = seconds_of(blueprint, epoch, step, passes=PASSES[recipe.finetuning])
-    seconds *= steps * _groups_of_step(recipe) / len(groups)
+    seconds *= steps / _epoch_steps(recipe, len(groups)) / _processes()
     if prepared.held_out is None or recipe.eval_steps is None:
         return seconds
     held_out = prepared.held_out.trees(range(len(prepared.held_out)))
