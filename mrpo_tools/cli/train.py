@@ -173,7 +173,7 @@ def _print_estimate(estimate: TrainingEstimate, *, as_json: bool) -> None:
     both = {"false": estimate.plain, "true": estimate.checkpointed}
     print_table(
         ("checkpointing", "weights", "gradients", "optimizer", "activations", "beside", "peak MB"),
-        [(name, *(round(part / 1e6) for part in astuple(step))) for name, step in both.items()],
+        [(name, *(round(part / 1e6, 1) for part in astuple(step))) for name, step in both.items()],
     )
     chosen = "true" if estimate.gradient_checkpointing else "false"
     print(
