@@ -33,19 +33,23 @@ def make_tokenizer(texts: Iterable[str]):
     return tokenizer
 
 
-def make_model(directory: Path, texts: Iterable[str]) -> int:
-    """A Llama of about 33 million parameters, written once; returns how many there are."""
+def make_model(directory: Path, texts: Iterable[str], **size: int) -> int:
+    """A Llama of about 33 million parameters, or of another size, written once; returns how many
+    there are."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     tokenizer = make_tokenizer(texts)
+    usual = {
+        "hidden_size": 512,
+        "intermediate_size": 1376,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+    }
     config = LlamaConfig(
+        **{**usual, **size},
         vocab_size=VOCABULARY,
-        hidden_size=512,
-        intermediate_size=1376,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=8,
         max_position_embeddings=4096,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -7,15 +7,21 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from reference_changes import edit_json
 from stores import write_groups
 
 from mrpo_tools.cache import Cache
 from mrpo_tools.cli import run
+from mrpo_tools.config import Recipe
 from mrpo_tools.errors import UsageError
-from mrpo_tools.precomputing.estimate import estimate
+from mrpo_tools.precomputing.estimate import count_parameters, estimate, longest_row_bytes
 from mrpo_tools.precomputing.precompute import precompute
 from mrpo_tools.references.resolved import resolve
+from mrpo_tools.scorer.trees import Row
+from mrpo_tools.training.estimate import estimate_training
+from mrpo_tools.training.prepare import prepare
+from mrpo_tools.training.train import train
 
 
 def test_a_dry_run_counts_the_split_and_the_shard(references, some_groups, tmp_path):
@@ -59,3 +65,75 @@ def test_a_dry_run_loads_no_weights_and_writes_nothing(
     parts = sum(path.stat().st_size for path in Path("cache").rglob("part-*.parquet"))
     assert 0 < estimate["disk_bytes"] < parts  # a small part is mostly footer
     assert 0 < estimate["seconds"] < 60
+    assert not estimate["about"]
+    assert estimate["memory_bytes"] == estimate["weights_bytes"] + estimate["working_bytes"]
+
+
+def test_a_model_of_no_known_family_is_estimated_roughly(references, some_groups, tmp_path, mrpo):
+    """Its configuration makes no model here; the formula needs three of its numbers."""
+    unknown = Path(shutil.copytree(references["llama"].model, tmp_path / "unknown"))
+    edit_json(unknown / "config.json", model_type="unheard-of")
+    edit_json(unknown / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    write_groups(tmp_path / "data.jsonl", some_groups)
+    line = f"precompute --dry-run --ref u={unknown} --dataset {tmp_path}/data.jsonl --cache c"
+    assert "about, by a rough formula" in mrpo(line).out
+    estimate = json.loads(mrpo(f"{line} --json").out)[0]
+    assert estimate["about"]
+    assert estimate["weights_bytes"] == 4 * count_parameters(unknown)
+    assert estimate["seconds"] > 0
+
+
+def test_the_longest_row_is_foretold(references):
+    resolved = resolve("llama", references["llama"])
+    short, long = (
+        longest_row_bytes(resolved, Row(range(size), [range(20)], [0]), torch.device("cpu"))
+        for size in (100, 4000)
+    )
+    assert long > 10 * short
+
+
+@pytest.fixture
+def dry(here, cached, some_groups, references) -> str:
+    """The words of a dry run of training on what the session has."""
+    write_groups(here / "data.jsonl", some_groups)
+    named = " ".join(f"--ref {name}={words.model}" for name, words in references.items())
+    return f"train --refs llama --cache {cached.path} --dataset data.jsonl {named} --dry-run"
+
+
+def test_a_dry_run_of_training_says_what_it_takes(dry, mrpo, here):
+    """One group of every four tokens more is trained; nothing is written."""
+    before = sorted(here.rglob("*"))
+    words = "--loss dpo --set split=all --set max_steps=3"
+    estimate = json.loads(mrpo(f"{dry} {words} --json").out)
+    assert estimate["steps"] == 3
+    plain, checkpointed = estimate["plain"], estimate["checkpointed"]
+    assert plain["kept_bytes"] > checkpointed["kept_bytes"] > 0
+    assert plain["peak_bytes"] > checkpointed["peak_bytes"] > plain["weights_bytes"]
+    assert plain["optimizer_bytes"] == 2 * plain["gradient_bytes"] > 0
+    assert estimate["gradient_checkpointing"] is False  # it is tiny, and there is room
+    assert not estimate["about"]
+    printed = mrpo(f"{dry} {words} --set gradient_checkpointing=true").out
+    assert "gradient_checkpointing: true here" in printed
+    assert sorted(here.rglob("*")) == before
+
+
+def test_a_dry_run_counts_the_steps_that_training_makes(cached, references, some_groups, tmp_path):
+    recipe = Recipe(loss="dpo", refs=["llama"], split="all", num_train_epochs=1.5,
+                    gradient_accumulation_steps=3)  # fmt: skip
+    prepared = prepare(recipe, some_groups[:20], cached, references)
+    estimate = estimate_training(recipe, prepared)
+    result = train(recipe, some_groups[:20], cached, references, tmp_path / "run")
+    assert estimate.steps == result.metrics.steps
+    assert estimate.groups == result.metrics.groups
+    saved = [path for path in (tmp_path / "run").glob("checkpoint-*/*") if path.suffix in WEIGHTS]
+    assert estimate.disk_bytes == pytest.approx(sum(path.stat().st_size for path in saved), rel=0.2)
+
+
+WEIGHTS = (".safetensors", ".pt")
+
+
+def test_a_dry_run_of_training_is_refused_as_training_is(dry, mrpo):
+    assert "no-such-cache" in mrpo(f"{dry} --cache no-such-cache", 3).err
+    assert "loss" in mrpo(f"{dry} --loss no-such-loss", 2).err
+    assert "Missing option '--output'" in mrpo(dry.replace("--dry-run", ""), 2).err
+    assert "lora_target_modules" in mrpo(f"{dry} --set lora_target_modules=[nothing]", 2).err

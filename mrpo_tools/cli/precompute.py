@@ -153,12 +153,16 @@ def _print_estimates(estimates: list[Estimate], *, as_json: bool) -> None:
             "overlong": estimate.overlong,
             "memory MB": round(estimate.memory_bytes / 1e6),
             "disk MB": round(estimate.disk_bytes / 1e6, 1),
+            "loading s": round(estimate.loading_seconds, 1),
             "seconds": round(estimate.seconds, 1),
         }
         for estimate in estimates
     ]
     print_table(tuple(rows[0]), [tuple(row.values()) for row in rows])
-    print("memory, disk and seconds are estimates; loading the model is not in the seconds")
+    print("memory is of tensors: weights, and what the largest batch takes beside them")
+    rough = ", ".join(estimate.name for estimate in estimates if estimate.about)
+    if rough:
+        print(f"about, by a rough formula, as no model can be made of the configuration: {rough}")
 
 
 def _print(summaries: list[Summary], *, as_json: bool) -> None:

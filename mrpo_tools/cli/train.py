@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,7 +24,10 @@ from mrpo_tools.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from mrpo_tools.config import Recipe
+    from mrpo_tools.cache import Cache
+    from mrpo_tools.config import Project, Recipe, Reference
+    from mrpo_tools.groups import Group
+    from mrpo_tools.training.estimate import TrainingEstimate
     from mrpo_tools.training.train import TrainResult
 
 RECIPE_OPTIONS = (
@@ -43,7 +46,7 @@ RECIPE_OPTIONS = (
               help="Where a reference's model is, outside a project.")  # fmt: skip
 @dataset_options
 @cache_option
-@click.option("--output", required=True, type=click.Path(path_type=Path), metavar="RUN")
+@click.option("--output", type=click.Path(path_type=Path), metavar="RUN")
 @click.option("--combine", type=choice(words.Combine))
 @click.option("--weights", type=choice(words.Weights))
 @click.option("--trust-region", type=choice(words.TrustRegion))
@@ -53,9 +56,16 @@ RECIPE_OPTIONS = (
 @set_option
 @click.option("--resume", is_flag=True,
               help="Go on with the run in --output, its recipe and data.")  # fmt: skip
+@click.option("--dry-run", is_flag=True,
+              help="Say memory, steps and time; load no weights, write nothing.")  # fmt: skip
 @json_option
 def train(
-    *, config: Path | None, output: Path, settings: tuple[str, ...], resume: bool, **options: Any
+    *,
+    config: Path | None,
+    output: Path | None,
+    settings: tuple[str, ...],
+    resume: bool,
+    **options: Any,
 ) -> None:
     """Train a policy against cached references.
 
@@ -66,27 +76,26 @@ def train(
     Example:
         mrpo train --loss mrpo --refs llama,mistral,qwen --output runs/mrpo
         mrpo train --config recipe.yaml --set learning_rate=5e-6 --output runs/slow
+        mrpo train --loss mrpo --refs llama,mistral,qwen --dry-run
         mrpo train --resume --output runs/slow
     """
     from mrpo_tools.cache import Cache
-    from mrpo_tools.config import load_project, pinned
-    from mrpo_tools.runs.run import RECIPE, is_run, project_of
+    from mrpo_tools.config import pinned
 
-    project = load_project()
-    if resume and is_run(output):
-        project = project_of(output)
-        config = config or output / RECIPE
-    elif resume and config is None and options["loss"] is None and options["refs"] is None:
-        _refuse_to_resume(output)
+    if output is None and (resume or not options["dry_run"]):
+        raise click.MissingParameter(param_hint="'--output'", param_type="option")
+    project, config = _project(config, output, options, resume=resume)
     recipe = _recipe(config, options, settings)
     references = {**project.references, **references_named(options["definitions"], project, {})}
     dataset, cache = dataset_of(project, options), Cache(options["cache"] or project.cache)
     if recipe.refs:
         cache.references()  # refuses a cache that is not there before anything is read
     source = read_groups(dataset)
-    from mrpo_tools.progress import is_first_process
-
     _begin()
+    if output is None or options["dry_run"]:
+        estimate = _estimate(recipe, source.groups, cache, references)
+        _print_estimate(estimate, as_json=options["as_json"])
+        return
     from mrpo_tools.training.train import train as phase2
 
     result = phase2(
@@ -98,12 +107,7 @@ def train(
         dataset=pinned(dataset, source.revision),
         resume=resume,
     )
-    if not is_first_process():
-        return
-    if options["as_json"]:
-        print_json({"run": str(output), **result.metrics.as_json()})
-        return
-    _print(result, recipe.loss)
+    _print(result, recipe.loss, as_json=options["as_json"])
 
 
 def _begin() -> None:
@@ -118,10 +122,66 @@ def _begin() -> None:
         say(f"{idle} (a step then takes {len(gpus)} times the groups)")
 
 
-def _refuse_to_resume(output: Path) -> NoReturn:
+def _project(
+    config: Path | None, output: Path | None, options: dict[str, Any], *, resume: bool
+) -> tuple[Project, Path | None]:
+    """The project and the recipe's file; of the run in `output` where that goes on."""
+    from mrpo_tools.config import load_project
     from mrpo_tools.errors import UsageError
+    from mrpo_tools.runs.run import RECIPE, is_run, project_of
 
-    raise UsageError(f"{output} holds no run to go on with", "mrpo train --output RUN")
+    if resume and output and is_run(output):
+        return project_of(output), config or output / RECIPE
+    if resume and config is None and options["loss"] is None and options["refs"] is None:
+        raise UsageError(f"{output} holds no run to go on with", "mrpo train --output RUN")
+    return load_project(), config
+
+
+def _estimate(
+    recipe: Recipe, groups: list[Group], cache: Cache, references: dict[str, Reference]
+) -> TrainingEstimate:
+    from mrpo_tools.training.estimate import estimate_training
+    from mrpo_tools.training.prepare import prepare
+
+    return estimate_training(recipe, prepare(recipe, groups, cache, references))
+
+
+def _print_estimate(estimate: TrainingEstimate, *, as_json: bool) -> None:
+    """What it would take; memory with every activation kept, and with most of them recomputed."""
+    from dataclasses import asdict, astuple
+
+    from mrpo_tools.progress import is_first_process
+
+    if not is_first_process():
+        return
+    if as_json:
+        print_json(asdict(estimate))
+        return
+    print_table(
+        ("groups", "steps", "tokens a step", "largest micro-batch", "disk MB", "seconds"),
+        [
+            (
+                estimate.groups,
+                estimate.steps,
+                estimate.step_tokens,
+                estimate.largest_tokens,
+                round(estimate.disk_bytes / 1e6, 1),
+                round(estimate.seconds, 1),
+            )
+        ],
+    )
+    both = {"false": estimate.plain, "true": estimate.checkpointed}
+    print_table(
+        ("checkpointing", "weights", "gradients", "optimizer", "activations", "beside", "peak MB"),
+        [(name, *(round(part / 1e6, 1) for part in astuple(step))) for name, step in both.items()],
+    )
+    chosen = "true" if estimate.gradient_checkpointing else "false"
+    print(
+        f"gradient_checkpointing: {chosen} here, where {estimate.free_bytes / 1e6:,.0f} MB are free"
+    )
+    print("memory is of tensors, in the largest micro-batch that the data can make")
+    if estimate.about:
+        print("about, by a rough formula, as no model can be made of the policy's configuration")
 
 
 def _recipe(config: Path | None, options: dict[str, Any], settings: tuple[str, ...]) -> Recipe:
@@ -136,8 +196,15 @@ def _recipe(config: Path | None, options: dict[str, Any], settings: tuple[str, .
     return parse(Recipe, values, str(config) if config else "recipe")
 
 
-def _print(result: TrainResult, loss: str) -> None:
-    """Where the run ended, and the next command."""
+def _print(result: TrainResult, loss: str, *, as_json: bool) -> None:
+    """Where the run ended, and the next command; of several processes the first one says it."""
+    from mrpo_tools.progress import is_first_process
+
+    if not is_first_process():
+        return
+    if as_json:
+        print_json({"run": str(result.path), **result.metrics.as_json()})
+        return
     metrics, last = result.metrics, result.metrics.last_log
     print_table(
         ("loss", "steps", "groups", "last loss", "accuracy", "margin", "seconds", "peak MB"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -14,25 +16,27 @@ from mrpo_tools.cache import Cache
 from mrpo_tools.config import Reference
 from mrpo_tools.groups import Group, in_split
 from mrpo_tools.maths.logprobs import TILES
-from mrpo_tools.precomputing.encoded import encode, places_of, trees_of
+from mrpo_tools.precomputing.encoded import EncodedPrompt, encode, places_of, text_bytes, trees_of
 from mrpo_tools.precomputing.ensure import missing_responses
+from mrpo_tools.precomputing.run import WINDOW
 from mrpo_tools.references.devices import peak_flops, pick_device
 from mrpo_tools.references.model_files import read_json, weight_files
 from mrpo_tools.references.resolved import ResolvedReference, renderer_of
-from mrpo_tools.scorer.scorer import BATCH_TOKENS
+from mrpo_tools.scorer.blueprint import Blueprint, blueprint_of
+from mrpo_tools.scorer.memory import NF4_BYTES, weights_of, working_bytes
+from mrpo_tools.scorer.scorer import BATCH_TOKENS, ResponseScorer, response_logps
+from mrpo_tools.scorer.speed import EFFICIENCY, seconds_of
 from mrpo_tools.scorer.trees import Row, plan_rows, split_tree
 from mrpo_tools.scorer.trees import batches as batches_of
 
-EFFICIENCY = 0.6
-"""Useful operations as a share of the matrix-product peak."""
 ROW_BYTES = 45
 """Of a response in a part, as the demo's parts have it."""
 STATES = 24
-"""Hidden-size vectors alive for each token while a layer runs."""
+"""Hidden-size vectors alive for each token while a layer runs, for the rough formula."""
 LOGIT_BYTES = 8
 """A float32 logit and its log-softmax."""
-NF4_BYTES = 0.56
-"""Of a weight in NF4 with double quantisation, some layers staying in 16 bits."""
+READ_BYTES = 2**28
+"""Of a model's files, to see how fast they are read."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,14 @@ class Estimate:
         unique_tokens: that would be computed: a shared prompt once.
         padding: positions that would be computed beside them.
         overlong: responses that do not fit.
-        memory_bytes: weights, the states of a batch and a tile of logits; about.
+        memory_bytes: of tensors at the peak: weights and `working_bytes`.
+        weights_bytes: of the model.
+        working_bytes: the most that a batch takes beside them.
         disk_bytes: of the parts; about.
-        seconds: at 60 % of this device's matrix-product peak; about, loading not included.
+        seconds: of tokenising and computing, measured on a few batches; about.
+        loading_seconds: of reading the weights at the speed of their disk; about.
+        about: memory and seconds are of a rough formula, because the model cannot be made of its
+            configuration here.
     """
 
     name: str
@@ -58,8 +67,21 @@ class Estimate:
     padding: int
     overlong: int
     memory_bytes: int
+    weights_bytes: int
+    working_bytes: int
     disk_bytes: int
     seconds: float
+    loading_seconds: float
+    about: bool
+
+
+class _Cost(NamedTuple):
+    """Of a model that computes some batches: bytes and seconds."""
+
+    weights: int
+    working: int
+    seconds: float
+    about: bool
 
 
 def estimate(
@@ -75,22 +97,19 @@ def estimate(
         UsageError: no group is in the split, or the template cannot render one.
     """
     incomplete, _ = missing_responses(cache, resolved, in_split(groups, split), shard)
-    prompts = encode(renderer_of(resolved), incomplete)
+    renderer = renderer_of(resolved)
+    incomplete = sorted(incomplete, key=text_bytes, reverse=True)
+    started = time.perf_counter()
+    prompts = encode(renderer, incomplete)
+    tokenising = time.perf_counter() - started
     places, trees = places_of(prompts), trees_of(prompts)
-    config = read_json(resolved.files.model / "config.json")
-    config = config.get("text_config", config)
-    device, dtype = pick_device(), getattr(torch, resolved.dtype)
-    batches = _planned(trees, resolved.reference, config["hidden_size"], device)
+    batches = _planned(prompts, resolved)
     tokens = [sum(map(len, batch)) for batch in batches]
     padding = 0
     if not _packed(resolved.reference):
-        lines = [len(batch) * max(map(len, batch)) for batch in batches]
-        padding = sum(lines) - sum(tokens)
-    parameters = count_parameters(resolved.files.model)
-    weights = parameters * (NF4_BYTES if resolved.reference.quantization else dtype.itemsize)
-    states = max(tokens, default=0) * config["hidden_size"] * STATES * dtype.itemsize
-    logits = TILES[device.type == "cpu"] * config["vocab_size"] * LOGIT_BYTES
-    flops = 2 * parameters * (sum(tokens) + padding)
+        padding = sum(len(batch) * max(map(len, batch)) for batch in batches) - sum(tokens)
+    cost = _cost(resolved, batches)
+    windows = max(1, math.ceil(len(prompts) / WINDOW))
     return Estimate(
         name=resolved.name,
         responses=len(places),
@@ -98,9 +117,13 @@ def estimate(
         unique_tokens=sum(tokens),
         padding=padding,
         overlong=sum(place.response.overlong for place in places),
-        memory_bytes=int(weights + states + logits),
+        memory_bytes=cost.weights + cost.working,
+        weights_bytes=cost.weights,
+        working_bytes=cost.working,
         disk_bytes=ROW_BYTES * len(places),
-        seconds=flops / (EFFICIENCY * peak_flops(device, dtype)) if flops else 0.0,
+        seconds=max(tokenising, cost.seconds + tokenising / windows),  # all but the first overlap
+        loading_seconds=loading_seconds(resolved.files.model),
+        about=cost.about,
     )
 
 
@@ -113,16 +136,87 @@ def count_parameters(model: Path) -> int:
     return total
 
 
-def _planned(
-    trees: Sequence[Row], reference: Reference, hidden_size: int, device: torch.device
-) -> list[list[Row]]:
-    """The batches that a scorer on its fastest route would make."""
+def loading_seconds(model: Path) -> float:
+    """Seconds that reading a model's weights takes at the speed of a first piece of them."""
+    files = weight_files(model)
+    if not files:
+        return 0.0
+    with files[0].open("rb") as file:
+        started = time.perf_counter()
+        read = len(file.read(READ_BYTES))
+        speed = read / (time.perf_counter() - started)
+    return sum(path.stat().st_size for path in files) / speed
+
+
+def longest_row_bytes(resolved: ResolvedReference, row: Row, device: torch.device) -> int:
+    """Bytes beside the weights that log-probs of one row take; about, where `Estimate.about` is."""
+    try:
+        return working_bytes(_blueprint(resolved, device), [row])
+    except Exception:  # what a family's own code raises
+        return _formula(resolved, [[row]], device).working
+
+
+def _cost(resolved: ResolvedReference, batches: Sequence[Sequence[Row]]) -> _Cost:
+    """By the model made of its configuration; by a formula where it cannot be made."""
+    device = pick_device()
+    try:
+        blueprint = _blueprint(resolved, device)
+        quantized = resolved.reference.quantization is not None
+        weights = weights_of(blueprint, quantized=quantized)
+        largest = max(batches, key=lambda batch: sum(map(len, batch)), default=[])
+        working = working_bytes(blueprint, largest) if largest else 0
+        if quantized:
+            working += weights.largest
+        seconds = seconds_of(
+            blueprint, batches, lambda scorer, rows: response_logps(scorer, rows, device)
+        )
+    except Exception:  # a family's own code may fail in any way without real weights
+        return _formula(resolved, batches, device)
+    return _Cost(weights.total, working, seconds, about=False)
+
+
+def _blueprint(resolved: ResolvedReference, device: torch.device) -> Blueprint:
+    reference, products = resolved.reference, getattr(torch, resolved.products)
+    return blueprint_of(
+        files=resolved.files,
+        reference=reference,
+        dtype=resolved.dtype,
+        device=device,
+        scorer=lambda model: ResponseScorer(model, reference.attention, products),
+    )
+
+
+def _formula(
+    resolved: ResolvedReference, batches: Sequence[Sequence[Row]], device: torch.device
+) -> _Cost:
+    """Roughly, from three numbers of the configuration and the headers of the weights."""
+    config = read_json(resolved.files.model / "config.json")
+    config = config.get("text_config", config)
+    dtype = getattr(torch, resolved.dtype)
+    parameters = count_parameters(resolved.files.model)
+    weights = parameters * (NF4_BYTES if resolved.reference.quantization else dtype.itemsize)
+    tokens = [sum(map(len, batch)) for batch in batches]
+    states = max(tokens, default=0) * config["hidden_size"] * STATES * dtype.itemsize
+    logits = TILES[device.type == "cpu"] * config["vocab_size"] * LOGIT_BYTES
+    seconds = 2 * parameters * sum(tokens) / (EFFICIENCY * peak_flops(device, dtype))
+    return _Cost(int(weights), int(states + logits), seconds if tokens else 0.0, about=True)
+
+
+def _planned(prompts: Sequence[EncodedPrompt], resolved: ResolvedReference) -> list[list[Row]]:
+    """The batches that a scorer on its fastest route would make, window by window."""
+    reference, device = resolved.reference, pick_device()
+    config = read_json(resolved.files.model / "config.json")
+    hidden_size = config.get("text_config", config)["hidden_size"]
     packed = _packed(reference)
     longest = reference.batch_tokens or max(BATCH_TOKENS.values())
-    parts = [part for tree in trees for part in split_tree(tree, longest)]
-    rows = plan_rows(parts, hidden_size=hidden_size, packed=packed)
     limit = reference.batch_tokens or BATCH_TOKENS[device.type == "cpu"]
-    return batches_of(rows, limit, packed=packed)
+    planned = []
+    for start in range(0, len(prompts), WINDOW):
+        trees = trees_of(prompts[start : start + WINDOW])
+        parts = [part for tree in trees for part in split_tree(tree, longest)]
+        rows = plan_rows(parts, hidden_size=hidden_size, packed=packed)
+        planned += batches_of(rows, limit, packed=packed)
+    return planned
 
 
 def _packed(reference: Reference) -> bool:

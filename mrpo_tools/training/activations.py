@@ -1,4 +1,4 @@
-"""Whether a step's activations fit into memory, measured on a small pass rather than guessed."""
+"""Activations of a training step: whether they fit into memory, and how to do without them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from mrpo_tools.scorer.scorer import ResponseScorer, to_device
 from mrpo_tools.scorer.trees import Row
 
 SHARE_OF_FREE_MEMORY = 0.7
-"""What activations may take; the rest is for gradients, optimizer states and the head's tiles."""
+"""What activations may take; the rest is for the head's tiles and what a layer needs meanwhile."""
+ADAM_STATES = 2
+"""Numbers that AdamW keeps for each one that is trained, in its dtype."""
 
 
 def bytes_per_token(scorer: ResponseScorer, row: Row) -> float:
@@ -37,8 +39,8 @@ def bytes_per_token(scorer: ResponseScorer, row: Row) -> float:
 def activations_fit(
     scorer: ResponseScorer, rows: Sequence[Row], micro_batch: int, free: float
 ) -> bool:
-    """Whether the largest micro-batch's activations fit without being recomputed, beside the
-    gradients and Adam's two states of what is trained.
+    """Whether the largest micro-batch's activations fit without being recomputed, measured on a
+    small pass rather than guessed.
 
     Args:
         scorer: with the parameters to train requiring gradients.
@@ -49,5 +51,22 @@ def activations_fit(
     ordered = sorted(rows, key=len)
     rate = bytes_per_token(scorer, ordered[len(ordered) // 2])
     largest = sum(map(len, ordered[-micro_batch:]))
-    states = 3 * sum(weights.nbytes for weights in scorer.parameters() if weights.requires_grad)
-    return rate * largest <= SHARE_OF_FREE_MEMORY * (free - states)
+    trained = sum(weights.nbytes for weights in scorer.parameters() if weights.requires_grad)
+    return fits(rate * largest, trained, free)
+
+
+def fits(kept: float, trained: float, free: float) -> bool:
+    """Whether activations fit beside the gradients and Adam's states of what is trained.
+
+    Args:
+        kept: bytes of activations that wait for the backward pass.
+        trained: bytes of the parameters that are trained.
+        free: bytes of memory beside the weights.
+    """
+    return kept <= SHARE_OF_FREE_MEMORY * (free - (1 + ADAM_STATES) * trained)
+
+
+def recompute_activations(scorer: ResponseScorer) -> None:
+    """Keep each layer's input only, and compute the layer again in the backward pass."""
+    scorer.model.gradient_checkpointing_enable({"use_reentrant": False})
+    scorer.model.enable_input_require_grads()

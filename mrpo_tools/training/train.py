@@ -34,7 +34,7 @@ from mrpo_tools.runs.run import (
     stage_of,
 )
 from mrpo_tools.scorer.scorer import ResponseScorer
-from mrpo_tools.training.activations import activations_fit
+from mrpo_tools.training.activations import activations_fit, recompute_activations
 from mrpo_tools.training.arguments import training_arguments
 from mrpo_tools.training.callbacks import StopOnSignal, show_progress
 from mrpo_tools.training.groups import TrainingGroups
@@ -220,8 +220,7 @@ def _recompute_activations(
         micro_batch = recipe.per_device_train_batch_size
         wanted = not activations_fit(scorer, rows, micro_batch, free_bytes(device))
     if wanted:
-        scorer.model.gradient_checkpointing_enable({"use_reentrant": False})
-        scorer.model.enable_input_require_grads()
+        recompute_activations(scorer)
     return wanted
 
 

@@ -1,0 +1,182 @@
+"""Memory before it is needed: the real code, run on tensors that have a shape and no storage."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mrpo_tools.scorer.blueprint import Blueprint
+from mrpo_tools.scorer.scorer import ResponseScorer, to_device
+from mrpo_tools.scorer.trees import Row, TokenBatch
+
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Of a weight in NF4: half a byte, for 64 weights a scale of one byte, for 256 scales one of four
+(Dettmers et al. 2023, §3)."""
+
+
+class LiveBytes(TorchDispatchMode):
+    """While it is entered, counts the bytes of the storages that operations make.
+
+    A storage counts once, however many tensors look at it, until the last of them is gone. What a
+    kernel takes for itself while it runs is not seen.
+
+    Attributes:
+        live: bytes now.
+        peak: the most since the beginning, or since `begin`.
+    """
+
+    def __init__(self) -> None:
+        begin: Any = super().__init__  # torch does not type it
+        begin()
+        self.live = self.peak = 0
+        self._storages: dict[int, weakref.ref[Any]] = {}
+
+    def begin(self) -> int:
+        """Forget the peak so far; the bytes now."""
+        self.peak = self.live
+        return self.live
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and note what it made."""
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self._note(tensor.untyped_storage())
+        return made
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._storages:
+            return
+
+        def gone(_: Any) -> None:
+            self.live -= size
+            del self._storages[key]
+
+        self._storages[key] = weakref.ref(storage, gone)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+
+class Weights(NamedTuple):
+    """Bytes of a model's parameters and buffers, and how many of them are trained.
+
+    Attributes:
+        total: of all; tied ones once.
+        trained: of those that require gradients.
+        largest: of the largest matrix of the layers, in the dtype of the products.
+    """
+
+    total: int
+    trained: int
+    largest: int
+
+
+@contextlib.contextmanager
+def imagined(blueprint: Blueprint) -> Iterator[tuple[ResponseScorer, LiveBytes]]:
+    """The scorer of a blueprint on tensors without storage, on its fastest route, and the counter
+    of the bytes that it would take."""
+    scorer = blueprint.made(torch.device("meta"))
+    with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
+        scorer = scorer.to_empty(device=blueprint.device)
+        scorer.causal_lm.tie_weights()
+        scorer.take(scorer.routes[0])
+        yield scorer, live
+
+
+def weights_of(blueprint: Blueprint, *, quantized: bool = False) -> Weights:
+    """Bytes of the weights at full depth.
+
+    Args:
+        blueprint: of the model.
+        quantized: its layers' matrices are in NF4; embeddings, norms and the head stay as they are.
+    """
+    scorer = blueprint.made(torch.device("meta"))
+    head = scorer.causal_lm.get_output_embeddings()
+    matrices = {
+        id(layer.weight): layer.weight.numel()
+        for layer in scorer.modules()
+        if isinstance(layer, torch.nn.Linear)
+        and layer is not head
+        and not layer.weight.requires_grad
+    }
+    total = sum(tensor.nbytes for tensor in (*scorer.parameters(), *scorer.buffers()))
+    if quantized:
+        total -= int(sum(matrices.values()) * (blueprint.dtype.itemsize - NF4_BYTES))
+    trained = sum(weight.nbytes for weight in scorer.parameters() if weight.requires_grad)
+    largest = max(matrices.values(), default=0) * blueprint.dtype.itemsize
+    return Weights(total, trained, largest)
+
+
+def working_bytes(blueprint: Blueprint, rows: Sequence[Row]) -> int:
+    """The most bytes beside the weights that log-probs of one batch take, without gradient."""
+    shallow = blueprint.of_layers(blueprint.sample())  # a layer is forgotten when the next is done
+    with imagined(shallow) as (scorer, live), torch.no_grad():
+        before = live.begin()
+        scorer(*inputs(scorer, [rows], blueprint.device))
+        return live.peak - before
+
+
+class StepBytes(NamedTuple):
+    """Bytes of a micro-batch with gradient, beside weights, gradients and optimizer states.
+
+    Attributes:
+        kept: what autograd keeps from the forward to the backward pass.
+        peak: the most there is in both.
+    """
+
+    kept: int
+    peak: int
+
+
+def step_bytes(
+    blueprint: Blueprint,
+    trees: Sequence[Row],
+    max_tokens: int | None = None,
+) -> StepBytes:
+    """What a micro-batch takes where gradients are there already, as in all but the first one.
+
+    Args:
+        blueprint: of the policy as it is trained, with activation checkpointing or without.
+        trees: of the micro-batch.
+        max_tokens: of one pass through the model.
+    """
+
+    def measure(shallow: Blueprint) -> tuple[float, float, float]:
+        with imagined(shallow) as (scorer, live):
+            for weight in scorer.parameters():
+                if weight.requires_grad:
+                    weight.grad = torch.zeros_like(weight)
+            before = live.begin()
+            planned = scorer.batches(trees, max_tokens)
+            logps = scorer(*inputs(scorer, planned, shallow.device))
+            forward, kept = live.peak - before, live.begin() - before
+            logps.sum().backward()
+            return kept, forward, live.peak - before
+
+    kept, *peaks = blueprint.at_full_depth(measure)  # either pass may be the larger when deep
+    return StepBytes(int(kept), int(max(peaks)))
+
+
+def inputs(
+    scorer: ResponseScorer, planned: Sequence[Sequence[Row]], device: torch.device
+) -> tuple[list[TokenBatch], int]:
+    """What `ResponseScorer.forward` takes of some batches of rows, whatever their keys: each row
+    is one sequence."""
+    batches, count = [], 0
+    for rows in planned:
+        own = [
+            Row(row.prompt, row.responses, [place] * len(row.keys))
+            for place, row in enumerate(rows, count)
+        ]
+        batches.append(to_device(scorer.collate(own), device))
+        count += len(rows)
+    return batches, count
