@@ -67,7 +67,7 @@ from mrpo_tools.references.devices import (
     reset_peak_memory,
 )
 from mrpo_tools.references.loading import add_lora, quiet_libraries
-from mrpo_tools.scorer.attention import TREE
+from mrpo_tools.scorer.attention import TREE, missing_variable_length
 from mrpo_tools.scorer.blueprint import Blueprint
 from mrpo_tools.scorer.memory import LiveBytes, step_bytes, working_bytes
 from mrpo_tools.scorer.scorer import (
@@ -97,7 +97,7 @@ BATCH_TOKENS = 8192
 class Shape(NamedTuple):
     """The sizes of a decoder."""
 
-    config: type[PreTrainedConfig]
+    config: Callable[..., PreTrainedConfig]
     vocabulary: int
     hidden: int
     intermediate: int
@@ -218,9 +218,6 @@ class Bench:
         ]
 
 
-# --- measuring ------------------------------------------------------------------------------------
-
-
 def tried(measure: Callable[[], Facts], **labels: Any) -> Facts:
     """Labels with the figures of a measurement, or with its error."""
     try:
@@ -306,9 +303,6 @@ def scorer_of(model: Any, trees: Sequence[Row], device: torch.device) -> Respons
     return scorer
 
 
-# --- machine --------------------------------------------------------------------------------------
-
-
 def machine(bench: Bench) -> Iterator[Facts]:
     """The device, the versions, and how fast matrix products are."""
     facts: Facts = {"date": datetime.date.today().isoformat(), "device": platform.machine()}
@@ -318,10 +312,9 @@ def machine(bench: Bench) -> Iterator[Facts]:
     facts["cuda"] = torch.version.cuda
     facts["versions"] = {name: metadata.version(name) for name in ("torch", "transformers", "peft")}
     facts["dtype"] = str(bench.dtype).removeprefix("torch.")
+    facts["missing_kernel"] = missing_variable_length(bench.device, bench.dtype)
     yield facts | {"peak_tflops": bench.peak / 1e12}
 
-
-# --- kernels --------------------------------------------------------------------------------------
 
 HEADS = (
     # heads, key heads, numbers of a head, window
@@ -416,8 +409,6 @@ def compared(
     return {"relative_error": errors, "forward_ms": forward * 1e3, "with_backward_ms": both * 1e3}
 
 
-# --- noise ----------------------------------------------------------------------------------------
-
 SAMPLES = {
     # responses of the prompts; tokens of the shortest and the longest response
     "short": ((1, 2, 4) * 8, (20, 120)),
@@ -506,8 +497,6 @@ def self_checked(scorer: ResponseScorer, trees: Sequence[Row], device: torch.dev
     }
 
 
-# --- memory ---------------------------------------------------------------------------------------
-
 ROW_TOKENS = (8192, 32_768, 131_072)
 
 
@@ -534,8 +523,6 @@ def predicted_row(bench: Bench, name: str, scorer: ResponseScorer, row: Row) -> 
     blueprint = Blueprint(bench.config(name), bench.dtype, bench.device, ResponseScorer)
     return {"predicted_mib": working_bytes(blueprint, [row]) / MIB}
 
-
-# --- score ----------------------------------------------------------------------------------------
 
 BUDGETS = (BATCH_TOKENS, 4096, 16_384, 32_768)
 """Tokens of a batch; routes that are not the fastest are measured with the first."""
@@ -645,8 +632,6 @@ def padded_logps(model: Any, rows: Sequence[Row], device: torch.device) -> Tenso
     answers = ((places >= starts) & (places < ends))[:, 1:].to(device)
     return (torch.stack(logps) * answers).sum(-1)
 
-
-# --- train ----------------------------------------------------------------------------------------
 
 GROUPS_A_STEP = 4
 LORA_RANK = 8
@@ -760,8 +745,6 @@ def steps(
     }
 
 
-# --- profile --------------------------------------------------------------------------------------
-
 SHOWN_KERNELS = 20
 
 
@@ -816,8 +799,6 @@ def kernel_times(work: Work, device: torch.device) -> Facts:
     busy = sum(spent for spent, _ in times) / 1e6
     return {"seconds": seconds, "busy_share": busy / seconds, "top": top}
 
-
-# --- running --------------------------------------------------------------------------------------
 
 SECTIONS: dict[str, Callable[[Bench], Iterator[Facts]]] = {
     "machine": machine,
@@ -901,8 +882,6 @@ def read(path: Path) -> list[Facts]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-# --- the tables -----------------------------------------------------------------------------------
-
 GOALS = (
     # of the fastest route with four responses a prompt: what, figure, at least, how it is written
     ("unique tokens a second", "unique_tokens_per_s", 36_000, ",.0f"),
@@ -961,7 +940,8 @@ def described(lines: Sequence[Facts]) -> str:
         versions = ", ".join(f"{name} {version}" for name, version in line["versions"].items())
         sentences.append(
             f"{line['date']}, {line['device']}, CUDA {line['cuda']}, {versions}; "
-            f"{line['dtype']} matrix products at {line['peak_tflops']:.3g} TFLOP/s."
+            f"{line['dtype']} matrix products at {line['peak_tflops']:.3g} TFLOP/s. "
+            f"Attention over trees: {line['missing_kernel'] or 'its fastest kernel'}."
         )
     return "\n".join(sentences)
 
