@@ -882,26 +882,6 @@ def read(path: Path) -> list[Facts]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-GOALS = (
-    # of the fastest route with four responses a prompt: what, figure, at least, how it is written
-    ("unique tokens a second", "unique_tokens_per_s", 36_000, ",.0f"),
-    ("useful work as a share of the matrix-product peak", "share_of_peak", 0.6, ".0%"),
-    ("times as fast as padded rows at their best batch", "ratio", 2.0, ".2f"),
-)
-Cells = Sequence[str]
-
-
-def table(lines: Sequence[Facts]) -> str:
-    """Every section as Markdown: the goals first, the errors last."""
-    made = [
-        part(lines)
-        for part in (described, goal_table, score_table, train_table, memory_table, noise_table,
-                     kernel_table, profile_table)
-    ]  # fmt: skip
-    made += [f"- {line['section']}: {line['error']}" for line in lines if "error" in line]
-    return "\n\n".join(part for part in made if part)
-
-
 def of(lines: Sequence[Facts], section: str, figure: str, **labels: Any) -> list[Facts]:
     """Lines of a section that have a figure, with these labels."""
     return [
@@ -919,142 +899,153 @@ def fastest(lines: Sequence[Facts], section: str, **labels: Any) -> Facts:
     return min(timed, key=lambda line: line["seconds"], default={"seconds": math.nan})
 
 
-def distinct(lines: Sequence[Facts], *names: str) -> list[Facts]:
-    """The combinations of labels there are, in their order."""
-    every = ({name: line[name] for name in names} for line in lines)
-    return list({tuple(labels.values()): labels for labels in every}.values())
-
-
-def markdown(title: str, heads: Cells, rows: Sequence[Cells]) -> str:
-    """A table, empty where there are no rows."""
-    if not rows:
-        return ""
-    cells = [heads, ["---"] * len(heads), *rows]
-    return f"**{title}**\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in cells)
-
-
-def described(lines: Sequence[Facts]) -> str:
-    """One sentence about the machine."""
-    sentences = []
-    for line in of(lines, "machine", "peak_tflops"):
-        versions = ", ".join(f"{name} {version}" for name, version in line["versions"].items())
-        sentences.append(
-            f"{line['date']}, {line['device']}, CUDA {line['cuda']}, {versions}; "
-            f"{line['dtype']} matrix products at {line['peak_tflops']:.3g} TFLOP/s. "
-            f"Attention over trees: {line['missing_kernel'] or 'its fastest kernel'}."
-        )
-    return "\n".join(sentences)
+def predicted(lines: Sequence[Facts], section: str, **labels: Any) -> str:
+    """The MiB that a dry run says; nothing where none did."""
+    dry = of(lines, section, "predicted_mib", **labels)
+    return ", ".join(f"{line['predicted_mib']:,.0f}" for line in dry)
 
 
 def best_batches(lines: Sequence[Facts]) -> list[Facts]:
     """Each route of scoring with its best batch, and how many times as fast as padded rows."""
-    best = []
-    for labels in distinct(of(lines, "score", "seconds"), "answers", "model", "route"):
-        line = fastest(lines, "score", **labels)
+    best = {}
+    for line in of(lines, "score", "seconds"):
+        labels = {name: line[name] for name in ("model", "answers", "route")}
+        route = fastest(lines, "score", **labels)
         padded = fastest(lines, "score", **(labels | {"route": PADDED}))
-        best.append(line | {"ratio": padded["seconds"] / line["seconds"]})
-    return best
+        batch = f"{route['rows']} rows" if "rows" in route else f"{route['budget']:,} tokens"
+        ratio = padded["seconds"] / route["seconds"]
+        best[tuple(labels.values())] = route | {"batch": batch, "ratio": ratio}
+    return list(best.values())
 
 
-def goal_table(lines: Sequence[Facts]) -> str:
-    """Each model's fastest route against the goals of one H200."""
-    best: dict[str, Facts] = {}
-    for line in best_batches(lines):
-        slowest_so_far = best.get(line["model"], line)["seconds"]
-        if line["answers"] == max(PROMPTS) and line["seconds"] <= slowest_so_far:
-            best[line["model"]] = line
-    rows = [
-        [what, *(format(line[figure], form) for line in best.values()), f"≥ {format(goal, form)}"]
-        for what, figure, goal, form in GOALS
-        if best
+def goals(lines: Sequence[Facts]) -> list[Facts]:
+    """Each model's fastest route where a prompt has four responses."""
+    four = [line for line in best_batches(lines) if line["answers"] == max(PROMPTS)]
+    names = dict.fromkeys(line["model"] for line in four)
+    return [
+        min((line for line in four if line["model"] == name), key=lambda line: line["seconds"])
+        for name in names
     ]
-    return markdown("Goals on one H200", ["scoring, four responses a prompt", *best, "goal"], rows)
 
 
-def score_table(lines: Sequence[Facts]) -> str:
-    """Every route with its best batch."""
-    rows = [
-        [line["model"], str(line["answers"]), line["route"],
-         f"{line['rows']} rows" if "rows" in line else f"{line['budget']:,} tokens",
-         f"{line['unique_tokens_per_s']:,.0f}", f"{line['useful_tflops']:.3g}",
-         f"{line['share_of_peak']:.0%}", f"{line['ratio']:.2f}", f"{line['peak_mib']:,.0f}"]
-        for line in best_batches(lines)
-    ]  # fmt: skip
-    heads = ["model", "responses", "route", "best batch", "unique tokens/s", "useful TFLOP/s",
-             "of the peak", "× padded", "MiB beside the weights"]  # fmt: skip
-    return markdown("Scoring", heads, rows)
-
-
-def train_table(lines: Sequence[Facts]) -> str:
-    """Steps on trees beside those on padded rows, and what a dry run says of them."""
+def train_rows(lines: Sequence[Facts]) -> list[Facts]:
+    """Steps, how many times as fast as on padded rows, and what a dry run says."""
     rows = []
     for line in of(lines, "train", "seconds"):
         same = {name: line[name] for name in ("model", "recomputed")}
-        padded = fastest(lines, "train", step=PADDED, **same)["seconds"]
-        dry = of(lines, "train", "predicted_mib", step=line["step"], **same)
-        rows.append(
-            [line["model"], line["step"], "yes" if line["recomputed"] else "no",
-             f"{line['seconds']:.3f}", f"{line['unique_tokens_per_s']:,.0f}",
-             f"{padded / line['seconds']:.2f}", f"{line['kept_mib_per_token']:.2f}",
-             f"{line['peak_mib']:,.0f}", ", ".join(f"{one['predicted_mib']:,.0f}" for one in dry)]
-        )  # fmt: skip
-    heads = ["model", "step", "recomputed", "s", "unique tokens/s", "× padded", "kept MiB/token",
-             "MiB", "predicted"]  # fmt: skip
-    return markdown("A step of LoRA on four pairs", heads, rows)
+        padded = fastest(lines, "train", step=PADDED, **same)
+        dry = predicted(lines, "train", step=line["step"], **same)
+        rows.append(line | {"ratio": padded["seconds"] / line["seconds"], "predicted": dry})
+    return rows
 
 
-def memory_table(lines: Sequence[Facts]) -> str:
-    """What long rows took, and what a dry run says of them."""
-    rows = []
-    for line in of(lines, "memory", "peak_mib"):
-        same = {name: line[name] for name in ("model", "tokens")}
-        dry = of(lines, "memory", "predicted_mib", **same)
-        rows.append(
-            [line["model"], f"{line['tokens']:,}", line["route"], f"{line['seconds']:.2f}",
-             f"{line['peak_mib']:,.0f}", ", ".join(f"{one['predicted_mib']:,.0f}" for one in dry)]
-        )  # fmt: skip
-    heads = ["model", "tokens of the row", "route", "s", "MiB beside the weights", "predicted"]
-    return markdown("Scoring one long row", heads, rows)
+def memory_rows(lines: Sequence[Facts]) -> list[Facts]:
+    """What long rows took, and what a dry run says."""
+    return [
+        line | {"predicted": predicted(lines, "memory", model=line["model"], tokens=line["tokens"])}
+        for line in of(lines, "memory", "peak_mib")
+    ]
 
 
-def noise_table(lines: Sequence[Facts]) -> str:
-    """What every route differs by, and the routes that are taken."""
-    rows = [
-        [line["model"], line["responses"], line["route"], "batches" if line["batched"] else "alone",
-         *(f"{line[figure]:.2g}" for figure in ("rms", "bias", "max", "sums_rms"))]
-        for line in of(lines, "noise", "max")
-    ]  # fmt: skip
-    heads = ["model", "responses", "route", "rows", "rms", "bias", "largest", "rms of sums/√L"]
-    noise_rows = markdown("bfloat16 against plain rows alone, nats per token", heads, rows)
-    taken = ", ".join(
-        f"{line['taken']} ({line['model']}, {line['responses']}, rms {line['rms']:.2g})"
-        for line in of(lines, "noise", "taken")
+def profile_rows(lines: Sequence[Facts]) -> list[Facts]:
+    """The five dearest kernels."""
+    return [
+        line
+        | {"dearest": "; ".join(f"`{name[:40]}` {ms:.3g} ms" for name, ms, _ in line["top"][:5])}
+        for line in of(lines, "profile", "top")
+    ]
+
+
+class Table(NamedTuple):
+    """A table of the page.
+
+    Attributes:
+        title: above it.
+        rows: makes its rows of all lines.
+        columns: what stands above each, and how it is written of a row.
+    """
+
+    title: str
+    rows: Callable[[Sequence[Facts]], list[Facts]]
+    columns: dict[str, str]
+
+
+TABLES = (
+    Table("Scoring four responses a prompt, by the fastest route", goals, {
+        "model": "{model}",
+        "unique tokens/s (goal ≥ 36,000)": "{unique_tokens_per_s:,.0f}",
+        "useful work of the matrix-product peak (≥ 60 %)": "{share_of_peak:.0%}",
+        "times as fast as padded rows at their best batch (≥ 2)": "{ratio:.2f}",
+    }),
+    Table("Scoring", best_batches, {
+        "model": "{model}", "responses": "{answers}", "route": "{route}", "best batch": "{batch}",
+        "unique tokens/s": "{unique_tokens_per_s:,.0f}", "useful TFLOP/s": "{useful_tflops:.3g}",
+        "of the peak": "{share_of_peak:.0%}", "× padded": "{ratio:.2f}",
+        "MiB beside the weights": "{peak_mib:,.0f}",
+    }),
+    Table("A step of LoRA on four pairs", train_rows, {
+        "model": "{model}", "step": "{step}", "recomputed": "{recomputed}", "s": "{seconds:.3f}",
+        "unique tokens/s": "{unique_tokens_per_s:,.0f}", "× padded": "{ratio:.2f}",
+        "kept MiB/token": "{kept_mib_per_token:.2f}", "MiB": "{peak_mib:,.0f}",
+        "predicted": "{predicted}",
+    }),
+    Table("Scoring one long row", memory_rows, {
+        "model": "{model}", "tokens": "{tokens:,}", "route": "{route}", "s": "{seconds:.2f}",
+        "MiB beside the weights": "{peak_mib:,.0f}", "predicted": "{predicted}",
+    }),
+    Table("bfloat16 against plain rows alone, nats per token",
+          partial(of, section="noise", figure="sums_rms"), {
+        "model": "{model}", "responses": "{responses}", "route": "{route}",
+        "in batches": "{batched}", "rms": "{rms:.2g}", "bias": "{bias:.2g}", "max": "{max:.2g}",
+        "rms of sums/√L": "{sums_rms:.2g}",
+    }),
+    Table("The route that the self-check takes", partial(of, section="noise", figure="taken"), {
+        "model": "{model}", "responses": "{responses}", "route": "{taken}", "rms": "{rms:.2g}",
+        "bias": "{bias:.2g}", "s": "{seconds:.2g}", "refused": "{refused}",
+    }),
+    Table("Attention over a line of trees, against float32",
+          partial(of, section="kernels", figure="relative_error"), {
+        "heads": "{heads}/{key_heads} × {size}", "window": "{window}", "attention": "{attention}",
+        "error of output": "{relative_error[output]:.2g}", "dq": "{relative_error[query]:.2g}",
+        "dk": "{relative_error[key]:.2g}", "dv": "{relative_error[value]:.2g}",
+        "forward ms": "{forward_ms:.3g}", "with backward": "{with_backward_ms:.3g}",
+    }),
+    Table("Profile", profile_rows, {
+        "work": "{work}", "s": "{seconds:.3f}", "device busy": "{busy_share:.0%}",
+        "dearest kernels": "{dearest}",
+    }),
+)  # fmt: skip
+WORDS: dict[Any, str] = {None: "none", True: "yes", False: "no"}
+
+
+def table(lines: Sequence[Facts]) -> str:
+    """Every section as Markdown: the goals first, the errors last."""
+    parts = [described(line) for line in of(lines, "machine", "peak_tflops")]
+    for title, rows_of, columns in TABLES:
+        rows = [[form.format(**worded(row)) for form in columns.values()] for row in rows_of(lines)]
+        cells = [list(columns), ["---"] * len(columns), *rows]
+        if rows:
+            parts.append(f"**{title}**\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in cells))
+    parts += [f"- {line['section']}: {line['error']}" for line in lines if "error" in line]
+    return "\n\n".join(parts)
+
+
+def worded(row: Facts) -> Facts:
+    """A row with words for what is no figure."""
+    return {
+        name: WORDS[value] if value is None or isinstance(value, bool) else value
+        for name, value in row.items()
+    }
+
+
+def described(line: Facts) -> str:
+    """The machine in two sentences."""
+    versions = [f"{name} {version}" for name, version in line["versions"].items()]
+    return (
+        f"{', '.join([line['date'], line['device'], *versions])}, CUDA {line['cuda']}; "
+        f"{line['dtype']} matrix products at {line['peak_tflops']:.3g} TFLOP/s. "
+        f"Attention over trees: {line['missing_kernel'] or 'its fastest kernel'}."
     )
-    return f"{noise_rows}\n\nThe self-check takes {taken}." if taken else noise_rows
-
-
-def kernel_table(lines: Sequence[Facts]) -> str:
-    """Errors and times of each way of attention."""
-    rows = [
-        [f"{line['heads']}/{line['key_heads']} × {line['size']}", str(line["window"] or ""),
-         line["attention"],
-         *(f"{error:.2g}" for error in line["relative_error"].values()),
-         f"{line['forward_ms']:.3g}", f"{line['with_backward_ms']:.3g}"]
-        for line in of(lines, "kernels", "relative_error")
-    ]  # fmt: skip
-    heads = ["heads", "window", "attention", "error of output", "of dq", "of dk", "of dv",
-             "forward ms", "with backward ms"]  # fmt: skip
-    return markdown("Attention over a line of trees, against float32", heads, rows)
-
-
-def profile_table(lines: Sequence[Facts]) -> str:
-    """The share of time in which the device is busy, and the five dearest kernels."""
-    rows = [
-        [line["work"], f"{line['busy_share']:.0%}",
-         "; ".join(f"`{kernel[:40]}` {spent:.3g} ms" for kernel, spent, _ in line["top"][:5])]
-        for line in of(lines, "profile", "busy_share")
-    ]  # fmt: skip
-    return markdown("Profile", ["work", "busy", "dearest kernels"], rows)
 
 
 if __name__ == "__main__":
