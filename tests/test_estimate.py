@@ -15,9 +15,11 @@ from mrpo_tools.cache import Cache
 from mrpo_tools.cli import run
 from mrpo_tools.config import Recipe
 from mrpo_tools.errors import UsageError
-from mrpo_tools.precomputing.estimate import count_parameters, estimate, longest_row_bytes
+from mrpo_tools.precomputing.estimate import count_parameters, estimate
+from mrpo_tools.precomputing.long_rows import blueprint, tell_long_rows
 from mrpo_tools.precomputing.precompute import precompute
-from mrpo_tools.references.resolved import resolve
+from mrpo_tools.references.resolved import renderer_of, resolve
+from mrpo_tools.scorer.memory import working_bytes
 from mrpo_tools.scorer.trees import Row
 from mrpo_tools.training.estimate import estimate_training
 from mrpo_tools.training.prepare import prepare
@@ -83,11 +85,10 @@ def test_a_model_of_no_known_family_is_estimated_roughly(references, some_groups
     assert estimate["seconds"] > 0
 
 
-def test_the_longest_row_is_foretold(references):
-    resolved = resolve("llama", references["llama"])
+def test_memory_grows_with_the_row(references):
+    plan = blueprint(resolve("llama", references["llama"]), torch.device("cpu"))
     short, long = (
-        longest_row_bytes(resolved, Row(range(size), [range(20)], [0]), torch.device("cpu"))
-        for size in (100, 4000)
+        working_bytes(plan, [Row(range(size), [range(20)], [0])]) for size in (100, 4000)
     )
     assert long > 10 * short
 
@@ -137,3 +138,19 @@ def test_a_dry_run_of_training_is_refused_as_training_is(dry, mrpo):
     assert "loss" in mrpo(f"{dry} --loss no-such-loss", 2).err
     assert "Missing option '--output'" in mrpo(dry.replace("--dry-run", ""), 2).err
     assert "lora_target_modules" in mrpo(f"{dry} --set lora_target_modules=[nothing]", 2).err
+
+
+def test_a_long_row_is_told_where_nobody_has_set_a_length(references, some_groups, capsys):
+    """Its tokens, its memory and the option; not where the length is set, or the row is short."""
+    longest = max(some_groups, key=lambda group: sum(len(r.content) for r in group.responses))
+    words = references["llama"].model_copy(update={"max_length": None})
+    resolved = resolve("llama", words)
+    encoded = renderer_of(resolved).encode(longest)
+    tokens = len(encoded.prompt_ids) + sum(len(each.ids) for each in encoded.responses)
+    tell_long_rows(resolved, [longest], long=tokens - 1)
+    told = capsys.readouterr().err
+    assert f"the longest prompt with its responses has {tokens:,} tokens and takes about 0." in told
+    assert f"context of {resolved.identity.fields['max_length']:,} cuts" in told
+    tell_long_rows(resolved, [longest], long=tokens)
+    tell_long_rows(resolve("llama", words.model_copy(update={"max_length": 64})), [longest], long=1)
+    assert capsys.readouterr().err == ""

@@ -47,9 +47,11 @@ def ensure(
     incomplete, reused = missing_responses(cache, resolved, groups, shard)
     summary = Summary(cache.store(resolved.name, resolved.identity))
     if incomplete:
+        from mrpo_tools.precomputing.long_rows import tell_long_rows
         from mrpo_tools.precomputing.run import compute_missing
         from mrpo_tools.scorer.loaded import load_reference
 
+        tell_long_rows(resolved, incomplete)
         summary = compute_missing(
             resolved,
             summary.store,

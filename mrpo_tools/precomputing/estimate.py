@@ -18,13 +18,13 @@ from mrpo_tools.groups import Group, in_split
 from mrpo_tools.maths.logprobs import TILES
 from mrpo_tools.precomputing.encoded import EncodedPrompt, encode, places_of, text_bytes, trees_of
 from mrpo_tools.precomputing.ensure import missing_responses
+from mrpo_tools.precomputing.long_rows import blueprint
 from mrpo_tools.precomputing.run import WINDOW
 from mrpo_tools.references.devices import peak_flops, pick_device
 from mrpo_tools.references.model_files import read_json, weight_files
 from mrpo_tools.references.resolved import ResolvedReference, renderer_of
-from mrpo_tools.scorer.blueprint import Blueprint, blueprint_of
 from mrpo_tools.scorer.memory import NF4_BYTES, weights_of, working_bytes
-from mrpo_tools.scorer.scorer import BATCH_TOKENS, ResponseScorer, response_logps
+from mrpo_tools.scorer.scorer import BATCH_TOKENS, response_logps
 from mrpo_tools.scorer.speed import EFFICIENCY, seconds_of
 from mrpo_tools.scorer.trees import Row, plan_rows, split_tree
 from mrpo_tools.scorer.trees import batches as batches_of
@@ -148,42 +148,23 @@ def loading_seconds(model: Path) -> float:
     return sum(path.stat().st_size for path in files) / speed
 
 
-def longest_row_bytes(resolved: ResolvedReference, row: Row, device: torch.device) -> int:
-    """Bytes beside the weights that log-probs of one row take; about, where `Estimate.about` is."""
-    try:
-        return working_bytes(_blueprint(resolved, device), [row])
-    except Exception:  # what a family's own code raises
-        return _formula(resolved, [[row]], device).working
-
-
 def _cost(resolved: ResolvedReference, batches: Sequence[Sequence[Row]]) -> _Cost:
     """By the model made of its configuration; by a formula where it cannot be made."""
     device = pick_device()
     try:
-        blueprint = _blueprint(resolved, device)
+        plan = blueprint(resolved, device)
         quantized = resolved.reference.quantization is not None
-        weights = weights_of(blueprint, quantized=quantized)
+        weights = weights_of(plan, quantized=quantized)
         largest = max(batches, key=lambda batch: sum(map(len, batch)), default=[])
-        working = working_bytes(blueprint, largest) if largest else 0
+        working = working_bytes(plan, largest) if largest else 0
         if quantized:
             working += weights.largest
         seconds = seconds_of(
-            blueprint, batches, lambda scorer, rows: response_logps(scorer, rows, device)
+            plan, batches, lambda scorer, rows: response_logps(scorer, rows, device)
         )
     except Exception:  # a family's own code may fail in any way without real weights
         return _formula(resolved, batches, device)
     return _Cost(weights.total, working, seconds, about=False)
-
-
-def _blueprint(resolved: ResolvedReference, device: torch.device) -> Blueprint:
-    reference, products = resolved.reference, getattr(torch, resolved.products)
-    return blueprint_of(
-        files=resolved.files,
-        reference=reference,
-        dtype=resolved.dtype,
-        device=device,
-        scorer=lambda model: ResponseScorer(model, reference.attention, products),
-    )
 
 
 def _formula(
