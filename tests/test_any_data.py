@@ -55,7 +55,7 @@ def check_file(path: Path, adapter: str | None = None) -> bool:
     for group in groups:
         assert len(group.responses) >= 2
         assert group.group_id
-        assert group.prompt[-1].role == "user"
+        assert group.prompt[-1].role in ("user", "assistant")
         json.dumps(group.as_dict(), allow_nan=False).encode()
     return True
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mrpo_tools import words
-from mrpo_tools.cli.data_summary import count_tokens, facts_of, print_summary
+from mrpo_tools.cli.data_summary import count_tokens, facts_of, print_summary, unused_of
 from mrpo_tools.cli.options import (
     choice,
     counted,
@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 data_options = decorate(
     click.option("--split", metavar="NAME", help="This split only."),
     dataset_options,
+    click.option(
+        "--skip-bad",
+        is_flag=True,
+        help="Leave bad rows out; they are counted, and listed in NAME.skipped.txt.",
+    ),
     click.option("--seed", type=int, help="The same as --split-seed."),
 )
 
@@ -97,9 +102,14 @@ def validate(*, source: str | None, as_json: bool, **options: Any) -> None:
         for _ in stream:
             pass
     if as_json:
-        print_json({"name": stream.name, "adapter": stream.adapter.name, **stream.counts})
-    else:
-        print(f"{stream.name}: {counted(stream.counts)}; no problem found")
+        facts = {"name": stream.name, "adapter": stream.adapter.name, **stream.counts}
+        print_json({**facts, "unused": unused_of(stream)})
+        return
+    skipped = stream.counts["skipped_rows"]
+    found = f"{skipped:,} bad rows left out" if skipped else "no problem found"
+    print(f"{stream.name}: {counted(stream.counts)}; {found}")
+    if stream.unused:
+        print(f"not used: {', '.join(f'{key} ({n:,})' for key, n in unused_of(stream).items())}")
 
 
 @data.command()
@@ -169,7 +179,26 @@ def _stream(source: str | None, options: Mapping[str, Any], doing: str) -> Itera
     named = {"dataset": source or options["dataset"], "split_seed": seed}
     dataset = dataset_of(load_project(), {**options, **named})
     with bar_to(doing, "bytes") as report:
-        how = Options.of(dataset, split=options["split"], on_progress=report)
+        how = Options.of(
+            dataset,
+            split=options["split"],
+            skip_bad=options["skip_bad"],
+            on_progress=report,
+        )
         stream = GroupStream(dataset.source, how)
         yield stream
+    _list_skipped(stream)
     warn_of(stream.counts)
+
+
+def _list_skipped(stream: GroupStream) -> None:
+    """The problems of the rows that were left out, a line each, in a file of their own."""
+    from mrpo_tools.files import whole_file
+    from mrpo_tools.progress import say_once
+
+    if not stream.counts["skipped_rows"]:
+        return
+    target = Path(f"{stream.name}.skipped.txt")
+    with whole_file(target) as file:
+        file.writelines(f"{problem}\n".encode() for problem in stream.problems)
+    say_once(f"{stream.counts['skipped_rows']:,} bad rows left out; each is listed in {target}")

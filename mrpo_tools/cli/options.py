@@ -203,7 +203,7 @@ def read_groups(dataset: Dataset) -> Source:
 
 WARNED = (
     "chosen_scored_below_rejected", "contradicting_groups", "unjudged_groups",
-    "prompts_in_two_splits", "lacking_in_train",
+    "prompts_in_two_splits", "lacking_in_train", "one_sided_verdicts",
 )  # fmt: skip
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mrpo_tools.errors import UsageError, did_you_mean, shorten
+from mrpo_tools.errors import UsageError, did_you_mean
 from mrpo_tools.sources.adapters.adapter import Adapter
 from mrpo_tools.sources.adapters.catalogue import ADAPTERS
+from mrpo_tools.sources.adapters.way_out import nothing_fits
 
 SAMPLE_ROWS = 50
 _ENOUGH = 0.9
-_MAX_COLUMNS_SHOWN = 12
 
 
 def choose(source: str, rows: Sequence[Mapping[str, Any]], name: str | None) -> tuple[Adapter, str]:
@@ -32,7 +32,7 @@ def choose(source: str, rows: Sequence[Mapping[str, Any]], name: str | None) -> 
     fits = {adapter.name: _fits(adapter, rows) for adapter in _candidates(rows)}
     most = max(fits.values())
     if not any(most):
-        raise _nothing_fits(source, rows[0])
+        raise nothing_fits(source, rows)
     whole = most[0]
     likely = (name for name, counts in fits.items() if whole and counts[0] >= _ENOUGH * whole)
     best = ADAPTERS[next(likely, max(fits, key=lambda name: fits[name]))]
@@ -69,22 +69,3 @@ def _reason(adapter: Adapter) -> str:
         column if shape.words == "text" else f"{column}: {shape.words}"
         for column, shape in adapter.columns.items()
     )
-
-
-def _nothing_fits(source: str, row: Mapping[str, Any]) -> UsageError:
-    nearest = max(ADAPTERS.values(), key=lambda adapter: _nearness(adapter, row))
-    lacking = [column for column in nearest.columns if column not in row]
-    columns = ", ".join(shorten(str(column)) for column in list(row)[:_MAX_COLUMNS_SHOWN])
-    example = "--map " + ",".join(f"{column}=YOUR_COLUMN" for column in lacking)
-    return UsageError(
-        f"{source}: no adapter fits the columns {columns or '(none)'}; "
-        f"the nearest, {nearest.name}, also needs {', '.join(lacking)}",
-        f"name them: {example}, or choose a --data-adapter: {', '.join(ADAPTERS)}",
-    )
-
-
-def _nearness(adapter: Adapter, row: Mapping[str, Any]) -> tuple[float, int]:
-    """The share of the adapter's columns that are there, and how many have the right shape."""
-    shared = [column for column in adapter.columns if column in row]
-    fitting = sum(adapter.columns[column].fits(row[column]) for column in shared)
-    return len(shared) / len(adapter.columns), fitting
