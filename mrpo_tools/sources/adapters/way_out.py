@@ -23,14 +23,22 @@ def nothing_fits(source: str, rows: Sequence[Mapping[str, Any]]) -> UsageError:
     columns = list(dict.fromkeys(str(column) for row in rows for column in row))
     shown = ", ".join(shorten(column) for column in columns[:_COLUMNS_SHOWN]) or "(none)"
     prompt, *responses = _texts(rows, columns)
-    asked = "" if prompt == "prompt" else f"prompt={prompt},"
-    pair = f"--map {asked}chosen=BETTER,rejected=WORSE"
-    verdict = f"--map {asked}a=FIRST,b=SECOND,winner=VERDICT"
+    pair = f"{_mapped(prompt)}chosen=BETTER,rejected=WORSE"
+    verdict = f"{_mapped(prompt)}a=FIRST,b=SECOND,winner=VERDICT"
     return UsageError(
         f"{source}: no adapter fits the columns {shown}; a row must become\n  {WANTED}",
         f"name the columns: {pair}, or {verdict}; or convert the rows, with their own scores:\n"
         f"  {converter(source, prompt, responses)} > groups.jsonl",
     )
+
+
+def _mapped(prompt: str) -> str:
+    """The beginning of a `--map`, where the prompt's column can stand in one."""
+    if prompt == "prompt":
+        return "--map "
+    plain = prompt.isprintable() and "," not in prompt
+    assignment = shlex.quote(f"prompt={prompt}") if plain else "prompt=PROMPT"
+    return f"--map {assignment} --map " if assignment[0] == "'" else f"--map {assignment},"
 
 
 def converter(source: str, prompt: str, responses: Sequence[str]) -> str:
