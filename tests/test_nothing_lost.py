@@ -169,6 +169,18 @@ def test_bad_rows_are_left_out_on_request_and_listed(command: str, mrpo) -> None
     ]
 
 
+def test_every_command_that_reads_data_may_leave_bad_rows_out(mrpo) -> None:
+    """Past the data, the next thing that is wrong is said: the model that is not there."""
+    write_lines(Path("x.jsonl"), BAD)
+    error = mrpo("precompute --ref a=./model --dataset x.jsonl", 2).err
+    assert "--skip-bad leaves them out" in error
+    error = mrpo("precompute --ref a=./model --dataset x.jsonl --skip-bad", 2).err
+    assert "2 bad rows left out; each is listed in x.skipped.txt" in error
+    assert "model" in error.splitlines()[-2]
+    Path("mrpo.yaml").write_text("dataset: {source: x.jsonl, skip_bad: true}")
+    assert "2 skipped rows" in mrpo("data validate").out
+
+
 def test_what_was_good_is_what_is_converted(mrpo) -> None:
     write_lines(Path("x.jsonl"), BAD)
     mrpo("data convert x.jsonl y.jsonl --skip-bad")

@@ -19,6 +19,7 @@ from mrpo_tools.cli.options import (
     dataset_options,
     decorate,
     json_option,
+    list_skipped,
     print_json,
     references_named,
     renamed,
@@ -34,11 +35,6 @@ if TYPE_CHECKING:
 data_options = decorate(
     click.option("--split", metavar="NAME", help="This split only."),
     dataset_options,
-    click.option(
-        "--skip-bad",
-        is_flag=True,
-        help="Leave bad rows out; they are counted, and listed in NAME.skipped.txt.",
-    ),
     click.option("--seed", type=int, help="The same as --split-seed."),
 )
 
@@ -179,26 +175,8 @@ def _stream(source: str | None, options: Mapping[str, Any], doing: str) -> Itera
     named = {"dataset": source or options["dataset"], "split_seed": seed}
     dataset = dataset_of(load_project(), {**options, **named})
     with bar_to(doing, "bytes") as report:
-        how = Options.of(
-            dataset,
-            split=options["split"],
-            skip_bad=options["skip_bad"],
-            on_progress=report,
-        )
+        how = Options.of(dataset, split=options["split"], on_progress=report)
         stream = GroupStream(dataset.source, how)
         yield stream
-    _list_skipped(stream)
+    list_skipped(stream.name, stream.problems)
     warn_of(stream.counts)
-
-
-def _list_skipped(stream: GroupStream) -> None:
-    """The problems of the rows that were left out, a line each, in a file of their own."""
-    from mrpo_tools.files import whole_file
-    from mrpo_tools.progress import say_once
-
-    if not stream.counts["skipped_rows"]:
-        return
-    target = Path(f"{stream.name}.skipped.txt")
-    with whole_file(target) as file:
-        file.writelines(f"{problem}\n".encode() for problem in stream.problems)
-    say_once(f"{stream.counts['skipped_rows']:,} bad rows left out; each is listed in {target}")

@@ -28,6 +28,7 @@ class Source:
         unused: rows that hold anything in a column that is not read, by the column; messages and
             responses with a key that is not, by its path.
         revision: the commit of a hub data set, else None.
+        skipped: what was wrong with the rows that were left out on request.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Source:
     counts: dict[str, int]
     revision: str | None = None
     unused: dict[str, int] = field(default_factory=dict)
+    skipped: list[Problem] = field(default_factory=list)
 
 
 def load_groups(
@@ -133,4 +135,5 @@ def _whole(source: str | Path, options: Options) -> Source:
         counts=dict(stream.counts),
         revision=stream.revision,
         unused=dict(stream.unused),
+        skipped=stream.problems,
     )

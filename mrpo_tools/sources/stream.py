@@ -75,6 +75,7 @@ class Options:
             test_size=dataset.test_size,
             seed=dataset.split_seed,
             score=dataset.score,
+            skip_bad=dataset.skip_bad,
             **more,
         )
 
@@ -269,7 +270,7 @@ class GroupStream:
             f"{self.source}: {_number(total, 'problem')} in {_number(rows, 'row')}, "
             f"read by the adapter {self.adapter.name} ({self.reason})",
             self.problems,
-            "correct the rows, or choose another --data-adapter or --map",
+            "correct the rows, choose another --data-adapter or --map; --skip-bad leaves them out",
         )
 
     def _nothing_left(self) -> UsageError:
