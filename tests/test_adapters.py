@@ -317,6 +317,15 @@ SAMPLES: dict[str, tuple[Rows, list[Expected]]] = {
         (["user: R"], judged_pair("x", "y", 0.0)),
         (["user: S"], judged_pair("x", "y", 1.0)),
     ]),
+    "two-scores": ([
+        {"prompt": "Q", "a": "x", "b": "y", "score_a": 0.25, "score_b": -0.25},
+        {"prompt": talk("R"), "a": "x", "b": "y", "score_a": 1, "score_b": 3},
+        {"prompt": "S", "a": "x", "b": "y", "score_a": 0, "score_b": 0},
+    ], [
+        (["user: Q"], pair("x", "y", 0.25, -0.25)),
+        (["user: R"], [("x", 1.0, False), ("y", 3.0, True)]),
+        (["user: S"], scores(("x", 0.0), ("y", 0.0))),
+    ]),
     "stack-exchange": ([
         {"qid": 31371917, "question": "<p>Sort?</p>", "date": "2015/07/12", "metadata": ["u"],
          "answers": [{"answer_id": 1, "author": "A", "author_id": 2, "author_profile": "u",

@@ -316,7 +316,7 @@ def test_a_source_that_is_not_there(source: str, message: str) -> None:
         ("x.jsonl", "x.jsonl: no adapter fits the columns 'prompt', 'better', 'rejected'; a row "
          'must become\n  {"prompt": "…", "responses": [{"content": "…", "score": 1}, '
          '{"content": "…", "score": 0}]}',
-         "name the columns: --map chosen=BETTER,rejected=WORSE, or --map a=FIRST,b=SECOND,"),
+         "name the columns: --map chosen=BETTER,rejected=WORSE, or --map a=better,b=rejected,"),
     ],
 )  # fmt: skip
 def test_a_typing_error_is_answered_with_what_is_near(source, message, hint) -> None:

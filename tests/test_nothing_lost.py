@@ -194,7 +194,8 @@ def test_where_nothing_fits_the_wanted_row_and_a_line_that_makes_it_are_shown(mr
     write_lines(Path("x.jsonl"), rows)
     error = mrpo("data validate x.jsonl", 2).err
     assert '{"prompt": "…", "responses": [{"content": "…", "score": 1}, {"content": "…", ' in error
-    assert "--map 'prompt=was gefragt'" in error
+    assert "--map 'prompt=was gefragt,chosen=BETTER,rejected=WORSE'" in error
+    assert "--map 'prompt=was gefragt,a=erste,b=zweite,winner=VERDICT'" in error
     (line,) = (line for line in error.splitlines() if line.strip().startswith("python -c"))
     assert subprocess.run(["sh", "-c", line], capture_output=True, check=False).returncode
     line = line.replace("SCORE OF erste", "n1").replace("SCORE OF zweite", "n2")
@@ -203,6 +204,36 @@ def test_where_nothing_fits_the_wanted_row_and_a_line_that_makes_it_are_shown(mr
     groups = load_groups("groups.jsonl").groups
     assert [group.prompt[0].content for group in groups] == ["it's 0", "it's 1", "it's 2"]
     assert [[r.content, r.score] for r in groups[2].responses] == [["a$HOME", 1], ['b"', 2]]
+
+
+def test_the_likely_columns_are_named() -> None:
+    """WebGPT's and a paired Stack Exchange's: the question may be in an object."""
+    row = {"question": {"dataset": "eli5", "full_text": "Why is the sky blue?"}, "tokens_0": {},
+           "answer_0": "a", "score_0": 0.5, "answer_1": "b", "score_1": 0, "note": "x"}  # fmt: skip
+    with pytest.raises(UsageError) as error:
+        load([row])
+    asked = "--map prompt=question.full_text,a=answer_0,b=answer_1,winner=VERDICT"
+    assert asked in error.value.hint
+    assert '"prompt": r["question"]["full_text"], "responses": [{"content": r["answer_0"]' in (
+        error.value.hint
+    )
+    row = {"qid": "1", "question": "Q", "date": "d", "response_j": "a", "response_k": "b"}
+    with pytest.raises(UsageError) as error:
+        load([row])
+    assert "--map prompt=question,a=response_j,b=response_k,winner=VERDICT" in error.value.hint
+
+
+def test_two_texts_are_not_read_alone_beside_a_conversation() -> None:
+    """UltraInteract: both begin with the same words, which are no prompt."""
+    talk = [{"from": "user", "value": "Solve"}, {"from": "assistant", "value": "1"},
+            {"from": "user", "value": "No"}]  # fmt: skip
+    row = {"task": "Coding", "trajectory": talk, "chosen": "Step 1 x", "rejected": "Step 1 y"}
+    with pytest.raises(UsageError) as error:
+        load([row])
+    assert "--map prompt=trajectory,chosen=BETTER,rejected=WORSE" in error.value.hint
+    (group,) = load([row], mapping={"prompt": "trajectory"}).groups
+    assert [turn.content for turn in group.prompt] == ["Solve", "1", "No"]
+    assert load([row | {"trajectory": "a label"}]).adapter == "implicit"
 
 
 @pytest.mark.parametrize(

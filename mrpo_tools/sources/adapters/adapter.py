@@ -41,6 +41,7 @@ class Adapter:
             prompts in another form and is left out. All others keep their names.
         one_response_a_row: rows of one prompt make up its group.
         several_a_row: a row holds several groups, `read` returns a list of them.
+        whole: the columns hold the conversation too, so none stands in another column.
         verdict: the columns of two responses in no order, and the one that says which is better;
             empty where the order says it.
     """
@@ -53,6 +54,7 @@ class Adapter:
     splits: Mapping[str, str | None] = field(default_factory=dict)
     one_response_a_row: bool = False
     several_a_row: bool = False
+    whole: bool = False
     verdict: tuple[str, ...] = ()
 
     def parse(self, row: Field, score: str) -> list[Parsed]:

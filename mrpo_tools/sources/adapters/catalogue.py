@@ -182,6 +182,13 @@ _TABLE = (
         verdict=("a", "b", "a_wins"),
     ),
     Adapter(
+        "two-scores",
+        "two answers a and b, each with a score of its own",
+        columns={"prompt": PROMPT, "a": ANSWER, "b": ANSWER, "score_a": NUMBER, "score_b": NUMBER},
+        read=verdicts.read_two_scores,
+        verdict=("a", "b", "score_a"),
+    ),
+    Adapter(
         "stack-exchange",
         "Stack Exchange's questions and answers with their pm_score",
         columns={"question": TEXT, "answers": objects_with("text", "pm_score")},
@@ -320,6 +327,7 @@ _TABLE = (
         "TRL's two texts that begin with the same prompt",
         columns={"chosen": TEXT, "rejected": TEXT},
         read=pairs.read_implicit,
+        whole=True,
     ),
 )
 

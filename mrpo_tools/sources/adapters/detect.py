@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mrpo_tools.errors import UsageError, did_you_mean
-from mrpo_tools.sources.adapters.adapter import Adapter
+from mrpo_tools.sources.adapters.adapter import MESSAGES, Adapter
 from mrpo_tools.sources.adapters.catalogue import ADAPTERS
 from mrpo_tools.sources.adapters.way_out import nothing_fits
 
@@ -31,7 +31,7 @@ def choose(source: str, rows: Sequence[Mapping[str, Any]], name: str | None) -> 
         return ADAPTERS["canonical"], "no row is an object"
     fits = {adapter.name: _fits(adapter, rows) for adapter in _candidates(rows)}
     most = max(fits.values())
-    if not any(most):
+    if not any(most[:2]):
         raise nothing_fits(source, rows)
     whole = most[0]
     likely = (name for name, counts in fits.items() if whole and counts[0] >= _ENOUGH * whole)
@@ -40,7 +40,8 @@ def choose(source: str, rows: Sequence[Mapping[str, Any]], name: str | None) -> 
 
 
 def _candidates(rows: Sequence[Mapping[str, Any]]) -> list[Adapter]:
-    """All adapters but those that would leave a column unread which another one understands."""
+    """All adapters but those that would leave a column unread which another one understands, or
+    which holds the conversation."""
     understood = [
         adapter.columns.keys()
         for adapter in ADAPTERS.values()
@@ -50,7 +51,12 @@ def _candidates(rows: Sequence[Mapping[str, Any]]) -> list[Adapter]:
         adapter
         for adapter in ADAPTERS.values()
         if not any(adapter.columns.keys() < columns for columns in understood)
+        and not (adapter.whole and any(_talks_elsewhere(adapter, row) for row in rows))
     ]
+
+
+def _talks_elsewhere(adapter: Adapter, row: Mapping[str, Any]) -> bool:
+    return any(MESSAGES.fits(row[column]) for column in row.keys() - adapter.columns.keys())
 
 
 def _fits(adapter: Adapter, rows: Sequence[Mapping[str, Any]]) -> tuple[int, int, int]:

@@ -126,6 +126,13 @@ def read_a_wins(row: Field) -> Parsed:
     return _judged(row, prompt_of(row["prompt"]), "ab", first_wins(row["a_wins"]))
 
 
+def read_two_scores(row: Field) -> Parsed:
+    """`prompt, a, b, score_a, score_b`: each answer with a score of its own."""
+    prompt = prompt_of(row["prompt"])
+    texts = [completion_of(row[column], prompt) for column in "ab"]
+    return compared(prompt, texts, [row[f"score_{column}"].number() for column in "ab"])
+
+
 _OUTPUTS = ("output_1", "output_2")
 
 
