@@ -232,7 +232,7 @@ SAMPLES: dict[str, tuple[Rows, list[Expected]]] = {
         {"question_id": "58210e39", "model_a": "chatglm-6b", "model_b": "koala-13b",
          "winner": "model_b", "judge": "arena_user_973", "conversation_a": talk("Q", "a"),
          "conversation_b": talk("Q", "b"), "turn": 1, "anony": True, "language": "English",
-         "tstamp": 1682351591.1, "openai_moderation": {}, "toxic_chat_tag": {}},
+         "tstamp": 1682351591.1, "openai_moderation": {"flagged": False}},
         {"question_id": 81, "model_a": "alpaca-13b", "model_b": "gpt-4", "winner": "model_a",
          "judge": "expert_2", "conversation_a": talk("Q", "a", "R", "c"),
          "conversation_b": talk("Q", "b", "R", "d"), "turn": 1},
