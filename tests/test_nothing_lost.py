@@ -47,7 +47,7 @@ def test_show_and_validate_list_what_is_not_used(mrpo) -> None:
     unused = {"source": 2, "responses[].tokens": 2, "prompt[].name": 1, "prompt[].weight": 1}
     assert json.loads(mrpo("data validate x.jsonl --json").out)["unused"] == unused
     assert json.loads(mrpo("data show x.jsonl --json").out)["unused"] == unused
-    line = "not used: source (2), responses[].tokens (2), prompt[].name (1), prompt[].weight (1)"
+    line = "not used: responses[].tokens (2), source (2), prompt[].name (1), prompt[].weight (1)"
     assert line in mrpo("data validate x.jsonl").out
     assert "\nunused  " in mrpo("data show x.jsonl").out
 

@@ -67,7 +67,7 @@ def facts_of(stream: GroupStream, summary: Summary) -> dict[str, object]:
 
 def unused_of(stream: GroupStream) -> dict[str, int]:
     """Columns and keys that hold anything and are not read, with how often: the most first."""
-    return dict(stream.unused.most_common())
+    return dict(sorted(stream.unused.items(), key=lambda item: (-item[1], item[0])))
 
 
 def count_tokens(name: str, reference: Reference, groups: Sequence[Group]) -> Tokens:
