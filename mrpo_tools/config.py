@@ -73,7 +73,8 @@ class Reference(Words):
 class Dataset(Words):
     """Preference data: where it is and how it is read and split.
 
-    `test_size` None means the share its paper used for a named data set, else 0.
+    `test_size` None means the share its paper used for a named data set, else 0. `skip_bad` leaves
+    rows out that have problems; without it one bad row refuses the data.
     """
 
     source: str
@@ -83,6 +84,7 @@ class Dataset(Words):
     test_size: float | None = Field(default=None, ge=0, lt=1)
     split_seed: int = 0
     limit: int | None = Field(default=None, ge=1)
+    skip_bad: bool = False
 
 
 class Project(Words):

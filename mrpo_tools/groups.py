@@ -59,7 +59,8 @@ class Group:
     """A prompt with its responses.
 
     Attributes:
-        prompt: the messages before the response, the last one the user's.
+        prompt: the messages before the response. The last one is the user's, or the beginning of
+            the answer, which every response continues.
         responses: N distinct responses, in the order of the data.
         source_id: the row's own name in the data, for people; it is no key.
         split: `train`, `test`, … or None where the data names none.

@@ -12,7 +12,9 @@ inputs.
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 import os
 import random
@@ -29,7 +31,7 @@ with atheris.instrument_imports(include=["mrpo_tools"]):
 
 import test_any_data
 
-KINDS = (".jsonl", ".json", ".jsonl.gz", ".parquet", "rows")
+KINDS = (".jsonl", ".json", ".jsonl.gz", ".parquet", ".csv", "rows")
 REPORT_EVERY = 10_000
 NAMES = (None, *ADAPTERS)
 SEEN: Counter[str] = Counter()
@@ -52,6 +54,20 @@ def feed(data: bytes) -> None:
     SEEN["groups" if test_any_data.check_file(path, adapter) else "refused"] += 1
 
 
+def table(rows: list[dict[str, object]]) -> bytes:
+    """Rows as CSV, with what is no text as JSON."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    for row in rows:
+        cells = (
+            (key, value if isinstance(value, str) else json.dumps(value))
+            for key, value in row.items()
+        )
+        writer.writerow(dict(cells))
+    return text.getvalue().encode()
+
+
 def seeds(folder: Path) -> None:
     """A sample of every adapter in every kind of file, where the adapter is detected."""
     import pyarrow as pa
@@ -60,13 +76,16 @@ def seeds(folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(16):
-        (folder / f"rows-{number}").write_bytes(bytes([4, *random.Random(number).randbytes(400)]))
+        (folder / f"rows-{number}").write_bytes(
+            bytes([len(KINDS) - 1, *random.Random(number).randbytes(400)])
+        )
     for name, (rows, _) in SAMPLES.items():
         contents = {
             ".jsonl": lines(rows),
             ".json": json.dumps(rows, indent=1).encode(),
             ".jsonl.gz": lines(rows),
             ".parquet": packed_parquet(pa.Table.from_pylist(rows[:1])),
+            ".csv": table(rows),
         }
         for number, kind in enumerate(KINDS[:-1]):
             (folder / f"{name}{kind}").write_bytes(bytes([number, 0]) + contents[kind])

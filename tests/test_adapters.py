@@ -19,6 +19,7 @@ Rows = list[dict[str, Any]]
 Responses = list[tuple[str, float | None, bool | None]]
 # What a group should be: "role: content" of the prompt, then (content, score, chosen) of each.
 Expected = tuple[list[str], Responses]
+TIE = 0.5
 
 
 def message(role: str, text: str) -> dict[str, str]:
@@ -73,6 +74,25 @@ def pair(chosen: str, rejected: str, *scores: float) -> Responses:
 
 def scores(*responses: tuple[str, float]) -> Responses:
     return [(text, score, None) for text, score in responses]
+
+
+def judged_pair(first: str, second: str, points: float = TIE) -> Responses:
+    """Two responses by a verdict; the first has so many points of one."""
+    label = None if points == TIE else points > TIE
+    return [
+        (first, points, label),
+        (second, pytest.approx(1 - points), None if label is None else not label),
+    ]
+
+
+def reply(text: str, rank: int | None, *replies: dict[str, Any]) -> dict[str, Any]:
+    """An answer of a tree, and what was asked then."""
+    return {"message_id": text, "text": text, "role": "assistant", "lang": "en", "rank": rank,
+            "replies": list(replies)}  # fmt: skip
+
+
+def ask(text: str, *replies: dict[str, Any]) -> dict[str, Any]:
+    return {"message_id": text, "text": text, "role": "prompter", "replies": list(replies)}
 
 
 SAMPLES: dict[str, tuple[Rows, list[Expected]]] = {
@@ -156,6 +176,194 @@ SAMPLES: dict[str, tuple[Rows, list[Expected]]] = {
         (["user: Q"], [("a", -0.5, False), ("b", 0.5, True)]),
         (["user: R"], scores(("a", 0.0), ("b", 0.0))),
     ]),
+    "alpaca-farm": ([
+        {"instruction": "Add", "input": "1 2", "output_1": "3", "output_2": "4", "preference": 1,
+         "raw_preference": 1},
+        {"instruction": "Q", "output_1": "a", "generator_1": "gpt4", "dataset": "koala",
+         "output_2": "b", "generator_2": "mine", "annotator": "weighted", "preference": 1.75},
+        {"instruction": "R", "input": "", "output_1": "a", "output_2": "b", "preference": 0},
+        {"instruction": "S", "input": "", "output_1": "a", "output_2": "b", "preference": 1.5},
+    ], [
+        (["user: Add\n1 2"], judged_pair("3", "4", 1.0)),
+        (["user: Q"], judged_pair("a", "b", 0.25)),
+        (["user: R"], judged_pair("a", "b")),
+        (["user: S"], judged_pair("a", "b")),
+    ]),
+    "llmbar": ([
+        {"input": "Say yes", "output_1": "yes", "output_2": "no", "label": 1},
+        {"input": "Say no", "output_1": "yes", "output_2": "no", "label": 2},
+        {"input": "Q", "output_1": "a", "output_2": "b", "label": 2},
+    ], [
+        (["user: Say yes"], judged_pair("yes", "no", 1.0)),
+        (["user: Say no"], judged_pair("yes", "no", 0.0)),
+        (["user: Q"], judged_pair("a", "b", 0.0)),
+    ]),
+    "pandalm": ([
+        {"idx": 0, "motivation_app": "Grammarly", "cmp_key": "opt-7b_pythia-6.9b",
+         "instruction": "Edit", "input": "he go", "response1": "he goes", "response2": "go",
+         "annotator1": 1, "annotator2": 1, "annotator3": 2},
+        {"idx": 1, "instruction": "Q", "input": "", "response1": "a", "response2": "b",
+         "annotator1": 2, "annotator2": 2, "annotator3": 2},
+        {"idx": 2, "instruction": "R", "input": "", "response1": "a", "response2": "b",
+         "annotator1": 0, "annotator2": 1, "annotator3": 2},
+        {"idx": 3, "instruction": "S", "input": "", "response1": "a", "response2": "b",
+         "annotator1": 2},
+    ], [
+        (["user: Edit\nhe go"], judged_pair("he goes", "go", 2 / 3)),
+        (["user: Q"], judged_pair("a", "b", 0.0)),
+        (["user: R"], judged_pair("a", "b")),
+        (["user: S"], judged_pair("a", "b", 0.0)),
+    ]),
+    "lmsys": ([
+        {"id": 30192, "model_a": "gpt-4", "model_b": "koala", "prompt": '["Is it \\u00e9?"]',
+         "response_a": '["Yes."]', "response_b": '["No\\n"]', "winner_model_a": 1,
+         "winner_model_b": 0, "winner_tie": 0},
+        {"id": 2, "model_a": "m", "model_b": "n", "prompt": '["Q", "R"]',
+         "response_a": '["a", "b"]', "response_b": '["a", "c"]', "winner_model_a": 0,
+         "winner_model_b": 1, "winner_tie": 0},
+        {"id": 3, "model_a": "m", "model_b": "n", "prompt": '["Q"]', "response_a": '["a"]',
+         "response_b": '["b"]', "winner_model_a": 0, "winner_model_b": 0, "winner_tie": 1},
+    ], [
+        (["user: Is it é?"], judged_pair("Yes.", "No\n", 1.0)),
+        (["user: Q", "assistant: a", "user: R"], judged_pair("b", "c", 0.0)),
+        (["user: Q"], judged_pair("a", "b")),
+    ]),
+    "arena": ([
+        {"question_id": "58210e39", "model_a": "chatglm-6b", "model_b": "koala-13b",
+         "winner": "model_b", "judge": "arena_user_973", "conversation_a": talk("Q", "a"),
+         "conversation_b": talk("Q", "b"), "turn": 1, "anony": True, "language": "English",
+         "tstamp": 1682351591.1, "openai_moderation": {"flagged": False}},
+        {"question_id": 81, "model_a": "alpaca-13b", "model_b": "gpt-4", "winner": "model_a",
+         "judge": "expert_2", "conversation_a": talk("Q", "a", "R", "c"),
+         "conversation_b": talk("Q", "b", "R", "d"), "turn": 1},
+        {"model_a": "m", "model_b": "n", "winner": "tie (bothbad)",
+         "conversation_a": talk("Q", "a"), "conversation_b": talk("Q", "b")},
+        {"model_a": "m", "model_b": "n", "winner": "tie", "turn": 2,
+         "conversation_a": talk("Q", "a", "R", "b"), "conversation_b": talk("Q", "a", "R", "c")},
+    ], [
+        (["user: Q"], judged_pair("a", "b", 0.0)),
+        (["user: Q"], judged_pair("a", "b", 1.0)),
+        (["user: Q"], judged_pair("a", "b")),
+        (["user: Q", "assistant: a", "user: R"], judged_pair("b", "c")),
+    ]),
+    "shp": ([
+        {"post_id": "mr0w2o", "domain": "askculinary_train", "history": "Salt?",
+         "c_root_id_A": "x", "created_at_utc_A": 1618461287, "score_A": 340, "score_B": 166,
+         "human_ref_A": "Yes.", "human_ref_B": "No.", "labels": 1, "score_ratio": 2.048},
+        {"post_id": "b", "history": "Q", "score_A": 2, "score_B": 9, "human_ref_A": "a",
+         "human_ref_B": "b", "labels": 0},
+        {"post_id": "c", "history": "R", "human_ref_A": "a", "human_ref_B": "b", "labels": 0},
+    ], [
+        (["user: Salt?"], judged_pair("Yes.", "No.", 1.0)),
+        (["user: Q"], judged_pair("a", "b", 0.0)),
+        (["user: R"], judged_pair("a", "b", 0.0)),
+    ]),
+    "safe-rlhf": ([
+        {"prompt": "Q", "response_0": "a", "response_1": "b", "is_response_0_safe": True,
+         "is_response_1_safe": False, "better_response_id": 1, "safer_response_id": 0},
+        {"prompt": "R", "response_0": "a", "response_1": "b", "better_response_id": 0,
+         "safer_response_id": 0},
+        {"prompt": "S", "response_0": "a", "response_1": "b", "better_response_id": 1,
+         "safer_response_id": 1},
+    ], [
+        (["user: Q"], judged_pair("a", "b", 0.0)),
+        (["user: R"], judged_pair("a", "b", 1.0)),
+        (["user: S"], judged_pair("a", "b", 0.0)),
+    ]),
+    "summarize-from-feedback": ([
+        {"info": {"id": "t3_34xale", "post": "I met her.", "title": "Her", "subreddit": "AskWomen",
+                  "site": None, "article": None},
+         "summaries": [{"text": " He met her.", "policy": "sup4_ppo_rm3", "note": "ok"},
+                       {"text": " She left.", "policy": "ref", "note": ""}],
+         "choice": 0, "worker": "w", "batch": "batch22", "split": "valid1",
+         "extra": {"confidence": 5}},
+        {"info": {"id": "cnn", "article": "Rain fell.", "post": None, "title": None,
+                  "site": "cnn"},
+         "summaries": [{"text": "a"}, {"text": "b"}], "choice": 1, "split": "train"},
+        {"info": {"post": "P", "title": "T"}, "summaries": [{"text": "a"}, {"text": "b"}],
+         "choice": 1},
+    ], [
+        (["user: SUBREDDIT: r/AskWomen\n\nTITLE: Her\n\nPOST: I met her.\n\nTL;DR:"],
+         judged_pair(" He met her.", " She left.", 1.0)),
+        (["user: Rain fell.\n\nTL;DR:"], judged_pair("a", "b", 0.0)),
+        (["user: TITLE: T\n\nPOST: P\n\nTL;DR:"], judged_pair("a", "b", 0.0)),
+    ]),
+    "winner": ([
+        {"prompt": "Q", "a": "x", "b": "y", "winner": "Model_A"},
+        {"prompt": talk("R"), "a": [assistant("x")], "b": assistant("y"), "winner": "response 2"},
+        {"prompt": "S", "a": "x", "b": "y", "winner": "tie"},
+        {"prompt": "T", "a": "x", "b": "y", "winner": 1},
+    ], [
+        (["user: Q"], judged_pair("x", "y", 1.0)),
+        (["user: R"], judged_pair("x", "y", 0.0)),
+        (["user: S"], judged_pair("x", "y")),
+        (["user: T"], judged_pair("x", "y", 1.0)),
+    ]),
+    "winner-index": ([
+        {"prompt": "Q", "a": "x", "b": "y", "winner_index": 0},
+        {"prompt": "R", "a": "x", "b": "y", "winner_index": 1},
+        {"prompt": "S", "a": "x", "b": "y", "winner_index": 1},
+    ], [
+        (["user: Q"], judged_pair("x", "y", 1.0)),
+        (["user: R"], judged_pair("x", "y", 0.0)),
+        (["user: S"], judged_pair("x", "y", 0.0)),
+    ]),
+    "a-wins": ([
+        {"prompt": "Q", "a": "x", "b": "y", "a_wins": True},
+        {"prompt": "R", "a": "x", "b": "y", "a_wins": False},
+        {"prompt": "S", "a": "x", "b": "y", "a_wins": 1},
+    ], [
+        (["user: Q"], judged_pair("x", "y", 1.0)),
+        (["user: R"], judged_pair("x", "y", 0.0)),
+        (["user: S"], judged_pair("x", "y", 1.0)),
+    ]),
+    "two-scores": ([
+        {"prompt": "Q", "a": "x", "b": "y", "score_a": 0.25, "score_b": -0.25},
+        {"prompt": talk("R"), "a": "x", "b": "y", "score_a": 1, "score_b": 3},
+        {"prompt": "S", "a": "x", "b": "y", "score_a": 0, "score_b": 0},
+    ], [
+        (["user: Q"], pair("x", "y", 0.25, -0.25)),
+        (["user: R"], [("x", 1.0, False), ("y", 3.0, True)]),
+        (["user: S"], scores(("x", 0.0), ("y", 0.0))),
+    ]),
+    "stack-exchange": ([
+        {"qid": 31371917, "question": "<p>Sort?</p>", "date": "2015/07/12", "metadata": ["u"],
+         "answers": [{"answer_id": 1, "author": "A", "author_id": 2, "author_profile": "u",
+                      "pm_score": 4, "selected": True, "text": "sorted(x)"},
+                     {"answer_id": 2, "pm_score": -1, "selected": False, "text": "x"}]},
+        {"question": "Q", "answers": [{"text": "a", "pm_score": 0}, {"text": "b", "pm_score": 0}]},
+        {"question": "R", "answers": [{"text": "a", "pm_score": 1}, {"text": "b", "pm_score": 2},
+                                      {"text": "c", "pm_score": 3}]},
+    ], [
+        (["user: <p>Sort?</p>"], scores(("sorted(x)", 4.0), ("x", -1.0))),
+        (["user: Q"], scores(("a", 0.0), ("b", 0.0))),
+        (["user: R"], scores(("a", 1.0), ("b", 2.0), ("c", 3.0))),
+    ]),
+    "open-assistant": ([
+        {"message_tree_id": "t1", "tree_state": "ready_for_export", "prompt": ask(
+            "Q", reply("a", 1, ask("R", reply("c", 0), reply("d", 1))),
+            reply("b", 0, ask("only", reply("one answer", 0))))},
+        {"message_tree_id": "t2", "prompt": ask("S", reply("x", 0), reply("y", 1), reply("z", 2))},
+        {"message_tree_id": "t3", "prompt": ask("T", reply("x", 1), reply("y", 0))},
+    ], [
+        (["user: Q"], scores(("a", -1.0), ("b", 0.0))),
+        (["user: Q", "assistant: a", "user: R"], scores(("c", 0.0), ("d", -1.0))),
+        (["user: S"], scores(("x", 0.0), ("y", -1.0), ("z", -2.0))),
+        (["user: T"], scores(("x", -1.0), ("y", 0.0))),
+    ]),
+    "openai": ([
+        {"input": {"messages": talk("Q", system="S"), "tools": [], "parallel_tool_calls": True},
+         "preferred_output": [assistant("a")], "non_preferred_output": [assistant("b")]},
+        {"input": {"messages": talk("Q", "a", "R")}, "preferred_output": [assistant("b")],
+         "non_preferred_output": [assistant("c")]},
+        {"input": {"messages": [{"role": "user", "content": [{"type": "text", "text": "Long "},
+                                                             {"type": "text", "text": "ago"}]}]},
+         "preferred_output": [assistant("a")], "non_preferred_output": [assistant("b")]},
+    ], [
+        (["system: S", "user: Q"], pair("a", "b")),
+        (["user: Q", "assistant: a", "user: R"], pair("b", "c")),
+        (["user: Long ago"], pair("a", "b")),
+    ]),
     "simpo": ([
         {"prompt_id": "ab12", "prompt": "Q", "all_generated_responses": ["a", "b", "a", "c"],
          "all_rm_scores": [0.1, 0.3, 0.2, 0.0], "chosen": talk("Q", "b"),
@@ -175,6 +383,24 @@ SAMPLES: dict[str, tuple[Rows, list[Expected]]] = {
         (["user: Q"], scores(("a", -1.5), ("b", 2.0))),
         (["user: R"], scores(("a", 0.0), ("b", 0.25))),
         (["user: S"], scores(("a", 3.0), ("b", 2.0), ("c", 1.0))),
+    ]),
+    "completions": ([
+        {"prompt": "Q", "completions": ["a", "b", "c"], "scores": [0.5, -1, 2]},
+        {"prompt": talk("R"), "completions": ["a", "b"], "scores": [0, 0.25]},
+        {"prompt": "S", "completions": ["a", "b"], "scores": [1, 1]},
+    ], [
+        (["user: Q"], scores(("a", 0.5), ("b", -1.0), ("c", 2.0))),
+        (["user: R"], scores(("a", 0.0), ("b", 0.25))),
+        (["user: S"], scores(("a", 1.0), ("b", 1.0))),
+    ]),
+    "rewarded": ([
+        {"prompt": "Q", "response": "a", "reward": 0.5},
+        {"prompt": talk("R"), "response": assistant("x"), "reward": 1},
+        {"prompt": "Q", "response": "b", "reward": -2},
+        {"prompt": talk("R"), "response": [assistant("y")], "reward": 1},
+    ], [
+        (["user: Q"], scores(("a", 0.5), ("b", -2.0))),
+        (["user: R"], scores(("x", 1.0), ("y", 1.0))),
     ]),
     "transcript-pairs": ([
         {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Hello", "rejected": "Go"},

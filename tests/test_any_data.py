@@ -55,7 +55,7 @@ def check_file(path: Path, adapter: str | None = None) -> bool:
     for group in groups:
         assert len(group.responses) >= 2
         assert group.group_id
-        assert group.prompt[-1].role == "user"
+        assert group.prompt[-1].role in ("user", "assistant")
         json.dumps(group.as_dict(), allow_nan=False).encode()
     return True
 
@@ -80,7 +80,11 @@ some_rows = given(
     st.lists(rows_like_an_adapter() | anything, min_size=1, max_size=3),
     st.none() | st.sampled_from(list(ADAPTERS)),
 )
-files = [("f.jsonl", GOOD * 3), ("f.json", ARRAY), ("f.parquet", packed_parquet(PAIRS))]
+TABLE = b'prompt,response,reward\nQ,"a, b",0.5\nQ,"c ""d""\ne",-1\n'
+files = [
+    ("f.jsonl", GOOD * 3), ("f.json", ARRAY), ("f.csv", TABLE),
+    ("f.tsv", TABLE.replace(b",", b"\t")), ("f.parquet", packed_parquet(PAIRS)),
+]  # fmt: skip
 some_bytes = given(
     st.sampled_from(files),
     st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4),

@@ -383,3 +383,21 @@ def test_an_override_takes_the_place_of_the_own_template():
 
     with pytest.raises(UsageError, match="judge"):  # an empty one drops everything and says so
         Renderer(own.tokenizer, name="judge", chat_template="").encode(ask(HARMLESS, ANSWER))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_response_continues_the_answer_that_the_prompt_begins(name):
+    """As the template's own rendering of the whole answer: no end of turn inside it, and the prompt
+    holds the beginning."""
+    own = family(name)
+    asked = [{"role": "user", "content": HARMLESS}]
+    begun = {"role": "assistant", "content": "Sure, here"}
+    encoded = renderer(name).encode(group_of([*asked, begun], " it is"))
+    before = own.text_of(renderer(name).encode(ask(HARMLESS)).prompt_ids)
+    added = own.text_of(encoded.prompt_ids).removeprefix(before)
+    assert added.lstrip() == "Sure, here", "a space may stand before an answer"
+    whole = renderer(name).encode(ask(HARMLESS, "Sure, here it is"))
+    text = own.text_of([*encoded.prompt_ids, *encoded.responses[0].ids])
+    assert text == own.text_of([*whole.prompt_ids, *whole.responses[0].ids])
+    assert len(own.controls(encoded.prompt_ids)) == len(own.controls(whole.prompt_ids))
+    assert renderer(name).encode_prompt(group_of([*asked, begun]).prompt) == encoded.prompt_ids

@@ -124,6 +124,6 @@ def test_a_stream_yields_before_the_end_is_read(tmp_path: Path) -> None:
 
 def test_a_map_repeats_and_takes_commas(here, mrpo):
     Path("data.JSONL").write_text('{"q": "x", "best": "a", "worst": "b"}\n')
-    assert "--map prompt=YOUR_COLUMN," in mrpo("data validate data.JSONL", 2).err
+    assert "--map prompt=q,chosen=BETTER," in mrpo("data validate data.JSONL", 2).err
     mrpo("data validate data.JSONL --map prompt=q --map chosen=best --map rejected=worst")
     mrpo("data validate data.JSONL --map prompt=q,chosen=best --map rejected=worst")

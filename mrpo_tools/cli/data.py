@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mrpo_tools import words
-from mrpo_tools.cli.data_summary import count_tokens, facts_of, print_summary
+from mrpo_tools.cli.data_summary import count_tokens, facts_of, print_summary, unused_of
 from mrpo_tools.cli.options import (
     choice,
     counted,
@@ -19,6 +19,7 @@ from mrpo_tools.cli.options import (
     dataset_options,
     decorate,
     json_option,
+    list_skipped,
     print_json,
     references_named,
     renamed,
@@ -97,9 +98,14 @@ def validate(*, source: str | None, as_json: bool, **options: Any) -> None:
         for _ in stream:
             pass
     if as_json:
-        print_json({"name": stream.name, "adapter": stream.adapter.name, **stream.counts})
-    else:
-        print(f"{stream.name}: {counted(stream.counts)}; no problem found")
+        facts = {"name": stream.name, "adapter": stream.adapter.name, **stream.counts}
+        print_json({**facts, "unused": unused_of(stream)})
+        return
+    skipped = stream.counts["skipped_rows"]
+    found = f"{skipped:,} bad rows left out" if skipped else "no problem found"
+    print(f"{stream.name}: {counted(stream.counts)}; {found}")
+    if stream.unused:
+        print(f"not used: {', '.join(f'{key} ({n:,})' for key, n in unused_of(stream).items())}")
 
 
 @data.command()
@@ -172,4 +178,5 @@ def _stream(source: str | None, options: Mapping[str, Any], doing: str) -> Itera
         how = Options.of(dataset, split=options["split"], on_progress=report)
         stream = GroupStream(dataset.source, how)
         yield stream
+    list_skipped(stream.name, stream.problems)
     warn_of(stream.counts)

@@ -58,9 +58,16 @@ def facts_of(stream: GroupStream, summary: Summary) -> dict[str, object]:
         "scored_pairs": summary.pairs,
         "characters_of_a_response": quantiles(summary.characters),
     }
+    if stream.unused:
+        facts["unused"] = unused_of(stream)
     if summary.scores:
         facts["scores"] = dict(summary.histogram())
     return facts
+
+
+def unused_of(stream: GroupStream) -> dict[str, int]:
+    """Columns and keys that hold anything and are not read, with how often: the most first."""
+    return dict(sorted(stream.unused.items(), key=lambda item: (-item[1], item[0])))
 
 
 def count_tokens(name: str, reference: Reference, groups: Sequence[Group]) -> Tokens:

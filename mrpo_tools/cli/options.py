@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mrpo_tools.config import Dataset, Project, Reference
     from mrpo_tools.runs.record import Estimate
     from mrpo_tools.sources import Source
+    from mrpo_tools.sources.readers.rows import Problem
 
 Row = Mapping[str, object]
 """A row of a table: what its columns are called, and what they hold."""
@@ -77,6 +78,12 @@ dataset_options = decorate(
     click.option("--test-size", type=float, help="Share of prompts held out as split `test`."),
     click.option("--split-seed", type=int, help="Which prompts those are."),
     click.option("--limit", type=int, help="The first N groups only."),
+    click.option(
+        "--skip-bad",
+        is_flag=True,
+        default=None,
+        help="Leave bad rows out; each is listed in NAME.skipped.txt.",
+    ),
 )
 
 cache_option = click.option(
@@ -149,6 +156,7 @@ def dataset_of(project: Project, options: Mapping[str, Any]) -> Dataset:
         "test_size": options.get("test_size"),
         "split_seed": options.get("split_seed"),
         "limit": options.get("limit"),
+        "skip_bad": options.get("skip_bad"),
     }
     fields = {key: value for key, value in named.items() if value is not None}
     if project.dataset and "source" not in fields:
@@ -197,13 +205,32 @@ def read_groups(dataset: Dataset) -> Source:
     at = f" at {source.revision}" if source.revision else ""
     adapter = f"(adapter {source.adapter}: {source.reason})"
     say_once(f"{source.name}{at}: {counted(source.counts)} {adapter}")
+    list_skipped(source.name, source.skipped)
     warn_of(source.counts)
     return source
 
 
+def list_skipped(name: str, problems: Sequence[Problem]) -> None:
+    """The problems of the rows that were left out, a line each, in a file of their own."""
+    from mrpo_tools.errors import disk_error
+    from mrpo_tools.files import whole_file
+    from mrpo_tools.progress import say_once
+
+    if not problems:
+        return
+    target = Path(f"{name}.skipped.txt")
+    try:
+        with whole_file(target) as file:
+            file.writelines(f"{problem}\n".encode() for problem in problems)
+    except OSError as error:
+        raise disk_error(target, error) from None
+    rows = len({problem.where for problem in problems})
+    say_once(f"warning: {rows:,} bad rows left out; each is listed in {target}")
+
+
 WARNED = (
     "chosen_scored_below_rejected", "contradicting_groups", "unjudged_groups",
-    "prompts_in_two_splits", "lacking_in_train",
+    "prompts_in_two_splits", "lacking_in_train", "one_sided_verdicts",
 )  # fmt: skip
 
 

@@ -129,23 +129,29 @@ class Renderer:
                 does not extend its rendering of the prompt.
         """
         hide = self._encoder.hide
-        messages = [(turn.role, hide(turn.content)) for turn in self._accepted(group.prompt)]
-        prompt_text = self._prompt_text(messages)
+        messages, begun = self._messages(group.prompt)
+        prompt_text = self._begun_text(messages, begun)
         prompt_ids = self._prompt_ids(prompt_text)
         return EncodedGroup(
             prompt_ids,
             [
-                self._fit(prompt_ids, self._response_ids(messages, prompt_text, hide(text)))
+                self._fit(prompt_ids, self._response_ids(messages, prompt_text, begun, hide(text)))
                 for text in (response.content for response in group.responses)
             ],
         )
 
     def encode_prompt(self, prompt: Sequence[Message]) -> list[int]:
         """The ids of a prompt, generation prompt included."""
-        messages = [
-            (turn.role, self._encoder.hide(turn.content)) for turn in self._accepted(prompt)
-        ]
-        return self._prompt_ids(self._prompt_text(messages))
+        messages, begun = self._messages(prompt)
+        return self._prompt_ids(self._begun_text(messages, begun))
+
+    def _messages(self, prompt: Sequence[Message]) -> tuple[list[tuple[str, str]], str]:
+        """A prompt's messages, and the beginning of the answer if it ends with one: the generation
+        prompt comes before that, and every response continues it."""
+        hide = self._encoder.hide
+        messages = [(turn.role, hide(turn.content)) for turn in self._accepted(prompt)]
+        begun = messages.pop()[1] if messages[-1][0] == "assistant" else ""
+        return messages, begun
 
     def _prompt_ids(self, prompt_text: str) -> list[int]:
         ids = self._encoder.encode(prompt_text)
@@ -161,10 +167,22 @@ class Renderer:
             position = place + len(content.strip()) if place >= 0 else position
         return text
 
+    def _begun_text(self, messages: list[tuple[str, str]], begun: str) -> str:
+        """The prompt with the generation prompt, and the beginning of the answer as the template
+        writes it; some put a space before an answer."""
+        text = self._prompt_text(messages)
+        if not begun:
+            return text
+        full = self._render_or_refuse([*messages, ("assistant", f"{begun}x")])
+        place = full.find(begun, len(text))
+        if place < 0 or not full.startswith(text):
+            raise self._refusal("drops or rewrites the beginning of an answer", begun)
+        return full[: place + len(begun)]
+
     def _response_ids(
-        self, messages: list[tuple[str, str]], prompt_text: str, content: str
+        self, messages: list[tuple[str, str]], prompt_text: str, begun: str, content: str
     ) -> list[int]:
-        full = self._render_or_refuse([*messages, ("assistant", content)])
+        full = self._render_or_refuse([*messages, ("assistant", begun + content)])
         if not full.startswith(prompt_text):
             raise self._refusal("does not extend its own rendering of the prompt", content)
         text = full[len(prompt_text) :]

@@ -60,14 +60,27 @@ def contradicts_itself(group: Group) -> bool:
     return bool(scores[True] and scores[False]) and min(scores[True]) < max(scores[False])
 
 
+FEW_VERDICTS = 6
+ENOUGH_VERDICTS = 20
+"""So many verdicts for one and the same side are worth a warning, and cannot be chance: 2^-19."""
+
+
+def preferred_side(counts: Counter[str]) -> tuple[str, int]:
+    """The side that every verdict names, and how many there are; no side where they differ."""
+    sides = {side: counts[f"{side}_preferred"] for side in ("first", "second")}
+    total = sum(sides.values())
+    return next((side for side in sides if total and sides[side] == total), ""), total
+
+
 class Noticing:
     """Counts what is unusual about the groups of a source, one group after the other.
 
     It remembers a few numbers of every group, about 200 bytes (docs/data.md, Measured).
     """
 
-    def __init__(self, counts: Counter[str]) -> None:
+    def __init__(self, counts: Counter[str], *, by_verdict: bool = False) -> None:
         self.counts = counts
+        self._by_verdict = by_verdict
         self._judgements: dict[int, int] = {}
         self._splits: dict[int, str | None] = {}
         self._moved: set[int] = set()
@@ -87,6 +100,10 @@ class Noticing:
         self.counts["tied_groups"] += is_tied(group)
         self.counts["unjudged_groups"] += says_nothing(group)
         self.counts["chosen_scored_below_rejected"] += contradicts_itself(group)
+        self.counts["begun_responses"] += group.prompt[-1].role == "assistant"
+        if self._by_verdict and group.has_labels:
+            side = "first" if group.responses[0].chosen else "second"
+            self.counts[f"{side}_preferred"] += 1
         texts = _key(content_id(sorted(group.response_ids)))
         judged = _key(group.group_id)
         first = self._judgements.get(texts)

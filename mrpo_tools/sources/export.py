@@ -7,7 +7,7 @@ be taken apart, as `pairing` does it. Rows are JSON objects: what the other tool
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mrpo_tools.groups import Group, Message, Response
@@ -42,6 +42,7 @@ def _canonical(group: Group, _pairing: DeterministicPairing) -> Iterator[JsonRow
 
 def _trl(group: Group, pairing: DeterministicPairing) -> Iterator[JsonRow]:
     """TRL: a prompt and two answers, all as lists of messages."""
+    group = _whole_answers(group)
     prompt = [turn.as_dict() for turn in group.prompt]
     for pair in pairs_of(group, pairing):
         chosen, rejected = ([_answer(response)] for response in pair)
@@ -50,6 +51,7 @@ def _trl(group: Group, pairing: DeterministicPairing) -> Iterator[JsonRow]:
 
 def _openrlhf(group: Group, pairing: DeterministicPairing) -> Iterator[JsonRow]:
     """OpenRLHF: two whole conversations."""
+    group = _whole_answers(group)
     prompt = [turn.as_dict() for turn in group.prompt]
     for pair in pairs_of(group, pairing):
         chosen, rejected = ([*prompt, _answer(response)] for response in pair)
@@ -58,6 +60,7 @@ def _openrlhf(group: Group, pairing: DeterministicPairing) -> Iterator[JsonRow]:
 
 def _llama_factory(group: Group, pairing: DeterministicPairing) -> Iterator[JsonRow]:
     """LLaMA-Factory: sharegpt ranking, the system message in a column of its own."""
+    group = _whole_answers(group)
     system = [turn.content for turn in group.prompt if turn.role == "system"]
     turns = [_turn(turn) for turn in group.prompt if turn.role != "system"]
     for pair in pairs_of(group, pairing):
@@ -69,6 +72,15 @@ def _llama_factory(group: Group, pairing: DeterministicPairing) -> Iterator[Json
             "rejected": rejected,
             **_about(group, pair),
         }
+
+
+def _whole_answers(group: Group) -> Group:
+    """The group with the beginning of the answer in its responses, as the other tools have it."""
+    if group.prompt[-1].role != "assistant":
+        return group
+    *prompt, begun = group.prompt
+    responses = (replace(r, content=begun.content + r.content) for r in group.responses)
+    return replace(group, prompt=tuple(prompt), responses=tuple(responses))
 
 
 def _answer(response: Response) -> dict[str, str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mrpo_tools.config import Dataset
+from mrpo_tools.errors import DataError
 from mrpo_tools.groups import Group
-from mrpo_tools.sources.readers.rows import ignore_progress
+from mrpo_tools.sources.locate import locate
+from mrpo_tools.sources.readers.rows import Problem, Reading, Row, ignore_progress
 from mrpo_tools.sources.stream import GroupStream, Options
 
 
@@ -22,7 +25,10 @@ class Source:
         adapter: the name of the adapter that understood the rows.
         reason: why it was chosen, for people.
         counts: what there was and what was unusual, by the names in `COUNTS`.
+        unused: rows that hold anything in a column that is not read, by the column; messages and
+            responses with a key that is not, by its path.
         revision: the commit of a hub data set, else None.
+        skipped: what was wrong with the rows that were left out on request.
     """
 
     name: str
@@ -31,6 +37,8 @@ class Source:
     reason: str
     counts: dict[str, int]
     revision: str | None = None
+    unused: dict[str, int] = field(default_factory=dict)
+    skipped: list[Problem] = field(default_factory=list)
 
 
 def load_groups(
@@ -53,8 +61,8 @@ def load_groups(
         >>> source.groups[0].prompt_id  # doctest: +SKIP
 
     Args:
-        source: a .jsonl, .json or .parquet file, a folder of these or of `save_to_disk`, a hub id
-            `owner/name[:config][@revision]`, or a name of `KNOWN`.
+        source: a .jsonl, .json, .csv, .tsv or .parquet file, a folder of these or of
+            `save_to_disk`, a hub id `owner/name[:config][@revision]`, or a name of `KNOWN`.
         adapter: a name of `ADAPTERS`; chosen from the columns when None.
         mapping: column names of an adapter to those of the data, `{"prompt": "question"}`.
         split: keep this one; None and `all` keep every split.
@@ -87,6 +95,24 @@ def load_groups(
     )
 
 
+def read_rows(source: str | Path) -> Iterator[Mapping[str, Any]]:
+    """The rows of a source as they are, whatever they mean: for a conversion of one's own.
+
+    Example:
+        >>> next(read_rows("data/demo.jsonl")).keys()  # doctest: +SKIP
+
+    Raises:
+        DataError: a row that cannot be read, or is no object.
+        UsageError: the source does not exist.
+    """
+    for item in locate(source).rows(Reading()):
+        if isinstance(item, Row) and isinstance(item.value, Mapping):
+            yield item.value
+        else:
+            problem = item if isinstance(item, Problem) else f"{item.where}: row: no object"
+            raise DataError(f"{source}: a row cannot be read", [problem], "correct the row")
+
+
 def load_dataset(
     dataset: Dataset, on_progress: Callable[[int, int], None] = ignore_progress
 ) -> Source:
@@ -108,4 +134,6 @@ def _whole(source: str | Path, options: Options) -> Source:
         reason=stream.reason,
         counts=dict(stream.counts),
         revision=stream.revision,
+        unused=dict(stream.unused),
+        skipped=stream.problems,
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from mrpo_tools.errors import UsageError, did_you_mean
 from mrpo_tools.sources.known import KNOWN
 from mrpo_tools.sources.readers import hub
+from mrpo_tools.sources.readers.delimited import read_delimited
 from mrpo_tools.sources.readers.rows import Problem, Reading, Row, Unreadable
 from mrpo_tools.sources.readers.tables import read_parquet
 from mrpo_tools.sources.readers.text import read_json, read_lines
@@ -21,10 +22,12 @@ READERS: dict[str, Reader] = {
     ".jsonl": read_lines,
     ".ndjson": read_lines,
     ".json": read_json,
+    ".csv": read_delimited(","),
+    ".tsv": read_delimited("\t"),
     ".parquet": read_parquet,
 }
 PACKED = (".gz", ".zst")
-_ACCEPTED = ".jsonl, .json (also .gz and .zst of these) or .parquet"
+_ACCEPTED = ".jsonl, .json, .csv, .tsv (also .gz and .zst of these) or .parquet"
 _ABOUT_THE_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 _SHARD = re.compile(r"-\d+-of-\d+.*$")
 _SPLIT_NAME = re.compile(r"(train|test|validation|valid|val|dev|eval)([_-].*)?")

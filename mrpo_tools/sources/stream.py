@@ -13,9 +13,16 @@ from mrpo_tools.config import Dataset
 from mrpo_tools.errors import DataError, UsageError, did_you_mean, shorten
 from mrpo_tools.groups import Group, Response
 from mrpo_tools.sources.adapters.adapter import Adapter
+from mrpo_tools.sources.adapters.conversation import refuse_tools, with_system
 from mrpo_tools.sources.adapters.detect import SAMPLE_ROWS, choose
-from mrpo_tools.sources.adapters.fields import Field
-from mrpo_tools.sources.checks import Noticing, checked_responses
+from mrpo_tools.sources.adapters.fields import Field, says
+from mrpo_tools.sources.checks import (
+    ENOUGH_VERDICTS,
+    FEW_VERDICTS,
+    Noticing,
+    checked_responses,
+    preferred_side,
+)
 from mrpo_tools.sources.columns import Columns
 from mrpo_tools.sources.locate import locate, split_name
 from mrpo_tools.sources.readers.rows import Problem, Reading, Row, ignore_progress
@@ -32,6 +39,10 @@ COUNTS = {
     "chosen_scored_below_rejected": "groups whose scores contradict their labels, kept",
     "duplicate_groups": "groups that were there before, kept",
     "contradicting_groups": "groups that were there before with other scores or labels, kept",
+    "first_preferred": "groups whose first response is the better one by a column's verdict",
+    "second_preferred": "groups whose second response is the better one by a column's verdict",
+    "one_sided_verdicts": "groups that a column's verdict all decides for the same side, kept",
+    "begun_responses": "groups whose prompt ends with the beginning of every response",
     "prompts_in_two_splits": "prompts of several splits, all in the one where they were first seen",
     "lacking_in_train": "groups fewer in train than in the paper's split, as prompts repeat",
     "prompts_with_one_response": "prompts left out, as nothing can be compared",
@@ -64,6 +75,7 @@ class Options:
             test_size=dataset.test_size,
             seed=dataset.split_seed,
             score=dataset.score,
+            skip_bad=dataset.skip_bad,
             **more,
         )
 
@@ -88,6 +100,8 @@ class GroupStream:
         revision: the commit of a hub data set, else None.
         counts: by the names in `COUNTS`.
         problems: of all rows so far.
+        unused: rows that hold anything in a column that is not read, and messages with a key that
+            is not; by the column's name or the key's path.
     """
 
     def __init__(self, source: str | Path, options: Options | None = None) -> None:
@@ -95,6 +109,7 @@ class GroupStream:
         self.options = options or Options()
         self.counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
         self.problems: list[Problem] = []
+        self.unused: Counter[str] = Counter()
         self._splits: Counter[str | None] = Counter()
         located = locate(source)
         self.name = located.name
@@ -104,6 +119,7 @@ class GroupStream:
         head = list(itertools.islice(rows, SAMPLE_ROWS))
         self.revision = reading.revision
         self._rows = itertools.chain(head, rows)
+        self._keys: Counter[str] = Counter()
         self._columns = Columns(self.options.mapping, head)
         objects = self._columns.objects(head)
         self.adapter, self.reason = choose(self.source, objects, self.options.adapter)
@@ -114,6 +130,7 @@ class GroupStream:
         if self.adapter.one_response_a_row:
             groups = self._gathered(groups)
         yield from itertools.islice(self._settled(groups), self.options.limit)
+        self._doubt_verdicts()
         fatal = any(problem.fatal for problem in self.problems)
         if self.options.skip_bad and self.counts["groups"] and not fatal:
             self.counts["skipped_rows"] = len({problem.where for problem in self.problems})
@@ -129,25 +146,33 @@ class GroupStream:
                 self.problems.append(item)
             else:
                 self.counts["rows"] += 1
-                group = self._group(item)
-                if group is not None:
-                    yield group
+                yield from self._groups(item)
             if len(self.problems) >= MAX_PROBLEMS:
                 stop = f"stopped after {MAX_PROBLEMS:,} problems"
                 self.problems.append(Problem(self.source, "rows", stop, fatal=True))
                 return
 
-    def _group(self, row: Row) -> Group | None:
+    def _groups(self, row: Row) -> list[Group]:
         problems: list[Problem] = []
-        root = Field(self._columns.renamed(row.value), "", row.where, problems)
-        group = None
-        if isinstance(root.value, Mapping):
+        value = self._columns.renamed(row.value)
+        root = Field(value, "", row.where, problems, self._keys, set())
+        groups: list[Group] = []
+        if isinstance(value, Mapping):
             split, is_repeated = self._split_of(row.split, root)
-            group = None if is_repeated else self._adapted(root, split)
+            groups = [] if is_repeated else self._adapted(root, split)
+            if not is_repeated:
+                self._note_unused(value, root.read or set())
         else:
             root.expected("an object")
         self.problems.extend(map(self._columns.original, problems))
-        return None if problems else group
+        return [] if problems else groups
+
+    def _note_unused(self, row: Mapping[str, Any], read: set[str]) -> None:
+        self.unused.update(
+            self._columns.name_of(str(key)) for key in row.keys() - read if says(row[key])
+        )
+        self.unused.update(map(self._columns.name_of, self._keys.elements()))
+        self._keys.clear()
 
     def _split_of(self, split: str | None, root: Field) -> tuple[str | None, bool]:
         """The split of a row, and whether that split only repeats others."""
@@ -163,14 +188,21 @@ class GroupStream:
         drawn = root.has("split") and split == "train" and self.options.test_size
         return None if drawn else split, False
 
-    def _adapted(self, root: Field, split: str | None) -> Group | None:
-        prompt, responses = self.adapter.parse(root, self._score)
+    def _adapted(self, root: Field, split: str | None) -> list[Group]:
+        parsed = self.adapter.parse(root, self._score)
+        refuse_tools(root)
         name = root["id"].name() if root.has("id") else None
+        prompts = [with_system(root, prompt) for prompt, _ in parsed]
         if root.problems:
-            return None
-        at_least = 1 if self.adapter.one_response_a_row else 2
-        distinct = self._checked(root, responses, at_least)
-        return Group(prompt, distinct, source_id=name, split=split)
+            return []
+        groups = []
+        for prompt, (_, responses) in zip(prompts, parsed, strict=True):
+            if self.adapter.several_a_row and len(responses) < 2:
+                self.counts["prompts_with_one_response"] += 1
+                continue
+            distinct = self._checked(root, responses, 1 if self.adapter.one_response_a_row else 2)
+            groups.append(Group(prompt, distinct, source_id=name, split=split))
+        return groups
 
     def _checked(
         self, root: Field, responses: Sequence[Response], at_least: int
@@ -201,7 +233,7 @@ class GroupStream:
 
     def _settled(self, groups: Iterator[Group]) -> Iterator[Group]:
         """The groups of the wanted split, counted."""
-        noticing = Noticing(self.counts)
+        noticing = Noticing(self.counts, by_verdict=bool(self.adapter.verdict))
         wanted = self.options.split
         for group in self._draw.splits(groups, self.counts):
             group = noticing.settle_split(group)
@@ -211,13 +243,34 @@ class GroupStream:
                 self.counts["groups"] += 1
                 yield group
 
+    def _doubt_verdicts(self) -> None:
+        """Warn of a verdict that always names the same side; refuse it where that is no chance.
+
+        Raises:
+            UsageError: the column is read the wrong way, or is no verdict at all.
+        """
+        side, total = preferred_side(self.counts)
+        if not side or total < FEW_VERDICTS:
+            return
+        self.counts["one_sided_verdicts"] = total
+        if total >= ENOUGH_VERDICTS:
+            first, second, verdict = map(self._columns.name_of, self.adapter.verdict)
+            better, worse = (first, second) if side == "first" else (second, first)
+            raise UsageError(
+                f"{self.source}: {verdict} prefers the {side} response in all {total:,} groups "
+                f"that it decides, as the adapter {self.adapter.name} reads it",
+                f"if it names the better one, --map a={first},b={second},winner={verdict} (or "
+                f"winner_index= where 0 is a, a_wins= where 1 is a); if {better} is always better, "
+                f"--map chosen={better},rejected={worse}",
+            )
+
     def _error(self) -> DataError:
         total, rows = len(self.problems), self.counts["rows"]
         return DataError(
             f"{self.source}: {_number(total, 'problem')} in {_number(rows, 'row')}, "
             f"read by the adapter {self.adapter.name} ({self.reason})",
             self.problems,
-            "correct the rows, or choose another --data-adapter or --map",
+            "correct the rows, choose another --data-adapter or --map; --skip-bad leaves them out",
         )
 
     def _nothing_left(self) -> UsageError:

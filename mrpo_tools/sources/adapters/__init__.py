@@ -1,7 +1,8 @@
 """Rows -> prompts and responses.
 
 detect         columns -> adapter; `catalogue` is the table of them, `adapter` what one is
-pairs, scored  the adapters: a row -> prompt and responses
+pairs, scored, verdicts   the adapters: a row -> prompt and responses
+way_out        what to do where none fits
 conversation, transcripts   messages, texts and transcripts -> turns
 fields         every check of a single value, with its path
 """

@@ -8,7 +8,7 @@ from typing import Any
 
 from mrpo_tools.groups import Response
 from mrpo_tools.sources.adapters.conversation import Prompt
-from mrpo_tools.sources.adapters.fields import Field
+from mrpo_tools.sources.adapters.fields import Field, as_number, as_truth
 
 Parsed = tuple[Prompt, list[Response]]
 
@@ -40,19 +40,27 @@ class Adapter:
         splits: what some splits of the data are called here; None for one that repeats the same
             prompts in another form and is left out. All others keep their names.
         one_response_a_row: rows of one prompt make up its group.
+        several_a_row: a row holds several groups, `read` returns a list of them.
+        whole: the columns hold the conversation too, so none stands in another column.
+        verdict: the columns of two responses in no order, and the one that says which is better;
+            empty where the order says it.
     """
 
     name: str
     about: str
     columns: Mapping[str, Shape]
-    read: Callable[..., Parsed]
+    read: Callable[..., Parsed | list[Parsed]]
     scores: tuple[str, ...] = ()
     splits: Mapping[str, str | None] = field(default_factory=dict)
     one_response_a_row: bool = False
+    several_a_row: bool = False
+    whole: bool = False
+    verdict: tuple[str, ...] = ()
 
-    def parse(self, row: Field, score: str) -> Parsed:
-        """The prompt and the responses of a row; `score` matters where there are several kinds."""
-        return self.read(row, score) if self.scores else self.read(row)
+    def parse(self, row: Field, score: str) -> list[Parsed]:
+        """The prompts and responses of a row; `score` matters where there are several kinds."""
+        parsed = self.read(row, score) if self.scores else self.read(row)
+        return parsed if isinstance(parsed, list) else [parsed]
 
 
 def _first(value: Any) -> Any:
@@ -72,16 +80,28 @@ def _is_transcript(value: Any) -> bool:
     return isinstance(value, str) and value.lstrip().startswith("Human:") and "Assistant:" in value
 
 
+def _is_json_list(value: Any) -> bool:
+    return isinstance(value, str) and value.lstrip().startswith("[")
+
+
+def _holds_messages(value: Any) -> bool:
+    return isinstance(value, dict) and _messages(value.get("messages"))
+
+
 TEXT = Shape("text", lambda value: isinstance(value, str))
 TEXTS = Shape("[text, …]", lambda value: isinstance(_first(value), str))
-NUMBER = Shape("number", lambda value: isinstance(value, (int, float)))
-NUMBERS = Shape("[number, …]", lambda value: isinstance(_first(value), (int, float)))
-LABEL = Shape("true or false", lambda value: isinstance(value, bool))
+NUMBER = Shape("number", lambda value: as_number(value) is not None)
+NUMBERS = Shape("[number, …]", lambda value: as_number(_first(value)) is not None)
+LABEL = Shape("true or false", lambda value: as_truth(value) is not None)
+WINNER = Shape("name or number", lambda value: isinstance(value, str) or NUMBER.fits(value))
 MESSAGE = Shape("message", lambda value: _messages([value]))
 MESSAGES = Shape("[message, …]", _messages)
 CONVERSATIONS = Shape("[[message, …], …]", lambda value: _messages(_first(value)))
 TRANSCRIPT = Shape("transcript", _is_transcript)
 CHOSEN_REJECTED = Shape("[chosen, rejected]", lambda value: TEXTS.fits(value) and len(value) == 2)
+JSON_TEXTS = Shape("JSON [text, …]", lambda value: TEXTS.fits(value) or _is_json_list(value))
+OBJECT_OF_MESSAGES = Shape("{messages}", _holds_messages)
+TREE = Shape("{text, role, replies}", lambda value: _holding("replies")([value]))
 PROMPT = Shape("text or [message, …]", lambda value: TEXT.fits(value) or MESSAGES.fits(value))
 ANSWER = Shape("text or message", lambda value: PROMPT.fits(value) or MESSAGE.fits(value))
 

@@ -9,11 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mrpo_tools.groups import ROLES, Message, user_prompt
-from mrpo_tools.sources.adapters.fields import Field
+from mrpo_tools.sources.adapters.fields import Field, says
 
 Prompt = tuple[Message, ...]
 
 ROLE_NAMES = {role: role for role in ROLES} | {"human": "user", "gpt": "assistant"}
+_OF_A_TREE = {"prompter": "user", "assistant": "assistant"}
+_NOT_RENDERED = {
+    "tool_calls", "tool_call_id", "function_call", "reasoning_content", "reasoning", "thinking",
+    "images", "audio", "videos",
+}  # fmt: skip
 _MESSAGES = "a list of messages"
 _NOTHING_SHARED = "begins otherwise than 'rejected', expected a common prompt or a column 'prompt'"
 
@@ -36,6 +41,8 @@ def messages(field: Field) -> Prompt:
 
 def _message(field: Field) -> Message | None:
     role_key, content_key = ("from", "value") if field.has("from") else ("role", "content")
+    _refuse_what_is_not_text(field)
+    field.uses(role_key, content_key, *_NOT_RENDERED)
     spoken = field[role_key]
     role = ROLE_NAMES.get(spoken.value, "") if isinstance(spoken.value, str) else ""
     if not role:
@@ -43,11 +50,54 @@ def _message(field: Field) -> Message | None:
     content = field[content_key]
     if role == "system" and isinstance(content.value, str) and not content.value.strip():
         return None
-    return Message(role, content.text())
+    return Message(role, _said(content))
+
+
+def _refuse_what_is_not_text(field: Field) -> None:
+    """Calls of tools, hidden reasoning and pictures are refused by name."""
+    if isinstance(field.value, Mapping):
+        for key in sorted(_NOT_RENDERED & field.value.keys()):
+            if says(field.value[key]):
+                field[key].bad("is no part of the text and would be lost, expected none")
+
+
+def tree_turn(node: Field) -> Message:
+    """A message of Open-Assistant's trees: `text` by a `role` of prompter or assistant."""
+    spoken = node["role"]
+    role = _OF_A_TREE.get(spoken.value, "") if isinstance(spoken.value, str) else ""
+    if not role:
+        spoken.expected(f"one of {', '.join(_OF_A_TREE)}")
+    return Message(role, node["text"].text())
+
+
+def refuse_tools(row: Field) -> None:
+    """Tools that a prompt offers would change how every model reads it."""
+    if isinstance(row.value, Mapping) and says(row.value.get("tools")):
+        row["tools"].bad("cannot be shown to a model and would be lost, expected none")
+
+
+def _said(content: Field) -> str:
+    """The text of a message: text, or the joined texts of a list of `{type: text}` parts."""
+    parts = content.value
+    if not (isinstance(parts, (list, tuple)) and parts and isinstance(parts[0], Mapping)):
+        return content.text()
+    texts = [
+        part["text"].text() if part["type"].value == "text" else _refuse_part(part)
+        for part in content.items()
+    ]
+    return "".join(texts)
+
+
+def _refuse_part(part: Field) -> str:
+    part["type"].expected("text, the only kind of content that is read")
+    return ""
 
 
 def ending_with_user(field: Field, turns: Prompt) -> Prompt:
-    """The same turns, after a check of their order: [system] user (assistant user)*."""
+    """The same turns, after a check of their order: [system] user (assistant user)*.
+
+    The last may be the assistant's: the beginning of every response, which each of them continues.
+    """
     roles = [turn.role for turn in turns]
     spoken = roles[1:] if roles[:1] == ["system"] else roles
     expected = ["user", "assistant"] * len(roles)
@@ -55,9 +105,37 @@ def ending_with_user(field: Field, turns: Prompt) -> Prompt:
         return turns  # noted already
     if spoken != expected[: len(spoken)]:
         field.bad(f"the roles are {_list(roles)}; expected [system] user assistant user …")
-    elif spoken[-1:] != ["user"]:
+    elif not spoken:
         field.bad(f"the last message is the {roles[-1]}'s; expected the user's")
     return turns
+
+
+def alpaca_prompt(row: Field) -> Prompt:
+    """`instruction, input?, history?`; the input follows on the next line, as LLaMA-Factory joins
+    them."""
+    asked = "\n".join(filter(None, [row["instruction"].text(), row["input"].optional_text()]))
+    prompt = user_prompt(asked)
+    if not row.has("history"):
+        return prompt
+    past = [turn.items(2, of="[question, answer]") for turn in row["history"].items()]
+    turns = [
+        Message(role, said.text())
+        for turn in past
+        for role, said in zip(("user", "assistant"), turn, strict=True)
+    ]
+    return (*turns, *prompt)
+
+
+def with_system(row: Field, prompt: Prompt) -> Prompt:
+    """The prompt after the system message of the row's own column, where there is one."""
+    system = row["system"].optional_text()
+    if not system or not prompt:
+        return prompt
+    if prompt[0].role != "system":
+        return (Message("system", system), *prompt)
+    if prompt[0].content != system:
+        row["system"].bad("differs from the system message of the prompt, expected one of them")
+    return prompt
 
 
 def _list(roles: list[str]) -> str:

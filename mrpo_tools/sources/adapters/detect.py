@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mrpo_tools.errors import UsageError, did_you_mean, shorten
-from mrpo_tools.sources.adapters.adapter import Adapter
+from mrpo_tools.errors import UsageError, did_you_mean
+from mrpo_tools.sources.adapters.adapter import MESSAGES, Adapter
 from mrpo_tools.sources.adapters.catalogue import ADAPTERS
+from mrpo_tools.sources.adapters.way_out import nothing_fits
 
 SAMPLE_ROWS = 50
 _ENOUGH = 0.9
-_MAX_COLUMNS_SHOWN = 12
 
 
 def choose(source: str, rows: Sequence[Mapping[str, Any]], name: str | None) -> tuple[Adapter, str]:
@@ -31,8 +31,8 @@ def choose(source: str, rows: Sequence[Mapping[str, Any]], name: str | None) -> 
         return ADAPTERS["canonical"], "no row is an object"
     fits = {adapter.name: _fits(adapter, rows) for adapter in _candidates(rows)}
     most = max(fits.values())
-    if not any(most):
-        raise _nothing_fits(source, rows[0])
+    if not any(most[:2]):
+        raise nothing_fits(source, rows)
     whole = most[0]
     likely = (name for name, counts in fits.items() if whole and counts[0] >= _ENOUGH * whole)
     best = ADAPTERS[next(likely, max(fits, key=lambda name: fits[name]))]
@@ -40,7 +40,8 @@ def choose(source: str, rows: Sequence[Mapping[str, Any]], name: str | None) -> 
 
 
 def _candidates(rows: Sequence[Mapping[str, Any]]) -> list[Adapter]:
-    """All adapters but those that would leave a column unread which another one understands."""
+    """All adapters but those that would leave a column unread which another one understands, or
+    which holds the conversation."""
     understood = [
         adapter.columns.keys()
         for adapter in ADAPTERS.values()
@@ -50,7 +51,12 @@ def _candidates(rows: Sequence[Mapping[str, Any]]) -> list[Adapter]:
         adapter
         for adapter in ADAPTERS.values()
         if not any(adapter.columns.keys() < columns for columns in understood)
+        and not (adapter.whole and any(_talks_elsewhere(adapter, row) for row in rows))
     ]
+
+
+def _talks_elsewhere(adapter: Adapter, row: Mapping[str, Any]) -> bool:
+    return any(MESSAGES.fits(row[column]) for column in row.keys() - adapter.columns.keys())
 
 
 def _fits(adapter: Adapter, rows: Sequence[Mapping[str, Any]]) -> tuple[int, int, int]:
@@ -69,22 +75,3 @@ def _reason(adapter: Adapter) -> str:
         column if shape.words == "text" else f"{column}: {shape.words}"
         for column, shape in adapter.columns.items()
     )
-
-
-def _nothing_fits(source: str, row: Mapping[str, Any]) -> UsageError:
-    nearest = max(ADAPTERS.values(), key=lambda adapter: _nearness(adapter, row))
-    lacking = [column for column in nearest.columns if column not in row]
-    columns = ", ".join(shorten(str(column)) for column in list(row)[:_MAX_COLUMNS_SHOWN])
-    example = "--map " + ",".join(f"{column}=YOUR_COLUMN" for column in lacking)
-    return UsageError(
-        f"{source}: no adapter fits the columns {columns or '(none)'}; "
-        f"the nearest, {nearest.name}, also needs {', '.join(lacking)}",
-        f"name them: {example}, or choose a --data-adapter: {', '.join(ADAPTERS)}",
-    )
-
-
-def _nearness(adapter: Adapter, row: Mapping[str, Any]) -> tuple[float, int]:
-    """The share of the adapter's columns that are there, and how many have the right shape."""
-    shared = [column for column in adapter.columns if column in row]
-    fitting = sum(adapter.columns[column].fits(row[column]) for column in shared)
-    return len(shared) / len(adapter.columns), fitting

@@ -9,28 +9,45 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from mrpo_tools.errors import shorten
-from mrpo_tools.sources.readers.rows import MAX_TEXT_CHARS, Problem
+from mrpo_tools.sources.readers.rows import MAX_TEXT_CHARS, Cell, Problem
 
 MAX_SCORE = 1e30  # squares and exponents of larger numbers leave float32
 MAX_ITEMS = 4096
 _MISSING = object()
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")
+_PLACE = re.compile(r"\[\d+\]")
+_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
 
 class Field:
-    """One value of a row, its path, and the list that collects what is wrong with it."""
+    """One value of a row, its path, and the list that collects what is wrong with it.
 
-    __slots__ = ("path", "problems", "value", "where")
+    `read` gathers the keys that were asked for, where somebody wants to know; `unread` counts the
+    keys of objects inside that nobody asks for, by their paths.
+    """
 
-    def __init__(self, value: object, path: str, where: str, problems: list[Problem]) -> None:
+    __slots__ = ("path", "problems", "read", "unread", "value", "where")
+
+    def __init__(
+        self,
+        value: object,
+        path: str,
+        where: str,
+        problems: list[Problem],
+        unread: Counter[str] | None = None,
+        read: set[str] | None = None,
+    ) -> None:
         self.value = value
         self.path = path
         self.where = where
         self.problems = problems
+        self.unread = unread
+        self.read = read
 
     def bad(self, reason: str) -> None:
         """Note what is wrong with the value."""
@@ -43,8 +60,11 @@ class Field:
 
     def __getitem__(self, key: str) -> Field:
         path = f"{self.path}.{key}" if self.path else key
+        if self.read is not None:
+            self.read.add(key)
         if isinstance(self.value, Mapping):
-            return Field(self.value.get(key, _MISSING), path, self.where, self.problems)
+            value = self.value.get(key, _MISSING)
+            return Field(value, path, self.where, self.problems, self.unread)
         self.expected("an object")
         self.problems = []  # said once
         return Field(_MISSING, path, self.where, self.problems)
@@ -53,6 +73,14 @@ class Field:
         """Whether all these are there; null means absent, as tables cannot leave a cell out."""
         row: Mapping[str, Any] = self.value if isinstance(self.value, Mapping) else {}
         return all(row.get(key) is not None for key in keys)
+
+    def uses(self, *keys: str) -> None:
+        """Count an object's other keys as not used, where they hold anything."""
+        if self.unread is not None and isinstance(self.value, Mapping):
+            others = [key for key in self.value.keys() - keys if says(self.value[key])]
+            if others:
+                path = _PLACE.sub("[]", self.path)
+                self.unread.update(f"{path}.{key}" for key in others)
 
     def items(self, exactly: int | None = None, of: str = "a list") -> list[Field]:
         """The elements of a list; of the wished number of them whatever happens."""
@@ -64,7 +92,7 @@ class Field:
             self.bad(f"found a list of {len(value):,}, expected at most {MAX_ITEMS:,}")
             return []
         return [
-            Field(item, f"{self.path}[{index}]", self.where, self.problems)
+            Field(item, f"{self.path}[{index}]", self.where, self.problems, self.unread)
             for index, item in enumerate(value)
         ]
 
@@ -81,7 +109,7 @@ class Field:
             place = f"at character {unfit.start() + 1}"
             self.bad(f"found {_character(unfit[0])} {place}, expected text without any")
         else:
-            return value
+            return str(value)
         return ""
 
     def optional_text(self) -> str | None:
@@ -89,28 +117,53 @@ class Field:
         blank = isinstance(self.value, str) and not self.value.strip()
         return None if blank or self.value in (None, _MISSING) else self.text()
 
-    def number(self) -> float:
-        """A finite number, as a double."""
-        value = self.value
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+    def number(self, low: float = -MAX_SCORE, high: float = MAX_SCORE) -> float:
+        """A finite number from `low` to `high`, as a double."""
+        value = as_number(self.value)
+        if value is None:
             self.expected("a number")
         elif not abs(value) <= MAX_SCORE:
             self.expected(f"a finite number of at most {MAX_SCORE:g}")
+        elif not low <= value <= high:
+            self.expected(f"a number from {low:g} to {high:g}")
         else:
             return float(value) + 0.0  # no negative zero
         return 0.0
 
     def boolean(self) -> bool:
-        """True or false, not 1 or "yes"."""
-        if not isinstance(self.value, bool):
+        """True or false, or 1 or 0 for them, not "yes"."""
+        truth = as_truth(self.value)
+        if truth is None:
             self.expected("true or false")
-        return self.value is True
+        return truth is True
 
     def name(self) -> str:
         """A text or an integer that names something."""
         if isinstance(self.value, int) and not isinstance(self.value, bool):
             return str(self.value)
         return self.text("text or an integer")
+
+
+def says(value: object) -> bool:
+    """Whether a value holds anything: not null, no empty text, list or object."""
+    return value is not None and value not in ("", "[]", "{}") and value not in ([], (), {})
+
+
+def as_number(value: object) -> int | float | None:
+    """A number, or the one that an untyped cell stands for; None for anything else."""
+    if isinstance(value, Cell):
+        try:
+            return None if "_" in value else float(value)
+        except ValueError:
+            return None
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def as_truth(value: object) -> bool | None:
+    """True, false, 1 or 0, or an untyped cell of these; None for anything else."""
+    if isinstance(value, Cell):
+        return _TRUTHS.get(value.strip().lower())
+    return bool(value) if isinstance(value, (bool, int, float)) and value in (0, 1) else None
 
 
 def in_words(value: object) -> str:

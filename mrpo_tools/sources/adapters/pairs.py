@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from mrpo_tools.groups import Message, Response, user_prompt
+from mrpo_tools.groups import Response, user_prompt
 from mrpo_tools.sources.adapters.adapter import Parsed
 from mrpo_tools.sources.adapters.conversation import (
     Prompt,
+    alpaca_prompt,
     common_text,
     common_turns,
     completion_of,
-    ending_with_user,
     messages,
     prompt_of,
+    refuse_tools,
 )
 from mrpo_tools.sources.adapters.fields import Field
 from mrpo_tools.sources.adapters.transcripts import transcript, transcript_prompt
@@ -88,41 +89,32 @@ def read_transcript_pairs(row: Field) -> Parsed:
 def read_output_pair(row: Field) -> Parsed:
     """`instruction, input, output: [chosen, rejected]`."""
     chosen, rejected = row["output"].items(2, of="[chosen, rejected]")
-    return pair(row, _alpaca_prompt(row), chosen.text(), rejected.text())
+    return pair(row, alpaca_prompt(row), chosen.text(), rejected.text())
 
 
 def read_alpaca(row: Field) -> Parsed:
-    """`instruction, input?, system?, history?, chosen, rejected`."""
-    return _answers(row, _alpaca_prompt(row))
-
-
-def _alpaca_prompt(row: Field) -> Prompt:
-    """The input follows the instruction on the next line, as LLaMA-Factory joins them."""
-    asked = "\n".join(filter(None, [row["instruction"].text(), row["input"].optional_text()]))
-    prompt = user_prompt(asked, row["system"].optional_text())
-    if not row.has("history"):
-        return prompt
-    past = [turn.items(2, of="[question, answer]") for turn in row["history"].items()]
-    turns = [
-        Message(role, said.text())
-        for turn in past
-        for role, said in zip(("user", "assistant"), turn, strict=True)
-    ]
-    return (*prompt[:-1], *turns, prompt[-1])
+    """`instruction, input?, history?, chosen, rejected`."""
+    return _answers(row, alpaca_prompt(row))
 
 
 def read_sharegpt(row: Field) -> Parsed:
-    """`conversations, chosen, rejected` with `from` and `value`; `system` may be a column."""
-    prompt = messages(row["conversations"])
-    system = row["system"].optional_text()
-    if system and prompt[:1] and prompt[0].role != "system":
-        prompt = (Message("system", system), *prompt)
-    return _answers(row, ending_with_user(row["conversations"], prompt))
+    """`conversations, chosen, rejected` with `from` and `value`."""
+    return _answers(row, prompt_of(row["conversations"]))
 
 
 def read_question(row: Field) -> Parsed:
-    """`system?, question, chosen, rejected`."""
-    return _answers(row, user_prompt(row["question"].text(), row["system"].optional_text()))
+    """`question, chosen, rejected`."""
+    return _answers(row, user_prompt(row["question"].text()))
+
+
+def read_openai(row: Field) -> Parsed:
+    """`input: {messages}, preferred_output, non_preferred_output`."""
+    asked = row["input"]
+    refuse_tools(asked)
+    asked.uses("messages", "tools")
+    prompt = prompt_of(asked["messages"])
+    columns = ("preferred_output", "non_preferred_output")
+    return pair(row, prompt, *(completion_of(row[column], prompt) for column in columns))
 
 
 def read_distilabel(row: Field) -> Parsed:
@@ -130,30 +122,3 @@ def read_distilabel(row: Field) -> Parsed:
     column = next((column for column in _PROMPTS if row.has(column)), _PROMPTS[0])
     prompt = prompt_of(row[column])
     return pair(row, prompt, row["chosen_response"].text(), row["rejected_response"].text())
-
-
-def read_helpsteer3(row: Field) -> Parsed:
-    """`context, response1, response2, overall_preference`."""
-    return _by_preference(row, prompt_of(row["context"]), "response", "overall_preference")
-
-
-def read_helpsteer2_preference(row: Field) -> Parsed:
-    """`prompt, response_1, response_2, preference_strength`."""
-    prompt = transcript_prompt(row["prompt"])
-    return _by_preference(row, prompt, "response_", "preference_strength")
-
-
-def _by_preference(row: Field, prompt: Prompt, response: str, preference: str) -> Parsed:
-    """-3: the first is much better, 3: the second is. The difference of the scores says so.
-
-    Without a preference (0) the scores are equal and nothing is labelled.
-    """
-    strength = row[preference].number()
-    return prompt, [
-        Response(
-            content=row[f"{response}{number}"].text(),
-            score=sign * strength / 2 + 0.0,
-            chosen=None if strength == 0 else sign * strength > 0,
-        )
-        for number, sign in ((1, -1), (2, 1))
-    ]

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 
 from mrpo_tools.groups import Response, user_prompt
 from mrpo_tools.sources.adapters.adapter import Parsed
-from mrpo_tools.sources.adapters.conversation import completion_of, prompt_of
+from mrpo_tools.sources.adapters.conversation import (
+    Prompt,
+    completion_of,
+    ending_with_user,
+    prompt_of,
+    tree_turn,
+)
 from mrpo_tools.sources.adapters.fields import Field
 from mrpo_tools.sources.adapters.transcripts import transcript_prompt
 
@@ -27,15 +33,18 @@ def read_outputs(row: Field) -> Parsed:
 
 def _responses(row: Field, content: str) -> Parsed:
     prompt = prompt_of(row["prompt"])
-    return prompt, [
-        Response(
-            content=response[content].text(),
-            score=response["score"].number() if response.has("score") else None,
-            chosen=response["chosen"].boolean() if response.has("chosen") else None,
-            model=response["model"].optional_text(),
-        )
-        for response in row["responses"].items(of=f"a list of objects with '{content}'")
-    ]
+    responses = row["responses"].items(of=f"a list of objects with '{content}'")
+    return prompt, [_response(response, content) for response in responses]
+
+
+def _response(response: Field, content: str) -> Response:
+    response.uses(content, "score", "chosen", "model")
+    return Response(
+        content=response[content].text(),
+        score=response["score"].number() if response.has("score") else None,
+        chosen=response["chosen"].boolean() if response.has("chosen") else None,
+        model=response["model"].optional_text(),
+    )
 
 
 def read_ultrafeedback(row: Field, score: str) -> Parsed:
@@ -102,6 +111,48 @@ def read_simpo(row: Field) -> Parsed:
 def read_rewards(row: Field) -> Parsed:
     """`prompt, responses: [text, …], rewards: [number, …]`."""
     return _parallel(row, "responses", "rewards")
+
+
+def read_completions(row: Field) -> Parsed:
+    """`prompt, completions: [text, …], scores: [number, …]`."""
+    return _parallel(row, "completions", "scores")
+
+
+def read_rewarded(row: Field) -> Parsed:
+    """`prompt, response, reward`: one response a row."""
+    prompt = prompt_of(row["prompt"])
+    return prompt, [Response(completion_of(row["response"], prompt), row["reward"].number())]
+
+
+def read_stack_exchange(row: Field) -> Parsed:
+    """`question, answers: [{text, pm_score}]`."""
+    return user_prompt(row["question"].text()), [
+        Response(answer["text"].text(), answer["pm_score"].number())
+        for answer in row["answers"].items()
+    ]
+
+
+def read_tree(row: Field) -> list[Parsed]:
+    """Open-Assistant's `prompt: {text, role, replies: [{text, role, rank, replies}]}`.
+
+    A group for every question: the turns that lead to it and all its answers; the best has rank 0.
+    """
+    groups: list[Parsed] = []
+    nodes: list[tuple[Prompt, Field]] = [((), row["prompt"])]
+    while nodes:
+        before, node = nodes.pop()
+        turns = (*before, tree_turn(node))
+        replies = node["replies"].items() if node.has("replies") else []
+        nodes += [(turns, reply) for reply in reversed(replies)]
+        if replies and turns[-1].role == "user":
+            prompt = ending_with_user(node, turns)
+            groups.append((prompt, [_ranked(reply) for reply in replies]))
+    return groups
+
+
+def _ranked(reply: Field) -> Response:
+    rank = 0.0 - reply["rank"].number() if reply.has("rank") else None
+    return Response(reply["text"].text(), rank)
 
 
 def _parallel(row: Field, responses: str, scores: str) -> Parsed:

@@ -44,6 +44,12 @@ class Problem:
         return f"{self.where}: {self.field}: {self.reason}"
 
 
+class Cell(str):
+    """A value of a table without types (CSV, TSV): text that may stand for a number or a truth."""
+
+    __slots__ = ()
+
+
 class Unreadable(Exception):
     """A reader cannot go on in this file; `problem` says why."""
 

@@ -27,7 +27,7 @@ from mrpo_tools.sources.readers.strict_json import (
 )
 
 CHUNK_BYTES = 2**20
-_TOO_LONG = f"longer than {MAX_ROW_BYTES // 2**20} MiB; a row of preference data is far shorter"
+TOO_LONG = f"longer than {MAX_ROW_BYTES // 2**20} MiB; a row of preference data is far shorter"
 _BOMS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -38,12 +38,12 @@ _BOMS = {
 
 def read_lines(path: Path, reading: Reading) -> Iterator[Row | Problem]:
     """The rows of a JSON-lines file; empty lines are skipped and counted."""
-    return _line_rows(path, _chunks(path, reading), reading)
+    return _line_rows(path, chunks_of(path, reading), reading)
 
 
 def read_json(path: Path, reading: Reading) -> Iterator[Row | Problem]:
     """The rows of a JSON array of objects, or of JSON lines under the name `.json`."""
-    chunks = _chunks(path, reading)
+    chunks = chunks_of(path, reading)
     head = b""
     while not head.strip():
         chunk = next(chunks, None)
@@ -58,7 +58,7 @@ def read_json(path: Path, reading: Reading) -> Iterator[Row | Problem]:
     return _line_rows(path, chunks, reading)
 
 
-def _chunks(path: Path, reading: Reading) -> Iterator[bytes]:
+def chunks_of(path: Path, reading: Reading) -> Iterator[bytes]:
     """The decompressed bytes in pieces, without a byte order mark."""
     with path.open("rb") as raw:
         stream = _decompressed(raw, path)
@@ -73,7 +73,7 @@ def _chunks(path: Path, reading: Reading) -> Iterator[bytes]:
             reading.tick(raw.tell())
             yield chunk
         if empty:
-            raise Unreadable(f"{path}", "file", "empty; expected JSON objects")
+            raise Unreadable(f"{path}", "file", "empty; expected rows")
 
 
 def _decompressed(raw: IO[bytes], path: Path) -> IO[bytes]:
@@ -116,7 +116,7 @@ def _lines(path: Path, chunks: Iterator[bytes]) -> Iterator[bytes]:
             yield b"".join(parts)
             number, parts, size = number + 1, [piece], len(piece)
         if size > MAX_ROW_BYTES:
-            raise Unreadable(f"{path}:{number}", "line", _TOO_LONG)
+            raise Unreadable(f"{path}:{number}", "line", TOO_LONG)
     if size:
         yield b"".join(parts)
 
@@ -151,7 +151,7 @@ def _bad_byte(error: UnicodeDecodeError, offset: int) -> str:
 
 def _array_rows(path: Path, chunks: Iterator[bytes], offset: int) -> Iterator[Row | Problem]:
     """The elements of an array, each with the line it starts on."""
-    window = _Window(path, _decoded(path, chunks, offset))
+    window = _Window(path, decoded(path, chunks, offset))
     window.advance(1)
     closed = window.next_character() == "]"
     while not closed:
@@ -173,7 +173,7 @@ def _array_rows(path: Path, chunks: Iterator[bytes], offset: int) -> Iterator[Ro
         window.stop(f"found {other!r} after the array's end")
 
 
-def _decoded(path: Path, chunks: Iterator[bytes], done: int) -> Iterator[str]:
+def decoded(path: Path, chunks: Iterator[bytes], done: int) -> Iterator[str]:
     """The text in pieces, after `done` bytes of the file; a character may lie across two chunks."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     line = 1
@@ -253,5 +253,5 @@ class _Window:
 
     def _grow(self, where: str) -> bool:
         if len(self.text) - self.at > MAX_ROW_BYTES:
-            raise Unreadable(where, "row", _TOO_LONG)
+            raise Unreadable(where, "row", TOO_LONG)
         return self.more()
