@@ -238,8 +238,10 @@ def tensor_shapes(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its kind."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """The first line of an error's message, with the next where it only leads to it; or its
+    kind."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
 
 
 def is_failure(error: BaseException) -> bool:

@@ -30,7 +30,7 @@ import psutil
 from mrpo_tools.references.model_files import first_line
 from mrpo_tools.references.transformers_private import compile_template
 
-CPU_SECONDS = 10.0
+CPU_SECONDS = 5.0
 """Of processor time for one conversation; an honest template takes a ten-thousandth of it."""
 WAIT_SECONDS = 50.0
 """Until a process that does not even use its processor time is given up."""
