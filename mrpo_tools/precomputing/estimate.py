@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
 
 from mrpo_tools.cache import Cache
 from mrpo_tools.config import Reference
@@ -21,7 +20,7 @@ from mrpo_tools.precomputing.ensure import missing_responses
 from mrpo_tools.precomputing.long_rows import blueprint
 from mrpo_tools.precomputing.run import WINDOW
 from mrpo_tools.references.devices import peak_flops, pick_device
-from mrpo_tools.references.model_files import read_json, weight_files
+from mrpo_tools.references.model_files import config_size, tensor_shapes, weight_files
 from mrpo_tools.references.resolved import ResolvedReference, renderer_of
 from mrpo_tools.scorer.memory import NF4_BYTES, weights_of, working_bytes
 from mrpo_tools.scorer.scorer import BATCH_TOKENS, response_logps
@@ -129,11 +128,7 @@ def estimate(
 
 def count_parameters(model: Path) -> int:
     """Parameters of a model on disk, from the headers of its safetensors files."""
-    total = 0
-    for path in weight_files(model):
-        with safe_open(path, framework="numpy") as weights:
-            total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118  no mapping
-    return total
+    return sum(map(math.prod, tensor_shapes(weight_files(model)).values()))
 
 
 def loading_seconds(model: Path) -> float:
@@ -171,14 +166,15 @@ def _formula(
     resolved: ResolvedReference, batches: Sequence[Sequence[Row]], device: torch.device
 ) -> _Cost:
     """Roughly, from three numbers of the configuration and the headers of the weights."""
-    config = read_json(resolved.files.model / "config.json")
-    config = config.get("text_config", config)
+    model = resolved.files.model
+    hidden = config_size(model, "hidden_size", "n_embd", "d_model") or 0
+    vocabulary = config_size(model, "vocab_size") or 0
     dtype = getattr(torch, resolved.dtype)
-    parameters = count_parameters(resolved.files.model)
+    parameters = count_parameters(model)
     weights = parameters * (NF4_BYTES if resolved.reference.quantization else dtype.itemsize)
     tokens = [sum(map(len, batch)) for batch in batches]
-    states = max(tokens, default=0) * config["hidden_size"] * STATES * dtype.itemsize
-    logits = TILES[device.type == "cpu"] * config["vocab_size"] * LOGIT_BYTES
+    states = max(tokens, default=0) * hidden * STATES * dtype.itemsize
+    logits = TILES[device.type == "cpu"] * vocabulary * LOGIT_BYTES
     seconds = 2 * parameters * sum(tokens) / (EFFICIENCY * peak_flops(device, dtype))
     return _Cost(int(weights), int(states + logits), seconds if tokens else 0.0, about=True)
 
@@ -186,8 +182,7 @@ def _formula(
 def _planned(prompts: Sequence[EncodedPrompt], resolved: ResolvedReference) -> list[list[Row]]:
     """The batches that a scorer on its fastest route would make, window by window."""
     reference, device = resolved.reference, pick_device()
-    config = read_json(resolved.files.model / "config.json")
-    hidden_size = config.get("text_config", config)["hidden_size"]
+    hidden_size = config_size(resolved.files.model, "hidden_size", "n_embd", "d_model") or 1
     packed = _packed(reference)
     longest = reference.batch_tokens or max(BATCH_TOKENS.values())
     limit = reference.batch_tokens or BATCH_TOKENS[device.type == "cpu"]

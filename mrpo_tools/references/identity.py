@@ -25,7 +25,9 @@ from mrpo_tools.references.locate import locate_adapter
 from mrpo_tools.references.model_files import (
     TOKENIZER_FILES,
     ModelFiles,
+    adapter_weights,
     context_length,
+    own_file,
     read_json,
     template_text,
     tokenizer_settings,
@@ -120,9 +122,9 @@ def identify(
             "quantization": reference.quantization,
             "tokenizer": _hash_names(
                 {
-                    name: hash_file(files.model / name)
+                    name: hash_file(path)
                     for name in TOKENIZER_FILES
-                    if (files.model / name).exists()
+                    if (path := own_file(files.model, name))
                 }
             ),
             "chat_template": template,
@@ -204,18 +206,14 @@ def _window(text: str, first: int) -> str:
 
 def _code_hash(model: Path) -> str:
     """Of the Python files beside the weights, which `trust_remote_code` runs."""
-    code = {str(path.relative_to(model)): hash_file(path) for path in model.rglob("*.py")}
-    return _hash_names(code)
+    paths = [path for path in model.rglob("*.py") if path.is_file()]
+    return _hash_names({str(path.relative_to(model)): hash_file(path) for path in paths})
 
 
 def _adapter_hash(adapter: Path | None, memo: HashMemo) -> str | None:
     if adapter is None:
         return None
-    names = memo.hash_files(sorted(adapter.glob("adapter_model*.safetensors")))
-    if not names:
-        raise UsageError(
-            f"{adapter} holds no safetensors weights", "save the adapter with safetensors"
-        )
+    names = memo.hash_files(adapter_weights(adapter))
     ignored = frozenset({"base_model_name_or_path", "inference_mode", "peft_version"})
     names["adapter_config.json"] = _hash_json(adapter / "adapter_config.json", ignored)
     return _hash_names(names)

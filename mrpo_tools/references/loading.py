@@ -6,14 +6,23 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from mrpo_tools.config import Reference
 from mrpo_tools.errors import MrpoError, ResourceError, UsageError
+from mrpo_tools.references.adapters import lora_settings
 from mrpo_tools.references.devices import out_of_memory, pick_device
-from mrpo_tools.references.model_files import ModelFiles
+from mrpo_tools.references.model_files import ModelFiles, first_line, is_failure
+from mrpo_tools.references.sizes import (
+    check_counts,
+    check_promised,
+    missing_keys,
+    refuse_missing,
+)
+from mrpo_tools.references.staging import staged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,10 +32,16 @@ def load_tokenizer(files: ModelFiles, reference: Reference) -> PreTrainedTokeniz
     """A model's own tokenizer."""
     from transformers import AutoTokenizer
 
-    with _named(f"the tokenizer of {reference.model}"):
+    trusted = reference.trust_remote_code
+    with (
+        _named(f"the tokenizer of {reference.model}"),
+        staged(files.model, trusted=trusted) as stage,
+    ):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            files.model, trust_remote_code=reference.trust_remote_code
+            stage, trust_remote_code=trusted, local_files_only=True
         )
+        tokenizer("a")
+    tokenizer.name_or_path = str(files.model)
     return tokenizer
 
 
@@ -51,28 +66,52 @@ def load_model(
         ResourceError: it does not fit into memory.
         UsageError: the files cannot be loaded.
     """
-    from transformers import AutoModelForCausalLM
-
     device = device or pick_device()
     options: dict[str, Any] = {
         "dtype": getattr(torch, dtype),
         "device_map": {"": device},
         "use_safetensors": True,
-        "trust_remote_code": reference.trust_remote_code,
     }
     if reference.attention in ("sdpa", "eager"):
         options["attn_implementation"] = reference.attention
     if reference.quantization == "nf4" and quantized:
         options["quantization_config"] = nf4(dtype)
     with _named(f"model {reference.model}"):
-        model: Any = AutoModelForCausalLM.from_pretrained(files.model, **options)
+        model: Any = _load_whole(files.model, options, trusted=reference.trust_remote_code)
         if files.adapter is not None:
-            from peft import PeftModel
+            from peft import LoraConfig, PeftModel
 
-            model = PeftModel.from_pretrained(model, files.adapter)
-    _keep_differentiable(model)
-    model.eval()
+            settings = LoraConfig(**lora_settings(files.adapter))
+            model = PeftModel.from_pretrained(model, files.adapter, config=settings)
+        _keep_differentiable(model)
+        model.eval()
+        _try(model, device)
     return cast("PreTrainedModel", model)
+
+
+def _load_whole(path: Path, options: dict[str, Any], *, trusted: bool) -> Any:
+    """A model of all the weights that its configuration promises, and of no others."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    held = check_counts(path)
+    with staged(path, trusted=trusted, weights=True) as stage:
+        options = {**options, "trust_remote_code": trusted, "local_files_only": True}
+        if not trusted:
+            options["config"] = AutoConfig.from_pretrained(stage, local_files_only=True)
+            check_promised(path, options["config"], held)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            stage, output_loading_info=True, **options
+        )
+    model, info = loaded
+    refuse_missing(path, missing_keys(info))
+    model.name_or_path = model.config._name_or_path = str(path)
+    return model
+
+
+@torch.no_grad()
+def _try(model: Any, device: torch.device) -> None:
+    """Compute two tokens, so that a model that cannot compute is told here."""
+    model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device), use_cache=False)
 
 
 def _keep_differentiable(model: torch.nn.Module) -> None:
@@ -155,10 +194,12 @@ def _named(what: str) -> Iterator[None]:
         yield
     except MrpoError:
         raise
-    except Exception as error:  # the libraries' errors share no useful base
+    except BaseException as error:  # the libraries' errors share no useful base
+        if not is_failure(error):
+            raise
         if out_of_memory(error):
             raise ResourceError(
                 f"{what} does not fit into memory", "try --quantization nf4, or a smaller model"
             ) from None
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(f"{what} cannot be loaded: {first}", "check the path") from None
+        reason = first_line(error)
+        raise UsageError(f"{what} cannot be loaded: {reason}", "check the path") from None

@@ -66,6 +66,11 @@ def locate(reference: Reference, *, download: Download = download) -> ModelFiles
             f"{files.model} holds no model: it has no config.json", "give a model directory"
         )
     base = read_json(files.model / "adapter_config.json").get("base_model_name_or_path")
+    if not isinstance(base, str | None):
+        raise UsageError(
+            f"{files.model / 'adapter_config.json'}: base_model_name_or_path is no text",
+            "name the model, and this directory with --adapter",
+        )
     revision = reference.revision if files.hub_id is None else None
     base_files = _locate_model(base, revision, patterns, download) if base else files
     if not (base_files.model / "config.json").exists():

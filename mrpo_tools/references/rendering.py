@@ -9,19 +9,20 @@ User text never becomes a control token: see `control_tokens`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
-from mrpo_tools.errors import UsageError
+from mrpo_tools.errors import MrpoError, UsageError
 from mrpo_tools.groups import Group, Message
 from mrpo_tools.references.control_tokens import ControlSafeEncoder
 from mrpo_tools.references.identity import PINNED_DATE, uses_date
-from mrpo_tools.references.transformers_private import compile_template
+from mrpo_tools.references.model_files import first_line, is_failure
+from mrpo_tools.references.template_process import Template, TemplateFailed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,10 +65,11 @@ class EncodedGroup:
     responses: list[EncodedResponse]
 
 
-class _Render(Protocol):
-    """(role, content) messages -> text, with the template's generation prompt or without."""
+class _Conversation(NamedTuple):
+    """(role, content) messages, to be rendered with the template's generation prompt or without."""
 
-    def __call__(self, messages: Sequence[tuple[str, str]], *, generation: bool = False) -> str: ...
+    messages: Sequence[tuple[str, str]]
+    generation: bool = False
 
 
 class Renderer:
@@ -82,6 +84,7 @@ class Renderer:
         added_tokens: `plain` encodes literals of added tokens that are not special (`<think>`) as
             text, `keep` as their ids. Runs of white space are vocabulary and always kept.
         max_length: tokens of prompt and response together.
+        vocab_size: ids that the model has embeddings for; None where nobody asks a model.
         overlong: `skip` marks a response that does not fit, `truncate` cuts its end.
 
     Attributes:
@@ -101,6 +104,7 @@ class Renderer:
         added_tokens: str = "plain",
         max_length: int | None = None,
         overlong: str = "skip",
+        vocab_size: int | None = None,
     ) -> None:
         self.name = name
         self.tokenizer = tokenizer
@@ -108,12 +112,15 @@ class Renderer:
         self.max_length = max_length
         self.overlong = overlong
         self.counts: Counter[str] = Counter()
-        self._encoder = ControlSafeEncoder(tokenizer, added_tokens, name)
+        self.vocab_size = vocab_size
+        with self._tokenizing():
+            self._encoder = ControlSafeEncoder(tokenizer, added_tokens, name)
         template = tokenizer.chat_template if chat_template is None else chat_template
         if isinstance(template, dict):
             template = template.get("default")
         template = FALLBACK_TEMPLATE if template is None else template
-        self._render = _compile(template, tokenizer.special_tokens_map)
+        self._template = _template_of(template, tokenizer.special_tokens_map)
+        self._render()  # compiles it
         first = tokenizer("a", add_special_tokens=True)["input_ids"][:1]
         self._bos = first if first and first[0] == tokenizer.bos_token_id else []
         self._eos = tokenizer.eos_token_id
@@ -130,20 +137,18 @@ class Renderer:
         """
         hide = self._encoder.hide
         messages, begun = self._messages(group.prompt)
-        prompt_text = self._begun_text(messages, begun)
+        contents = [hide(response.content) for response in group.responses]
+        prompt_text, answered = self._rendered(messages, begun, contents)
         prompt_ids = self._prompt_ids(prompt_text)
-        return EncodedGroup(
-            prompt_ids,
-            [
-                self._fit(prompt_ids, self._response_ids(messages, prompt_text, begun, hide(text)))
-                for text in (response.content for response in group.responses)
-            ],
-        )
+        texts = zip(answered, contents, strict=True)
+        ids = [self._response_ids(prompt_text, full, content) for full, content in texts]
+        return EncodedGroup(prompt_ids, [self._fit(prompt_ids, response) for response in ids])
 
     def encode_prompt(self, prompt: Sequence[Message]) -> list[int]:
         """The ids of a prompt, generation prompt included."""
         messages, begun = self._messages(prompt)
-        return self._prompt_ids(self._begun_text(messages, begun))
+        prompt_text, _ = self._rendered(messages, begun)
+        return self._prompt_ids(prompt_text)
 
     def _messages(self, prompt: Sequence[Message]) -> tuple[list[tuple[str, str]], str]:
         """A prompt's messages, and the beginning of the answer if it ends with one: the generation
@@ -153,12 +158,28 @@ class Renderer:
         begun = messages.pop()[1] if messages[-1][0] == "assistant" else ""
         return messages, begun
 
-    def _prompt_ids(self, prompt_text: str) -> list[int]:
-        ids = self._encoder.encode(prompt_text)
-        return ids if ids[:1] == self._bos else [*self._bos, *ids]
+    def _rendered(
+        self, messages: list[tuple[str, str]], begun: str, contents: Sequence[str] = ()
+    ) -> tuple[str, list[str | TemplateFailed]]:
+        """The text of a prompt, and that of the conversation with each response."""
+        answers = [f"{begun}x"] if begun else []  # where the beginning of an answer ends
+        answers += [begun + content for content in contents]
+        rendered, *answered = self._render(
+            _Conversation(messages, generation=True),
+            *(_Conversation([*messages, ("assistant", answer)]) for answer in answers),
+        )
+        prompt_text = self._prompt_text(messages, rendered)
+        if begun:
+            prompt_text = self._begun_text(prompt_text, answered.pop(0), begun)
+        return prompt_text, answered
 
-    def _prompt_text(self, messages: list[tuple[str, str]]) -> str:
-        text = self._render_or_refuse(messages, generation=True)
+    def _prompt_ids(self, prompt_text: str) -> list[int]:
+        with self._tokenizing():
+            ids = self._encoder.encode(prompt_text)
+        return self._embedded(ids if ids[:1] == self._bos else [*self._bos, *ids])
+
+    def _prompt_text(self, messages: list[tuple[str, str]], rendered: str | TemplateFailed) -> str:
+        text = self._accepted_text(rendered, messages[-1][1])
         position = 0
         for role, content in messages:
             if content.strip() not in text:
@@ -167,22 +188,19 @@ class Renderer:
             position = place + len(content.strip()) if place >= 0 else position
         return text
 
-    def _begun_text(self, messages: list[tuple[str, str]], begun: str) -> str:
+    def _begun_text(self, text: str, rendered: str | TemplateFailed, begun: str) -> str:
         """The prompt with the generation prompt, and the beginning of the answer as the template
         writes it; some put a space before an answer."""
-        text = self._prompt_text(messages)
-        if not begun:
-            return text
-        full = self._render_or_refuse([*messages, ("assistant", f"{begun}x")])
+        full = self._accepted_text(rendered, begun)
         place = full.find(begun, len(text))
         if place < 0 or not full.startswith(text):
             raise self._refusal("drops or rewrites the beginning of an answer", begun)
         return full[: place + len(begun)]
 
     def _response_ids(
-        self, messages: list[tuple[str, str]], prompt_text: str, begun: str, content: str
+        self, prompt_text: str, rendered: str | TemplateFailed, content: str
     ) -> list[int]:
-        full = self._render_or_refuse([*messages, ("assistant", begun + content)])
+        full = self._accepted_text(rendered, content)
         if not full.startswith(prompt_text):
             raise self._refusal("does not extend its own rendering of the prompt", content)
         text = full[len(prompt_text) :]
@@ -190,9 +208,33 @@ class Renderer:
         if written not in text:
             raise self._refusal("drops or rewrites the response", content)
         self.counts["trimmed"] += written != content
-        ids = self._encoder.encode_after(prompt_text, text)
+        with self._tokenizing():
+            ids = self._encoder.encode_after(prompt_text, text)
         ends = self._encoder.has_control(text[text.index(written) + len(written) :])
-        return ids if ends or self._eos is None else [*ids, self._eos]
+        return self._embedded(ids if ends or self._eos is None else [*ids, self._eos])
+
+    def _embedded(self, ids: list[int]) -> list[int]:
+        if ids and self.vocab_size is not None and max(ids) >= self.vocab_size:
+            raise UsageError(
+                f"reference {self.name!r}: its tokenizer gives the id {max(ids):,}, and its model "
+                f"has {self.vocab_size:,} embeddings",
+                "the tokenizer is another model's: download both again",
+            )
+        return ids
+
+    @contextlib.contextmanager
+    def _tokenizing(self) -> Iterator[None]:
+        try:
+            yield
+        except MrpoError:
+            raise
+        except BaseException as error:
+            if not is_failure(error):
+                raise
+            raise UsageError(
+                f"reference {self.name!r}: its tokenizer fails: {first_line(error)}",
+                "download it again",
+            ) from None
 
     def _fit(self, prompt_ids: list[int], ids: list[int]) -> EncodedResponse:
         room = len(ids) if self.max_length is None else self.max_length - len(prompt_ids)
@@ -225,19 +267,28 @@ class Renderer:
         turns = [("user", "Probe."), ("assistant", probe if role == "assistant" else "Yes.")]
         if role == "system":
             turns = [("system", probe), *turns]
-        try:
-            return probe in self._render(turns)
-        except Exception:  # a template may raise anything, refusing is its own affair
-            return None
+        [text] = self._render(_Conversation(turns))
+        return None if isinstance(text, TemplateFailed) else probe in text
 
-    def _render_or_refuse(
-        self, messages: list[tuple[str, str]], *, generation: bool = False
-    ) -> str:
+    def _render(self, *conversations: _Conversation) -> list[str | TemplateFailed]:
+        """The text of each conversation, or how the template refuses it."""
         try:
-            return self._render(messages, generation=generation)
-        except Exception as error:  # whatever a template raises, it refuses this conversation
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise self._refusal(f"refuses a conversation ({reason})", messages[-1][1]) from None
+            return self._template.render(
+                [
+                    {
+                        "messages": [{"role": role, "content": text} for role, text in messages],
+                        "add_generation_prompt": generation,
+                    }
+                    for messages, generation in conversations
+                ]
+            )
+        except TemplateFailed as error:
+            raise self._refusal(f"cannot be used ({error})", self._template.source) from None
+
+    def _accepted_text(self, rendered: str | TemplateFailed, content: str) -> str:
+        if isinstance(rendered, TemplateFailed):
+            raise self._refusal(f"refuses a conversation ({rendered})", content)
+        return rendered
 
     def _refusal(self, what: str, content: str) -> UsageError:
         return UsageError(
@@ -253,17 +304,8 @@ def token_hash(prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _compile(template: str, special_tokens: Mapping[str, object]) -> _Render:
-    """A template as a function; it sees what the library would show it, on the pinned day."""
-    compiled = compile_template(template)
-    variables: dict[str, object] = {"tools": None, "documents": None}
+def _template_of(source: str, special_tokens: Mapping[str, object]) -> Template:
+    """A template; it sees what the library would show it, on the pinned day."""
+    variables: dict[str, str | None] = {"tools": None, "documents": None}
     variables |= {key: str(value) for key, value in special_tokens.items()}
-    if uses_date(template):
-        today = date.fromisoformat(PINNED_DATE)
-        variables |= {"strftime_now": today.strftime, "date_string": today.strftime("%d %b %Y")}
-
-    def render(messages: Sequence[tuple[str, str]], *, generation: bool = False) -> str:
-        turns = [{"role": role, "content": content} for role, content in messages]
-        return compiled(messages=turns, add_generation_prompt=generation, **variables)
-
-    return render
+    return Template(source, variables, today=PINNED_DATE if uses_date(source) else None)

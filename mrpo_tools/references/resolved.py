@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mrpo_tools.config import Reference
 from mrpo_tools.references.identity import Identity, identify, products_dtype
 from mrpo_tools.references.locate import Download, download, locate
-from mrpo_tools.references.model_files import ModelFiles
+from mrpo_tools.references.model_files import ModelFiles, config_size
 
 if TYPE_CHECKING:
     from mrpo_tools.references.rendering import Renderer
@@ -86,4 +86,5 @@ def renderer_of(resolved: ResolvedReference) -> Renderer:
         added_tokens=fields["added_tokens"],
         max_length=fields["max_length"],
         overlong=fields["overlong"],
+        vocab_size=config_size(resolved.files.model, "vocab_size"),
     )
