@@ -89,16 +89,30 @@ def load_model(
     return cast("PreTrainedModel", model)
 
 
-def _load_whole(path: Path, options: dict[str, Any], *, trusted: bool) -> Any:
-    """A model of all the weights that its configuration promises, and of no others."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def load_config(path: Path, *, trusted: bool = False) -> Any:
+    """A model's configuration as the library has it, once its weights are those of such a model.
+
+    Raises:
+        UsageError: they are not, or a file asks for what is refused.
+    """
+    from transformers import AutoConfig
 
     held = check_counts(path)
+    with staged(path, trusted=trusted) as stage:
+        config = AutoConfig.from_pretrained(stage, trust_remote_code=trusted, local_files_only=True)
+    if not trusted:
+        check_promised(path, config, held)
+    return config
+
+
+def _load_whole(path: Path, options: dict[str, Any], *, trusted: bool) -> Any:
+    """A model of all the weights that its configuration promises, and of no others."""
+    from transformers import AutoModelForCausalLM
+
+    options = {**options, "trust_remote_code": trusted, "local_files_only": True}
+    if not trusted:
+        options["config"] = load_config(path)
     with staged(path, trusted=trusted, weights=True) as stage:
-        options = {**options, "trust_remote_code": trusted, "local_files_only": True}
-        if not trusted:
-            options["config"] = AutoConfig.from_pretrained(stage, local_files_only=True)
-            check_promised(path, options["config"], held)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             stage, output_loading_info=True, **options
         )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mrpo_tools.config import Reference
-from mrpo_tools.references.loading import quiet_libraries
+from mrpo_tools.references.loading import load_config, quiet_libraries
 from mrpo_tools.references.model_files import ModelFiles
 
 if TYPE_CHECKING:
@@ -115,10 +115,8 @@ def blueprint_of(
     device: torch.device,
     scorer: Callable[[Any], ResponseScorer],
 ) -> Blueprint:
-    """The blueprint of a reference's files; reads `config.json`."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(files.model, trust_remote_code=reference.trust_remote_code)
+    """The blueprint of a reference's files; reads `config.json` and the headers of the weights."""
+    config = load_config(files.model, trusted=reference.trust_remote_code)
     if reference.attention in ("sdpa", "eager"):
         config._attn_implementation = reference.attention
     return Blueprint(config, getattr(torch, dtype), device, scorer, reference.trust_remote_code)
