@@ -126,10 +126,10 @@ def test_estimates_have_the_intervals_of_their_own_metric():
 
 STAGES = {
     "no checkpoint": ([], Stage.BEGUN),
-    "a checkpoint cut short": (["checkpoint-5/x"], Stage.BEGUN),
-    "a checkpoint": (["checkpoint-5/trainer_state.json"], Stage.INTERRUPTED),
+    "a checkpoint cut short": (["checkpoint-5/trainer_state.json"], Stage.BEGUN),
+    "a checkpoint": (["checkpoint-5/seal.json"], Stage.INTERRUPTED),
     "weights without metrics": (
-        ["checkpoint-5/trainer_state.json", "adapter_model.safetensors"], Stage.INTERRUPTED,
+        ["checkpoint-5/seal.json", "adapter_model.safetensors"], Stage.INTERRUPTED,
     ),
     "metrics": (["metrics.json"], Stage.FINISHED),
 }  # fmt: skip
