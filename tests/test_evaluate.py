@@ -79,8 +79,12 @@ def test_accuracies_and_intervals_by_a_plain_loop(record, trained, held_out, cac
     """The four and the others; their intervals are scipy's within the scatter of resampling."""
     policy = logps_of(Cache(trained / "evaluation"), "policy")
     first = logps_of(cached, "llama")
+    rows = Cache(trained / "evaluation").find("policy").table().to_pylist()
+    tokens = {row["response_id"]: row["num_tokens"] for row in rows}
+    assert len(set(tokens.values())) > 1
     expected = {
         "accuracies_logp": shares(held_out, lambda key, _: policy[key]),
+        "accuracies_logp_per_token": shares(held_out, lambda key, _: policy[key] / tokens[key]),
         "accuracies_logp_step0": shares(held_out, lambda key, _: first[key]),
         "accuracies_reference_1": shares(held_out, lambda key, _: policy[key] - first[key]),
         "accuracies_longer": shares(held_out, lambda _, response: len(response.content.encode())),
@@ -238,6 +242,7 @@ def test_the_command_on_models(project, tiny_models, capsys):
     out = capsys.readouterr().out
     for label in (
         "own reward", "own reward, reference 1", "against reference 1", "log-prob",
+        "log-prob per token",
         "reference llama alone", "reference mistral alone", "always the longer",
         "not comparable between methods",
     ):  # fmt: skip

@@ -183,6 +183,7 @@ def _print(record: EvaluationRecord) -> None:
         "accuracies_step0": f"own reward, {untrained}",
         "accuracies_reference_1": "against reference 1",
         "accuracies_logp": "log-prob",
+        "accuracies_logp_per_token": "log-prob per token",
         "accuracies_logp_step0": f"log-prob, {untrained}",
     }
     estimates = [(label, record.estimate(metric)) for metric, label in labels.items()]

@@ -92,6 +92,7 @@ def _columns(
     own = _rewards(method, tensors, combined, trained)
     rewards = {
         "accuracies_logp": trained.logps,
+        "accuracies_logp_per_token": trained.logps / trained.lengths.clamp(min=1),
         "accuracies_longer": tensors.num_bytes.to(torch.float64),
     }
     columns = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 
 from mrpo_tools.maths.statistics import mean_and_std
-from mrpo_tools.report.canvas import Picture, legend, legend_height, look, picture
+from mrpo_tools.report.canvas import Picture, chance_line, legend, legend_height, look, picture
 from mrpo_tools.report.palette import Palette
 from mrpo_tools.runs.methods import MethodRuns
 
@@ -91,7 +91,10 @@ def accuracy_picture(methods: Sequence[MethodRuns]) -> Picture | None:
         quantity="preference accuracy",
         text="Share of pairs in {where} whose better response has the larger reward, mean over "
         "seeds, with a band of ± one standard deviation where there are several. The reward is the "
-        "method's own, so levels are not comparable between methods; rises are.",
+        "method's own, so levels are not comparable between methods; rises are. The dotted line is "
+        "chance; a policy that is its own reference ties every pair before the first step, and a "
+        "tie counts 0.",
+        chance=True,
     )
 
 
@@ -106,6 +109,44 @@ def margin_picture(methods: Sequence[MethodRuns]) -> Picture | None:
         text="Mean reward of the chosen responses less that of the rejected ones in {where}, mean "
         "over seeds, ± one standard deviation where there are several. Rewards of different losses "
         "have different units.",
+    )
+
+
+def loss_picture(methods: Sequence[MethodRuns]) -> Picture | None:
+    """What training lowers."""
+    return _curves_picture(
+        methods,
+        "loss",
+        "loss",
+        title="Loss over training",
+        quantity="loss",
+        text="Mean loss of the usable groups in {where}, mean over seeds, ± one standard deviation "
+        "where there are several. Losses of different objectives are not of one kind.",
+    )
+
+
+def learning_rate_picture(methods: Sequence[MethodRuns]) -> Picture | None:
+    """What the scheduler made of the recipe's learning rate."""
+    lines = curves(methods, "learning_rate")
+    if not lines:
+        return None
+
+    def draw(axes: Sequence[Axes], palette: Palette) -> None:
+        (chart,) = axes
+        _plot(chart, palette, lines)
+        chart.set_xlabel("step")
+        chart.set_ylabel("learning rate")
+        chart.set_ylim(bottom=0)
+        legend(chart, palette)
+
+    peaks = ", ".join(f"{line.label} {max(line.means):.3g}" for line in lines)
+    return picture(
+        "learning_rate",
+        "Learning rate over training",
+        "The learning rate of each logged step; lines of one schedule lie over each other.",
+        f"Line chart of the learning rate over training steps. At its largest: {peaks}.",
+        draw,
+        height=3.5 + legend_height([line.label for line in lines]),
     )
 
 
@@ -137,8 +178,9 @@ def logps_picture(methods: Sequence[MethodRuns]) -> Picture | None:
 
 
 def _curves_picture(
-    methods: Sequence[MethodRuns], key: str, name: str, *, title: str, quantity: str, text: str
-) -> Picture | None:
+    methods: Sequence[MethodRuns], key: str, name: str, *, title: str, quantity: str, text: str,
+    chance: bool = False,
+) -> Picture | None:  # fmt: skip
     lines, where = measured(methods, key)
     if not lines:
         return None
@@ -147,6 +189,8 @@ def _curves_picture(
     def draw(axes: Sequence[Axes], palette: Palette) -> None:
         (chart,) = axes
         _plot(chart, palette, lines)
+        if chance:
+            chance_line(chart.axhline, palette)
         chart.set_xlabel("step")
         chart.set_ylabel(quantity)
         legend(chart, palette)

@@ -137,6 +137,7 @@ class Measurements(Part, Generic[ValueT]):
     margins_step0: ValueT | None = None
     kendall_tau: ValueT | None = None
     accuracies_logp: ValueT | None = None
+    accuracies_logp_per_token: ValueT | None = None
     accuracies_longer: ValueT | None = None
     accuracies_logp_step0: ValueT | None = None
     accuracies_reference_1: ValueT | None = None
@@ -195,6 +196,7 @@ class RunRecord(Record):
         report: what preparing the data found.
         versions: of the libraries.
         split_hash: of all groups of the split, usable or not.
+        created: when it began, as ISO 8601 has it, in UTC.
     """
 
     policy: Reference
@@ -210,6 +212,7 @@ class RunRecord(Record):
     report: DataReport = Field(default_factory=DataReport)
     versions: dict[str, str] = Field(default_factory=dict)
     split_hash: str | None = None
+    created: str | None = None
 
     @field_validator("hyper")
     @classmethod
@@ -297,10 +300,20 @@ class EvaluationRecord(Record, Measurements[float]):
             return None
         return _estimate(getattr(self, metric), getattr(self.intervals, metric))
 
-    def references_alone(self) -> list[tuple[str, Estimate]]:
-        """Each reference with the accuracy of its summed log-prob, reference 1 first."""
-        values = self.reference_accuracies.get("summed", [])
-        ends = self.intervals.reference_accuracies.get("summed") or [None] * len(values)
+    @property
+    def untrained_is_tied(self) -> bool:
+        """Whether the untrained policy is its own reference: every pair was tied before training,
+        and a tie is no wrong answer."""
+        return self.accuracies_step0 == 0 and self.margins_step0 == 0
+
+    def references_alone(self, kind: str = "summed") -> list[tuple[str, Estimate]]:
+        """Each reference with the accuracy of its log-prob, reference 1 first.
+
+        Args:
+            kind: `summed`, `per_token` or `per_byte`.
+        """
+        values = self.reference_accuracies.get(kind, [])
+        ends = self.intervals.reference_accuracies.get(kind) or [None] * len(values)
         return [
             (name, _estimate(value, interval))
             for name, value, interval in zip(self.references, values, ends, strict=False)
