@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import time
 from dataclasses import replace
@@ -78,6 +79,15 @@ def test_the_last_measurement_is_that_of_evaluate(words, fit, halves, cached, tm
     assert result.metrics.last_evaluation["eval_loss"] == entries[5]["eval_loss"]
     if words.get("loss") == "dpo":  # the tied group has no loss, and does not count
         assert entries[0]["eval_loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_ties_before_the_first_step_are_told_as_ties(fit, tmp_path, capsys):
+    """DPO's policy is its reference then: no accuracy of 0, and a number once it has moved."""
+    fit(recipe(eval_steps=5, loss="dpo", refs=["llama"]), output=tmp_path / "run")
+    lines = [line for line in capsys.readouterr().err.splitlines() if "split test: loss" in line]
+    assert lines[0].startswith("step 0/5")
+    assert lines[0].endswith("accuracy – (every pair is tied)")
+    assert re.search(r"accuracy \d\.\d{3}", lines[1])
 
 
 def test_measuring_changes_nothing(fit, tmp_path):

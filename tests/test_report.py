@@ -17,14 +17,17 @@ from pathlib import Path
 
 import pytest
 from made_up import made_up_run
+from matplotlib.figure import Figure
 from reference_changes import edit_json
 
 from mrpo_tools.cli import run
 from mrpo_tools.errors import UsageError
 from mrpo_tools.report import curves
+from mrpo_tools.report.canvas import chance_line
 from mrpo_tools.report.curves import curve
 from mrpo_tools.report.facts import cost_table, duration, runs_table
 from mrpo_tools.report.palette import BOTH, contrast
+from mrpo_tools.report.references import ranking_picture
 from mrpo_tools.report.write import report
 from mrpo_tools.runs.methods import by_method
 from mrpo_tools.runs.read import LogEntry, read_results
@@ -278,6 +281,40 @@ def test_held_out_curves_come_before_those_of_the_training_batches(tmp_path):
         assert "the training batches" not in drawn.text
         assert "0.5" in drawn.alt
         assert curves.measured(methods, name)[0][0].steps == [0, 4]
+
+
+def test_a_tie_at_step_0_is_not_drawn(dpo):
+    """Margin 0 and accuracy 0 are a policy that is its reference; 0 with a margin is a 0."""
+    for result in dpo.runs:
+        result.history[:] = [
+            LogEntry(step, {"rewards/accuracies": accuracy, "rewards/margins": margin})
+            for step, accuracy, margin in [(0, 0.0, 0.0), (1, 0.0, -0.5), (2, 0.75, 0.5)]
+        ]
+    drawn = curve(dpo, "rewards/accuracies")
+    assert (drawn.steps, drawn.means) == ([1, 2], [0.0, 0.75])
+    assert curve(dpo, "rewards/margins").steps == [0, 1, 2]
+
+
+def test_a_chance_line_is_drawn(dpo):
+    """At one half, across the chart, in both pictures of preference accuracies."""
+    for picture in (curves.accuracy_picture, ranking_picture):
+        assert "dotted line is chance" in picture([dpo]).text
+    chart = Figure().subplots()
+    chance_line(chart.axhline, BOTH[0])
+    assert [set(line.get_ydata()) for line in chart.lines] == [{0.5}]
+
+
+def test_a_policy_that_hardly_moved_is_told(runs, tmp_path, capsys):
+    """On the page, by its method, and on stderr by its run; not one that moved."""
+    for name, moved in (("dpo-0", 0.0004), ("mrpo-0", 0.2)):
+        path = shutil.copytree(runs / name, tmp_path / "runs" / name)
+        edit_json(path / "evaluation/test.json", moved_nats_per_token=moved)
+    report([tmp_path / "runs"], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "Hardly moved from the untrained policy (less than 0.003 nats a token): dpo." in text
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 1
+    assert "dpo-0: the policy hardly moved: 0.0004 nats a token" in warnings[0]
 
 
 def test_one_seed_has_no_deviation(tmp_path):

@@ -12,6 +12,7 @@ from mrpo_tools.maths.statistics import mean_and_std
 from mrpo_tools.report.canvas import Picture, chance_line, legend, legend_height, look, picture
 from mrpo_tools.report.palette import Palette
 from mrpo_tools.runs.methods import MethodRuns
+from mrpo_tools.runs.read import LogEntry
 
 MOST_LINES = 10
 SIDES = ("chosen", "rejected")
@@ -44,7 +45,7 @@ def curve(method: MethodRuns, key: str) -> Curve | None:
     values: dict[int, list[float]] = defaultdict(list)
     for run in method.runs:
         for entry in run.history:
-            if key in entry.values and entry.step is not None:
+            if key in entry.values and entry.step is not None and not _tied(entry, key):
                 values[entry.step].append(entry.values[key])
     steps = sorted(step for step, seeds in values.items() if len(seeds) == len(method.runs))
     if not steps:
@@ -52,6 +53,13 @@ def curve(method: MethodRuns, key: str) -> Curve | None:
     summary = [mean_and_std(values[step]) for step in steps]
     stds = [std for _, std in summary if std is not None]
     return Curve(method.label, steps, [mean for mean, _ in summary], stds or None)
+
+
+def _tied(entry: LogEntry, key: str) -> bool:
+    """Whether an accuracy is 0 only because the policy is still its own reference."""
+    before, accuracies, _ = key.partition("rewards/accuracies")
+    margins = entry.values.get(f"{before}rewards/margins")
+    return bool(accuracies) and entry.values[key] == 0 and margins == 0
 
 
 def curves(methods: Sequence[MethodRuns], key: str) -> list[Curve]:
@@ -92,8 +100,8 @@ def accuracy_picture(methods: Sequence[MethodRuns]) -> Picture | None:
         text="Share of pairs in {where} whose better response has the larger reward, mean over "
         "seeds, with a band of ± one standard deviation where there are several. The reward is the "
         "method's own, so levels are not comparable between methods; rises are. The dotted line is "
-        "chance; a policy that is its own reference ties every pair before the first step, and a "
-        "tie counts 0.",
+        "chance. A policy that is its own reference ties every pair before the first step; that "
+        "step is not drawn.",
         chance=True,
     )
 

@@ -10,7 +10,7 @@ from mrpo_tools.runs.compare import COLUMNS, Comparison, Row
 from mrpo_tools.runs.formats import cell_text, effect_text
 from mrpo_tools.runs.methods import MethodRuns, differing, setting_text
 from mrpo_tools.runs.read import Result
-from mrpo_tools.runs.record import Estimate, RunRecord
+from mrpo_tools.runs.record import HARDLY_MOVED, Estimate, RunRecord
 
 JUDGED_BY = COLUMNS[0]
 """The accuracy of the policy's own log-prob, which is one thing for every method."""
@@ -138,6 +138,21 @@ def _score(row: Row, *, brief: bool = False) -> str:
     """`mrpo ranks 87.3 ± 0.6 % of the pairs right`."""
     share = f"{cell_text(row.cells[JUDGED_BY.key], JUDGED_BY)} %"
     return f"{row.label} {share}" if brief else f"{row.label} ranks {share} of the pairs right"
+
+
+def hardly_moved(methods: Sequence[MethodRuns]) -> str:
+    """A sentence of the methods that training left where they were; empty without any."""
+    labels = [
+        method.label
+        for method in methods
+        if any(run.evaluation and run.evaluation.hardly_moved for run in method.runs)
+    ]
+    if not labels:
+        return ""
+    return (
+        f"Hardly moved from the untrained policy (less than {HARDLY_MOVED} nats a token): "
+        f"{', '.join(labels)}. More steps or a larger learning_rate move a policy."
+    )
 
 
 def about_table(methods: Sequence[MethodRuns]) -> Table:

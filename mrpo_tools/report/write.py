@@ -20,6 +20,7 @@ from mrpo_tools.report.facts import (
     about_table,
     cost_table,
     differences_table,
+    hardly_moved,
     runs_table,
     summary,
     verdict,
@@ -81,7 +82,7 @@ def report(
     pictures = [picture for picture, _ in drawn if picture is not None]
     words: dict[str, object] = {
         "verdict": verdict(comparison),
-        "summary": summary(methods, split),
+        "summary": " ".join(filter(None, [summary(methods, split), hardly_moved(methods)])),
         "pictures": pictures,
         "facts": [about_table(methods), runs_table(methods)],
         "tables": [differences_table(methods), cost_table(methods)],

@@ -161,6 +161,9 @@ def _check(methods: Sequence[MethodRuns], split: str, baselines: Sequence[str]) 
         )
     for run in missing:
         say(f"warning: {run.path} was not evaluated on split {split!r}: mrpo evaluate {run.path}")
+    for run in runs:
+        if run.evaluation and run.evaluation.hardly_moved:
+            say(f"warning: {run.path}: {run.evaluation.hardly_moved}")
     _check_data(runs, split)
     sizes = {run.evaluation.groups for run in runs if run.evaluation}
     if len(sizes) > 1:

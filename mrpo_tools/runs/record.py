@@ -32,6 +32,8 @@ Setting: TypeAlias = bool | int | float | str | None
 Interval: TypeAlias = tuple[float | None, float | None]
 """The ends of a 95 % interval."""
 ValueT = TypeVar("ValueT")
+HARDLY_MOVED = 0.003
+"""Nats a token: about what the noise of 16 bits comes to in responses of a hundred tokens."""
 OLDER_NAMES = {"partition": "chosen"}
 """Of hyper-parameters, in records written when a recipe's word had another name in them."""
 
@@ -278,6 +280,8 @@ class EvaluationRecord(Record, Measurements[float]):
         precompute_seconds: that the log-probs of the data took, for each reference.
         groups_hash: of the groups.
         dataset: where they came from.
+        moved_nats_per_token: mean distance between the policy's log-probs and those of the
+            untrained one; None where it has none.
     """
 
     intervals: Measurements[Interval] = Field(default_factory=Measurements[Interval])
@@ -293,6 +297,7 @@ class EvaluationRecord(Record, Measurements[float]):
     precompute_seconds: list[float | None] = Field(default_factory=list)
     groups_hash: str | None = None
     dataset: Dataset | None = None
+    moved_nats_per_token: float | None = None
 
     def estimate(self, metric: str) -> Estimate | None:
         """A metric with its interval; None where it was not measured."""
@@ -305,6 +310,18 @@ class EvaluationRecord(Record, Measurements[float]):
         """Whether the untrained policy is its own reference: every pair was tied before training,
         and a tie is no wrong answer."""
         return self.accuracies_step0 == 0 and self.margins_step0 == 0
+
+    @property
+    def hardly_moved(self) -> str | None:
+        """What to say of a policy that training left where it was; None of any other, or a
+        model."""
+        moved = self.moved_nats_per_token
+        if moved is None or self.model is not None or moved >= HARDLY_MOVED:
+            return None
+        return (
+            f"the policy hardly moved: {moved:.2g} nats a token from the untrained one; "
+            "more steps or a larger learning_rate move it"
+        )
 
     def references_alone(self, kind: str = "summed") -> list[tuple[str, Estimate]]:
         """Each reference with the accuracy of its log-prob, reference 1 first.

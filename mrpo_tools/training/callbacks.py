@@ -227,7 +227,11 @@ class ProgressLog(TrainerCallback):
             )
 
     def _tell(self, state: Any, figures: dict[str, float | None]) -> None:
+        tied = figures["accuracy"] == 0 and figures["margin"] == 0  # the policy is its reference
+        if tied:
+            figures = {**figures, "accuracy": None}
         words = [f"{name} {value:.3f}" for name, value in figures.items() if value is not None]
+        words += ["accuracy – (every pair is tied)"] if tied else []
         note = "  ".join(words)
         if self._advance:
             self._advance(0, note=note)
