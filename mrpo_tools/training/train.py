@@ -182,9 +182,8 @@ def _fit(
             callbacks=list(callbacks),
             processing_class=renderer_of(policy).tokenizer,
         )
-        trainer.add_callback(SealCheckpoints(recipe.save_total_limit))
         show_progress(trainer, recipe.eval_split)
-        _run(trainer, output)
+        _run(trainer, output, kept=recipe.save_total_limit)
         if stop.received:
             raise Preempted(
                 f"stopped by a signal after step {trainer.state.global_step}; checkpoint saved",
@@ -225,8 +224,9 @@ def _recompute_activations(
     return wanted
 
 
-def _run(trainer: GroupTrainer, output: Path) -> None:
-    """Train from the last whole checkpoint, if there is one."""
+def _run(trainer: GroupTrainer, output: Path, *, kept: int | None) -> None:
+    """Train from the last whole checkpoint, if there is one; so many are kept, or all."""
+    trainer.add_callback(SealCheckpoints(kept))
     checkpoint = last_whole(output)
     if checkpoint is not None:
         if trainer.restore_finished(str(checkpoint)):
