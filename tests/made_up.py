@@ -95,7 +95,8 @@ def made_up_run(path: Path, loss: str, refs: list[str], seed: int, **changes) ->
         "references": [f"{name}@0123456789ab" for name in refs], "cache": "cache",
         "dataset": {"source": "data/toy.jsonl"}, "objective": method.row.name,
         "hyper": dict(method.hyper), "combination": asdict(method.combination),
-        "report": {}, "versions": {},
+        "report": {}, "versions": {"mrpo-tools": "0.1.0", "torch": "2.9"},
+        "created": "2026-01-02T03:04:05+00:00",
     })  # fmt: skip
     save_json(path / "metrics.json", {
         "train_loss": 0.5, "steps": 100, "train_seconds": 50 + 10 * noise.random(),
@@ -115,10 +116,13 @@ def _evaluation(refs: list[str], level: float, slope: float, noise: random.Rando
     return {
         "accuracies": own, "accuracies_step0": 0.0 if len(refs) == 1 else 0.4,
         "accuracies_reference_1": own + 0.01, "accuracies_logp": own + 0.1,
-        "accuracies_logp_step0": 0.8, "accuracies_longer": 0.35, "margins": slope,
+        "accuracies_logp_per_token": own + 0.05, "accuracies_logp_step0": 0.8,
+        "accuracies_longer": 0.35, "margins": slope,
         "margins_step0": 0.0, "groups": 200, "groups_without_pairs": 0, "split": "test",
         "references": [f"{name}@0123456789ab" for name in refs],
-        "reference_accuracies": {"summed": alone, "per_token": alone, "per_byte": alone},
+        "reference_accuracies": {
+            "summed": alone, "per_token": [of - 0.1 for of in alone], "per_byte": alone,
+        },
         "intervals": {
             **around,
             "reference_accuracies": {"summed": [[of - 0.03, of + 0.03] for of in alone]},

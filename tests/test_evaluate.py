@@ -79,8 +79,12 @@ def test_accuracies_and_intervals_by_a_plain_loop(record, trained, held_out, cac
     """The four and the others; their intervals are scipy's within the scatter of resampling."""
     policy = logps_of(Cache(trained / "evaluation"), "policy")
     first = logps_of(cached, "llama")
+    rows = Cache(trained / "evaluation").find("policy").table().to_pylist()
+    tokens = {row["response_id"]: row["num_tokens"] for row in rows}
+    assert len(set(tokens.values())) > 1
     expected = {
         "accuracies_logp": shares(held_out, lambda key, _: policy[key]),
+        "accuracies_logp_per_token": shares(held_out, lambda key, _: policy[key] / tokens[key]),
         "accuracies_logp_step0": shares(held_out, lambda key, _: first[key]),
         "accuracies_reference_1": shares(held_out, lambda key, _: policy[key] - first[key]),
         "accuracies_longer": shares(held_out, lambda _, response: len(response.content.encode())),
@@ -97,6 +101,28 @@ def test_accuracies_and_intervals_by_a_plain_loop(record, trained, held_out, cac
         assert record.reference_accuracies["summed"][k] == pytest.approx(alone)
         low, high = record.intervals.reference_accuracies["summed"][k]
         assert low <= alone <= high
+
+
+def test_how_far_the_policy_moved(record, trained, held_out, cached):
+    """The mean over responses of |ℓ − ℓ before| / tokens, by a plain loop."""
+    rows = Cache(trained / "evaluation").find("policy").table().to_pylist()
+    first = logps_of(cached, "llama")
+    held = {key for group in held_out for key in group.response_ids}
+    apart = [abs(row["logp"] - first[row["response_id"]]) / row["num_tokens"]
+             for row in rows if row["response_id"] in held]  # fmt: skip
+    assert record.moved_nats_per_token == pytest.approx(np.mean(apart))
+    assert record.hardly_moved is None
+    still = record.model_copy(update={"moved_nats_per_token": 0.001})
+    assert "hardly moved: 0.001 nats a token" in still.hardly_moved
+    assert still.model_copy(update={"model": "a model"}).hardly_moved is None
+
+
+def test_a_tie_is_no_wrong_answer():
+    """0 of 0 margin is a tie of all pairs; 0 with a margin is every pair wrong."""
+    tied = {"accuracies_step0": 0.0, "margins_step0": 0.0}
+    assert EvaluationRecord.model_validate(tied).untrained_is_tied
+    assert not EvaluationRecord.model_validate({**tied, "margins_step0": -0.5}).untrained_is_tied
+    assert not EvaluationRecord.model_validate({}).untrained_is_tied
 
 
 def test_histograms_count_every_response(record, held_out):
@@ -238,10 +264,15 @@ def test_the_command_on_models(project, tiny_models, capsys):
     out = capsys.readouterr().out
     for label in (
         "own reward", "own reward, reference 1", "against reference 1", "log-prob",
+        "log-prob per token",
         "reference llama alone", "reference mistral alone", "always the longer",
         "not comparable between methods",
     ):  # fmt: skip
         assert label in out
+    assert run(["evaluate", "mistral", "--refs", "llama"]) == 0
+    out = capsys.readouterr().out
+    tied = next(line for line in out.splitlines() if line.startswith("own reward, reference 1"))
+    assert tied.endswith("– (every pair is tied)")
     assert run(["evaluate", "mistral", "--refs", "llama", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["model"] == "mistral"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import time
 from dataclasses import replace
@@ -18,6 +19,7 @@ from mrpo_tools.cache import Cache
 from mrpo_tools.errors import CacheMissing, Preempted, UsageError
 from mrpo_tools.evaluation.evaluate import evaluate
 from mrpo_tools.precomputing.precompute import precompute
+from mrpo_tools.runs.checkpoints import seal
 from mrpo_tools.runs.run import load_run
 from mrpo_tools.training.train import _mean_loss, train
 
@@ -79,6 +81,15 @@ def test_the_last_measurement_is_that_of_evaluate(words, fit, halves, cached, tm
         assert entries[0]["eval_loss"] == pytest.approx(math.log(2), abs=1e-5)
 
 
+def test_ties_before_the_first_step_are_told_as_ties(fit, tmp_path, capsys):
+    """DPO's policy is its reference then: no accuracy of 0, and a number once it has moved."""
+    fit(recipe(eval_steps=5, loss="dpo", refs=["llama"]), output=tmp_path / "run")
+    lines = [line for line in capsys.readouterr().err.splitlines() if "split test: loss" in line]
+    assert lines[0].startswith("step 0/5")
+    assert lines[0].endswith("accuracy – (every pair is tied)")
+    assert re.search(r"accuracy \d\.\d{3}", lines[1])
+
+
 def test_measuring_changes_nothing(fit, tmp_path):
     """Equal weights and equal logs of training, bit for bit, with it and without."""
     plain = fit(recipe(), output=tmp_path / "plain").path
@@ -96,11 +107,12 @@ def test_a_resumed_run_measures_and_counts_on(fit, tmp_path):
     whole = fit(recipe(eval_steps=2), output=tmp_path / "whole").metrics
     run, words = tmp_path / "parts", recipe(eval_steps=2, save_steps=2)
     fit(words, output=run)
-    cut_short(run, METRICS, "checkpoint-5/trainer_state.json")
+    cut_short(run, METRICS, "checkpoint-5/seal.json")
     file = run / "checkpoint-4" / "trainer_state.json"
     state = json.loads(file.read_text())
     state["stateful_callbacks"]["Clock"]["attributes"]["seconds"] = 1000.0
     file.write_text(json.dumps(state))
+    seal(file.parent)
     with pytest.raises(UsageError, match="eval_steps was 2, is now 1"):
         fit(words.model_copy(update={"eval_steps": 1}), output=run, resume=True)
     resumed = fit(words, output=run, resume=True).metrics
@@ -118,7 +130,7 @@ def test_a_checkpoint_between_log_entries_loses_none_of_the_log(fit, tmp_path):
     whole = fit(words, output=run)
     log = [(entry["step"], entry.get("loss")) for entry in log_of(run)]
     assert [step for step, _ in log] == [1, 2, 4, 5, 6]  # and no closing entry
-    cut_short(run, METRICS, "checkpoint-6/trainer_state.json")
+    cut_short(run, METRICS, "checkpoint-6/seal.json")
     result = fit(words, output=run, resume=True)
     assert result.metrics.train_loss == whole.metrics.train_loss
     assert [(entry["step"], entry.get("loss")) for entry in log_of(run)] == log

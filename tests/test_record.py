@@ -48,7 +48,8 @@ def test_an_older_run_serves_every_reader(tmp_path):
     (result,) = read_results([OLDER])
     table = compare([result])
     assert table.rows[0].cells["accuracies_logp"].mean == pytest.approx(0.8655)
-    assert dict(table.untrained)["mistral alone"] == pytest.approx(0.86933, abs=1e-5)
+    untrained = {row.what: row.summed for row in table.untrained}
+    assert untrained["mistral alone"] == pytest.approx(0.86933, abs=1e-5)
     (method,) = by_method([result])
     assert {row.name: (row.low, row.high) for row in ranking([method])}["always the longer"] == (
         pytest.approx((0.31916, 0.3785), abs=1e-5)
@@ -126,10 +127,10 @@ def test_estimates_have_the_intervals_of_their_own_metric():
 
 STAGES = {
     "no checkpoint": ([], Stage.BEGUN),
-    "a checkpoint cut short": (["checkpoint-5/x"], Stage.BEGUN),
-    "a checkpoint": (["checkpoint-5/trainer_state.json"], Stage.INTERRUPTED),
+    "a checkpoint cut short": (["checkpoint-5/trainer_state.json"], Stage.BEGUN),
+    "a checkpoint": (["checkpoint-5/seal.json"], Stage.INTERRUPTED),
     "weights without metrics": (
-        ["checkpoint-5/trainer_state.json", "adapter_model.safetensors"], Stage.INTERRUPTED,
+        ["checkpoint-5/seal.json", "adapter_model.safetensors"], Stage.INTERRUPTED,
     ),
     "metrics": (["metrics.json"], Stage.FINISHED),
 }  # fmt: skip

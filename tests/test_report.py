@@ -17,20 +17,34 @@ from pathlib import Path
 
 import pytest
 from made_up import made_up_run
+from matplotlib.figure import Figure
+from reference_changes import edit_json
 
 from mrpo_tools.cli import run
 from mrpo_tools.errors import UsageError
 from mrpo_tools.report import curves
+from mrpo_tools.report.canvas import chance_line
 from mrpo_tools.report.curves import curve
-from mrpo_tools.report.facts import cost_table, duration
+from mrpo_tools.report.facts import cost_table, duration, runs_table
 from mrpo_tools.report.palette import BOTH, contrast
+from mrpo_tools.report.references import ranking_picture
 from mrpo_tools.report.write import report
 from mrpo_tools.runs.methods import by_method
 from mrpo_tools.runs.read import LogEntry, read_results
 
 ROOT = Path(__file__).parent.parent
 THREE = ["llama", "mistral", "qwen"]
-PICTURES = {"accuracy", "margin", "choices", "logps", "weights", "clipping", "references"}
+PICTURES = {
+    "accuracy",
+    "loss",
+    "learning_rate",
+    "margin",
+    "choices",
+    "logps",
+    "weights",
+    "clipping",
+    "references",
+}
 HOSTILE = '<script>alert("x")</script>'
 
 
@@ -152,6 +166,74 @@ def test_the_page_says_what_the_numbers_are(page):
         assert words in page.text, words
 
 
+VERDICTS = {
+    # by hand: d = (0.90 − 0.80) / √((2e-4 + 2e-4) / 2) = 7.07
+    "better": (([0.79, 0.81], [0.89, 0.91]),
+               "mrpo beats the best baseline (d +7.07, 2 seeds): mrpo ranks 90.0 ± 1.4 % of the "
+               "pairs right by its own log-prob, dpo 80.0 ± 1.4 %."),
+    "worse": (([0.89, 0.91], [0.79, 0.81]),
+              "No method reaches the best baseline (d -7.07, 2 seeds)"),
+    "as good": (([0.79, 0.81], [0.792, 0.812]),
+                "No method is clearly better or worse than the best baseline (d +0.14, 2 seeds)"),
+    "one seed": (([0.80], [0.90]), "cannot be said of one seed: mrpo ranks 90.0 % of the pairs"),
+    "one method": (([0.80], []),
+                   "dpo ranks 80.0 % of the pairs right by its own log-prob; there is nothing to "
+                   "compare it with."),
+    "no baseline": (([], [0.80, 0.82]), "mrpo ranks 81.0 ± 1.4 % of the pairs right"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", VERDICTS)
+def test_the_verdict_comes_first(case, tmp_path):
+    (baseline, method), expected = VERDICTS[case]
+    for loss, refs, values in (("dpo", ["llama"], baseline), ("mrpo", THREE, method)):
+        for seed, value in enumerate(values):
+            path = made_up_run(tmp_path / f"runs/{loss}-{seed}", loss, refs, seed)
+            edit_json(path / "evaluation/test.json", accuracies_logp=value)
+    report([tmp_path / "runs"], tmp_path / "out")
+    lines = (tmp_path / "out" / "report.md").read_text(encoding="utf-8").splitlines()
+    assert expected in lines[2]
+    assert lines[0] == "# Runs compared"
+    assert lines[1] == ""
+
+
+def test_what_was_run_is_said(made):
+    """From the files of the runs: the values that `made_up_run` wrote, or a recipe's defaults."""
+    text = (made / "report.md").read_text(encoding="utf-8")
+    for line in (
+        "| data set | data/toy.jsonl |", "| trained on | 600 groups of split train |",
+        "| policy | models/llama |", "| references | llama, llama + mistral + qwen |",
+        "| date | 2026-01-02 |", "| versions | mrpo-tools 0.1.0 · torch 2.9 |",
+        "| learning_rate | 1e-05 |", "| seed | 0, 1 |",
+        "| command | mrpo train --config RUN/recipe.yaml --output DIR |",
+    ):  # fmt: skip
+        assert line in text, line
+
+
+def test_each_run_has_its_intervals_and_groups(runs):
+    rows = runs_table(by_method(read_results([runs]))).rows
+    assert len(rows) == 6
+    evaluation = read_results([runs / "dpo-0"])[0].evaluation
+    low, high = evaluation.intervals.accuracies
+    own = f"{100 * evaluation.accuracies:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    per_token = f"{100 * evaluation.accuracies_logp_per_token:.1f}"
+    assert rows[0][:3] == ["dpo", "0", "200"]
+    assert rows[0][5] == per_token
+    assert rows[0][-1] == own
+
+
+def test_what_is_not_comparable_comes_last(page):
+    """Of the columns, the own reward; of the pictures, its accuracy over training."""
+    places = [page.text.index(words) for words in ("Accuracy", "Each run", "Loss over training")]
+    assert places == sorted(places)
+    titles = re.findall(r'<th scope="col">([^<]+)</th>', page.source)
+    assert titles[:9] == ["method", "seeds", "log-prob", "d", "per token", "vs reference 1",
+                          "margin", "own, untrained", "own reward"]  # fmt: skip
+    pictures = re.findall(r'<section aria-labelledby="(\w+)">\n<h2[^\n]*\n<figure>', page.source)
+    assert set(pictures) == PICTURES
+    assert pictures[-1] == "accuracy"
+
+
 def test_a_second_report_has_the_same_bytes_without_torch(runs, made, tmp_path, blocked):
     """From another directory, in a process in which torch cannot be imported."""
     command = [sys.executable, "-m", "mrpo_tools", "report", str(runs), "--output", "again"]
@@ -199,6 +281,40 @@ def test_held_out_curves_come_before_those_of_the_training_batches(tmp_path):
         assert "the training batches" not in drawn.text
         assert "0.5" in drawn.alt
         assert curves.measured(methods, name)[0][0].steps == [0, 4]
+
+
+def test_a_tie_at_step_0_is_not_drawn(dpo):
+    """Margin 0 and accuracy 0 are a policy that is its reference; 0 with a margin is a 0."""
+    for result in dpo.runs:
+        result.history[:] = [
+            LogEntry(step, {"rewards/accuracies": accuracy, "rewards/margins": margin})
+            for step, accuracy, margin in [(0, 0.0, 0.0), (1, 0.0, -0.5), (2, 0.75, 0.5)]
+        ]
+    drawn = curve(dpo, "rewards/accuracies")
+    assert (drawn.steps, drawn.means) == ([1, 2], [0.0, 0.75])
+    assert curve(dpo, "rewards/margins").steps == [0, 1, 2]
+
+
+def test_a_chance_line_is_drawn(dpo):
+    """At one half, across the chart, in both pictures of preference accuracies."""
+    for picture in (curves.accuracy_picture, ranking_picture):
+        assert "dotted line is chance" in picture([dpo]).text
+    chart = Figure().subplots()
+    chance_line(chart.axhline, BOTH[0])
+    assert [set(line.get_ydata()) for line in chart.lines] == [{0.5}]
+
+
+def test_a_policy_that_hardly_moved_is_told(runs, tmp_path, capsys):
+    """On the page, by its method, and on stderr by its run; not one that moved."""
+    for name, moved in (("dpo-0", 0.0004), ("mrpo-0", 0.2)):
+        path = shutil.copytree(runs / name, tmp_path / "runs" / name)
+        edit_json(path / "evaluation/test.json", moved_nats_per_token=moved)
+    report([tmp_path / "runs"], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "Hardly moved from the untrained policy (less than 0.003 nats a token): dpo." in text
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 1
+    assert "dpo-0: the policy hardly moved: 0.0004 nats a token" in warnings[0]
 
 
 def test_one_seed_has_no_deviation(tmp_path):

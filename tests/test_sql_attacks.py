@@ -336,6 +336,18 @@ DEAF = {
 }  # fmt: skip
 
 
+DEEP = {
+    "JSON to VARIANT": "SELECT (repeat('[', 1000000) || repeat(']', 1000000))::JSON::VARIANT",
+    "a structure of from_json":
+        "SELECT from_json('[1]', repeat('[', 1000000) || '\"INT\"' || repeat(']', 1000000))",
+}  # fmt: skip
+SELF_JOINS = {
+    "many columns": "SELECT * FROM " + ", ".join(f"refs r{n}" for n in range(16)),
+    "a long plan": "SELECT count(*) FROM " + ", ".join(f"refs r{n}" for n in range(400)),
+    "natural": "SELECT * FROM refs " + " ".join(f"NATURAL JOIN refs r{n}" for n in range(600)),
+}
+
+
 def start_sql(scene: Path, *arguments: str) -> psutil.Popen:
     """`mrpo sql` in a process of its own."""
     command = [sys.executable, "-m", "mrpo_tools", "sql", *arguments]
@@ -344,21 +356,71 @@ def start_sql(scene: Path, *arguments: str) -> psutil.Popen:
                         text=True)  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", DEAF)
-def test_a_query_that_cannot_be_interrupted_ends_with_its_process(scene, kind):
-    statement, codes = DEAF[kind]
-    started, peaks = time.monotonic(), [0]
-    process = start_sql(scene, statement, "--timeout", "1", "--memory-limit", "200MB")
+def peak_and_seconds(process: psutil.Popen) -> tuple[int, float]:
+    """The most bytes that a process or a child of it held until its end, and how long it took."""
+    started, peak = time.monotonic(), 0
     while process.poll() is None:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            peaks.append(process.memory_info().rss)
+        with contextlib.suppress(psutil.Error):
+            held = [one.memory_info().rss for one in (process, *process.children())]
+            peak = max(peak, *held)
         time.sleep(0.01)
-    assert time.monotonic() - started < 15
-    assert process.returncode in codes
-    assert 0 < max(peaks) < 2**30
+    return peak, time.monotonic() - started
+
+
+def told(process: psutil.Popen) -> str:
+    """What a process said that ended with an error alone."""
     out, err = process.communicate()
     assert out == ""
     assert [line.split(":")[0] for line in err.splitlines()] == ["error", "next"]
+    return err
+
+
+@pytest.mark.parametrize("kind", DEAF)
+def test_a_query_that_cannot_be_interrupted_ends_with_its_process(scene, kind):
+    statement, codes = DEAF[kind]
+    process = start_sql(scene, statement, "--timeout", "1", "--memory-limit", "200MB")
+    peak, seconds = peak_and_seconds(process)
+    assert seconds < 15
+    assert process.returncode in codes
+    assert 0 < peak < 2**30
+    told(process)
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_a_query_that_ends_the_engine_is_an_error(scene, kind, tmp_path):
+    """No signal, no core, no half file: one line, and the file that was there stays."""
+    output = tmp_path / "out.csv"
+    output.write_text("mine")
+    process = start_sql(scene, DEEP[kind], "-o", str(output))
+    assert "the query ended the engine (SIGSEGV)" in told(process)
+    assert process.returncode == 1
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("kind", SELF_JOINS)
+def test_the_limits_hold_within_a_factor_of_two(scene, kind):
+    """Beyond what a query that asks for nothing takes, measured beside it."""
+    words = ("--timeout", "4", "--memory-limit", "300MB", "-o", "/dev/null")
+    idle = start_sql(scene, "SELECT 1", *words)
+    idle_peak, idle_seconds = peak_and_seconds(idle)
+    assert idle.communicate() == ("", "")
+    process = start_sql(scene, SELF_JOINS[kind], *words)
+    peak, seconds = peak_and_seconds(process)
+    told(process)
+    assert process.returncode in (1, 4)
+    assert peak - idle_peak < 2 * 300e6
+    assert seconds - 2 * idle_seconds < 2 * 4
+
+
+def test_a_query_ends_with_the_process_that_asked(scene):
+    """Killed outright, it leaves none behind."""
+    process = start_sql(scene, ENDLESS)
+    while sum(child.cpu_times().user for child in process.children()) < 1.5:
+        time.sleep(0.05)
+    children = process.children()
+    process.kill()
+    process.communicate()
+    assert psutil.wait_procs(children, timeout=20) == (children, [])
 
 
 def test_a_connection_that_is_stuck_says_so(scene):
@@ -386,7 +448,7 @@ os._exit(0)
 
 def test_ctrl_c_stops_a_query(scene):
     process = start_sql(scene, ENDLESS)
-    while process.cpu_times().user < 1.5:  # started, and busy with the query
+    while sum(child.cpu_times().user for child in process.children()) < 1.5:  # busy with the query
         time.sleep(0.05)
     started = time.monotonic()
     process.send_signal(signal.SIGINT)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mrpo_tools.sources import Source
 
 LONGER = "always the longer (a tie counts 0)"
+TIED = "– (every pair is tied)"
 
 
 @click.command()
@@ -183,6 +184,7 @@ def _print(record: EvaluationRecord) -> None:
         "accuracies_step0": f"own reward, {untrained}",
         "accuracies_reference_1": "against reference 1",
         "accuracies_logp": "log-prob",
+        "accuracies_logp_per_token": "log-prob per token",
         "accuracies_logp_step0": f"log-prob, {untrained}",
     }
     estimates = [(label, record.estimate(metric)) for metric, label in labels.items()]
@@ -191,7 +193,12 @@ def _print(record: EvaluationRecord) -> None:
         for name, accuracy in record.references_alone()
     ]
     estimates.append((LONGER, record.estimate("accuracies_longer")))
-    rows = [(label, with_interval(value)) for label, value in estimates if value is not None]
+    own = f"own reward, {untrained}"
+    rows = [
+        (label, TIED if label == own and record.untrained_is_tied else with_interval(value))
+        for label, value in estimates
+        if value is not None
+    ]
     print_table(("accuracy by", record.loss or record.model or ""), rows)
     if record.margins is None:
         print(f"no group of split {record.split} has a pair")
@@ -202,4 +209,6 @@ def _print(record: EvaluationRecord) -> None:
             f"margin {record.margins:.4f}{beside} on {record.groups:,} groups of split "
             f"{record.split}"
         )
+    if record.hardly_moved:
+        print(record.hardly_moved)
     print(NOT_COMPARABLE)

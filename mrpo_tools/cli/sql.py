@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from mrpo_tools import words
 from mrpo_tools.cli.options import cache_option, choice, target_of
-
-if TYPE_CHECKING:
-    from mrpo_tools.sql import Database
 
 SUFFIXES: dict[str, words.ResultFormat] = {
     ".csv": "csv",
@@ -81,30 +75,17 @@ def sql(
     suffix = Path(output or "").suffix.lower()
     form = form or SUFFIXES.get(suffix, "table")
     target = target_of(output, path, binary=form == "parquet")
-    from mrpo_tools.sql import open_sql, write
+    from mrpo_tools.sql.apart import Question, answer
+    from mrpo_tools.sql.formats import sink_of
 
-    names = [name for name in (refs or "").split(",") if name] or None
-    database = open_sql(path, runs, memory_limit, names)
-    try:
-        with _ending_with(database):
-            write(database.stream(text, values, timeout), form, target)
-    finally:
-        database.close()
-
-
-@contextlib.contextmanager
-def _ending_with(database: Database) -> Iterator[None]:
-    """A query that cannot be stopped ends with the process."""
-    from mrpo_tools.cli import explain
-
-    try:
-        yield
-    except BaseException as error:
-        if not database.stuck:
-            raise
-        code = explain(error) if isinstance(error, Exception) else 130
-        sys.stderr.flush()
-        os._exit(code)
+    question = Question(
+        sql=text, params=values, form=form, cache=path, runs=runs,
+        references=[name for name in (refs or "").split(",") if name] or None,
+        timeout=timeout, memory_limit=memory_limit,
+    )  # fmt: skip
+    with sink_of(target) as sink:
+        for content in answer(question):
+            sink.write(content)
 
 
 def _query(

@@ -203,7 +203,9 @@ def _results(show: Callable[[str], None]) -> tuple[list[Row], dict[str, float | 
                 method=method,
                 references=references,
                 accuracies=evaluation.accuracies,
-                accuracies_step0=evaluation.accuracies_step0,
+                accuracies_step0=(
+                    None if evaluation.untrained_is_tied else evaluation.accuracies_step0
+                ),
                 accuracies_reference_1=evaluation.accuracies_reference_1,
                 accuracies_logp=evaluation.accuracies_logp,
                 right_before=before,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mrpo_tools.evaluation.estimates import estimates, references_alone
+from mrpo_tools.evaluation.estimates import estimates, number, references_alone
 from mrpo_tools.maths import metrics
 from mrpo_tools.methods.combination import Combined, combine
 from mrpo_tools.methods.method import Method
@@ -65,6 +65,7 @@ def policy_metrics(
                 **{metric: estimate.interval for metric, estimate in measured.items()},
                 "reference_accuracies": ends,
             },
+            **_moved(trained, untrained, mask),
             "groups": int(columns["accuracies"].isfinite().sum()),
             "groups_without_pairs": int(columns["accuracies"].isnan().sum()),
             "dropped_responses": {reason: n for reason, n in tensors.dropped.items() if n},
@@ -92,6 +93,7 @@ def _columns(
     own = _rewards(method, tensors, combined, trained)
     rewards = {
         "accuracies_logp": trained.logps,
+        "accuracies_logp_per_token": trained.logps / trained.lengths.clamp(min=1),
         "accuracies_longer": tensors.num_bytes.to(torch.float64),
     }
     columns = {
@@ -109,6 +111,16 @@ def _columns(
     if judged.scores is not None:
         columns["kendall_tau"] = metrics.kendall_tau(own, mine)
     return columns | {name: metrics.accuracies(of, judged) for name, of in rewards.items()}
+
+
+def _moved(
+    trained: PolicyLogps, untrained: PolicyLogps | None, mask: Tensor
+) -> dict[str, float | None]:
+    """How far training took the policy; nothing where there is none to compare it with."""
+    if untrained is None:
+        return {}
+    distance = (trained.logps - untrained.logps).abs() / trained.lengths.clamp(min=1)
+    return {"moved_nats_per_token": number(distance[mask].mean())}
 
 
 def _rewards(

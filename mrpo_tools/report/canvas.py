@@ -21,6 +21,8 @@ FONT = 11
 LABEL = 32
 """Letters of a label that are shown."""
 DPI = 150
+CHANCE = 0.5
+"""The accuracy of guessing between two."""
 STYLES = ("-", (0, (4, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
@@ -103,6 +105,11 @@ def dress(axes: Axes, palette: Palette) -> None:
     for label in (axes.xaxis.label, axes.yaxis.label, axes.title):
         label.set_color(palette.text)
         label.set_fontsize(FONT)
+
+
+def chance_line(line: Callable[..., object], palette: Palette) -> None:
+    """Where guessing would be, drawn by `axhline` or `axvline` of a chart."""
+    line(CHANCE, color=palette.quiet, linestyle=":", linewidth=1.4)
 
 
 def legend(axes: Axes, palette: Palette) -> None:

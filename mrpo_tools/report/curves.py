@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 
 from mrpo_tools.maths.statistics import mean_and_std
-from mrpo_tools.report.canvas import Picture, legend, legend_height, look, picture
+from mrpo_tools.report.canvas import Picture, chance_line, legend, legend_height, look, picture
 from mrpo_tools.report.palette import Palette
 from mrpo_tools.runs.methods import MethodRuns
+from mrpo_tools.runs.read import LogEntry
 
 MOST_LINES = 10
 SIDES = ("chosen", "rejected")
@@ -44,7 +45,7 @@ def curve(method: MethodRuns, key: str) -> Curve | None:
     values: dict[int, list[float]] = defaultdict(list)
     for run in method.runs:
         for entry in run.history:
-            if key in entry.values and entry.step is not None:
+            if key in entry.values and entry.step is not None and not _tied(entry, key):
                 values[entry.step].append(entry.values[key])
     steps = sorted(step for step, seeds in values.items() if len(seeds) == len(method.runs))
     if not steps:
@@ -52,6 +53,13 @@ def curve(method: MethodRuns, key: str) -> Curve | None:
     summary = [mean_and_std(values[step]) for step in steps]
     stds = [std for _, std in summary if std is not None]
     return Curve(method.label, steps, [mean for mean, _ in summary], stds or None)
+
+
+def _tied(entry: LogEntry, key: str) -> bool:
+    """Whether an accuracy is 0 only because the policy is still its own reference."""
+    before, accuracies, _ = key.partition("rewards/accuracies")
+    margins = entry.values.get(f"{before}rewards/margins")
+    return bool(accuracies) and entry.values[key] == 0 and margins == 0
 
 
 def curves(methods: Sequence[MethodRuns], key: str) -> list[Curve]:
@@ -91,7 +99,10 @@ def accuracy_picture(methods: Sequence[MethodRuns]) -> Picture | None:
         quantity="preference accuracy",
         text="Share of pairs in {where} whose better response has the larger reward, mean over "
         "seeds, with a band of ± one standard deviation where there are several. The reward is the "
-        "method's own, so levels are not comparable between methods; rises are.",
+        "method's own, so levels are not comparable between methods; rises are. The dotted line is "
+        "chance. A policy that is its own reference ties every pair before the first step; that "
+        "step is not drawn.",
+        chance=True,
     )
 
 
@@ -106,6 +117,44 @@ def margin_picture(methods: Sequence[MethodRuns]) -> Picture | None:
         text="Mean reward of the chosen responses less that of the rejected ones in {where}, mean "
         "over seeds, ± one standard deviation where there are several. Rewards of different losses "
         "have different units.",
+    )
+
+
+def loss_picture(methods: Sequence[MethodRuns]) -> Picture | None:
+    """What training lowers."""
+    return _curves_picture(
+        methods,
+        "loss",
+        "loss",
+        title="Loss over training",
+        quantity="loss",
+        text="Mean loss of the usable groups in {where}, mean over seeds, ± one standard deviation "
+        "where there are several. Losses of different objectives are not of one kind.",
+    )
+
+
+def learning_rate_picture(methods: Sequence[MethodRuns]) -> Picture | None:
+    """What the scheduler made of the recipe's learning rate."""
+    lines = curves(methods, "learning_rate")
+    if not lines:
+        return None
+
+    def draw(axes: Sequence[Axes], palette: Palette) -> None:
+        (chart,) = axes
+        _plot(chart, palette, lines)
+        chart.set_xlabel("step")
+        chart.set_ylabel("learning rate")
+        chart.set_ylim(bottom=0)
+        legend(chart, palette)
+
+    peaks = ", ".join(f"{line.label} {max(line.means):.3g}" for line in lines)
+    return picture(
+        "learning_rate",
+        "Learning rate over training",
+        "The learning rate of each logged step; lines of one schedule lie over each other.",
+        f"Line chart of the learning rate over training steps. At its largest: {peaks}.",
+        draw,
+        height=3.5 + legend_height([line.label for line in lines]),
     )
 
 
@@ -137,8 +186,9 @@ def logps_picture(methods: Sequence[MethodRuns]) -> Picture | None:
 
 
 def _curves_picture(
-    methods: Sequence[MethodRuns], key: str, name: str, *, title: str, quantity: str, text: str
-) -> Picture | None:
+    methods: Sequence[MethodRuns], key: str, name: str, *, title: str, quantity: str, text: str,
+    chance: bool = False,
+) -> Picture | None:  # fmt: skip
     lines, where = measured(methods, key)
     if not lines:
         return None
@@ -147,6 +197,8 @@ def _curves_picture(
     def draw(axes: Sequence[Axes], palette: Palette) -> None:
         (chart,) = axes
         _plot(chart, palette, lines)
+        if chance:
+            chance_line(chart.axhline, palette)
         chart.set_xlabel("step")
         chart.set_ylabel(quantity)
         legend(chart, palette)

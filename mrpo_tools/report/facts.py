@@ -1,11 +1,26 @@
-"""The report's tables beside the comparison: what training cost, and how the methods differ."""
+"""The report in words: the verdict, what was run, each run's numbers, costs and differences."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from mrpo_tools.maths.statistics import LARGE_ENOUGH
+from mrpo_tools.runs.compare import COLUMNS, Comparison, Row
+from mrpo_tools.runs.formats import cell_text, effect_text
 from mrpo_tools.runs.methods import MethodRuns, differing, setting_text
+from mrpo_tools.runs.read import Result
+from mrpo_tools.runs.record import HARDLY_MOVED, Estimate, RunRecord
+
+JUDGED_BY = COLUMNS[0]
+"""The accuracy of the policy's own log-prob, which is one thing for every method."""
+RECIPE = (
+    "finetuning", "quantization", "learning_rate", "lr_scheduler_type", "warmup_ratio",
+    "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "lora_r", "max_length", "seed",
+)  # fmt: skip
+"""The main keys of a recipe; what methods differ in has a table of its own."""
+MOST_VALUES = 4
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,150 @@ def differences_table(methods: Sequence[MethodRuns]) -> Table:
             for method in methods
         ],
     )
+
+
+def verdict(comparison: Comparison) -> str:
+    """One sentence of who ranks the pairs best, and whether by enough to say so."""
+    rows = [row for row in comparison.rows if _judged(row)[0] is not None]
+    if not rows:
+        return (
+            "No method has an accuracy of its own log-prob: nothing can be said of which is best."
+        )
+    best = max(rows, key=lambda row: _judged(row)[0] or 0.0)
+    if len(rows) == 1:
+        return f"{_score(best)} by its own log-prob; there is nothing to compare it with."
+    others = [row for row in rows if not row.baseline]
+    baselines = [row for row in rows if row.baseline]
+    if not baselines or not others:
+        return (
+            f"{_score(best)} by its own log-prob, the most of {len(rows)} methods; no baseline "
+            "stands beside them."
+        )
+    first = max(others, key=lambda row: _judged(row)[0] or 0.0)
+    baseline = max(baselines, key=lambda row: _judged(row)[0] or 0.0)
+    return (
+        f"{_against(first)}: {_score(first)} by its own log-prob, {_score(baseline, brief=True)}."
+    )
+
+
+def _against(first: Row) -> str:
+    """What the effect of the best method says beside the best baseline."""
+    d = _judged(first)[1]
+    if d is None:
+        return "Whether any method beats the best baseline cannot be said of one seed"
+    words = f"(d {effect_text(first)}, {len(first.seeds)} seeds)"
+    if d >= LARGE_ENOUGH:
+        return f"{first.label} beats the best baseline {words}"
+    if d <= -LARGE_ENOUGH:
+        return f"No method reaches the best baseline {words}"
+    return f"No method is clearly better or worse than the best baseline {words}"
+
+
+def _judged(row: Row) -> tuple[float | None, float | None]:
+    """(mean, Cohen's d) of the accuracy that methods are judged by."""
+    cell = row.cells[JUDGED_BY.key]
+    return cell.mean, cell.d
+
+
+def _score(row: Row, *, brief: bool = False) -> str:
+    """`mrpo ranks 87.3 ± 0.6 % of the pairs right`."""
+    share = f"{cell_text(row.cells[JUDGED_BY.key], JUDGED_BY)} %"
+    return f"{row.label} {share}" if brief else f"{row.label} ranks {share} of the pairs right"
+
+
+def hardly_moved(methods: Sequence[MethodRuns]) -> str:
+    """A sentence of the methods that training left where they were; empty without any."""
+    labels = [
+        method.label
+        for method in methods
+        if any(run.evaluation and run.evaluation.hardly_moved for run in method.runs)
+    ]
+    if not labels:
+        return ""
+    return (
+        f"Hardly moved from the untrained policy (less than {HARDLY_MOVED} nats a token): "
+        f"{', '.join(labels)}. More steps or a larger learning_rate move a policy."
+    )
+
+
+def about_table(methods: Sequence[MethodRuns]) -> Table:
+    """What was run: the data, the models, when, by what, and the recipe's main keys."""
+    runs = [run for method in methods for run in method.runs]
+    records = [run.run.record for run in runs]
+    facts: dict[str, Iterable[object]] = {
+        "data set": (record.dataset and record.dataset.source for record in records),
+        "trained on": (f"{run.metrics.groups:,} groups of split {run.run.recipe.split}"
+                       for run in runs if run.metrics.groups),
+        "policy": (record.policy.model for record in records),
+        "references": (" + ".join(run.reference_names) for run in runs),
+        "date": (record.created and record.created[:10] for record in records),
+        "versions": (_versions(record) for record in records),
+        "command": ["mrpo train --config RUN/recipe.yaml --output DIR"],
+        **{key: [getattr(run.run.recipe, key) for run in runs] for key in RECIPE},
+    }  # fmt: skip
+    return Table(
+        "about",
+        "What was run",
+        "Of all runs together; a dash where nothing was recorded. The command repeats a run.",
+        ["", "value"],
+        [[what, _together(values)] for what, values in facts.items()],
+    )
+
+
+def _versions(record: RunRecord) -> str | None:
+    """Of the tool and of the libraries that compute."""
+    named = [name for name in ("mrpo-tools", "torch", "transformers") if name in record.versions]
+    return " · ".join(f"{name} {record.versions[name]}" for name in named) or None
+
+
+def _together(values: Iterable[object]) -> str:
+    """The different values, in their order, the last of many left out."""
+    texts = list(dict.fromkeys(_text(value) for value in values)) or ["–"]
+    more = len(texts) - MOST_VALUES
+    return ", ".join(texts[:MOST_VALUES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "–"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def runs_table(methods: Sequence[MethodRuns]) -> Table:
+    """Each run's accuracies with their intervals, and of how many groups they are."""
+    return Table(
+        "runs",
+        "Each run",
+        "Accuracies in % with 95 % intervals, by bootstrap over prompts, of the number of groups "
+        "that stands beside them.",
+        ["method", "seed", "groups", "log-prob", "log-prob, untrained", "per token",
+         "vs reference 1", "own reward"],
+        [_run_row(method, run) for method in methods for run in method.runs],
+    )  # fmt: skip
+
+
+def _run_row(method: MethodRuns, run: Result) -> list[str]:
+    evaluation = run.evaluation
+    if evaluation is None:
+        return [method.label, str(run.seed), *["–"] * 6]
+    metrics = ("accuracies_logp", "accuracies_logp_step0", "accuracies_logp_per_token",
+               "accuracies_reference_1", "accuracies")  # fmt: skip
+    return [
+        method.label,
+        str(run.seed),
+        "–" if evaluation.groups is None else f"{evaluation.groups:,}",
+        *(with_ends(evaluation.estimate(metric)) for metric in metrics),
+    ]
+
+
+def with_ends(estimate: Estimate | None) -> str:
+    """`87.3 (85.1 to 89.4)`, in %; a dash without a value."""
+    if estimate is None or estimate.value is None:
+        return "–"
+    value = f"{100 * estimate.value:.1f}"
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
 
 
 def summary(methods: Sequence[MethodRuns], split: str) -> str:

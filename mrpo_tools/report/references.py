@@ -10,7 +10,16 @@ from dataclasses import dataclass, replace
 from matplotlib.axes import Axes
 
 from mrpo_tools.maths.statistics import mean_and_std
-from mrpo_tools.report.canvas import FONT, MARKERS, Picture, legend, legend_height, picture, short
+from mrpo_tools.report.canvas import (
+    FONT,
+    MARKERS,
+    Picture,
+    chance_line,
+    legend,
+    legend_height,
+    picture,
+    short,
+)
 from mrpo_tools.report.curves import plus_minus
 from mrpo_tools.report.palette import Palette
 from mrpo_tools.runs.compare import LONGER
@@ -47,7 +56,7 @@ def ranking_picture(methods: Sequence[MethodRuns]) -> Picture | None:
             )  # fmt: skip
         chart.set_yticks(range(len(rows)), [short(row.name) for row in reversed(rows)])
         chart.set_ylim(-0.6, len(rows) - 0.4)
-        chart.axvline(0.5, color=palette.quiet, linestyle=":", linewidth=1.4)
+        chance_line(chart.axvline, palette)
         chart.set_xlabel("preference accuracy")
 
     values = ", ".join(f"{row.name} {row.value:.3f} ({row.low:.3f} to {row.high:.3f})"

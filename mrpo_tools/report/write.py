@@ -9,8 +9,22 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from mrpo_tools.errors import ResourceError, UsageError
-from mrpo_tools.report.curves import accuracy_picture, logps_picture, margin_picture
-from mrpo_tools.report.facts import cost_table, differences_table, summary
+from mrpo_tools.report.curves import (
+    accuracy_picture,
+    learning_rate_picture,
+    logps_picture,
+    loss_picture,
+    margin_picture,
+)
+from mrpo_tools.report.facts import (
+    about_table,
+    cost_table,
+    differences_table,
+    hardly_moved,
+    runs_table,
+    summary,
+    verdict,
+)
 from mrpo_tools.report.palette import DARK, LIGHT
 from mrpo_tools.report.references import (
     choices_picture,
@@ -19,22 +33,24 @@ from mrpo_tools.report.references import (
     weights_picture,
 )
 from mrpo_tools.runs.compare import NOT_COMPARABLE, Comparison, compare
-from mrpo_tools.runs.formats import caption, cell_text, effect_text, header, render
+from mrpo_tools.runs.formats import caption, cell_text, effect_text, header, percentages, render
 from mrpo_tools.runs.methods import by_method
 from mrpo_tools.runs.read import read_results
 
 PAGE = "report.html"
 MARKDOWN = "report.md"
 PICTURES = (
-    (accuracy_picture, "no run has a log of training"),
+    (ranking_picture, "no run was compared with references"),
+    (loss_picture, "no run has a log of training"),
+    (learning_rate_picture, "no run has a log of its learning rate"),
     (margin_picture, "no run has a log of training"),
-    (choices_picture, "no two methods of one loss differ in ε or α"),
     (logps_picture, "no run has a log of training"),
+    (choices_picture, "no two methods of one loss differ in ε or α"),
     (weights_picture, "no method weights several references by group"),
     (clipping_picture, "no method has several references"),
-    (ranking_picture, "no run was compared with references"),
+    (accuracy_picture, "no run has a log of training"),
 )
-"""What draws each picture, and why it would not be there."""
+"""What draws each picture, and why it would not be there; what is not comparable is the last."""
 
 
 def report(
@@ -65,9 +81,11 @@ def report(
     drawn = [(draw(methods), reason) for draw, reason in PICTURES]
     pictures = [picture for picture, _ in drawn if picture is not None]
     words: dict[str, object] = {
-        "summary": summary(methods, split),
+        "verdict": verdict(comparison),
+        "summary": " ".join(filter(None, [summary(methods, split), hardly_moved(methods)])),
         "pictures": pictures,
-        "tables": [cost_table(methods), differences_table(methods)],
+        "facts": [about_table(methods), runs_table(methods)],
+        "tables": [differences_table(methods), cost_table(methods)],
         "missing": sorted({reason for picture, reason in drawn if picture is None}),
     }
     text = _template(MARKDOWN).render(table=render(comparison, "markdown"), **words)
@@ -89,6 +107,7 @@ def _page(comparison: Comparison, words: dict[str, object]) -> str:
         caption=caption(comparison).replace("`d`", "d"),
         cell_text=cell_text,
         effect_text=effect_text,
+        percentages=percentages,
         note=NOT_COMPARABLE,
         light=LIGHT,
         dark=DARK,

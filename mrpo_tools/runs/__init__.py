@@ -1,7 +1,8 @@
 """The run directory: written, read, compared and tabulated; no torch.
 
-run       what a run is, and how far it has come
-record    its files: what it was, what training took, what evaluations measured
-read      the reader of run directories
-methods   runs grouped into methods; `compare` them; `formats` of the table
+run          what a run is, and how far it has come
+record       its files: what it was, what training took, what evaluations measured
+checkpoints  where training goes on from; sealed when whole, passed over when not
+read         the reader of run directories
+methods      runs grouped into methods; `compare` them; `formats` of the table
 """

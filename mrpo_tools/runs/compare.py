@@ -12,8 +12,8 @@ from mrpo_tools.runs.methods import MethodRuns, by_method
 from mrpo_tools.runs.read import Result, plain_names
 
 NOT_COMPARABLE = (
-    "The first accuracy is not comparable between methods: a reference that ranks well lowers it, "
-    "one that ranks badly lifts it, with no training at all."
+    "The accuracy of the own reward is not comparable between methods: a reference that ranks well "
+    "lowers it, one that ranks badly lifts it, with no training at all."
 )
 BEST, SECOND = "best", "second"
 LONGER = "always the longer"
@@ -39,12 +39,14 @@ class Column:
 
 
 COLUMNS = (
-    Column("accuracies", "own reward"),
-    Column("accuracies_step0", "untrained"),
-    Column("accuracies_reference_1", "vs reference 1"),
     Column("accuracies_logp", "log-prob", marked=True),
+    Column("accuracies_logp_per_token", "per token"),
+    Column("accuracies_reference_1", "vs reference 1"),
     Column("margins", "margin", 1.0, 3),
+    Column("accuracies_step0", "own, untrained"),
+    Column("accuracies", "own reward"),
 )
+"""What is one thing for every method first, what is not comparable last."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,21 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Untrained:
+    """Accuracies that need no training.
+
+    Attributes:
+        what: prefers.
+        summed: by the log-prob of the whole response, or its length.
+        per_token: by the mean log-prob of a token; None where that was not measured.
+    """
+
+    what: str
+    summed: float
+    per_token: float | None = None
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A table of methods, and accuracies that need no training at all.
 
@@ -84,13 +101,13 @@ class Comparison:
         split: of the evaluations.
         columns: in order.
         rows: baselines first.
-        untrained: (what, accuracy) of each reference alone and of always preferring the longer.
+        untrained: each reference alone, and always preferring the longer.
     """
 
     split: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
-    untrained: tuple[tuple[str, float], ...]
+    untrained: tuple[Untrained, ...]
 
 
 def compare(
@@ -144,6 +161,9 @@ def _check(methods: Sequence[MethodRuns], split: str, baselines: Sequence[str]) 
         )
     for run in missing:
         say(f"warning: {run.path} was not evaluated on split {split!r}: mrpo evaluate {run.path}")
+    for run in runs:
+        if run.evaluation and run.evaluation.hardly_moved:
+            say(f"warning: {run.path}: {run.evaluation.hardly_moved}")
     _check_data(runs, split)
     sizes = {run.evaluation.groups for run in runs if run.evaluation}
     if len(sizes) > 1:
@@ -165,7 +185,10 @@ def _check_data(runs: Sequence[Result], split: str) -> None:
 
 
 def _values(method: MethodRuns, key: str) -> tuple[float, ...]:
-    values = [getattr(run.evaluation, key) for run in method.runs if run.evaluation]
+    evaluations = [run.evaluation for run in method.runs if run.evaluation]
+    if key == "accuracies_step0":
+        evaluations = [each for each in evaluations if not each.untrained_is_tied]
+    values = [getattr(evaluation, key) for evaluation in evaluations]
     return tuple(value for value in values if value is not None)
 
 
@@ -206,16 +229,19 @@ def _is_clear(
     return all(d is not None and d >= LARGE_ENOUGH for d in effects)
 
 
-def _untrained(results: Sequence[Result]) -> tuple[tuple[str, float], ...]:
+def _untrained(results: Sequence[Result]) -> tuple[Untrained, ...]:
     """Each reference alone and always the longer; every run of the same data has the same."""
     evaluations = [result.evaluation for result in results if result.evaluation is not None]
     names = plain_names(name for evaluation in evaluations for name in evaluation.references)
-    alone: dict[str, float] = {}
+    alone: dict[str, Untrained] = {}
     longer: float | None = None
     for evaluation in evaluations:
+        per_token = dict(evaluation.references_alone("per_token"))
         for name, accuracy in evaluation.references_alone():
             if accuracy.value is not None:
-                alone.setdefault(f"{names[name]} alone", accuracy.value)
+                what = f"{names[name]} alone"
+                beside = per_token[name].value if name in per_token else None
+                alone.setdefault(what, Untrained(what, accuracy.value, beside))
         longer = evaluation.accuracies_longer if longer is None else longer
-    rows = sorted(alone.items())
-    return (*rows, (LONGER, longer)) if longer is not None else tuple(rows)
+    rows = tuple(alone[what] for what in sorted(alone))
+    return rows if longer is None else (*rows, Untrained(LONGER, longer))

@@ -8,7 +8,16 @@ import json
 import math
 from collections.abc import Callable, Sequence
 
-from mrpo_tools.runs.compare import BEST, NOT_COMPARABLE, SECOND, Cell, Column, Comparison, Row
+from mrpo_tools.runs.compare import (
+    BEST,
+    NOT_COMPARABLE,
+    SECOND,
+    Cell,
+    Column,
+    Comparison,
+    Row,
+    Untrained,
+)
 from mrpo_tools.words import TableFormat
 
 LATEX = {
@@ -23,9 +32,10 @@ def caption(comparison: Comparison) -> str:
     return (
         f"Split {comparison.split}: mean ± sample std over seeds; accuracies in %. Reference 1 is "
         "the method's own: of a single-reference baseline, that reference. `d`: Cohen's d of the "
-        "log-prob accuracy against the best baseline (*). That accuracy alone is comparable "
-        "between all methods, and marked: bold is the best if it is better by d ≥ 0.5, italics "
-        "the second best."
+        "log-prob accuracy against the best baseline (*). That accuracy and the one per token are "
+        "comparable between all methods; the first is marked: bold is the best if it is better by "
+        "d ≥ 0.5, italics the second best. Untrained, a policy that is its own reference ties "
+        "every pair (–)."
     )
 
 
@@ -47,6 +57,11 @@ def effect_text(row: Row) -> str:
     return f"{d:+.2f}" if math.isfinite(d) else ("∞" if d > 0 else "−∞")
 
 
+def percentages(row: Untrained) -> list[str]:
+    """Both accuracies, a dash without one."""
+    return ["–" if value is None else f"{100 * value:.1f}" for value in (row.summed, row.per_token)]
+
+
 def label_text(row: Row) -> str:
     """A method's label, with a star where it is a baseline."""
     return f"{row.label} *" if row.baseline else row.label
@@ -54,7 +69,8 @@ def label_text(row: Row) -> str:
 
 def header(comparison: Comparison) -> list[str]:
     """The titles of the columns."""
-    return ["method", "seeds", *(column.title for column in comparison.columns), "d"]
+    first, *others = (column.title for column in comparison.columns)
+    return ["method", "seeds", first, "d", *others]
 
 
 def markdown(comparison: Comparison) -> str:
@@ -67,10 +83,11 @@ def markdown(comparison: Comparison) -> str:
             for column in comparison.columns
         ]
         label = f"`{row.label}`" + (" \\*" if row.baseline else "")
-        lines.append(_bar([label, str(len(row.seeds)), *cells, effect_text(row)]))
+        cells.insert(1, effect_text(row))
+        lines.append(_bar([label, str(len(row.seeds)), *cells]))
     lines += ["", caption(comparison).replace("(*)", "(\\*)"), "", NOT_COMPARABLE, ""]
-    lines += ["| without any training | accuracy |", "|---|---:|"]
-    lines += [_bar([what, f"{100 * value:.1f}"]) for what, value in comparison.untrained]
+    lines += ["| without any training | log-prob | per token |", "|---|---:|---:|"]
+    lines += [_bar([row.what, *percentages(row)]) for row in comparison.untrained]
     return "\n".join(lines) + "\n"
 
 
@@ -91,16 +108,15 @@ def latex(comparison: Comparison) -> str:
             for column in comparison.columns
         ]
         effect = effect_text(row).replace("–", "--").replace("−", "-").replace("∞", r"$\infty$")
-        lines.append(_row([_escaped(label_text(row)), str(len(row.seeds)), *cells, effect]))
+        cells.insert(1, effect)
+        lines.append(_row([_escaped(label_text(row)), str(len(row.seeds)), *cells]))
     lines += [r"\midrule"]
-    for what, value in comparison.untrained:
-        cells = [
-            f"{100 * value:.1f}" if column.key == "accuracies_logp" else ""
-            for column in comparison.columns
-        ]
-        lines.append(_row([_escaped(what), "", *cells, ""]))
+    for alone in comparison.untrained:
+        summed, per_token = (text.replace("–", "--") for text in percentages(alone))
+        empty = [""] * (len(comparison.columns) - 2)
+        lines.append(_row([_escaped(alone.what), "", summed, "", per_token, *empty]))
     text = caption(comparison).replace("`d`", "$d$").replace("±", r"$\pm$").replace("≥", r"$\ge$")
-    text = text.replace(" %", r" \%")
+    text = text.replace(" %", r" \%").replace("(–)", "(--)")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", f"% {text}", f"% {NOT_COMPARABLE}",
                       ""])  # fmt: skip
 
@@ -115,8 +131,12 @@ def comma_separated(comparison: Comparison) -> str:
             cell = row.cells[column.key]
             writer.writerow([row.label, int(row.baseline), column.key, len(cell.values),
                              cell.mean, cell.std, cell.d, cell.mark])  # fmt: skip
-    for what, value in comparison.untrained:
-        writer.writerow([what, 0, "accuracy", 0, value, None, None, None])
+    for alone in comparison.untrained:
+        writer.writerow([alone.what, 0, "accuracy", 0, alone.summed, None, None, None])
+        if alone.per_token is not None:
+            writer.writerow(
+                [alone.what, 0, "accuracy_per_token", 0, alone.per_token, None, None, None]
+            )
     return text.getvalue()
 
 
@@ -143,7 +163,10 @@ def as_json(comparison: Comparison) -> str:
             }
             for row in comparison.rows
         ],
-        "untrained": dict(comparison.untrained),
+        "untrained": {row.what: row.summed for row in comparison.untrained},
+        "untrained_per_token": {
+            row.what: row.per_token for row in comparison.untrained if row.per_token is not None
+        },
     }
     return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 

@@ -32,6 +32,8 @@ Setting: TypeAlias = bool | int | float | str | None
 Interval: TypeAlias = tuple[float | None, float | None]
 """The ends of a 95 % interval."""
 ValueT = TypeVar("ValueT")
+HARDLY_MOVED = 0.003
+"""Nats a token: about what the noise of 16 bits comes to in responses of a hundred tokens."""
 OLDER_NAMES = {"partition": "chosen"}
 """Of hyper-parameters, in records written when a recipe's word had another name in them."""
 
@@ -137,6 +139,7 @@ class Measurements(Part, Generic[ValueT]):
     margins_step0: ValueT | None = None
     kendall_tau: ValueT | None = None
     accuracies_logp: ValueT | None = None
+    accuracies_logp_per_token: ValueT | None = None
     accuracies_longer: ValueT | None = None
     accuracies_logp_step0: ValueT | None = None
     accuracies_reference_1: ValueT | None = None
@@ -195,6 +198,7 @@ class RunRecord(Record):
         report: what preparing the data found.
         versions: of the libraries.
         split_hash: of all groups of the split, usable or not.
+        created: when it began, as ISO 8601 has it, in UTC.
     """
 
     policy: Reference
@@ -210,6 +214,7 @@ class RunRecord(Record):
     report: DataReport = Field(default_factory=DataReport)
     versions: dict[str, str] = Field(default_factory=dict)
     split_hash: str | None = None
+    created: str | None = None
 
     @field_validator("hyper")
     @classmethod
@@ -275,6 +280,8 @@ class EvaluationRecord(Record, Measurements[float]):
         precompute_seconds: that the log-probs of the data took, for each reference.
         groups_hash: of the groups.
         dataset: where they came from.
+        moved_nats_per_token: mean distance between the policy's log-probs and those of the
+            untrained one; None where it has none.
     """
 
     intervals: Measurements[Interval] = Field(default_factory=Measurements[Interval])
@@ -290,6 +297,7 @@ class EvaluationRecord(Record, Measurements[float]):
     precompute_seconds: list[float | None] = Field(default_factory=list)
     groups_hash: str | None = None
     dataset: Dataset | None = None
+    moved_nats_per_token: float | None = None
 
     def estimate(self, metric: str) -> Estimate | None:
         """A metric with its interval; None where it was not measured."""
@@ -297,10 +305,32 @@ class EvaluationRecord(Record, Measurements[float]):
             return None
         return _estimate(getattr(self, metric), getattr(self.intervals, metric))
 
-    def references_alone(self) -> list[tuple[str, Estimate]]:
-        """Each reference with the accuracy of its summed log-prob, reference 1 first."""
-        values = self.reference_accuracies.get("summed", [])
-        ends = self.intervals.reference_accuracies.get("summed") or [None] * len(values)
+    @property
+    def untrained_is_tied(self) -> bool:
+        """Whether the untrained policy is its own reference: every pair was tied before training,
+        and a tie is no wrong answer."""
+        return self.accuracies_step0 == 0 and self.margins_step0 == 0
+
+    @property
+    def hardly_moved(self) -> str | None:
+        """What to say of a policy that training left where it was; None of any other, or a
+        model."""
+        moved = self.moved_nats_per_token
+        if moved is None or self.model is not None or moved >= HARDLY_MOVED:
+            return None
+        return (
+            f"the policy hardly moved: {moved:.2g} nats a token from the untrained one; "
+            "more steps or a larger learning_rate move it"
+        )
+
+    def references_alone(self, kind: str = "summed") -> list[tuple[str, Estimate]]:
+        """Each reference with the accuracy of its log-prob, reference 1 first.
+
+        Args:
+            kind: `summed`, `per_token` or `per_byte`.
+        """
+        values = self.reference_accuracies.get(kind, [])
+        ends = self.intervals.reference_accuracies.get(kind) or [None] * len(values)
         return [
             (name, _estimate(value, interval))
             for name, value, interval in zip(self.references, values, ends, strict=False)

@@ -10,6 +10,7 @@ import yaml
 
 from mrpo_tools.config import DEFAULT_CACHE, Project, Recipe, Reference, parse, read_yaml
 from mrpo_tools.errors import UsageError
+from mrpo_tools.runs.checkpoints import checkpoints, is_sealed
 from mrpo_tools.runs.record import RunRecord
 
 RECIPE = "recipe.yaml"
@@ -73,7 +74,7 @@ def stage_of(path: Path) -> Stage:
         raise UsageError(f"{path} is not empty and holds no run", "choose another --output")
     if is_finished(path):
         return Stage.FINISHED
-    return Stage.INTERRUPTED if last_checkpoint(path) else Stage.BEGUN
+    return Stage.INTERRUPTED if any(map(is_sealed, checkpoints(path))) else Stage.BEGUN
 
 
 def is_run(path: Path) -> bool:
@@ -84,13 +85,6 @@ def is_run(path: Path) -> bool:
 def is_finished(path: Path) -> bool:
     """Whether a directory's run is trained to its end."""
     return (path / METRICS).exists()
-
-
-def last_checkpoint(path: Path) -> str | None:
-    """The latest checkpoint that was written to its end; a kill may leave a later one in part."""
-    whole = [folder for folder in path.glob("checkpoint-*") if (folder / STATE).exists()]
-    latest = max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
-    return None if latest is None else str(latest)
 
 
 def read_run(path: Path) -> Run:

@@ -13,6 +13,7 @@ The files, in the order in which a query meets them:
     views      what there is to read                   macros     the references' mathematics
     sandbox    what a query may do                     database   the cache, opened
     saved      queries worth keeping                   formats    results as text or Parquet
+    apart      a query in a process of its own
 """
 
 from mrpo_tools.sql.database import DEFAULT_MEMORY, DEFAULT_TIMEOUT, Database, open_sql

@@ -13,6 +13,7 @@ takes it for a missing value.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import errno
 import itertools
@@ -50,21 +51,41 @@ def write(
         UsageError: no such format, or a column that Parquet has no type for.
         ResourceError: the disk is full, or refuses.
     """
+    with sink_of(target) as sink:
+        fill(result.to_reader() if isinstance(result, pa.Table) else result, form, sink)
+
+
+def fill(reader: pa.RecordBatchReader, form: ResultFormat, sink: BinaryIO) -> None:
+    """Write a result, batch by batch, into an open file.
+
+    Raises:
+        UsageError: no such format, or a column that Parquet has no type for.
+    """
     if form not in FORMATS:
         raise UsageError(f"no format {form!r}", f"one of {', '.join(FORMATS)}")
-    reader = result.to_reader() if isinstance(result, pa.Table) else result
+    try:
+        FORMATS[form](reader, sink)
+    except (pa.ArrowNotImplementedError, OverflowError) as error:  # intervals; the year 0
+        raise UsageError(f"{form} cannot hold this result: {error}", "cast the column") from None
+
+
+@contextlib.contextmanager
+def sink_of(target: Path | BinaryIO) -> Iterator[BinaryIO]:
+    """Where a result is written: a file appears whole or not at all.
+
+    Raises:
+        ResourceError: the disk is full, or refuses.
+    """
     try:
         if not isinstance(target, Path):
-            FORMATS[form](reader, target)
+            yield target
             target.flush()
         elif target.exists() and not target.is_file():  # /dev/null, a named pipe
             with target.open("wb") as sink:
-                FORMATS[form](reader, sink)
+                yield sink
         else:
             with whole_file(target) as sink:
-                FORMATS[form](reader, sink)
-    except (pa.ArrowNotImplementedError, OverflowError) as error:  # intervals; the year 0
-        raise UsageError(f"{form} cannot hold this result: {error}", "cast the column") from None
+                yield sink
     except OSError as error:
         if error.errno == errno.EPIPE:
             raise

@@ -155,7 +155,7 @@ class Watch:
         self.stuck = False
         self._left = seconds
         self._computed = time.thread_time()
-        self._ceiling = _private_bytes() + memory_bytes + SLACK_BYTES
+        self._ceiling = private_bytes() + memory_bytes + SLACK_BYTES
 
     def call(self, work: Callable[[], ResultT]) -> ResultT:
         """The result of `work`, or the limit it met.
@@ -187,11 +187,8 @@ class Watch:
 
     def _problem(self, started: float) -> MrpoError | None:
         if time.monotonic() - started > self._left:
-            return MrpoError(
-                f"the query was stopped after {self.seconds:g} seconds",
-                "narrow it, or allow more with --timeout SECONDS",
-            )
-        return out_of_memory(self.memory_bytes) if _private_bytes() > self._ceiling else None
+            return out_of_time(self.seconds)
+        return out_of_memory(self.memory_bytes) if private_bytes() > self._ceiling else None
 
     def _stop(self, call: _Call[ResultT]) -> None:
         """Interrupt; past the grace or half as much memory again, give the thread up."""
@@ -199,7 +196,7 @@ class Watch:
         while not call.done.is_set() and time.monotonic() < until:
             self.interrupt()
             call.done.wait(POLL_SECONDS)
-            if _private_bytes() > self._ceiling + self.memory_bytes // 2:
+            if private_bytes() > self._ceiling + self.memory_bytes // 2:
                 break
         self.stuck = not call.done.is_set()
 
@@ -234,9 +231,17 @@ def out_of_memory(memory_bytes: int) -> ResourceError:
     )
 
 
-def _private_bytes() -> int:
-    """Memory of this process that is its own: mapped files do not count."""
-    memory = psutil.Process().memory_info()
+def out_of_time(seconds: float) -> MrpoError:
+    """What a query that took too long is told."""
+    return MrpoError(
+        f"the query was stopped after {seconds:g} seconds",
+        "narrow it, or allow more with --timeout SECONDS",
+    )
+
+
+def private_bytes(process: psutil.Process | None = None) -> int:
+    """Memory that is a process's own, by default of this one: mapped files do not count."""
+    memory = (process or psutil.Process()).memory_info()
     return int(memory.rss - getattr(memory, "shared", 0))  # Linux alone says what is shared
 
 

@@ -37,7 +37,6 @@ def training_arguments(
         data_seed=recipe.seed,
         logging_steps=recipe.logging_steps,
         save_steps=recipe.save_steps,
-        save_total_limit=recipe.save_total_limit,
         eval_strategy="steps" if recipe.eval_steps else "no",
         eval_steps=recipe.eval_steps,
         eval_on_start=recipe.eval_steps is not None,

@@ -1,12 +1,14 @@
-"""What happens beside the steps: bad gradients, signals, progress."""
+"""What happens beside the steps: bad gradients, signals, seals of checkpoints, progress."""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,8 @@ from transformers.trainer_callback import ExportableState, PrinterCallback
 
 from mrpo_tools.errors import NonFiniteError
 from mrpo_tools.progress import Advance, bar, say, say_once
+from mrpo_tools.references.devices import wait_for_everyone
+from mrpo_tools.runs.checkpoints import PREFIX, keep, seal
 
 BAD_STEPS = 3
 
@@ -139,6 +143,36 @@ class StopOnSignal(TrainerCallback):
         return control
 
 
+class SealCheckpoints(TrainerCallback):
+    """Begins each checkpoint in an empty directory, seals it, and removes old ones after that.
+
+    Args:
+        count: so many are kept; None for all.
+    """
+
+    def __init__(self, count: int | None) -> None:
+        self.count = count
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Clear the place of a checkpoint that was passed over."""
+        if control.should_save:
+            if state.is_world_process_zero:
+                shutil.rmtree(_checkpoint(args, state), ignore_errors=True)
+            wait_for_everyone()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Seal it when all processes have written their files."""
+        wait_for_everyone()
+        if state.is_world_process_zero:
+            checkpoint = _checkpoint(args, state)
+            seal(checkpoint)
+            keep(checkpoint.parent, checkpoint, self.count)
+
+
+def _checkpoint(args: Any, state: Any) -> Path:
+    return Path(args.output_dir) / f"{PREFIX}{state.global_step}"
+
+
 class ProgressLog(TrainerCallback):
     """A bar on a terminal; elsewhere one line on stderr for each log entry."""
 
@@ -193,7 +227,11 @@ class ProgressLog(TrainerCallback):
             )
 
     def _tell(self, state: Any, figures: dict[str, float | None]) -> None:
+        tied = figures["accuracy"] == 0 and figures["margin"] == 0  # the policy is its reference
+        if tied:
+            figures = {**figures, "accuracy": None}
         words = [f"{name} {value:.3f}" for name, value in figures.items() if value is not None]
+        words += ["accuracy – (every pair is tied)"] if tied else []
         note = "  ".join(words)
         if self._advance:
             self._advance(0, note=note)

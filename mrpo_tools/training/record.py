@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 from mrpo_tools.cache import Cache, library_versions
@@ -45,8 +47,9 @@ def run_record(
         hyper=dict(prepared.method.hyper),
         combination=CombinationWords.model_validate(vars(prepared.method.combination)),
         report=prepared.report,
-        versions=library_versions(),
+        versions={"mrpo-tools": version("mrpo-tools"), **library_versions()},
         split_hash=hash_groups(in_split(groups, recipe.split)),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 

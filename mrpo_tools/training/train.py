@@ -24,11 +24,11 @@ from mrpo_tools.references.devices import (
     wait_for_everyone,
 )
 from mrpo_tools.references.resolved import renderer_of
+from mrpo_tools.runs.checkpoints import last_whole
 from mrpo_tools.runs.record import Metrics
 from mrpo_tools.runs.run import (
     METRICS,
     Stage,
-    last_checkpoint,
     read_recipe,
     resume_command,
     stage_of,
@@ -36,7 +36,7 @@ from mrpo_tools.runs.run import (
 from mrpo_tools.scorer.scorer import ResponseScorer
 from mrpo_tools.training.activations import activations_fit, recompute_activations
 from mrpo_tools.training.arguments import training_arguments
-from mrpo_tools.training.callbacks import StopOnSignal, show_progress
+from mrpo_tools.training.callbacks import SealCheckpoints, StopOnSignal, show_progress
 from mrpo_tools.training.groups import TrainingGroups
 from mrpo_tools.training.policy import scorer_of
 from mrpo_tools.training.prepare import Prepared, prepare
@@ -183,7 +183,7 @@ def _fit(
             processing_class=renderer_of(policy).tokenizer,
         )
         show_progress(trainer, recipe.eval_split)
-        _run(trainer, output)
+        _run(trainer, output, kept=recipe.save_total_limit)
         if stop.received:
             raise Preempted(
                 f"stopped by a signal after step {trainer.state.global_step}; checkpoint saved",
@@ -224,14 +224,15 @@ def _recompute_activations(
     return wanted
 
 
-def _run(trainer: GroupTrainer, output: Path) -> None:
-    """Train from the last checkpoint, if there is one."""
-    checkpoint = last_checkpoint(output)
+def _run(trainer: GroupTrainer, output: Path, *, kept: int | None) -> None:
+    """Train from the last whole checkpoint, if there is one; so many are kept, or all."""
+    trainer.add_callback(SealCheckpoints(kept))
+    checkpoint = last_whole(output)
     if checkpoint is not None:
-        if trainer.restore_finished(checkpoint):
+        if trainer.restore_finished(str(checkpoint)):
             return
         trainer.args.eval_on_start = False
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
 def _last(history: Sequence[LogEntry], key: str) -> dict[str, int | float | None]:

@@ -171,6 +171,9 @@ class GroupTrainer(Trainer):
             }
         inner = self.accelerator.unwrap_model(self.model).model
         inner.save_pretrained(folder, state_dict=state_dict)
+        mode = next(folder.glob("*config.json")).stat().st_mode
+        for weights in folder.glob("*.safetensors"):  # made for their owner alone
+            weights.chmod(mode)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
 
