@@ -35,6 +35,7 @@ class Blueprint:
         dtype: of its weights.
         device: where it would be.
         scorer: makes the scorer of a bare model; here adapters are added.
+        attention: the attention function that is forced; None leaves the model's own.
         trust_remote_code: whether the model's own code may run.
     """
 
@@ -42,6 +43,7 @@ class Blueprint:
     dtype: torch.dtype
     device: torch.device
     scorer: Callable[[Any], ResponseScorer]
+    attention: str | None = None
     trust_remote_code: bool = False
 
     @property
@@ -86,7 +88,10 @@ class Blueprint:
         quiet_libraries()
         with torch.device(device):
             model = AutoModelForCausalLM.from_config(
-                self.config, dtype=self.dtype, trust_remote_code=self.trust_remote_code
+                self.config,
+                dtype=self.dtype,
+                attn_implementation=self.attention,
+                trust_remote_code=self.trust_remote_code,
             )
             return self.scorer(model.eval())
 
@@ -117,9 +122,14 @@ def blueprint_of(
 ) -> Blueprint:
     """The blueprint of a reference's files; reads `config.json` and the headers of the weights."""
     config = load_config(files.model, trusted=reference.trust_remote_code)
-    if reference.attention in ("sdpa", "eager"):
-        config._attn_implementation = reference.attention
-    return Blueprint(config, getattr(torch, dtype), device, scorer, reference.trust_remote_code)
+    return Blueprint(
+        config=config,
+        dtype=getattr(torch, dtype),
+        device=device,
+        scorer=scorer,
+        attention=reference.attention if reference.attention in ("sdpa", "eager") else None,
+        trust_remote_code=reference.trust_remote_code,
+    )
 
 
 def _by_layer(text: Any) -> list[tuple[str, list[Any]]]:
