@@ -172,8 +172,11 @@ def test_whichever_call_fails(references, some_groups, tmp_path, monkeypatch, co
                 error = raised
         if not faulty.failed:
             break
+        if error is None:  # clearing the links away that models are read through: nothing is lost
+            assert faulty.failed in ("open", "close")
+            assert Cache(path).find("llama").table().sort_by("response_id").equals(whole)
+            continue
         failed.add(faulty.failed)
-        assert error is not None, faulty.failed
         assert error.exit_code == 4
         assert os.strerror(code) in error.what
         assert "\n" not in error.what

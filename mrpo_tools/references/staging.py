@@ -12,12 +12,13 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mrpo_tools.errors import UsageError, shorten
+from mrpo_tools.errors import UsageError, disk_error, shorten
 from mrpo_tools.references.model_files import (
     INDEX,
     TOKENIZER_FILES,
@@ -48,25 +49,37 @@ def staged(model: Path, *, trusted: bool = False, weights: bool = False) -> Iter
         weights: link the weights too.
 
     Raises:
+        ResourceError: no space for the directory's links.
         UsageError: a file is none of the directory's own, or asks for what is refused.
     """
     config, settings = vet(model)
     if trusted:
         yield model
         return
-    with tempfile.TemporaryDirectory(prefix="mrpo-") as name:
-        stage = Path(name)
-        _write(stage / "config.json", heeded(config))
-        _write(stage / SETTINGS, heeded(settings))
-        files = [path for link in LINKED if (path := own_file(model, link))]
-        if weights:
-            _write(stage / "generation_config.json", _endings(model))
-            files += weight_files(model)
-            index = own_file(model, INDEX)
-            files += [index] if index else []
-        for path in files:
-            (stage / path.name).symlink_to(path.resolve())
+    written = {"config.json": heeded(config), SETTINGS: heeded(settings)}
+    files = [path for link in LINKED if (path := own_file(model, link))]
+    if weights:
+        written["generation_config.json"] = _endings(model)
+        files += weight_files(model)
+        index = own_file(model, INDEX)
+        files += [index] if index else []
+    with contextlib.ExitStack() as stack:
+        try:
+            stage = Path(tempfile.mkdtemp(prefix="mrpo-"))
+            stack.callback(_clear, stage)
+            for name, values in written.items():
+                (stage / name).write_text(json.dumps(values), encoding="utf-8")
+            for path in files:
+                (stage / path.name).symlink_to(path.resolve())
+        except OSError as error:
+            raise disk_error(tempfile.gettempdir(), error) from None
         yield stage
+
+
+def _clear(stage: Path) -> None:
+    """Remove a directory of links; what the file system refuses costs nothing but its entry."""
+    with contextlib.suppress(OSError):
+        shutil.rmtree(stage)
 
 
 def vet(model: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -121,7 +134,3 @@ def _endings(model: Path) -> dict[str, Any]:
         if not all(type(number) is int and number >= 0 for number in ids):
             raise UsageError(f"{path}: {key} is no token id", "download it again")
     return endings
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values), encoding="utf-8")

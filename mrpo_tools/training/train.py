@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def train(
         references=references, dataset=dataset,
     )  # fmt: skip
     open_run(output, stage, recipe, record)
-    with memory_errors("training", LESS_MEMORY):
+    with memory_errors("training", LESS_MEMORY), _without_denormals():
         fitted = _fit(recipe, prepared, output, callbacks)
     metrics = Metrics(
         **prepared.report.model_dump(),
@@ -160,11 +161,21 @@ def _check_recipe(output: Path, recipe: Recipe, *, resume: bool) -> None:
         )
 
 
+@contextlib.contextmanager
+def _without_denormals() -> Iterator[None]:
+    """Take tiny numbers for 0: the gradients of a saturated loss are denormal, which CPUs compute
+    several times slower."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def _fit(
     recipe: Recipe, prepared: Prepared, output: Path, callbacks: Sequence[TrainerCallback]
 ) -> Metrics:
     """Load the policy, check it against its cached reference, train, save."""
-    torch.set_flush_denormal(True)  # a saturated loss has tiny gradients, slow as denormal numbers
     device = pick_device()
     reset_peak_memory(device)
     policy = prepared.policy
