@@ -55,6 +55,13 @@ def test_by_hand_with_a_project(project, tiny_models, mrpo):
     mrpo("precompute --ref llama,qwen")
     assert [row["scored"] for row in json.loads(mrpo("precompute --json").out)] == [0, 0, 0]
     train = "train --loss mrpo --refs llama,mistral,qwen --output runs/mrpo --set max_steps=2"
+    dry = mrpo("precompute --dry-run").out
+    assert "nothing to compute, as every response has its number in the cache: llama" in dry
+    assert "next: mrpo rank" in mrpo("precompute").out
+    assert "references: llama (the project's" in mrpo("train --loss dpo --dry-run").err
+    several = mrpo("train --dry-run").err
+    assert "references: llama, mistral, qwen (the project's; --refs takes others)" in several
+    assert "did you mean llama?" in mrpo("train --refs lama --dry-run", 3).err
     assert "next: mrpo evaluate runs/mrpo" in mrpo(train).out
     metrics = json.loads(mrpo("evaluate runs/mrpo --split train --json").out)
     for name in ("accuracies", "accuracies_step0", "accuracies_reference_1", "accuracies_logp"):
@@ -83,6 +90,8 @@ def test_by_hand_without_a_project(project, tiny_models, mrpo):
     common = "--dataset data.jsonl --cache elsewhere"
     mrpo(f"precompute --ref a={tiny_models['llama']} --ref b={tiny_models['qwen']} {common}")
     mrpo(f"train --loss mrpo --refs a,b {common} --output run --set max_steps=1")
+    placed = f"--refs a={tiny_models['llama']},b={tiny_models['qwen']}"
+    mrpo(f"train --loss mrpo {placed} {common} --dry-run")
     mrpo("evaluate run --split train")
     record = json.loads(Path("run/run.json").read_text())
     assert record["policy"]["model"] == str(tiny_models["llama"])
