@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 from small_data import write_lines
 
 from mrpo_tools.cli import COMMANDS, cli, run
+from mrpo_tools.config import Recipe, parse
 
 
 @pytest.fixture
@@ -155,6 +158,19 @@ def test_bad_input_is_one_clear_line_and_writes_nothing(case, project, mrpo):
     assert "unexpected" not in printed.err
     assert snapshot(project) == before
     assert not Path("cache").exists()
+
+
+def test_a_recipe_with_every_key_is_one(project, mrpo):
+    """What `mrpo recipe` prints reads as the defaults, says something of every key, and explains
+    one with the names to choose among."""
+    text = mrpo("recipe").out
+    assert parse(Recipe, yaml.safe_load(text), "it") == Recipe()
+    assert set(re.findall(r"^(?:# )?(\w+):(?=.*# \S)", text, re.MULTILINE)) == {
+        *Recipe.model_fields
+    }
+    assert "one of:   adaptive, fixed, none" in mrpo("recipe trust_region").out
+    assert json.loads(mrpo("recipe beta --json").out)["default"] is None
+    assert "did you mean learning_rate?" in mrpo("recipe lr", 2).err
 
 
 def test_missing_rows_are_counted_with_the_command(project, llama, mrpo):
