@@ -1,4 +1,4 @@
-"""Write docs/methods.md, docs/data.md and docs/families.md from their .in.md and their tables.
+"""Write docs/methods.md, data.md, families.md (each from its .in.md and tables) and recipe.md.
 
 `python docs/generate.py`
 
@@ -15,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from mrpo_tools.cli.recipe import recipe_text
 from mrpo_tools.methods.method import LOSSES, describe
 from mrpo_tools.sources import ADAPTERS, COUNTS, KNOWN
 from mrpo_tools.sources.export import FORMS
@@ -39,6 +40,16 @@ def data_page() -> str:
     for name, table in tables.items():
         prose = prose.replace("{{" + name + "}}", table())
     return prose
+
+
+def recipe_page() -> str:
+    """docs/recipe.md: what `mrpo recipe` prints, with a sentence before it."""
+    return (
+        "# Recipes\n\nEvery key of a recipe with its default, as `mrpo recipe` prints them; "
+        "`mrpo recipe KEY` explains one. A key that is\ncommented out is left to the loss, the "
+        "reference or the device. Every key is also an option: `--set KEY=VALUE`.\n\n"
+        f"```yaml\n{recipe_text()}```\n"
+    )
 
 
 def families_page() -> str:
@@ -169,3 +180,4 @@ if __name__ == "__main__":
     (DOCS / "methods.md").write_text(page(), encoding="utf-8")
     (DOCS / "data.md").write_text(data_page(), encoding="utf-8")
     (DOCS / "families.md").write_text(families_page(), encoding="utf-8")
+    (DOCS / "recipe.md").write_text(recipe_page(), encoding="utf-8")

@@ -116,66 +116,121 @@ class Recipe(Words):
     Unset hyper-parameters (None) take the objective's own default; `mrpo losses NAME` prints it.
     """
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     # What is optimised
     loss: str = "mrpo"
+    """What is optimised: `mrpo`, `dpo`, `mpo`, …; `mrpo losses` lists them."""
     refs: list[str] = Field(default_factory=list)
+    """Cached references, reference 1 first: it is the policy's initial model."""
     policy: str | None = None
+    """Another initial model: a name of the project, a directory or a hub id."""
     combine: words.Combine | None = None
+    """How several references become one; None is the loss's own way."""
     weights: words.Weights | None = None
+    """What each reference weighs: `confidence` is MRPO's."""
     fixed_weights: list[float] | None = None
+    """One number for each reference, for `weights: fixed`."""
     weights_layout: words.WeightsLayout = "paper"
+    """Which reference a confidence weight stands at: the paper's, or its code's."""
     trust_region: words.TrustRegion | None = None
+    """How far the others may be from reference 1: `adaptive` is MRPO's."""
     epsilon_max: float | None = Field(default=None, ge=0)
+    """The largest radius of the trust region, relative to reference 1's log-prob."""
     chosen: words.Chosen = "auto"
+    """Which responses of a scored group count as chosen."""
     top_bottom: int = Field(default=2, ge=1)
+    """So many of the best and of the worst, for `chosen: top_bottom`."""
     pairing: words.Pairing | None = None
+    """Which pairs a group makes; None is the loss's own way."""
 
     # The objective's own hyper-parameters (names of docs/methods.md §4)
     beta: float | None = Field(default=None, gt=0)
+    """How strongly the policy is held to the reference."""
     label_smoothing: float | None = Field(default=None, ge=0, lt=0.5)
+    """Share of preferences that are taken to be wrong."""
     deviation_scale: float | None = Field(default=None, ge=0)
+    """Weight of a score's deviation from its group's mean (MPO, SWEPO)."""
     signed: bool | None = None
+    """Whether the deviation keeps its sign."""
     power: Literal[0, 1, 2] | None = None
+    """Power of the deviation (SWEPO)."""
     weight: Literal["none", "power"] | None = None
+    """`power` weighs responses by |deviation|^power instead of adding it (SWEPO)."""
     gamma: float | None = None
+    """Margin that the chosen should have (SimPO, `mpo_reference_free`)."""
     tau: float | None = Field(default=None, gt=0)
+    """Temperature of the softmax over scores (InfoNCA, NCA)."""
     sft_weight: float | None = Field(default=None, ge=0)
+    """Weight of the log-likelihood of the chosen, beside the preference loss."""
     delta: float | None = None
+    """Margin of SLiC's hinge, nats."""
     length_penalty: float | None = None
+    """What each token more costs, nats (R-DPO)."""
     kl_weight: float | None = Field(default=None, ge=0)
+    """Weight of the distance from the reference (`grpo_offline`)."""
     clip: float | None = Field(default=None, gt=0)
+    """How far a policy ratio may be from 1 (`grpo_offline`)."""
     score_scale: float | None = Field(default=None, gt=0)
+    """Scores are divided by it, into [0, 1] (MPPO)."""
     length_normalized: bool | None = None
+    """Whether log-ratios are means over tokens instead of sums (IPO)."""
 
     # How the policy is trained
     finetuning: words.Finetuning = "lora"
+    """`lora` trains an adapter, `full` all weights."""
     quantization: words.Quantization | None = None
+    """`nf4` keeps the frozen weights in 4 bits (QLoRA)."""
     dtype: words.Dtype | None = None
+    """Of the weights; None is reference 1's, and float32 for full finetuning."""
     autocast: words.Dtype | None = None
+    """Of the products, where narrower; full finetuning has 16 bits on a GPU."""
     lora_r: int = Field(default=8, ge=1)
+    """Rank of the adapter."""
     lora_alpha: int = Field(default=8, ge=1)
+    """Scale of the adapter, over its rank."""
     lora_target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    """Layers that get an adapter, by name."""
     learning_rate: float = Field(default=1e-5, gt=0)
+    """Of AdamW, at its highest."""
     per_device_train_batch_size: int = Field(default=2, ge=1)
+    """Groups of a micro-batch."""
     gradient_accumulation_steps: int = Field(default=4, ge=1)
+    """Micro-batches of an optimizer step."""
     num_train_epochs: float = Field(default=1.0, gt=0)
+    """Passes over the data."""
     max_steps: int = Field(default=-1, ge=-1)
+    """Optimizer steps; above 0 it stands in place of the epochs."""
     lr_scheduler_type: words.Scheduler = "cosine"
+    """How the learning rate falls."""
     warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the steps in which it rises first."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Of AdamW."""
     max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradients longer than this are scaled down; 0 for never."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Compute activations twice to save memory; `auto`: where they would not fit."""
     batch_tokens: int | None = Field(default=None, ge=16)
+    """Tokens of one pass through the model, padding counted."""
     seed: int = 0
+    """Of the order, the adapter and random pairs."""
     logging_steps: int = Field(default=10, ge=1)
+    """Steps between lines of the log."""
     save_steps: int = Field(default=500, ge=1)
+    """Steps between checkpoints."""
     save_total_limit: int | None = Field(default=2, ge=1)
+    """Checkpoints that are kept; None for all."""
     max_length: int | None = Field(default=None, ge=8)
+    """Tokens of prompt and response together; None is reference 1's."""
     split: str = "train"
+    """What is trained on; `all` for everything."""
 
     # What is measured while it trains: before the first step, every `eval_steps`, after the last
     eval_steps: int | None = Field(default=None, ge=1)
+    """Steps between measurements of held-out groups; None for none."""
     eval_split: str = "test"
+    """Which groups those are."""
 
     @model_validator(mode="after")
     def _quantized_weights_stay(self) -> Recipe:

@@ -5,38 +5,46 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 _name = ""
 
 Advance = Callable[..., None]
 """`advance(n)` after n more units; `advance(n, note="…")` also shows a note."""
+SECONDS_A_LINE = 60.0
+"""Where stderr is no terminal, a line so often says how far the work is."""
 
 
 @contextlib.contextmanager
 def bar(description: str, total: float, unit: str = "") -> Iterator[Advance]:
-    """A progress bar while the block runs; silent where stderr is no terminal."""
-    if not sys.stderr.isatty() or total <= 0:
+    """A progress bar while the block runs; where stderr is no terminal, a line a minute."""
+    if total <= 0:
         yield lambda *_, **__: None
+        return
+    if not sys.stderr.isatty():
+        yield lines(description, total)
         return
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        TaskProgressColumn,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
 
-    columns = (
+    columns = (  # a narrow terminal cuts the last ones
         TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeElapsedColumn(),
+        TaskProgressColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
+        BarColumn(bar_width=20),
+        TimeElapsedColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
@@ -48,6 +56,30 @@ def bar(description: str, total: float, unit: str = "") -> Iterator[Advance]:
                 progress.update(task, note=note)
 
         yield advance
+
+
+def lines(description: str, total: float, clock: Callable[[], float] = time.monotonic) -> Advance:
+    """Progress as lines to stderr, one a minute: none of work that takes less.
+
+    Args:
+        description: of the work.
+        total: units of it.
+        clock: seconds since any moment.
+    """
+    started = told = clock()
+    done = 0.0
+
+    def advance(amount: float = 1, note: str = "") -> None:
+        nonlocal done, told
+        done += amount
+        now = clock()
+        if now - told >= SECONDS_A_LINE and 0 < done < total:
+            told = now
+            minutes = (now - started) * (total / done - 1) / 60
+            beside = f", {note}" if note else ""
+            say(f"{description}: {done / total:.0%}, about {minutes:.0f} min to go{beside}")
+
+    return advance
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 from small_data import write_lines
 
 from mrpo_tools.cli import COMMANDS, cli, run
+from mrpo_tools.config import Recipe, parse
 
 
 @pytest.fixture
@@ -55,6 +58,13 @@ def test_by_hand_with_a_project(project, tiny_models, mrpo):
     mrpo("precompute --ref llama,qwen")
     assert [row["scored"] for row in json.loads(mrpo("precompute --json").out)] == [0, 0, 0]
     train = "train --loss mrpo --refs llama,mistral,qwen --output runs/mrpo --set max_steps=2"
+    dry = mrpo("precompute --dry-run").out
+    assert "nothing to compute, as every response has its number in the cache: llama" in dry
+    assert "next: mrpo rank" in mrpo("precompute").out
+    assert "references: llama (the project's" in mrpo("train --loss dpo --dry-run").err
+    several = mrpo("train --dry-run").err
+    assert "references: llama, mistral, qwen (the project's; --refs takes others)" in several
+    assert "did you mean llama?" in mrpo("train --refs lama --dry-run", 3).err
     assert "next: mrpo evaluate runs/mrpo" in mrpo(train).out
     metrics = json.loads(mrpo("evaluate runs/mrpo --split train --json").out)
     for name in ("accuracies", "accuracies_step0", "accuracies_reference_1", "accuracies_logp"):
@@ -83,6 +93,8 @@ def test_by_hand_without_a_project(project, tiny_models, mrpo):
     common = "--dataset data.jsonl --cache elsewhere"
     mrpo(f"precompute --ref a={tiny_models['llama']} --ref b={tiny_models['qwen']} {common}")
     mrpo(f"train --loss mrpo --refs a,b {common} --output run --set max_steps=1")
+    placed = f"--refs a={tiny_models['llama']},b={tiny_models['qwen']}"
+    mrpo(f"train --loss mrpo {placed} {common} --dry-run")
     mrpo("evaluate run --split train")
     record = json.loads(Path("run/run.json").read_text())
     assert record["policy"]["model"] == str(tiny_models["llama"])
@@ -146,6 +158,19 @@ def test_bad_input_is_one_clear_line_and_writes_nothing(case, project, mrpo):
     assert "unexpected" not in printed.err
     assert snapshot(project) == before
     assert not Path("cache").exists()
+
+
+def test_a_recipe_with_every_key_is_one(project, mrpo):
+    """What `mrpo recipe` prints reads as the defaults, says something of every key, and explains
+    one with the names to choose among."""
+    text = mrpo("recipe").out
+    assert parse(Recipe, yaml.safe_load(text), "it") == Recipe()
+    assert set(re.findall(r"^(?:# )?(\w+):(?=.*# \S)", text, re.MULTILINE)) == {
+        *Recipe.model_fields
+    }
+    assert "one of:   adaptive, fixed, none" in mrpo("recipe trust_region").out
+    assert json.loads(mrpo("recipe beta --json").out)["default"] is None
+    assert "did you mean learning_rate?" in mrpo("recipe lr", 2).err
 
 
 def test_missing_rows_are_counted_with_the_command(project, llama, mrpo):

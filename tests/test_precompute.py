@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import signal
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from stores import logps_of, row
 from mrpo_tools.cache import Cache
 from mrpo_tools.cli.precompute import _shard
 from mrpo_tools.config import Reference, absolute_paths
-from mrpo_tools.errors import ResourceError, UsageError
+from mrpo_tools.errors import Preempted, ResourceError, UsageError
 from mrpo_tools.evaluation.rank import cached_groups
 from mrpo_tools.files import make_directory, write_whole
 from mrpo_tools.groups import Group
@@ -53,6 +55,33 @@ def encoded_of(reference: Reference, groups: list[Group]) -> dict[str, tuple[lis
 def rows_of(cache: Cache) -> dict[str, dict[str, Any]]:
     """The cached rows of `llama`, by response."""
     return {row["response_id"]: row for row in cache.find("llama").table().to_pylist()}
+
+
+class Signalled(Simulation):
+    """Gets SIGTERM while its third batch is computed."""
+
+    batch = 0
+
+    def logps(self, rows):
+        self.batch += 1
+        if self.batch == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().logps(rows)
+
+
+def test_sigterm_keeps_what_is_computed_and_names_the_command(llama, some_groups, tmp_path):
+    """Exit code 75; the same call then computes the rest, and the old handler is back."""
+    cache, handler = Cache(tmp_path), signal.getsignal(signal.SIGTERM)
+    words = {"llama": llama["llama"].model_copy(update={"batch_tokens": 64})}
+    with pytest.raises(Preempted, match="stopped by a signal") as stopped:
+        precompute(words, some_groups, cache, "some", load=Signalled().load)
+    assert stopped.value.exit_code == 75
+    assert signal.getsignal(signal.SIGTERM) is handler
+    kept = len(numbers(cache))
+    every = len({key for group in some_groups for key in group.response_ids})
+    assert 0 < kept < every
+    [summary] = precompute(words, some_groups, cache, "some", load=Simulation().load)
+    assert (summary.reused, summary.computed["ok"]) == (kept, every - kept)
 
 
 def test_a_prompt_in_two_groups_is_scored_once(llama, some_groups, tmp_path):

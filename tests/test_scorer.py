@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from mrpo_tools.errors import UsageError
 from mrpo_tools.precomputing.meter import Meter
+from mrpo_tools.progress import lines
 from mrpo_tools.scorer.loaded import LoadedReference
 from mrpo_tools.scorer.scorer import ROUTES, ResponseScorer, response_logps
 from mrpo_tools.scorer.self_check import self_check
@@ -165,6 +166,20 @@ def test_useful_work_is_the_decoder_and_the_scored_head(references, name, quanti
     reference = references[name].model_copy(update={"quantization": quantization})
     scorer = ResponseScorer(load_model(files, reference, "float32", CPU))
     assert scorer.useful_flops(1000, 10) == 2 * (1000 * decoder + 10 * head)
+
+
+def test_without_a_terminal_there_is_a_line_a_minute(capsys):
+    """Of 200 units, one a second: after 61 seconds 30 % and 2 minutes to go; nothing at the end."""
+    seconds = iter(range(1000))
+    advance = lines("computing", 200, clock=lambda: float(next(seconds)))
+    for _ in range(200):
+        advance(1, note="fast")
+    told = capsys.readouterr().err.splitlines()
+    assert told == [
+        "computing: 30%, about 2 min to go, fast",
+        "computing: 60%, about 1 min to go, fast",
+        "computing: 90%, about 0 min to go, fast",
+    ]
 
 
 def test_the_bar_says_what_is_computed(tiny_models):

@@ -11,7 +11,7 @@ import pyarrow as pa
 from mrpo_tools.cache import datasets, files
 from mrpo_tools.cache.parts import first_of_each
 from mrpo_tools.cache.reference import ReferenceStore, is_store
-from mrpo_tools.errors import CacheMissing, CacheStale
+from mrpo_tools.errors import CacheMissing, CacheStale, did_you_mean
 from mrpo_tools.files import sweep_temporaries
 from mrpo_tools.groups import Group
 from mrpo_tools.references.identity import Identity, excerpts
@@ -74,12 +74,7 @@ class Cache:
         stores = self.named(wanted)
         if len(stores) == 1:
             return stores[0]
-        if not stores:
-            names = ", ".join(sorted(map(str, self.references()))) or "none yet"
-            raise CacheMissing(
-                f"reference {wanted!r} has no log-probs in {self.path} (cached: {names})",
-                f"create them with: mrpo precompute --ref {name}{files.cache_option(self.path)}",
-            )
+        self.require(wanted)
         latest, other = stores[:2]
         differing = "; ".join(
             f"{field} {' and '.join(excerpts(first, second))}"
@@ -89,6 +84,23 @@ class Cache:
             f"reference {name!r} has {len(stores)} identities in {self.path}: "
             f"{', '.join(map(str, stores))}; they differ in {differing}",
             f"name the one you mean; {name}@{latest.short[:4]} was written last",
+        )
+
+    def require(self, wanted: str) -> None:
+        """Return where some store has this name.
+
+        Raises:
+            CacheMissing: none has; with the command, and names that are near.
+        """
+        if self.named(wanted):
+            return
+        name, there = wanted.partition("@")[0], self.references()
+        near = did_you_mean(name, {store.name for store in there}) or ""
+        meant = f"{near} Or " if near.startswith("did you mean") else ""
+        names = ", ".join(sorted(map(str, there))) or "none yet"
+        raise CacheMissing(
+            f"reference {wanted!r} has no log-probs in {self.path} (cached: {names})",
+            f"{meant}create them with: mrpo precompute --ref {name}{files.cache_option(self.path)}",
         )
 
     def store(self, name: str, identity: Identity) -> ReferenceStore:

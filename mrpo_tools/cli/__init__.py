@@ -24,6 +24,7 @@ COMMANDS = {
     "demo": "mrpo_tools.cli.demo",
     "doctor": "mrpo_tools.cli.project",
     "losses": "mrpo_tools.cli.losses",
+    "recipe": "mrpo_tools.cli.recipe",
     "data": "mrpo_tools.cli.data",
     "precompute": "mrpo_tools.cli.precompute",
     "train": "mrpo_tools.cli.train",

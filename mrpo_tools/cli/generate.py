@@ -59,5 +59,6 @@ def generate(
     text = "".join(f"{line}\n" for line in lines)
     if output:
         output.write_text(text, encoding="utf-8")
+        print(f"{len(unique):,} answers in {output}")
     else:
         print(text, end="")

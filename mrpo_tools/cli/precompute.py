@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -152,7 +153,7 @@ def _print_estimates(estimates: list[Estimate], *, as_json: bool) -> None:
             "padding": estimate.padding,
             "overlong": estimate.overlong,
             "memory MB": round(estimate.memory_bytes / 1e6),
-            "disk MB": round(estimate.disk_bytes / 1e6, 1),
+            "disk kB": math.ceil(estimate.disk_bytes / 1e3),
             "loading s": round(estimate.loading_seconds, 1),
             "seconds": round(estimate.seconds, 1),
         }
@@ -160,12 +161,17 @@ def _print_estimates(estimates: list[Estimate], *, as_json: bool) -> None:
     ]
     print_table(tuple(rows[0]), [tuple(row.values()) for row in rows])
     print("memory is of tensors: weights, and what the largest batch takes beside them")
+    done = ", ".join(estimate.name for estimate in estimates if not estimate.responses)
+    if done:
+        print(f"nothing to compute, as every response has its number in the cache: {done}")
     rough = ", ".join(estimate.name for estimate in estimates if estimate.about)
     if rough:
         print(f"about, by a rough formula, as no model can be made of the configuration: {rough}")
 
 
 def _print(summaries: list[Summary], *, as_json: bool) -> None:
+    from mrpo_tools.progress import is_first_process
+
     rows = [
         {
             "reference": summary.store.name,
@@ -181,5 +187,8 @@ def _print(summaries: list[Summary], *, as_json: bool) -> None:
     ]
     if as_json:
         print_json(rows)
-    else:
-        print_table(tuple(rows[0]), [tuple(row.values()) for row in rows])
+        return
+    print_table(tuple(rows[0]), [tuple(row.values()) for row in rows])
+    if is_first_process():
+        names = ",".join(str(row["reference"]) for row in rows)
+        print(f"next: mrpo rank, or mrpo train --refs {names} --output RUN")

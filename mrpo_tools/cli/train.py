@@ -37,7 +37,9 @@ RECIPE_OPTIONS = (
 
 @click.command()
 @click.option("--loss", metavar="NAME", help="`mrpo losses` lists them.  [default: mrpo]")
-@click.option("--refs", metavar="A,B,…", help="Cached references, reference 1 first.")
+@click.option("--refs", metavar="A,B,…",
+              help="Cached references, reference 1 first; NAME=MODEL says where one is.  "
+              "[default: the project's]")  # fmt: skip
 @click.option(
     "--config", type=click.Path(path_type=Path), metavar="RECIPE", help="A recipe (YAML)."
 )
@@ -85,11 +87,13 @@ def train(
     if output is None and (resume or not options["dry_run"]):
         raise click.MissingParameter(param_hint="'--output'", param_type="option")
     project, config = _project(config, output, options, resume=resume)
-    recipe = _recipe(config, options, settings)
-    references = {**project.references, **references_named(options["definitions"], project, {})}
+    names, placed = _names(options["refs"])
+    recipe = _with_references(_recipe(config, options, settings, names), project)
+    placed = [*options["definitions"], *placed]
+    references = {**project.references, **references_named(placed, project, {})}
     dataset, cache = dataset_of(project, options), Cache(options["cache"] or project.cache)
-    if recipe.refs:
-        cache.references()  # refuses a cache that is not there before anything is read
+    for name in recipe.refs:
+        cache.require(name)  # what is not there is refused before anything is read
     source = read_groups(dataset)
     _begin()
     if output is None or options["dry_run"]:
@@ -184,14 +188,42 @@ def _print_estimate(estimate: TrainingEstimate, *, as_json: bool) -> None:
         print("about, by a rough formula, as no model can be made of the policy's configuration")
 
 
-def _recipe(config: Path | None, options: dict[str, Any], settings: tuple[str, ...]) -> Recipe:
+def _names(refs: str | None) -> tuple[list[str] | None, list[str]]:
+    """`a,b=MODEL` -> the names, and those words that say where a model is."""
+    if refs is None:
+        return None, []
+    words = [word for word in refs.split(",") if word]
+    return [word.partition("=")[0] for word in words], [word for word in words if "=" in word]
+
+
+def _with_references(recipe: Recipe, project: Project) -> Recipe:
+    """The recipe; where it names no reference and its loss needs one, with the project's: the first
+    for a loss of one reference, all of them for one of several."""
+    from mrpo_tools.methods.method import PRESETS, find_loss, objective_of
+    from mrpo_tools.progress import say_once
+
+    loss = find_loss(recipe.loss)
+    if recipe.refs or not project.references or objective_of(loss).references == "none":
+        return recipe
+    several = loss in PRESETS or objective_of(loss).references == "several"
+    names = list(project.references)[: None if several else 1]
+    say_once(f"references: {', '.join(names)} (the project's; --refs takes others)")
+    return recipe.model_copy(update={"refs": names})
+
+
+def _recipe(
+    config: Path | None,
+    options: dict[str, Any],
+    settings: tuple[str, ...],
+    refs: list[str] | None,
+) -> Recipe:
     """The recipe file with the options over it, then `--set`."""
     from mrpo_tools.config import Recipe, load_recipe, parse
 
     values = load_recipe(config) if config else {}
     values |= {key: options[key] for key in RECIPE_OPTIONS if options[key] is not None}
-    if options["refs"] is not None:
-        values["refs"] = [name for name in options["refs"].split(",") if name]
+    if refs is not None:
+        values["refs"] = refs
     values |= recipe_keys(settings)
     return parse(Recipe, values, str(config) if config else "recipe")
 
