@@ -93,7 +93,6 @@ def demo(
     execute: Execute,
     show: Callable[[str], None] = print,
     *,
-    project: str = PROJECT,
     recipe: str = RECIPE,
     model_steps: int | None = None,
 ) -> Demo:
@@ -103,7 +102,6 @@ def demo(
         directory: new, empty, or that of an earlier demo.
         execute: runs one command line in this process and returns its exit code.
         show: prints a line.
-        project: the text of `mrpo.yaml`.
         recipe: the text of the training's YAML recipe.
         model_steps: to train each tiny model for; None for as many as it needs.
 
@@ -112,7 +110,7 @@ def demo(
         MrpoError: a command failed; it has printed why.
     """
     started = time.monotonic()
-    _prepare(directory, project, recipe)
+    _prepare(directory, recipe)
     with contextlib.chdir(directory):
         _make_models(show, model_steps)
         _type(execute, show, ["precompute", "--ref", ",".join(REFERENCES)])
@@ -136,7 +134,7 @@ def shipped_data() -> Path:
     return next(path for path in places if path.exists())
 
 
-def _prepare(directory: Path, project: str, recipe: str) -> None:
+def _prepare(directory: Path, recipe: str) -> None:
     if directory.is_file():
         raise UsageError(f"{directory} is a file; the demo needs a directory")
     ours = (directory / "mrpo.yaml").exists() and (directory / "demo.jsonl").exists()
@@ -144,7 +142,7 @@ def _prepare(directory: Path, project: str, recipe: str) -> None:
         raise UsageError(f"{directory} is not empty", "mrpo demo NEW_DIRECTORY")
     directory.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(shipped_data(), directory / "demo.jsonl")
-    (directory / "mrpo.yaml").write_text(project, encoding="utf-8")
+    (directory / "mrpo.yaml").write_text(PROJECT, encoding="utf-8")
     (directory / "recipe.yaml").write_text(recipe, encoding="utf-8")
 
 
