@@ -85,7 +85,7 @@ def attempt(capfd: Any, line: str = LINE) -> Ended:
         signal.signal(signal.SIGALRM, before)
     err = capfd.readouterr().err
     assert "Traceback" not in err, err
-    assert "unexpected" not in err, err
+    assert "error: unexpected " not in err, err
     errors = [text for text in err.splitlines() if text.startswith("error:")]
     assert len(errors) == (code != 0), err
     assert code in (0, 2, 4), err
