@@ -92,8 +92,9 @@ def train(
     placed = [*options["definitions"], *placed]
     references = {**project.references, **references_named(placed, project, {})}
     dataset, cache = dataset_of(project, options), Cache(options["cache"] or project.cache)
-    for name in recipe.refs:
-        cache.require(name)  # what is not there is refused before anything is read
+    if recipe.refs and cache.references():  # a name that is not there, before anything is read
+        for name in recipe.refs:
+            cache.require(name)
     source = read_groups(dataset)
     _begin()
     if output is None or options["dry_run"]:
