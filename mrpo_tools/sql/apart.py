@@ -115,7 +115,7 @@ class _Watch:
     def __init__(self, process: psutil.Process, question: Question) -> None:
         self._process, self._seconds = process, question.timeout
         self._memory_bytes = parse_bytes(question.memory_limit)
-        room = self._memory_bytes + max(self._memory_bytes, SLACK_BYTES)
+        room = self._memory_bytes + max(self._memory_bytes * 3 // 4, SLACK_BYTES)  # it grows on
         self._ceiling = self._held() + room
         self._left = 1 + 1.5 * question.timeout
 
