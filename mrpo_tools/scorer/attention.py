@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
+from mrpo_tools.scorer.head import SIXTEEN_BITS
 from mrpo_tools.scorer.pieces import Rule, piece_by_piece
 from mrpo_tools.scorer.trees import Forest
 from mrpo_tools.scorer.variable_length import (
-    HALVES,
     INSTALLED,
     LARGEST_HEAD,
     VariableLength,
@@ -96,7 +96,7 @@ AttentionInterface.register(TREE_PIECES, tree_attention)
 
 def uses_variable_length(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether `tree` computes plain layers (no window, no soft-cap, no sinks) in one call."""
-    halves = device.type == "cuda" and dtype in HALVES
+    halves = device.type == "cuda" and dtype in SIXTEEN_BITS
     return halves and missing_variable_length(device, dtype) is None
 
 
@@ -116,7 +116,7 @@ def missing_variable_length(
     Returns:
         The reason in words, without a full stop; None if there is none, or no call is expected.
     """
-    if device.type != "cuda" or dtype not in HALVES:
+    if device.type != "cuda" or dtype not in SIXTEEN_BITS:
         return None
     if kernel is None:
         return f"torch {torch.__version__} has no variable-length attention, torch 2.10 has"

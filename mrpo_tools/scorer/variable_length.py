@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mrpo_tools.scorer.head import SIXTEEN_BITS
 from mrpo_tools.scorer.pieces import Rule, within_window
 from mrpo_tools.scorer.trees import Forest
 
-HALVES = (torch.bfloat16, torch.float16)
 LARGEST_HEAD = 256
 OLDEST = (8, 0)
 """The compute capability that flash attention needs."""
@@ -39,7 +39,7 @@ class VariableLength:
         self,
         kernel: Callable[..., Any],
         device_type: str = "cuda",
-        dtypes: tuple[torch.dtype, ...] = HALVES,
+        dtypes: tuple[torch.dtype, ...] = SIXTEEN_BITS,
     ) -> None:
         self.kernel = kernel
         self.device_type = device_type

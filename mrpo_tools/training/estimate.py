@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from mrpo_tools.config import Recipe
 from mrpo_tools.errors import UsageError
 from mrpo_tools.maths.logprobs import TILES
 from mrpo_tools.precomputing.estimate import count_parameters
+from mrpo_tools.progress import rank_and_count
 from mrpo_tools.references.devices import free_bytes, peak_flops, pick_device
-from mrpo_tools.references.loading import add_lora
 from mrpo_tools.references.model_files import read_json
 from mrpo_tools.scorer.blueprint import Blueprint, blueprint_of
 from mrpo_tools.scorer.memory import (
@@ -32,6 +31,7 @@ from mrpo_tools.scorer.speed import EFFICIENCY, seconds_of
 from mrpo_tools.scorer.trees import Row, plan_rows
 from mrpo_tools.scorer.trees import batches as batches_of
 from mrpo_tools.training.activations import ADAM_STATES, fits, recompute_activations
+from mrpo_tools.training.policy import on_model
 from mrpo_tools.training.prepare import Prepared
 
 STATES = 34
@@ -228,17 +228,7 @@ def _blueprint(
     policy = prepared.policy
 
     def scorer(model: Any) -> ResponseScorer:
-        if recipe.finetuning == "lora":
-            targets = recipe.lora_target_modules
-            model = add_lora(
-                model=model,
-                rank=recipe.lora_r,
-                alpha=recipe.lora_alpha,
-                targets=targets,
-                seed=recipe.seed,
-            )
-        dtype = getattr(torch, policy.products)
-        made = ResponseScorer(model, policy.reference.attention, dtype).train()
+        made = on_model(model, policy, recipe).train()
         if recomputed:
             recompute_activations(made)
         return made
@@ -253,7 +243,8 @@ def _blueprint(
 
 
 def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    _, count = rank_and_count()
+    return count
 
 
 def _epoch_steps(recipe: Recipe, groups: int) -> int:

@@ -92,7 +92,12 @@ def scorer_of(policy: ResolvedReference, recipe: Recipe, device: torch.device) -
         ResourceError: it does not fit into memory.
         UsageError: its files cannot be loaded, or `lora_target_modules` names none of its layers.
     """
-    model: Any = load_model(policy.files, policy.reference, policy.dtype, device)
+    model = load_model(policy.files, policy.reference, policy.dtype, device)
+    return on_model(model, policy, recipe)
+
+
+def on_model(model: Any, policy: ResolvedReference, recipe: Recipe) -> ResponseScorer:
+    """The scorer of a policy's bare model, whatever its weights are: a dry run has none."""
     if recipe.finetuning == "lora":
         targets = recipe.lora_target_modules
         model = add_lora(
