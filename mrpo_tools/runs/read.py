@@ -9,6 +9,7 @@ from typing import Any
 
 from mrpo_tools.errors import UsageError
 from mrpo_tools.progress import say
+from mrpo_tools.runs.outcomes import OutcomesRecord, read_outcomes
 from mrpo_tools.runs.record import EvaluationRecord, Metrics, read_object
 from mrpo_tools.runs.run import EVALUATION, METRICS, RUN, STATE, Run, is_finished, is_run, read_run
 
@@ -35,12 +36,14 @@ class Result:
         metrics: what training took and where it ended.
         history: the log, oldest first.
         evaluation: of one split; None where it was not evaluated.
+        outcomes: of the same split; None where nothing was generated.
     """
 
     run: Run
     metrics: Metrics
     history: list[LogEntry]
     evaluation: EvaluationRecord | None
+    outcomes: OutcomesRecord | None = None
 
     @property
     def path(self) -> Path:
@@ -103,6 +106,7 @@ def read_result(path: Path, split: str) -> Result:
         Metrics.read(path / METRICS),
         read_history(path),
         read_evaluation(path, split),
+        read_outcomes(path, split),
     )
 
 
