@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +16,8 @@ Advance = Callable[..., None]
 """`advance(n)` after n more units; `advance(n, note="…")` also shows a note."""
 SECONDS_A_LINE = 60.0
 """Where stderr is no terminal, a line so often says how far the work is."""
+GAP = 2
+"""Spaces between the columns of a table."""
 
 
 @contextlib.contextmanager
@@ -67,16 +71,17 @@ def lines(description: str, total: float, clock: Callable[[], float] = time.mono
         clock: seconds since any moment.
     """
     started = told = clock()
-    done = 0.0
+    done, last_note = 0.0, ""
 
     def advance(amount: float = 1, note: str = "") -> None:
-        nonlocal done, told
+        nonlocal done, told, last_note
         done += amount
+        last_note = note or last_note
         now = clock()
         if now - told >= SECONDS_A_LINE and 0 < done < total:
             told = now
             minutes = (now - started) * (total / done - 1) / 60
-            beside = f", {note}" if note else ""
+            beside = f", {last_note}" if last_note else ""
             say(f"{description}: {done / total:.0%}, about {minutes:.0f} min to go{beside}")
 
     return advance
@@ -132,26 +137,135 @@ def say_once(message: str) -> None:
         say(message)
 
 
+def terminal_width() -> int | None:
+    """Columns of the terminal that stdout is, or as COLUMNS says; None where nothing says it."""
+    told = os.environ.get("COLUMNS", "")
+    if told.isascii() and told.isdecimal() and int(told):
+        return int(told)
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 def aligned(
-    rows: Sequence[Sequence[str]], right: Sequence[bool], *, rule: bool = False
+    rows: Sequence[Sequence[str]],
+    right: Sequence[bool],
+    *,
+    rule: bool = False,
+    width: int | None = None,
 ) -> Iterator[str]:
     """Lines of columns, two spaces apart, each as wide as its widest text on a terminal.
 
+    Where that is wider than `width`, headers and texts fold between words; where it still is, the
+    columns stand in several tables one below the other, each with the first column; and where not
+    even two columns fit, each row becomes lines of `header: text`. No word and no number is broken.
+
     Args:
         rows: as many texts in each; the first is the header.
-        right: which columns stand to the right, as numbers do.
+        right: which columns stand to the right, as numbers do; their cells do not fold.
         rule: draw a line below the header.
+        width: of the terminal; None for no limit.
     """
+    columns = list(zip(*rows, strict=True))
+    natural = [max(map(_cells, column)) for column in columns]
+    if width is None or sum(natural) + GAP * (len(natural) - 1) <= width:
+        yield from _lines(rows, natural, right, rule=rule)
+        return
+    least = [
+        max(map(_cells if at_right else _longest_word, column[1:]), default=0)
+        for column, at_right in zip(columns, right, strict=True)
+    ]
+    least = [max(of, _longest_word(column[0])) for of, column in zip(least, columns, strict=True)]
+    blocks = _blocks(least, width)
+    if not blocks:
+        yield from _stacked(rows, width)
+    for number, block in enumerate(blocks):
+        widths = _narrowed([natural[c] for c in block], [least[c] for c in block], width)
+        part = [[row[c] for c in block] for row in rows]
+        yield from [""] * bool(number)
+        yield from _lines(part, widths, [right[c] for c in block], rule=rule)
+
+
+def _lines(
+    rows: Sequence[Sequence[str]], widths: Sequence[int], right: Sequence[bool], *, rule: bool
+) -> Iterator[str]:
+    """The lines of a table whose columns have these widths."""
+    for number, row in enumerate(rows):
+        folded = [folded_text(text, width) for text, width in zip(row, widths, strict=True)]
+        for texts in itertools.zip_longest(*folded, fillvalue=""):
+            cells = []
+            for text, width, at_right in zip(texts, widths, right, strict=True):
+                space = " " * (width - _cells(text))
+                cells.append(space + text if at_right else text + space)
+            yield (" " * GAP).join(cells).rstrip()
+        if rule and number == 0:
+            yield (" " * GAP).join("─" * width for width in widths)
+
+
+def _blocks(least: Sequence[int], width: int) -> list[list[int]]:
+    """Which columns stand side by side, the first in each block; none where two do not fit."""
+    if len(least) == 1:
+        return [[0]] if least[0] <= width else []
+    blocks: list[list[int]] = []
+    used = width
+    for column in range(1, len(least)):
+        if used + GAP + least[column] > width:
+            blocks.append([0])
+            used = least[0]
+        blocks[-1].append(column)
+        used += GAP + least[column]
+        if used > width:
+            return []
+    return blocks
+
+
+def _narrowed(natural: Sequence[int], least: Sequence[int], width: int) -> list[int]:
+    """Widths that fit: the widest of those that can give way do, a column at a time."""
+    widths = list(natural)
+    while sum(widths) + GAP * (len(widths) - 1) > width:
+        able = [c for c, of in enumerate(widths) if of > least[c]]
+        widths[max(able, key=widths.__getitem__)] -= 1
+    return widths
+
+
+def _stacked(rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
+    """`header: text` for each cell of each row, an empty line between rows."""
+    header, *others = rows
+    for number, row in enumerate(others):
+        yield from [""] * bool(number)
+        for name, text in zip(header, row, strict=True):
+            yield from folded_text(f"{name}: {text}" if name else text, width, indent=2)
+
+
+def folded_text(text: str, width: int | None, indent: int = 0) -> list[str]:
+    """A text as lines of a width, broken at spaces alone; a longer word has a line of its own.
+
+    Args:
+        text: without line breaks.
+        width: in cells of a terminal; None for no limit.
+        indent: of every line but the first.
+    """
+    if width is None or _cells(text) <= width:
+        return [text]
+    first, *words = text.split(" ")
+    lines = [first]
+    for word in words:
+        if _cells(lines[-1]) + 1 + _cells(word) <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(" " * indent + word)
+    return lines
+
+
+def _cells(text: str) -> int:
+    """How wide a text is on a terminal."""
+    if text.isascii():
+        return len(text)
     from rich.cells import cell_len
 
-    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
-    ruled = [rows[0], ["─" * width for width in widths], *rows[1:]] if rule else rows
-    for row in ruled:
-        cells = []
-        for text, width, at_right in zip(row, widths, right, strict=True):
-            space = " " * (width - cell_len(text))
-            cells.append(space + text if at_right else text + space)
-        yield "  ".join(cells).rstrip()
+    return cell_len(text)
+
+
+def _longest_word(text: str) -> int:
+    return max(map(_cells, text.split(" ")))
 
 
 def cut(text: str, width: int) -> str:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mrpo_tools import words
+from mrpo_tools.cli.completion import references
 from mrpo_tools.cli.data_summary import count_tokens, facts_of, print_summary, unused_of
+from mrpo_tools.cli.help import Group
 from mrpo_tools.cli.options import (
     choice,
     counted,
@@ -39,7 +41,7 @@ data_options = decorate(
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def data() -> None:
     """Look at, check and convert preference data."""
 
@@ -48,6 +50,7 @@ def data() -> None:
 @click.argument("source", required=False)
 @data_options
 @click.option("--ref", "refs", multiple=True, metavar="NAME[=MODEL]",
+              shell_complete=references,
               help="Count the tokens of this reference's tokenizer too. Repeats.")  # fmt: skip
 @click.option("--rows", default=3, show_default=True, help="Groups to show.")
 @json_option
@@ -113,7 +116,7 @@ def validate(*, source: str | None, as_json: bool, **options: Any) -> None:
 @click.argument("target", type=click.Path(path_type=Path))
 @data_options
 @click.option("--to", "form", default="canonical", show_default=True,
-              type=choice(words.DataForm), help="The last three are pairs.")  # fmt: skip
+              type=choice(words.DataForm), help="What form; the last three are pairs.")  # fmt: skip
 @written_pairing_option
 @renamed("--pairs", "pairing")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mrpo_tools.cli.completion import references, runs
+from mrpo_tools.cli.help import Command
 from mrpo_tools.cli.options import (
     cache_option,
     dataset_of,
@@ -29,11 +31,12 @@ LONGER = "always the longer (a tie counts 0)"
 TIED = "– (every pair is tied)"
 
 
-@click.command()
-@click.argument("subjects", metavar="RUN_OR_MODEL…", nargs=-1, required=True)
+@click.command(cls=Command)
+@click.argument("subjects", metavar="RUN_OR_MODEL…", nargs=-1, required=True, shell_complete=runs)
 @click.option(
-    "--refs", metavar="A,B,…", help="What a model is compared with.  [default: the project's]"
-)
+    "--refs", metavar="A,B,…", shell_complete=references,
+    help="What a model is compared with.  [default: the project's]",
+)  # fmt: skip
 @dataset_options
 @click.option("--split", default="test", show_default=True, help="`all` for everything.")
 @click.option("--precompute", is_flag=True, help="Compute what the references have no numbers for.")

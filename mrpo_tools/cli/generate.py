@@ -8,11 +8,13 @@ from typing import Any
 
 import click
 
+from mrpo_tools.cli.completion import runs
+from mrpo_tools.cli.help import Command
 from mrpo_tools.cli.options import dataset_of, dataset_options, read_groups
 
 
-@click.command()
-@click.argument("model")
+@click.command(cls=Command)
+@click.argument("model", metavar="RUN_OR_MODEL", shell_complete=runs)
 @dataset_options
 @click.option("--split", default="test", show_default=True, help="`all` for everything.")
 @click.option("--max-new-tokens", default=256, show_default=True, type=int)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mrpo_tools.cli.completion import references
+from mrpo_tools.cli.help import Command
 from mrpo_tools.cli.options import (
     cache_option,
     dataset_of,
@@ -32,9 +34,9 @@ if TYPE_CHECKING:
     from mrpo_tools.scorer.loaded import LoadedReference
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
-    "--ref", "refs", multiple=True, metavar="NAME[=MODEL]",
+    "--ref", "refs", multiple=True, metavar="NAME[=MODEL]", shell_complete=references,
     help="Reference by name, or name and model. Repeats and takes commas.",
 )  # fmt: skip
 @dataset_options

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from mrpo_tools import words
+from mrpo_tools.cli.completion import recipe_keys
+from mrpo_tools.cli.help import Command
 from mrpo_tools.cli.options import json_option, print_json
 
 if TYPE_CHECKING:
@@ -20,8 +24,8 @@ SECTIONS = {
 """The first key of each part of a recipe, and the part's name."""
 
 
-@click.command()
-@click.argument("key", required=False)
+@click.command(cls=Command)
+@click.argument("key", required=False, shell_complete=recipe_keys)
 @json_option
 def recipe(*, key: str | None, as_json: bool) -> None:
     """Print a recipe with every key and its default, or explain one key.
@@ -36,14 +40,14 @@ def recipe(*, key: str | None, as_json: bool) -> None:
 
     if key is None:
         if as_json:
-            print_json({name: _facts(field) for name, field in Recipe.model_fields.items()})
+            print_json({name: facts_of(field) for name, field in Recipe.model_fields.items()})
             return
         print(recipe_text(), end="")
         return
     if key not in Recipe.model_fields:
         near = did_you_mean(key, Recipe.model_fields)
         raise UsageError(f"a recipe has no key {key!r}", near or "mrpo recipe lists them")
-    facts = _facts(Recipe.model_fields[key])
+    facts = facts_of(Recipe.model_fields[key])
     if as_json:
         print_json(facts)
         return
@@ -51,6 +55,8 @@ def recipe(*, key: str | None, as_json: bool) -> None:
     print(f"default:  {_yaml(facts['default'])}")
     if facts["choices"]:
         print(f"one of:   {', '.join(map(str, facts['choices']))}")
+    for name, phrase in phrases_of(Recipe.model_fields[key].annotation).items():
+        print(f"          {name}: {phrase}")
     print(f"to set:   mrpo train --set {key}=VALUE, or {key}: VALUE in a recipe")
 
 
@@ -62,7 +68,7 @@ def recipe_text() -> str:
     for name, field in Recipe.model_fields.items():
         if name in SECTIONS:
             lines += ["", f"# {SECTIONS[name]}"]
-        facts = _facts(field)
+        facts = facts_of(field)
         line = f"{name}: {_yaml(facts['default'])}"
         line = f"# {name}:" if facts["default"] is None else line
         choices = f" ({', '.join(map(str, facts['choices']))})" if facts["choices"] else ""
@@ -70,7 +76,7 @@ def recipe_text() -> str:
     return "\n".join(lines[1:]) + "\n"
 
 
-def _facts(field: FieldInfo) -> dict[str, Any]:
+def facts_of(field: FieldInfo) -> dict[str, Any]:
     """Meaning, default and names to choose among of a key."""
     return {
         "meaning": field.description,
@@ -85,6 +91,12 @@ def _choices(annotation: Any) -> list[Any]:
     if parts and not any(isinstance(part, type) or get_args(part) for part in parts):
         return list(parts)
     return [name for part in parts for name in _choices(part)]
+
+
+def phrases_of(annotation: Any) -> Mapping[str, str]:
+    """What the names in a type mean; empty where it has none of `words`."""
+    of = (annotation, *get_args(annotation))
+    return next((words.phrases(part) for part in of if words.phrases(part)), {})
 
 
 def _yaml(value: object) -> str:
