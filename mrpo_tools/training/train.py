@@ -115,6 +115,8 @@ def train(
         **fitted.model_dump(exclude={"version"}),
         total_seconds=time.monotonic() - started,
     )
+    if metrics.hardly_moved:
+        say_once(f"warning: {metrics.hardly_moved}")
     if is_first_process():
         (output / "README.md").write_text(model_card(recipe, prepared), encoding="utf-8")
         metrics.write(output / METRICS)
@@ -180,7 +182,7 @@ def _fit(
     reset_peak_memory(device)
     policy = prepared.policy
     scorer = scorer_of(policy, recipe, device)
-    difference = check_step0(scorer, prepared, device)
+    start = check_step0(scorer, prepared, device)
     recomputed = _recompute_activations(recipe, scorer, prepared.training, device)
     with StopOnSignal() as stop:
         trainer = GroupTrainer(
@@ -205,7 +207,8 @@ def _fit(
     return Metrics(
         steps=trainer.state.global_step,
         peak_memory_bytes=peak_memory_bytes(device),
-        step0_difference_nats_per_token=difference,
+        step0_difference_nats_per_token=start.difference,
+        moved_nats_per_token=start.moved(scorer, device),
         gradient_checkpointing=recomputed,
         train_loss=_mean_loss(history),
         train_seconds=trainer.clock.seconds,
