@@ -91,22 +91,32 @@ def settings(ctx: click.Context, param: click.Parameter, incomplete: str) -> Com
     return _beginning(incomplete, [f"{key}={name}" for name in names])
 
 
-def presets(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> Completions:
-    """`FILE.yaml:` of the tables in recipes/papers or at the path typed, then their cells."""
-    from mrpo_tools.errors import UsageError
-    from mrpo_tools.paper_tables import load_table
+def recipes(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> Completions:
+    """Recipes that come with mrpo; else files."""
+    from mrpo_tools.config import shipped_recipes
 
-    file, colon, _ = incomplete.partition(".yaml:")
+    return [CompletionItem(incomplete, type="file"), *_beginning(incomplete, shipped_recipes())]
+
+
+def presets(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> Completions:
+    """`TABLE:` of the papers' tables that come with mrpo, then the cells of a table; else files."""
+    from mrpo_tools.config import find_recipe, shipped_recipes
+    from mrpo_tools.errors import UsageError
+    from mrpo_tools.paper_tables import file_and_cell, load_table
+
+    table, colon, _ = incomplete.rpartition(":")
     if colon:
         with contextlib.suppress(UsageError):
-            cells = load_table(Path(f"{file}.yaml")).cells
-            return _beginning(incomplete, [f"{file}.yaml:{cell}" for cell in cells])
+            cells = load_table(find_recipe(file_and_cell(incomplete)[0], "papers")).cells
+            return _beginning(incomplete, [f"{table}:{cell}" for cell in cells])
         return []
-    typed = Path(incomplete)
-    folder = typed if incomplete.endswith("/") else typed.parent
-    files = [*_inside(Path("recipes/papers")), *_inside(folder)]
-    tables = dict.fromkeys(f"{path}:" for path in files if path.suffix == ".yaml")
-    return [CompletionItem(incomplete, type="dir"), *_beginning(incomplete, tables)]
+    tables = [f"{name}:" for name in shipped_recipes("papers")]
+    return [CompletionItem(incomplete, type="file"), *_beginning(incomplete, tables)]
+
+
+def files(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> Completions:
+    """Files and directories, as the shell knows them."""
+    return [CompletionItem(incomplete, type="file")]
 
 
 def runs(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> Completions:

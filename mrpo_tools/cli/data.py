@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mrpo_tools import words
-from mrpo_tools.cli.completion import references
+from mrpo_tools.cli.completion import files, references
 from mrpo_tools.cli.data_summary import count_tokens, facts_of, print_summary, unused_of
 from mrpo_tools.cli.help import Group
 from mrpo_tools.cli.options import (
@@ -47,7 +47,7 @@ def data() -> None:
 
 
 @data.command()
-@click.argument("source", required=False)
+@click.argument("source", required=False, shell_complete=files)
 @data_options
 @click.option("--ref", "refs", multiple=True, metavar="NAME[=MODEL]",
               shell_complete=references,
@@ -87,7 +87,7 @@ def show(
 
 
 @data.command()
-@click.argument("source", required=False)
+@click.argument("source", required=False, shell_complete=files)
 @data_options
 @json_option
 def validate(*, source: str | None, as_json: bool, **options: Any) -> None:
@@ -112,7 +112,7 @@ def validate(*, source: str | None, as_json: bool, **options: Any) -> None:
 
 
 @data.command()
-@click.argument("source")
+@click.argument("source", shell_complete=files)
 @click.argument("target", type=click.Path(path_type=Path))
 @data_options
 @click.option("--to", "form", default="canonical", show_default=True,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 import click
 
 from mrpo_tools import words
-from mrpo_tools.cli.completion import settings
+from mrpo_tools.cli.completion import files, settings
 from mrpo_tools.cli.help import Names
 
 if TYPE_CHECKING:
@@ -64,7 +64,12 @@ written_pairing_option = click.option(
 )
 
 dataset_options = decorate(
-    click.option("--dataset", metavar="SOURCE", help="File, directory or hub id of the data."),
+    click.option(
+        "--dataset",
+        metavar="SOURCE",
+        shell_complete=files,
+        help="File, directory or hub id of the data.",
+    ),
     click.option("--data-adapter", metavar="NAME", help="How to read the data's columns."),
     click.option(
         "--map",

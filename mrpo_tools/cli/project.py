@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import click
@@ -44,8 +45,9 @@ REFERENCE = """\
               help="A reference and its model: a directory or hub id. Repeats.")  # fmt: skip
 @click.option("--dtype", type=choice(words.Dtype),
               help="Of the references' weights.  [default: what suits this machine]")  # fmt: skip
-@click.option("--preset", metavar="FILE:ROW/COLUMN", shell_complete=presets,
-              help="A cell of a paper's table; writes recipe.yaml too.")  # fmt: skip
+@click.option("--preset", metavar="TABLE:ROW/COLUMN", shell_complete=presets,
+              help="A cell of a paper's table, a file or one that comes with mrpo; writes "
+                   "recipe.yaml too.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace an existing project file.")
 def init(
     *,
@@ -63,7 +65,7 @@ def init(
     \b
     Example:
         mrpo init --dataset pairs.jsonl --ref llama=./models/llama --ref qwen=Qwen/Qwen2.5-7B
-        mrpo init --preset recipes/papers/mrpo-table-1.yaml:mrpo/l-from-m
+        mrpo init --preset mrpo-table-1:mrpo/l-from-m
     """
     from mrpo_tools.config import ALIASES, PROJECT_FILE, Project
     from mrpo_tools.errors import UsageError
@@ -114,6 +116,9 @@ def _init_preset(word: str, dataset: str | None, project: Path, *, force: bool) 
     for path, values in ((project, {"cache": "cache", **fields}), (recipe, keys)):
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         path.write_text(f"# {preset.title}\n{text}", encoding="utf-8")
+    for template in preset.templates:
+        if template.resolve() != Path(template.name).resolve():
+            shutil.copyfile(template, template.name)
     names = ",".join(preset.project.references)
     print(f"wrote {project} and {recipe}: {preset.title}")
     print(f"next: mrpo precompute --ref {names}")
@@ -125,7 +130,6 @@ def doctor() -> None:
     """Say what this machine has: versions, device, memory, disk."""
     import os
     import platform
-    import shutil
     from importlib.metadata import PackageNotFoundError, version
 
     rows: list[tuple[str, object]] = [("python", platform.python_version())]

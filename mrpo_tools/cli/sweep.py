@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mrpo_tools.cli.completion import references, settings
+from mrpo_tools.cli.completion import recipes, references, settings
 from mrpo_tools.cli.help import Command
 from mrpo_tools.cli.options import (
     cache_option,
@@ -20,7 +20,7 @@ from mrpo_tools.cli.options import (
 
 
 @click.command(cls=Command)
-@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("recipe", type=click.Path(path_type=Path), shell_complete=recipes)
 @click.option("--seeds", default="0..2", show_default=True, metavar="0..4",
               help="Each run is trained once with each; both ends count.")  # fmt: skip
 @click.option("--grid", multiple=True, metavar="KEY=A,B,…", shell_complete=settings,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mrpo_tools.cli.completion import references
+from mrpo_tools.cli.completion import recipes, references
 from mrpo_tools.cli.options import (
     cache_option,
     dataset_of,
@@ -30,15 +30,8 @@ if TYPE_CHECKING:
     from mrpo_tools.training.train import TrainResult
 
 DATA = (
-    "dataset",
-    "data_adapter",
-    "mapping",
-    "score",
-    "test_size",
-    "split_seed",
-    "limit",
-    "skip_bad",
-)
+    "dataset", "data_adapter", "mapping", "score", "test_size", "split_seed", "limit", "skip_bad",
+)  # fmt: skip
 SECTIONS = {
     "What is optimised": ("loss", "refs", "definitions", *KEYS["What is optimised"][1:]),
     **{name: keys for name, keys in KEYS.items() if name != "What is optimised"},
@@ -56,7 +49,8 @@ SECTIONS = {
 @click.option("--ref", "definitions", multiple=True, metavar="NAME=MODEL",
               help="Where a reference's model is, outside a project.")  # fmt: skip
 @click.option("--config", type=click.Path(path_type=Path), metavar="RECIPE",
-              help="A recipe: a YAML file of keys.")  # fmt: skip
+              shell_complete=recipes,
+              help="A recipe (YAML), or one that comes with mrpo: mrpo, dpo, mpo.")  # fmt: skip
 @set_option
 @dataset_options
 @cache_option
