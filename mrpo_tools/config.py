@@ -376,9 +376,11 @@ def shipped_recipes(folder: str = "") -> list[str]:
 def load_recipe(path: Path) -> dict[str, Any]:
     """A recipe's own keys, validated (the run completes them with its options)."""
     path = find_recipe(path)
-    there = ", ".join([*map(str, sorted(path.parent.glob("*.y*ml"))[:6]), *shipped_recipes()])
-    near = f"there are: {there}" if there else "a recipe is a YAML file, learning_rate: 1e-5 say"
-    values = read_yaml(path, f"{near}; without --config every key has its default")
+    beside = [file for file in sorted(path.parent.glob("*.y*ml")) if file.name != PROJECT_FILE]
+    there = ", ".join([*map(str, beside[:6]), *shipped_recipes()])
+    values = read_yaml(
+        path, f"there are: {there}; mrpo recipe > recipe.yaml writes one with every key"
+    )
     if path.name == PROJECT_FILE and {"dataset", "references"} & values.keys():
         raise UsageError(
             f"{path} is the project, not a recipe",

@@ -155,8 +155,9 @@ def aligned(
     """Lines of columns, two spaces apart, each as wide as its widest text on a terminal.
 
     Where that is wider than `width`, headers and texts fold between words; where it still is, the
-    columns stand in several tables one below the other, each with the first column; and where not
-    even two columns fit, each row becomes lines of `header: text`. No word and no number is broken.
+    columns stand in several tables one below the other, each with the columns that tell the rows
+    apart, or the first; and where no other column fits beside them, each row becomes lines of
+    `header: text`. No word and no number is broken.
 
     Args:
         rows: as many texts in each; the first is the header.
@@ -174,7 +175,7 @@ def aligned(
         for column, at_right in zip(columns, right, strict=True)
     ]
     least = [max(of, _longest_word(column[0])) for of, column in zip(least, columns, strict=True)]
-    blocks = _blocks(least, width)
+    blocks = _blocks(least, width, _telling(rows)) or _blocks(least, width, 1)
     if not blocks:
         yield from _stacked(rows, width)
     for number, block in enumerate(blocks):
@@ -200,16 +201,23 @@ def _lines(
             yield (" " * GAP).join("─" * width for width in widths)
 
 
-def _blocks(least: Sequence[int], width: int) -> list[list[int]]:
-    """Which columns stand side by side, the first in each block; none where two do not fit."""
-    if len(least) == 1:
-        return [[0]] if least[0] <= width else []
+def _telling(rows: Sequence[Sequence[str]]) -> int:
+    """So many of the first columns tell the rows apart; 1 where not even all of them do."""
+    counts = range(1, len(rows[0]))
+    return next((n for n in counts if len({tuple(row[:n]) for row in rows}) == len(rows)), 1)
+
+
+def _blocks(least: Sequence[int], width: int, keys: int) -> list[list[int]]:
+    """Which columns stand side by side, the first `keys` in each block; none where no other fits
+    beside them."""
+    if len(least) == keys:
+        return [[*range(keys)]] if sum(least) + GAP * (keys - 1) <= width else []
     blocks: list[list[int]] = []
     used = width
-    for column in range(1, len(least)):
+    for column in range(keys, len(least)):
         if used + GAP + least[column] > width:
-            blocks.append([0])
-            used = least[0]
+            blocks.append([*range(keys)])
+            used = sum(least[:keys]) + GAP * (keys - 1)
         blocks[-1].append(column)
         used += GAP + least[column]
         if used > width:

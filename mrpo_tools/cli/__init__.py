@@ -119,7 +119,7 @@ def run(arguments: list[str], command: click.Command = cli) -> int:
     """Run one command line; returns the exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        code = command.main(arguments, standalone_mode=False)
+        code = command.main(arguments, prog_name="mrpo", standalone_mode=False)
         _flush()
         return code if isinstance(code, int) else 0
     except click.ClickException as error:

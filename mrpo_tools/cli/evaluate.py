@@ -72,6 +72,8 @@ def evaluate(subjects: tuple[str, ...], refs: str | None, split: str, **options:
         print_json(records if len(records) > 1 else records[0])
     elif runs := " ".join(subject for subject in subjects if is_run(Path(subject))):
         print(f"next: mrpo compare {runs}, or mrpo report {runs}")
+    else:
+        print(f"next: mrpo generate {subjects[0]} -o answers.jsonl")
 
 
 def _record(

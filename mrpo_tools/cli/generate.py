@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,10 @@ def generate(
         reference = run.trained_policy
         if project.dataset is None:
             project = Project(dataset=run.record.dataset)
+    limit = options.pop("limit")
     source = read_groups(dataset_of(project, options))
-    unique = {group.prompt_id: group for group in in_split(source.groups, split)}
+    prompts = {group.prompt_id: group for group in in_split(source.groups, split)}
+    unique = dict(itertools.islice(prompts.items(), limit))
     from mrpo_tools.generate import generate as verb
 
     answers = verb(reference, [group.prompt for group in unique.values()], max_new_tokens)
@@ -64,3 +67,7 @@ def generate(
         print(f"{len(unique):,} answers in {output}")
     else:
         print(text, end="")
+    from mrpo_tools.progress import say
+
+    say(f"next: mrpo merge {model} --output DIR" if is_run(Path(model)) else
+        f"next: mrpo evaluate {model}")  # fmt: skip

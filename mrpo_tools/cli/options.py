@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -321,6 +322,11 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
         print(line)
 
 
+def rounded_up(value: float) -> str:
+    """A quantity with one decimal, and 0.0 for nothing alone."""
+    return f"{math.ceil(10 * value) / 10:,.1f}"
+
+
 def print_records(records: Sequence[Row]) -> None:
     """Rows of the same columns as a table; nothing without any."""
     if records:
@@ -345,4 +351,4 @@ def _cell(value: object) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    return cell == "–" or cell[:1].isdigit() or (cell[:1] in "-−" and cell[1:2].isdigit())
+    return cell in ("", "–") or cell[:1].isdigit() or (cell[:1] in "-−" and cell[1:2].isdigit())

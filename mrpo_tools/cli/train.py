@@ -18,6 +18,7 @@ from mrpo_tools.cli.options import (
     read_groups,
     recipe_keys,
     references_named,
+    rounded_up,
     set_option,
 )
 from mrpo_tools.cli.recipe_options import KEYS, RecipeCommand, given
@@ -173,15 +174,18 @@ def _print_estimate(estimate: TrainingEstimate, *, as_json: bool) -> None:
                 estimate.steps,
                 estimate.step_tokens,
                 estimate.largest_tokens,
-                round(estimate.disk_bytes / 1e6, 1),
-                round(estimate.seconds, 1),
+                rounded_up(estimate.disk_bytes / 1e6),
+                rounded_up(estimate.seconds),
             )
         ],
     )
     both = {"false": estimate.plain, "true": estimate.checkpointed}
     print_table(
         ("checkpointing", "weights", "gradients", "optimizer", "activations", "beside", "peak MB"),
-        [(name, *(round(part / 1e6, 1) for part in astuple(step))) for name, step in both.items()],
+        [
+            (name, *(rounded_up(part / 1e6) for part in astuple(step)))
+            for name, step in both.items()
+        ],
     )
     chosen = "true" if estimate.gradient_checkpointing else "false"
     print(
@@ -251,7 +255,7 @@ def _print(result: TrainResult, loss: str, *, as_json: bool) -> None:
                 last.get("loss"),
                 last.get("rewards/accuracies"),
                 last.get("rewards/margins"),
-                round(metrics.train_seconds or 0.0, 1),
+                rounded_up(metrics.train_seconds or 0.0),
                 round((metrics.peak_memory_bytes or 0) / 1e6),
             )
         ],
