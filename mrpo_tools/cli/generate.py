@@ -18,7 +18,7 @@ from mrpo_tools.cli.options import dataset_of, dataset_options, read_groups
 @click.argument("model", metavar="RUN_OR_MODEL", shell_complete=runs)
 @dataset_options
 @click.option("--split", default="test", show_default=True, help="`all` for everything.")
-@click.option("--max-new-tokens", default=256, show_default=True, type=int)
+@click.option("--max-new-tokens", default=256, show_default=True, type=int, help="Of an answer.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="JSONL; stdout by default.")
 def generate(
     model: str, split: str, max_new_tokens: int, output: Path | None, **options: Any
