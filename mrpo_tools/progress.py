@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import itertools
 import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Task
 
 _name = ""
 
@@ -18,6 +23,9 @@ SECONDS_A_LINE = 60.0
 """Where stderr is no terminal, a line so often says how far the work is."""
 GAP = 2
 """Spaces between the columns of a table."""
+BAR_CELLS = 20
+WIDE = 110
+"""A terminal of so many columns has room for a bar that is drawn."""
 
 
 @contextlib.contextmanager
@@ -30,28 +38,17 @@ def bar(description: str, total: float, unit: str = "") -> Iterator[Advance]:
         yield lines(description, total)
         return
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import Progress, ProgressColumn
+    from rich.text import Text
 
-    columns = (  # a narrow terminal cuts the last ones
-        TextColumn("{task.description}"),
-        TaskProgressColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        BarColumn(bar_width=20),
-        TimeElapsedColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+
+    class Line(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            line = _bar_line(description, unit, task, str(task.fields["note"]), console.width)
+            return Text(line, no_wrap=True)
+
+    with Progress(Line(), console=console, transient=True) as progress:
         task = progress.add_task(description, total=total, note="")
 
         def advance(amount: float = 1, note: str = "") -> None:
@@ -60,6 +57,28 @@ def bar(description: str, total: float, unit: str = "") -> Iterator[Advance]:
                 progress.update(task, note=note)
 
         yield advance
+
+
+def _bar_line(description: str, unit: str, task: Task, note: str, width: int) -> str:
+    """What is done of a task: a narrow terminal cuts the description, and leaves the last parts
+    out; percent and time to go stay."""
+    share = min(task.completed / (task.total or 1), 1.0)
+    first = f"{share:4.0%}  ETA {_clock(task.time_remaining)}"
+    filled = round(share * BAR_CELLS) if width >= WIDE else None
+    parts = [
+        cut(description, max(width - len(first) - GAP, 1)),
+        first,
+        f"{task.completed:,.0f}/{task.total or 0:,.0f} {unit}".rstrip(),
+        _clock(task.elapsed),
+        "" if filled is None else "━" * filled + "╌" * (BAR_CELLS - filled),
+        note,
+    ]
+    return cut((" " * GAP).join(part for part in parts if part), width)
+
+
+def _clock(seconds: float | None) -> str:
+    """`0:01:30`."""
+    return "-:--:--" if seconds is None else str(datetime.timedelta(seconds=int(seconds)))
 
 
 def lines(description: str, total: float, clock: Callable[[], float] = time.monotonic) -> Advance:

@@ -30,6 +30,7 @@ from mrpo_tools.precomputing.precompute import precompute
 from mrpo_tools.references.loading import add_lora, load_model
 from mrpo_tools.references.locate import locate
 from mrpo_tools.references.merge import merge
+from mrpo_tools.references.resolved import renderer_of, resolve
 from mrpo_tools.runs.run import load_run
 from mrpo_tools.scorer.scorer import ResponseScorer
 from mrpo_tools.scorer.trees import Row
@@ -172,6 +173,41 @@ def test_training_lowers_the_loss_and_the_run_can_be_evaluated(words, fit, measu
     assert evaluation["margins"] > evaluation["margins_step0"]
     assert {"recipe.yaml", "run.json", METRICS, "trainer_state.json", "README.md", "tokenizer.json",
             "chat_template.jinja"} <= {path.name for path in run.iterdir()}  # fmt: skip
+
+
+def test_a_policy_that_did_not_move_is_told(fit, references, tmp_path, capsys):
+    """A LoRA at 1e-5 for 15 steps, and at 1e-2: how far is computed a row at a time, by the model
+    and its adapter, over the responses that the record has."""
+    groups = [group.with_split("train") for group in _first_responses(fit.keywords["groups"], 32)]
+    for learning_rate, moves in ((1e-5, False), (1e-2, True)):
+        path = tmp_path / str(learning_rate)
+        words = recipe(**LLAMA | {"max_steps": 15, "learning_rate": learning_rate})
+        metrics = fit(words, groups=groups, output=path).metrics
+        assert ("warning: the policy hardly moved" in capsys.readouterr().err) is not moves
+        assert (metrics.hardly_moved is None) is moves
+        before = load_model(locate(references["llama"]), references["llama"], "float32", "cpu")
+        adapted = references["llama"].model_copy(update={"adapter": str(path)})
+        after = load_model(locate(adapted), adapted, "float32", "cpu")
+        encoded = [renderer_of(resolve("llama", references["llama"])).encode(g) for g in groups]
+        with torch.no_grad():
+            moved = [
+                abs(float(response_logp(after, group.prompt_ids, response.ids)
+                          - response_logp(before, group.prompt_ids, response.ids)))
+                / len(response.ids)
+                for group in encoded for response in group.responses
+            ]  # fmt: skip
+        assert metrics.moved_nats_per_token == pytest.approx(sum(moved) / len(moved), abs=1e-5)
+
+
+def _first_responses(groups, count: int) -> list:
+    """The first groups that have at most so many responses together."""
+    taken, some = 0, []
+    for group in groups:
+        taken += len(group.responses)
+        if taken > count:
+            break
+        some.append(group)
+    return some
 
 
 @pytest.mark.parametrize(
