@@ -102,7 +102,7 @@ def project(tmp_path_factory, references, some_groups, cached) -> Path:
 TABLES = [
     "losses",
     "data show data.jsonl --ref llama",
-    "train --dry-run",
+    "precompute",
     "cache status",
     "rank --split all",
     "evaluate run",

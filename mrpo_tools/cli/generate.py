@@ -47,7 +47,7 @@ def generate(
     source = read_groups(dataset_of(project, options))
     prompts = {group.prompt_id: group for group in in_split(source.groups, split)}
     unique = dict(itertools.islice(prompts.items(), limit))
-    from mrpo_tools.generate import generate as verb
+    from mrpo_tools.sampling import generate as verb
 
     answers = verb(reference, [group.prompt for group in unique.values()], max_new_tokens)
     lines = (
