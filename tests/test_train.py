@@ -176,8 +176,8 @@ def test_training_lowers_the_loss_and_the_run_can_be_evaluated(words, fit, measu
 
 
 def test_a_policy_that_did_not_move_is_told(fit, references, tmp_path, capsys):
-    """A LoRA at 1e-5 for 15 steps, and at 1e-2 for 3: how far is computed a row at a time, by the model
-    and its adapter, over the responses that the record has."""
+    """A LoRA at 1e-5 for 15 steps, and at 1e-2 for 3: how far is computed a row at a time, by the
+    model and its adapter, over the responses that the record has."""
     groups = [group.with_split("train") for group in _first_responses(fit.keywords["groups"], 32)]
     for learning_rate, steps, moves in ((1e-5, 15, False), (1e-2, 3, True)):
         path = tmp_path / str(learning_rate)

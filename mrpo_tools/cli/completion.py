@@ -76,7 +76,7 @@ def recipe_keys(_ctx: click.Context, _param: click.Parameter, incomplete: str) -
 
 def settings(ctx: click.Context, param: click.Parameter, incomplete: str) -> Completions:
     """`KEY=`, and after it the names that a recipe's key may have."""
-    from mrpo_tools.cli.recipe import facts_of
+    from mrpo_tools.cli.recipe_facts import facts_of
     from mrpo_tools.config import Recipe
 
     key, equals, _ = incomplete.partition("=")

@@ -185,7 +185,7 @@ def _of_model(
         return record, None
     from mrpo_tools.evaluation.outcomes import model_outcomes
 
-    outcomes = model_outcomes(
+    return record, model_outcomes(
         model,
         source.groups,
         options["loaded_rules"],
@@ -194,7 +194,6 @@ def _of_model(
         split=split,
         reference_1=names[0] if names else None,
     )
-    return record, outcomes
 
 
 def _precompute(
