@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mrpo_tools.cli.completion import runs
 from mrpo_tools.cli.help import Command
 from mrpo_tools.cli.options import dataset_of, dataset_options, read_groups
+
+if TYPE_CHECKING:
+    from mrpo_tools.groups import Group
 
 
 @click.command(cls=Command)
@@ -50,18 +53,7 @@ def generate(
     from mrpo_tools.sampling import generate as verb
 
     answers = verb(reference, [group.prompt for group in unique.values()], max_new_tokens)
-    lines = (
-        json.dumps(
-            {
-                "prompt_id": key,
-                "prompt": [turn.as_dict() for turn in group.prompt],
-                "answer": answer,
-            },
-            ensure_ascii=False,
-        )
-        for (key, group), answer in zip(unique.items(), answers, strict=True)
-    )
-    text = "".join(f"{line}\n" for line in lines)
+    text = "".join(map(_line, unique.values(), answers))
     if output:
         output.write_text(text, encoding="utf-8")
         print(f"{len(unique):,} answers in {output}")
@@ -71,3 +63,9 @@ def generate(
 
     say(f"next: mrpo merge {model} --output DIR" if is_run(Path(model)) else
         f"next: mrpo evaluate {model}")  # fmt: skip
+
+
+def _line(group: Group, answer: str) -> str:
+    prompt = [turn.as_dict() for turn in group.prompt]
+    values = {"prompt_id": group.prompt_id, "prompt": prompt, "answer": answer}
+    return json.dumps(values, ensure_ascii=False) + "\n"
