@@ -1,8 +1,9 @@
 """Which pairs a group makes: the rules of docs/methods.md, for everything that writes pairs.
 
 `best_worst` is one pair of the best and the worst, `best_vs_rest` the best against each worse one,
-`all` every better against every worse one. The best is the best-scored of those labelled chosen;
-without labels, of all. Pairs of equal scores are no pairs, and the first wins a tie.
+`all` every better against every worse one. Labels win: chosen is better than rejected whatever
+their scores say, and the best is the best-scored of the chosen, the worst the worst-scored of the
+rejected. Without labels scores decide, and equal ones make no pair. The first wins a tie.
 """
 
 from __future__ import annotations
@@ -47,7 +48,6 @@ def pairs_of(
 
 
 def _is_better(group: Group, response: Response, other: Response) -> bool:
-    tied = group.has_scores and response.score == other.score
     if group.has_labels:
-        return bool(response.chosen) and not other.chosen and not tied
+        return bool(response.chosen) and not other.chosen
     return group.has_scores and (response.score or 0.0) > (other.score or 0.0)

@@ -37,7 +37,7 @@ def make_groups(count: int, seed: int = 0, *, labels: bool = False) -> list[Grou
         responses = tuple(
             Response(
                 f"answer {place} to {index}: {'🙂 é' * rng.randrange(4)}",
-                None if labels else float(rng.randrange(5)),
+                float(rng.randrange(5)),
                 place == chosen if labels else None,
                 rng.choice(["gpt", None]),
             )

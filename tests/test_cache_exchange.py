@@ -76,7 +76,9 @@ def test_export_by_hand(filled, scored):
         ("1+ 3+ 2- 0-", [], [("y1", "y3")]),  # scores decide among the chosen and the rejected
         ("3+ 3+ 1- 1-", [], [("y0", "y2")]),  # the first on a tie
         ("2+ 1- 2-", [0], []),
-        ("2+ 2-", [], []),  # tied in score: no pair
+        ("2+ 2-", [], [("y0", "y1")]),  # labels win over a tie
+        ("1+ 3-", [], [("y0", "y1")]),  # and over scores that contradict them
+        ("2 2", [], []),
         ("2+ 2- 1-", [], [("y0", "y2")]),
         ("3 5 1 5", [1], [("y3", "y2")]),
     ],
