@@ -73,8 +73,10 @@ class Reference(Words):
 class Dataset(Words):
     """Preference data: where it is and how it is read and split.
 
-    `test_size` None means the share its paper used for a named data set, else 0. `skip_bad` leaves
-    rows out that have problems; without it one bad row refuses the data.
+    `test_size` None means the share its paper used for a named data set, else 0. `validation_size`
+    is the share of the prompts in `train` that go to `validation`. `limit` takes the first groups
+    of each split, so many. `skip_bad` leaves rows out that have problems; without it one bad row
+    refuses the data.
     """
 
     source: str
@@ -82,6 +84,7 @@ class Dataset(Words):
     map: dict[str, str] | None = None
     score: str | None = None
     test_size: float | None = Field(default=None, ge=0, lt=1)
+    validation_size: float = Field(default=0.0, ge=0, lt=1)
     split_seed: int = 0
     limit: int | None = Field(default=None, ge=1)
     skip_bad: bool = False

@@ -38,7 +38,7 @@ def pairs_of(
         return
 
     def score(response: Response) -> float:
-        return response.score or 0.0 if group.has_scores else 0.0
+        return _score(response) if group.has_scores else 0.0
 
     candidates = [response for response in responses if response.chosen or not group.has_labels]
     best = max(candidates, key=score)
@@ -47,7 +47,30 @@ def pairs_of(
         yield best, other
 
 
+def doubted_labels(group: Group) -> list[str]:
+    """What the scores of a labelled group say beside its labels, by names of `COUNTS` of sources.
+
+    `chosen_scored_below_rejected`, `chosen_tied_with_rejected`: in some pair; the labels win.
+    `one_sided_scores`: some responses have a score and some none; none counts.
+    """
+    scores = [response.score for response in group.responses if response.score is not None]
+    if not group.has_labels or not scores:
+        return []
+    if not group.has_scores:
+        return ["one_sided_scores"]
+    pairs = list(pairs_of(group, "all"))
+    doubts = {
+        "chosen_scored_below_rejected": any(_score(a) < _score(b) for a, b in pairs),
+        "chosen_tied_with_rejected": any(_score(a) == _score(b) for a, b in pairs),
+    }
+    return [name for name, found in doubts.items() if found]
+
+
+def _score(response: Response) -> float:
+    return response.score or 0.0
+
+
 def _is_better(group: Group, response: Response, other: Response) -> bool:
     if group.has_labels:
         return bool(response.chosen) and not other.chosen
-    return group.has_scores and (response.score or 0.0) > (other.score or 0.0)
+    return group.has_scores and _score(response) > _score(other)
