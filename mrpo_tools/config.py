@@ -134,12 +134,16 @@ class Recipe(Words):
     """What each reference weighs: `confidence` is MRPO's."""
     fixed_weights: list[float] | None = None
     """One number for each reference, for `weights: fixed`."""
+    weights_split: str = "validation"
+    """Whose labels say how accurate a reference is, for `weights: accuracy`; never a test split."""
     weights_layout: words.WeightsLayout = "paper"
     """Which reference a confidence weight stands at: the paper's, or its code's."""
     trust_region: words.TrustRegion | None = None
     """How far the others may be from reference 1: `adaptive` is MRPO's."""
     epsilon_max: float | None = Field(default=None, ge=0)
     """The largest radius of the trust region, relative to reference 1's log-prob."""
+    truncated: words.Truncated = "drop"
+    """Whether responses take part that a reference, or the policy, read cut."""
     chosen: words.Chosen = "auto"
     """Which responses of a scored group count as chosen."""
     top_bottom: int = Field(default=2, ge=1)

@@ -14,6 +14,8 @@ DataForm = Literal["canonical", "trl", "llama-factory", "openrlhf"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Quantization = Literal["nf4"]
 Overlong = Literal["skip", "truncate"]
+Truncated = Literal["drop", "keep"]
+"""Whether responses that a reference read cut (`overlong: truncate`) take part."""
 System = Literal["fold", "drop", "error"]
 AddedTokens = Literal["plain", "keep"]
 Attention = Literal["auto", "tree", "sdpa", "eager"]

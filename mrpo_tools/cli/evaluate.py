@@ -15,12 +15,14 @@ from mrpo_tools.cli.options import (
     print_json,
     print_table,
     read_groups,
+    truncated_option,
     with_interval,
 )
 
 if TYPE_CHECKING:
     from mrpo_tools.cache import Cache
-    from mrpo_tools.config import Project, Reference
+    from mrpo_tools.config import Dataset, Project, Reference
+    from mrpo_tools.groups import Group
     from mrpo_tools.runs.record import EvaluationRecord
     from mrpo_tools.runs.run import Run
     from mrpo_tools.sources import Source
@@ -36,6 +38,7 @@ TIED = "– (every pair is tied)"
 )
 @dataset_options
 @click.option("--split", default="test", show_default=True, help="`all` for everything.")
+@truncated_option
 @click.option("--precompute", is_flag=True, help="Compute what the references have no numbers for.")
 @cache_option
 @json_option
@@ -102,12 +105,8 @@ def _of_run(
 ) -> EvaluationRecord:
     from mrpo_tools.cache import Cache
     from mrpo_tools.config import DEFAULT_CACHE, pinned
-    from mrpo_tools.errors import UsageError
 
-    if refs is not None:
-        raise UsageError(
-            f"{run.path} is a run: it is compared with its own references", "leave --refs out"
-        )
+    _refuse_others(run, refs, options["truncated"])
     recorded = project.model_copy(update={"dataset": run.record.dataset or project.dataset})
     dataset = dataset_of(recorded, options)
     source = read_groups(dataset)
@@ -119,16 +118,65 @@ def _of_run(
         _precompute(
             names=run.record.references, source=source, cache=cache, project=project, split=split
         )
+    read = pinned(dataset, source.revision)
     evaluation = verb(
         run=run,
         groups=source.groups,
         cache=cache,
         split=split,
-        dataset=pinned(dataset, source.revision),
+        dataset=read,
+        own_groups=_own_groups(run, read),
     )
+    _warn_of_leaks(run, evaluation.record)
     if evaluation.path is not None and evaluation.path.stem != split:
         say(f"these are not the run's own data: kept apart, in {evaluation.path}")
     return evaluation.record
+
+
+def _refuse_others(run: Run, refs: str | None, truncated: str | None) -> None:
+    """A run is compared with its own references, over the responses that its recipe takes."""
+    from mrpo_tools.errors import UsageError
+
+    if refs is not None:
+        raise UsageError(
+            f"{run.path} is a run: it is compared with its own references", "leave --refs out"
+        )
+    if truncated not in (None, run.recipe.truncated):
+        raise UsageError(
+            f"{run.path} is a run: its recipe says truncated: {run.recipe.truncated}, and weights "
+            "and radii go by that",
+            "leave --truncated out",
+        )
+
+
+def _own_groups(run: Run, read: Dataset) -> list[Group] | None:
+    """The run's own data where other data are measured; None where they are gone."""
+    from mrpo_tools.errors import MrpoError
+    from mrpo_tools.sources import load_dataset
+
+    if run.record.dataset in (None, read):
+        return None
+    try:
+        return load_dataset(run.record.dataset).groups
+    except MrpoError:
+        return None
+
+
+def _warn_of_leaks(run: Run, record: EvaluationRecord) -> None:
+    """Say what training, or the choice of weights, has seen of what is measured."""
+    from mrpo_tools.progress import say
+
+    recipe = run.recipe
+    if record.prompts_trained_on is None:
+        say("note: the run's own data cannot be read: whether it was trained on these prompts is "
+            "not known")  # fmt: skip
+    elif record.prompts_trained_on:
+        say(
+            f"warning: {record.prompts_trained_on:,} prompts of split {record.split} are among "
+            f"those that {run.path} was trained on"
+        )
+    if recipe.weights == "accuracy" and record.split in ("all", recipe.weights_split):
+        say(f"warning: the labels of split {recipe.weights_split} chose the references' weights")
 
 
 def _of_model(
@@ -156,6 +204,7 @@ def _of_model(
         refs=names,
         split=split,
         project=project.references,
+        truncated=options["truncated"] or "drop",
     ).record
     return record.model_copy(update={"model": word})
 

@@ -95,6 +95,12 @@ cache_option = click.option(
     "--cache", metavar="DIR", help="The cache's directory.  [default: cache]"
 )
 
+truncated_option = click.option(
+    "--truncated",
+    type=choice(words.Truncated),
+    help="Whether responses take part that a model read cut.  [default: drop]",
+)
+
 set_option = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any recipe key."
 )
