@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mrpo_tools.cli.leaks import own_groups, refuse_others, warn_of_leaks
 from mrpo_tools.cli.options import (
     cache_option,
     dataset_of,
@@ -18,11 +19,12 @@ from mrpo_tools.cli.options import (
     truncated_option,
     with_interval,
 )
+from mrpo_tools.cli.outcomes import print_outcomes, rule_options, rules_of, sampling_of
 
 if TYPE_CHECKING:
     from mrpo_tools.cache import Cache
-    from mrpo_tools.config import Dataset, Project, Reference
-    from mrpo_tools.groups import Group
+    from mrpo_tools.config import Project, Reference
+    from mrpo_tools.runs.outcomes import OutcomesRecord
     from mrpo_tools.runs.record import EvaluationRecord
     from mrpo_tools.runs.run import Run
     from mrpo_tools.sources import Source
@@ -40,19 +42,23 @@ TIED = "– (every pair is tied)"
 @click.option("--split", default="test", show_default=True, help="`all` for everything.")
 @truncated_option
 @click.option("--precompute", is_flag=True, help="Compute what the references have no numbers for.")
+@rule_options
 @cache_option
 @json_option
 def evaluate(subjects: tuple[str, ...], refs: str | None, split: str, **options: Any) -> None:
     """Measure policies on held-out groups: runs, or any models.
 
-    Prints, with 95 % intervals (bootstrap over prompts), the method's own accuracy, the same for
-    the untrained policy, against reference 1 and by log-prob alone; each reference's own accuracy;
-    and that of always preferring the longer answer. A model is a name of the project, a directory
-    or a hub id; its own reward is that of MRPO against the references.
+    With --rule, first what matters: the mean marks of generated answers, greedy and sampled, before
+    training and after, and KL(π‖reference 1) of the samples. Then, with 95 % intervals (bootstrap
+    over prompts), the method's own accuracy, the same for the untrained policy, against reference 1
+    and by log-prob alone; each reference's own accuracy; and that of always preferring the longer
+    answer. A model is a name of the project, a directory or a hub id; its own reward is that of
+    MRPO against the references.
 
     \b
     Example:
         mrpo evaluate runs/mrpo --split test
+        mrpo evaluate runs/mrpo --rule rules:score --samples 4
         mrpo evaluate runs/*
         mrpo evaluate Qwen/Qwen2.5-0.5B-Instruct --refs llama,qwen --precompute
     """
@@ -60,13 +66,19 @@ def evaluate(subjects: tuple[str, ...], refs: str | None, split: str, **options:
     from mrpo_tools.runs.run import is_run
 
     project = load_project()
+    options["loaded_rules"] = rules_of(options)
     records = []
     for subject in subjects:
-        record = _record(subject, refs=refs, split=split, project=project, options=options)
-        records.append(record.as_json())
+        record, outcomes = _records(
+            subject, refs=refs, split=split, project=project, options=options
+        )
+        beside = {} if outcomes is None else {"outcomes": outcomes.as_json()}
+        records.append(beside | record.as_json())
         if not options["as_json"]:
             if len(subjects) > 1:
                 print(f"\n{subject}")
+            if outcomes is not None:
+                print_outcomes(outcomes)
             _print(record)
     if options["as_json"]:
         print_json(records if len(records) > 1 else records[0])
@@ -74,9 +86,12 @@ def evaluate(subjects: tuple[str, ...], refs: str | None, split: str, **options:
         print(f"next: mrpo compare {runs}, or mrpo report {runs}")
 
 
-def _record(
+Records = tuple["EvaluationRecord", "OutcomesRecord | None"]
+
+
+def _records(
     subject: str, *, refs: str | None, split: str, project: Project, options: dict[str, Any]
-) -> EvaluationRecord:
+) -> Records:
     """What is measured of a run or of a model."""
     from mrpo_tools.runs.run import is_run, load_run
 
@@ -102,11 +117,11 @@ def _model(word: str, project: Project) -> Reference | None:
 
 def _of_run(
     run: Run, refs: str | None, split: str, project: Project, options: dict[str, Any]
-) -> EvaluationRecord:
+) -> Records:
     from mrpo_tools.cache import Cache
     from mrpo_tools.config import DEFAULT_CACHE, pinned
 
-    _refuse_others(run, refs, options["truncated"])
+    refuse_others(run, refs, options["truncated"])
     recorded = project.model_copy(update={"dataset": run.record.dataset or project.dataset})
     dataset = dataset_of(recorded, options)
     source = read_groups(dataset)
@@ -118,65 +133,20 @@ def _of_run(
         _precompute(
             names=run.record.references, source=source, cache=cache, project=project, split=split
         )
-    read = pinned(dataset, source.revision)
-    evaluation = verb(
-        run=run,
-        groups=source.groups,
-        cache=cache,
-        split=split,
-        dataset=read,
-        own_groups=_own_groups(run, read),
-    )
-    _warn_of_leaks(run, evaluation.record)
+    named = pinned(dataset, source.revision)
+    evaluation = verb(run, source.groups, cache, split, named, own_groups(run, named))
+    warn_of_leaks(run, evaluation.record)
     if evaluation.path is not None and evaluation.path.stem != split:
         say(f"these are not the run's own data: kept apart, in {evaluation.path}")
-    return evaluation.record
+    from mrpo_tools.evaluation.outcomes import measure_outcomes, measured_outcomes
 
-
-def _refuse_others(run: Run, refs: str | None, truncated: str | None) -> None:
-    """A run is compared with its own references, over the responses that its recipe takes."""
-    from mrpo_tools.errors import UsageError
-
-    if refs is not None:
-        raise UsageError(
-            f"{run.path} is a run: it is compared with its own references", "leave --refs out"
-        )
-    if truncated not in (None, run.recipe.truncated):
-        raise UsageError(
-            f"{run.path} is a run: its recipe says truncated: {run.recipe.truncated}, and weights "
-            "and radii go by that",
-            "leave --truncated out",
-        )
-
-
-def _own_groups(run: Run, read: Dataset) -> list[Group] | None:
-    """The run's own data where other data are measured; None where they are gone."""
-    from mrpo_tools.errors import MrpoError
-    from mrpo_tools.sources import load_dataset
-
-    if run.record.dataset in (None, read):
-        return None
-    try:
-        return load_dataset(run.record.dataset).groups
-    except MrpoError:
-        return None
-
-
-def _warn_of_leaks(run: Run, record: EvaluationRecord) -> None:
-    """Say what training, or the choice of weights, has seen of what is measured."""
-    from mrpo_tools.progress import say
-
-    recipe = run.recipe
-    if record.prompts_trained_on is None:
-        say("note: the run's own data cannot be read: whether it was trained on these prompts is "
-            "not known")  # fmt: skip
-    elif record.prompts_trained_on:
-        say(
-            f"warning: {record.prompts_trained_on:,} prompts of split {record.split} are among "
-            f"those that {run.path} was trained on"
-        )
-    if recipe.weights == "accuracy" and record.split in ("all", recipe.weights_split):
-        say(f"warning: the labels of split {recipe.weights_split} chose the references' weights")
+    rules = options["loaded_rules"]
+    if not rules:
+        return evaluation.record, measured_outcomes(run, source.groups, split, named)
+    outcomes = measure_outcomes(
+        run, source.groups, rules, cache, sampling_of(options), split, named
+    )
+    return evaluation.record, outcomes
 
 
 def _of_model(
@@ -186,7 +156,7 @@ def _of_model(
     split: str,
     project: Project,
     options: dict[str, Any],
-) -> EvaluationRecord:
+) -> Records:
     from mrpo_tools.cache import Cache
 
     names = list(project.references) if refs is None else [name for name in refs.split(",") if name]
@@ -206,7 +176,21 @@ def _of_model(
         project=project.references,
         truncated=options["truncated"] or "drop",
     ).record
-    return record.model_copy(update={"model": word})
+    record = record.model_copy(update={"model": word})
+    if not options["loaded_rules"]:
+        return record, None
+    from mrpo_tools.evaluation.outcomes import model_outcomes
+
+    outcomes = model_outcomes(
+        model,
+        source.groups,
+        options["loaded_rules"],
+        cache,
+        sampling_of(options),
+        split=split,
+        reference_1=names[0] if names else None,
+    )
+    return record, outcomes
 
 
 def _precompute(
