@@ -74,8 +74,10 @@ class Reference(Words):
 class Dataset(Words):
     """Preference data: where it is and how it is read and split.
 
-    `test_size` None means the share its paper used for a named data set, else 0. `skip_bad` leaves
-    rows out that have problems; without it one bad row refuses the data.
+    `test_size` None means the share its paper used for a named data set, else 0. `validation_size`
+    is the share of the prompts in `train` that go to `validation`. `limit` takes the first groups
+    of each split, so many. `skip_bad` leaves rows out that have problems; without it one bad row
+    refuses the data.
     """
 
     source: str
@@ -83,6 +85,7 @@ class Dataset(Words):
     map: dict[str, str] | None = None
     score: str | None = None
     test_size: float | None = Field(default=None, ge=0, lt=1)
+    validation_size: float = Field(default=0.0, ge=0, lt=1)
     split_seed: int = 0
     limit: int | None = Field(default=None, ge=1)
     skip_bad: bool = False
@@ -132,12 +135,16 @@ class Recipe(Words):
     """What each reference weighs; unset, as the loss has it."""
     fixed_weights: list[float] | None = None
     """One number for each reference, for `weights: fixed`."""
+    weights_split: str = "validation"
+    """Whose labels say how accurate a reference is, for `weights: accuracy`; never a test split."""
     weights_layout: words.WeightsLayout = "paper"
     """Which reference a confidence weight stands at: the paper's, or its code's."""
     trust_region: words.TrustRegion | None = None
     """How far the others may be from reference 1; unset, as the loss has it."""
     epsilon_max: float | None = Field(default=None, ge=0)
     """The largest radius of the trust region, relative to reference 1's log-prob."""
+    truncated: words.Truncated = "drop"
+    """Whether responses take part that a reference, or the policy, read cut."""
     chosen: words.Chosen = "auto"
     """Which responses of a scored group count as chosen."""
     top_bottom: int = Field(default=2, ge=1)

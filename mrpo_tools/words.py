@@ -33,6 +33,12 @@ _PHRASES[Overlong] = {
     "skip": "it gets no number and is counted",
     "truncate": "its end is cut, and its number marked",
 }
+Truncated = Literal["drop", "keep"]
+"""Whether responses that a reference read cut (`overlong: truncate`) take part."""
+_PHRASES[Truncated] = {
+    "drop": "they are left out, and counted",
+    "keep": "the number of their beginning stands for them",
+}
 System = Literal["fold", "drop", "error"]
 _PHRASES[System] = {
     "fold": "goes before the first user message",

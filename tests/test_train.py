@@ -26,6 +26,7 @@ from mrpo_tools.cache import Cache, LogpRow
 from mrpo_tools.config import Recipe, Reference, parse
 from mrpo_tools.errors import CacheStale, NonFiniteError, ResourceError, UsageError
 from mrpo_tools.evaluation.evaluate import evaluate
+from mrpo_tools.evaluation.rank import rank
 from mrpo_tools.precomputing.precompute import precompute
 from mrpo_tools.references.loading import add_lora, load_model
 from mrpo_tools.references.locate import locate
@@ -488,8 +489,8 @@ def test_a_policy_that_cuts_elsewhere_is_refused(scored):
     """With `overlong: truncate` another max_length means other tokens, so other log-probs."""
     fit, _ = scored(max_length=60, overlong="truncate")
     with pytest.raises(CacheStale, match=r"cut elsewhere for the policy \(max_length 40\)"):
-        fit(recipe(**LLAMA, max_length=40))
-    fit(recipe(**LLAMA))
+        fit(recipe(**LLAMA, max_length=40, truncated="keep"))
+    fit(recipe(**LLAMA, truncated="keep"))
 
 
 def test_a_reference_that_lies_is_found_at_step_0(scored):
@@ -512,6 +513,62 @@ def test_overlong_responses_are_left_out(scored, ready):
     assert fit(recipe(**LLAMA)).metrics.dropped_responses["overlong"] == count
     report = ready(recipe(**LLAMA, max_length=40)).report
     assert report.dropped_responses == {"overlong_for_policy": count}
+
+
+def test_truncated_responses_take_part_when_asked_alone(scored, some_groups):
+    """Left out and counted by training, evaluation and rank alike; with `keep` all of them are in,
+    and nothing is counted."""
+    fit, summary = scored(max_length=40, overlong="truncate")
+    cut = sum(summary.store.table()["truncated"].to_pylist())
+    assert cut > 0
+    cache, output = fit.keywords["cache"], fit.keywords["output"]
+    for truncated, dropped in (("drop", {"truncated": cut}), ("keep", {})):
+        path = output.with_name(truncated)
+        result = fit(recipe(**LLAMA, truncated=truncated), output=path)
+        assert result.metrics.dropped_responses == dropped
+        record = evaluate(load_run(path), some_groups, cache, "all").record
+        assert record.dropped_responses == dropped
+        assert rank(cache, split="all", truncated=truncated).dropped_responses == dropped
+    assert rank(cache, split="all").dropped_responses == {"truncated": cut}
+
+
+def test_a_policy_that_would_read_less_leaves_it_out(references, ready, some_groups):
+    """Its own limit cuts what the reference read whole; the two have other words for it."""
+    words = {"max_length": 40, "overlong": "truncate"}
+    policy = {"cut": references["llama"].model_copy(update=words)}
+    both = {**references, **policy}
+    report = ready(recipe(**LLAMA, policy="cut"), references=both).report
+    renderer = renderer_of(resolve("cut", policy["cut"]))
+    cut = [r.truncated for group in some_groups for r in renderer.encode(group).responses]
+    assert report.dropped_responses == {"truncated_for_policy": sum(cut)}
+    with pytest.raises(CacheStale, match="cut elsewhere"):
+        ready(recipe(**LLAMA, policy="cut", truncated="keep"), references=both)
+
+
+def test_what_scores_say_against_labels_is_counted_and_told(some_groups, fit, run, capsys):
+    """Chosen is always the first response: tied, contradicted, on one side, or as scored."""
+    scores = [(2.0, 2.0), (1.0, 2.0), (1.0, None), (3.0, 2.0)]
+    groups = [
+        replace(
+            group,
+            responses=tuple(
+                replace(response, score=scores[g % 4][n], chosen=n == 0)
+                for n, response in enumerate(group.responses[:2])
+            ),
+            split="train" if g < 20 else "test",
+        )
+        for g, group in enumerate([*some_groups[:20], *some_groups[:3]])
+    ]
+    report = fit(recipe(**LLAMA, split="train"), groups=groups, output=run).metrics
+    assert report.groups == 20
+    assert report.doubted_labels == {
+        "chosen_tied_with_rejected": 5, "chosen_scored_below_rejected": 5, "one_sided_scores": 5,
+        "unused_scores": 15,
+    }  # fmt: skip
+    assert report.prompts_in_two_splits == 3
+    err = capsys.readouterr().err
+    assert "warning: trained on: 5 groups whose scores contradict their labels" in err
+    assert "warning: 3 prompts are trained on and stand in another split too" in err
 
 
 def test_a_4_bit_policy_has_the_gradient_of_its_dequantised_weights(references):

@@ -17,6 +17,7 @@ from mrpo_tools.cli.options import (
     open_cache,
     read_groups,
     target_of,
+    truncated_option,
     written_pairing_option,
 )
 
@@ -36,6 +37,7 @@ from mrpo_tools.cli.options import (
 @click.option("--dataset", metavar="NAME", help="Of this saved data set only.")
 @click.option("--split", help="Of this split only.")
 @written_pairing_option
+@truncated_option
 @cache_option
 def export(
     reference: str,
@@ -44,6 +46,7 @@ def export(
     dataset: str | None,
     split: str | None,
     pairing: words.DeterministicPairing,
+    truncated: words.Truncated | None,
     cache: str | None,
 ) -> None:
     """Write pairs with one reference's log-probs: prompt, chosen, rejected, ref_chosen_logps,
@@ -62,7 +65,12 @@ def export(
 
     opened = open_cache(cache)
     pairs = export_pairs(
-        opened, opened.find(reference), dataset=dataset, split=split, pairing=pairing
+        opened,
+        opened.find(reference),
+        dataset=dataset,
+        split=split,
+        pairing=pairing,
+        truncated=truncated or "drop",
     )
     table = as_trl(pairs.table) if form == "trl" else pairs.table
     target = target_of(output, opened.path, binary=form != "jsonl")

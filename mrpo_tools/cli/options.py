@@ -81,8 +81,13 @@ dataset_options = decorate(
     ),
     click.option("--score", metavar="KIND", help="Which score, where the data has several."),
     click.option("--test-size", type=float, help="Share of prompts held out as split `test`."),
+    click.option(
+        "--validation-size",
+        type=float,
+        help="Share of the prompts in `train` held out as split `validation`.",
+    ),
     click.option("--split-seed", type=int, help="Which prompts those are."),
-    click.option("--limit", type=int, help="The first N groups only."),
+    click.option("--limit", type=int, help="The first N groups of each split only."),
     click.option(
         "--skip-bad",
         is_flag=True,
@@ -93,6 +98,12 @@ dataset_options = decorate(
 
 cache_option = click.option(
     "--cache", metavar="DIR", help="The cache's directory.  [default: cache]"
+)
+
+truncated_option = click.option(
+    "--truncated",
+    type=choice(words.Truncated),
+    help="Whether responses take part that a model read cut.  [default: drop]",
 )
 
 set_option = click.option(
@@ -170,6 +181,7 @@ def dataset_of(project: Project, options: Mapping[str, Any]) -> Dataset:
         "map": _mapping(options.get("mapping") or ()),
         "score": options.get("score"),
         "test_size": options.get("test_size"),
+        "validation_size": options.get("validation_size"),
         "split_seed": options.get("split_seed"),
         "limit": options.get("limit"),
         "skip_bad": options.get("skip_bad"),
@@ -245,8 +257,9 @@ def list_skipped(name: str, problems: Sequence[Problem]) -> None:
 
 
 WARNED = (
-    "chosen_scored_below_rejected", "contradicting_groups", "unjudged_groups",
-    "prompts_in_two_splits", "lacking_in_train", "one_sided_verdicts",
+    "chosen_scored_below_rejected", "chosen_tied_with_rejected", "one_sided_scores",
+    "contradicting_groups", "unjudged_groups", "prompts_in_two_splits",
+    "similar_prompts_in_two_splits", "lacking_in_train", "one_sided_verdicts",
 )  # fmt: skip
 
 

@@ -9,7 +9,14 @@ import click
 
 from mrpo_tools.cli.completion import references
 from mrpo_tools.cli.help import Command
-from mrpo_tools.cli.options import cache_option, json_option, print_json, print_table, with_interval
+from mrpo_tools.cli.options import (
+    cache_option,
+    json_option,
+    print_json,
+    print_table,
+    truncated_option,
+    with_interval,
+)
 
 if TYPE_CHECKING:
     from mrpo_tools.cache import Cache
@@ -29,6 +36,7 @@ PROMPT_SHOWN = 60
               help="Its source, or its name in the cache.  [default: all]")  # fmt: skip
 @click.option("--epsilon-max", "epsilons", default="0.01,0.1,1", show_default=True, metavar="E,…",
               help="Radii of the trust region to try.")  # fmt: skip
+@truncated_option
 @cache_option
 @json_option
 def rank(refs: str | None, split: str, dataset: str | None, epsilons: str, **options: Any) -> None:
@@ -57,6 +65,7 @@ def rank(refs: str | None, split: str, dataset: str | None, epsilons: str, **opt
         dataset=_saved(cache, dataset),
         epsilons=_numbers(epsilons),
         references=project.references,
+        truncated=options["truncated"] or "drop",
     )
     if options["as_json"]:
         print_json(ranking.as_json())

@@ -88,12 +88,17 @@ class DataReport(CombinationReport):
         dropped_responses: how many were left out, by reason.
         reference_accuracies: each reference's own, by kind of reward.
         skipped_groups: how many the objective cannot use, by reason.
+        doubted_labels: groups whose scores say something else than their labels, or that have no
+            score for some responses, by what it is; the labels win.
+        prompts_in_two_splits: prompts that are trained on and stand in another split too.
     """
 
     groups: int | None = None
     dropped_responses: dict[str, int] = Field(default_factory=dict)
     reference_accuracies: dict[str, list[float | None]] = Field(default_factory=dict)
     skipped_groups: dict[str, int] = Field(default_factory=dict)
+    doubted_labels: dict[str, int] = Field(default_factory=dict)
+    prompts_in_two_splits: int | None = None
 
 
 class CombinationWords(Part):
@@ -297,6 +302,7 @@ class EvaluationRecord(Record, Measurements[float]):
         precompute_seconds: that the log-probs of the data took, for each reference.
         groups_hash: of the groups.
         dataset: where they came from.
+        prompts_trained_on: of those measured here, by the run; None where nobody knows.
         moved_nats_per_token: mean distance between the policy's log-probs and those of the
             untrained one; None where it has none.
     """
@@ -314,6 +320,7 @@ class EvaluationRecord(Record, Measurements[float]):
     precompute_seconds: list[float | None] = Field(default_factory=list)
     groups_hash: str | None = None
     dataset: Dataset | None = None
+    prompts_trained_on: int | None = None
     moved_nats_per_token: float | None = None
 
     def estimate(self, metric: str) -> Estimate | None:
