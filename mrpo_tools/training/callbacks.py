@@ -174,7 +174,8 @@ def _checkpoint(args: Any, state: Any) -> Path:
 
 
 class ProgressLog(TrainerCallback):
-    """A bar on a terminal; elsewhere one line on stderr for each log entry."""
+    """A bar on a terminal; elsewhere a line a minute, and one for each measurement and the last
+    step."""
 
     def __init__(self, eval_split: str) -> None:
         self.eval_split = eval_split
@@ -224,9 +225,12 @@ class ProgressLog(TrainerCallback):
                     "accuracy": metrics.get("eval_rewards/accuracies"),
                     "margin": metrics.get("eval_rewards/margins"),
                 },
+                measured=True,
             )
 
-    def _tell(self, state: Any, figures: dict[str, float | None]) -> None:
+    def _tell(
+        self, state: Any, figures: dict[str, float | None], *, measured: bool = False
+    ) -> None:
         tied = figures["accuracy"] == 0 and figures["margin"] == 0  # the policy is its reference
         if tied:
             figures = {**figures, "accuracy": None}
@@ -235,7 +239,7 @@ class ProgressLog(TrainerCallback):
         note = "  ".join(words)
         if self._advance:
             self._advance(0, note=note)
-        if note and not sys.stderr.isatty():
+        if note and not sys.stderr.isatty() and (measured or state.global_step >= state.max_steps):
             say(f"step {state.global_step}/{state.max_steps}  {note}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -35,6 +35,7 @@ from mrpo_tools.runs.run import (
     stage_of,
 )
 from mrpo_tools.scorer.scorer import ResponseScorer
+from mrpo_tools.sources import COUNTS
 from mrpo_tools.training.activations import activations_fit, recompute_activations
 from mrpo_tools.training.arguments import training_arguments
 from mrpo_tools.training.callbacks import SealCheckpoints, StopOnSignal, show_progress
@@ -52,6 +53,8 @@ LESS_MEMORY = (
 )
 LogEntry = Mapping[str, float]
 """A line of the Trainer's log."""
+DOUBTS = {**COUNTS, "unused_scores": "groups with scores that are not used, as others have none"}
+"""What `DataReport.doubted_labels` counts, in words."""
 FREE = ("batch_tokens", "gradient_checkpointing")
 """Keys of a recipe that a resumed run may change: they change memory, not the result."""
 
@@ -115,6 +118,8 @@ def train(
         **fitted.model_dump(exclude={"version"}),
         total_seconds=time.monotonic() - started,
     )
+    if metrics.hardly_moved:
+        say_once(f"warning: {metrics.hardly_moved}")
     if is_first_process():
         (output / "README.md").write_text(model_card(recipe, prepared), encoding="utf-8")
         metrics.write(output / METRICS)
@@ -135,6 +140,13 @@ def _tell(prepared: Prepared) -> None:
             "from reference 1 on average"
         )
     tell_saturated(prepared.training)
+    for doubt, count in report.doubted_labels.items():
+        say_once(f"warning: trained on: {count:,} {DOUBTS[doubt]}")
+    if report.prompts_in_two_splits:
+        say_once(
+            f"warning: {report.prompts_in_two_splits:,} prompts are trained on and stand in "
+            "another split too: what is measured there has been seen"
+        )
     for reason, count in report.skipped_groups.items():
         say_once(f"skipped {count:,} groups: {reason}")
     for reason, count in report.dropped_responses.items():
@@ -180,7 +192,7 @@ def _fit(
     reset_peak_memory(device)
     policy = prepared.policy
     scorer = scorer_of(policy, recipe, device)
-    difference = check_step0(scorer, prepared, device)
+    start = check_step0(scorer, prepared, device)
     recomputed = _recompute_activations(recipe, scorer, prepared.training, device)
     with StopOnSignal() as stop:
         trainer = GroupTrainer(
@@ -205,7 +217,8 @@ def _fit(
     return Metrics(
         steps=trainer.state.global_step,
         peak_memory_bytes=peak_memory_bytes(device),
-        step0_difference_nats_per_token=difference,
+        step0_difference_nats_per_token=start.difference,
+        moved_nats_per_token=start.moved(scorer, device),
         gradient_checkpointing=recomputed,
         train_loss=_mean_loss(history),
         train_seconds=trainer.clock.seconds,
