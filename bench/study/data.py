@@ -43,8 +43,6 @@ def write_groups(
             responses = []
             for text in filter(None, dict.fromkeys(texts)):
                 true = score([{"role": "user", "content": prompt}], text)
-                responses.append(
-                    {"content": text, "score": round(true + rng.gauss(0, NOISE), 2)}
-                )
+                responses.append({"content": text, "score": round(true + rng.gauss(0, NOISE), 2)})
             row = {"prompt": prompt, "responses": responses, "split": split}
             file.write(json.dumps(row) + "\n")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tasks import DIGITS, LEFT, LETTERS, OPERATIONS, STEPS
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from torch.nn import functional
@@ -26,8 +27,6 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
-
-from tasks import DIGITS, LEFT, LETTERS, OPERATIONS, STEPS
 
 SIZE = {
     "hidden_size": 64,
@@ -186,9 +185,7 @@ def fit(model: Any, ids: Tensor, begins: int, steps: int, rate: float, seed: int
         schedule.step()
 
 
-def make_model(
-    name: str, folder: Path, seed: int, steps: int, rows: int = 8192
-) -> Beliefs:
+def make_model(name: str, folder: Path, seed: int, steps: int, rows: int = 8192) -> Beliefs:
     """Train one model of `PLANS` and save it with its tokenizer in `folder`/NAME.
 
     Returns:

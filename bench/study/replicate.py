@@ -5,20 +5,18 @@ What is there is not made again, so a study that was stopped goes on where it wa
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from controls import import_controls
-from data import draw_answers, write_groups
 from models import PLANS, Beliefs, make_model
 from sampled import answer_texts
 from tasks import draw_prompts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from data import draw_answers, write_groups
 from mrpo_tools import Cache, Reference, load_groups, precompute
 from mrpo_tools.groups import Group, in_split
 
@@ -58,9 +56,7 @@ class Replicate:
     def references(self) -> dict[str, Reference]:
         """Every model by name, that of round one too once it is there."""
         names = [name for name in (*PLANS, ROUND_ONE) if (self.models / name).exists()]
-        return {
-            name: Reference(model=str(self.models / name), dtype="float32") for name in names
-        }
+        return {name: Reference(model=str(self.models / name), dtype="float32") for name in names}
 
     def load(self, name: str | Path) -> Any:
         """A model by name or path."""

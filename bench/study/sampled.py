@@ -85,9 +85,7 @@ def prompt_ids(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
 def as_texts(tokenizer: Any, answers: Tensor) -> list[list[str]]:
     """The answers of each prompt, without their ends."""
     words = {number: word for word, number in tokenizer.get_vocab().items()}
-    texts = [
-        " ".join(words[number] for number in row if number != END) for row in answers.tolist()
-    ]
+    texts = [" ".join(words[number] for number in row if number != END) for row in answers.tolist()]
     return [texts[start : start + SAMPLES] for start in range(0, len(texts), SAMPLES)]
 
 

@@ -1,0 +1,166 @@
+"""Collect the study's results and write docs/study.md and its pictures.
+
+python bench/study/analyse.py WORK    what run.py made -> docs/study.json, page, pictures
+python bench/study/analyse.py         docs/study.json -> page, pictures
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from statistics import fmean
+
+from claims import CLAIMS, GATE, compare, falsified, gate, placebo_share, primary
+from contrasts import Contrast
+from pictures import draw, ordered_arms
+from results import FILE, KLS, Study, collect, read_study
+
+DOCS = FILE.parent
+ALPHA = 0.05
+
+
+def page(study: Study, prose: str) -> str:
+    """The prose around the tables."""
+    tables = {
+        "about": _about,
+        "gate": _gate,
+        "claims": _claims,
+        "arms": _arms,
+        "divergence": _divergence,
+        "placebo": _placebo,
+        "reached": _reached,
+    }
+    for name, table in tables.items():
+        prose = prose.replace("{{" + name + "}}", table(study))
+    return prose
+
+
+def _table(*rows: tuple[str, ...]) -> str:
+    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
+
+
+def shown(made: Contrast) -> str:
+    """A mean difference with its 95 % interval."""
+    if made.mean is None:
+        return "–"
+    if made.intervals is None:
+        return f"{made.mean:+.2f}"
+    low, high = made.intervals[0]
+    return f"{made.mean:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def _probability(p: float | None) -> str:
+    return "–" if p is None else f"{p:.3f}"
+
+
+def _about(study: Study) -> str:
+    seconds = [run["seconds"] for run in study.runs if "seconds" in run]
+    training = [run["train_seconds"] for run in study.runs if "train_seconds" in run]
+    return (
+        f"{len(seconds):,} runs, {fmean(seconds):.1f} s each on a shared core "
+        f"({fmean(training):.1f} of them in optimizer steps). Made by `{study.about['command']}` on "
+        f"{study.about['date']} with {study.about['versions']}."
+    )
+
+
+def _gate(study: Study) -> str:
+    rows = [
+        (f"{kl:g}", shown(made), str(made.replicates),
+         "passed" if made.mean is not None and made.mean >= GATE else "not passed")
+        for kl, made in gate(study).items()
+    ]  # fmt: skip
+    return _table(("KL", "oracle − anti-oracle", "replicates", f"gate ({GATE})"), *rows)
+
+
+def _claims(study: Study) -> str:
+    made = primary(study)
+    rows = []
+    for name, claim in CLAIMS.items():
+        reasons = falsified(study, name, made)
+        for kl in claim.kls:
+            mine = made[name, kl]
+            rows.append(
+                (
+                    claim.words, f"`{claim.pair[0]}` − `{claim.pair[1]}`", f"{kl:g}", shown(mine),
+                    str(mine.replicates), _probability(mine.p), _probability(mine.adjusted),
+                    _verdict(mine, claim.sign, reasons),
+                )
+            )  # fmt: skip
+    heads = (
+        "claim",
+        "contrast",
+        "KL",
+        "mean (95 %)",
+        "replicates",
+        "p",
+        "p (Holm)",
+        "by the rules",
+    )
+    return _table(heads, *rows)
+
+
+def _verdict(made: Contrast, sign: int, reasons: list[str]) -> str:
+    if reasons:
+        return "falsified: " + "; ".join(reasons)
+    sure = made.adjusted is not None and made.adjusted < ALPHA and (made.mean or 0) * sign > 0
+    return "**stands**" if sure else "not falsified, not shown"
+
+
+def _arms(study: Study) -> str:
+    rows = []
+    for arm in ordered_arms(study):
+        finished = study.finished(arm)
+        if not finished:
+            continue
+        clipped = [run["clipped"] for run in study.of_arm(arm) if run.get("clipped") is not None]
+        cells = [f"`{arm}`", str(len(finished))]
+        for kl in KLS:
+            scores = study.scores(arm, kl)
+            cells.append(f"{fmean(scores.values()):.2f}" if scores else "–")
+            cells.append("" if arm == "dpo_base" else shown(compare(study, (arm, "dpo_base"), kl)))
+        rows.append((*cells, f"{fmean(clipped):.0%}" if clipped and any(clipped) else "–"))
+    return _table(
+        ("arm", "replicates", "at 1 nat", "minus `dpo_base`", "at 3 nats", "minus `dpo_base`",
+         "clipped"), *rows,
+    )  # fmt: skip
+
+
+def _divergence(study: Study) -> str:
+    counts = {arm: study.diverged([arm]) for arm in ordered_arms(study)}
+    fallen = [f"`{arm}` in {fallen} of {runs}" for arm, (fallen, runs) in counts.items() if fallen]
+    total = sum(runs for _, runs in counts.values())
+    rest = "; ".join(fallen) if fallen else "no run"
+    return f"Of {total:,} runs these diverged: {rest}."
+
+
+def _placebo(study: Study) -> str:
+    shares = {kl: placebo_share(study, kl) for kl in KLS}
+    return " and ".join(
+        f"{share:.0%} at {kl:g} nats" if share is not None else f"no gain to share at {kl:g} nats"
+        for kl, share in shares.items()
+    )
+
+
+def _reached(study: Study) -> str:
+    short = [
+        f"`{arm}` {len(study.finished(arm)) - len(study.scores(arm, kl))} at {kl:g}"
+        for arm in ordered_arms(study)
+        for kl in KLS
+        if len(study.scores(arm, kl)) < len(study.finished(arm))
+    ]
+    return "; ".join(short) if short else "none"
+
+
+def main(*work: str) -> None:
+    """Collect, if there is something to collect; then write."""
+    if work:
+        collect(Path(work[0]))
+    study = read_study()
+    prose = (DOCS / "study.in.md").read_text(encoding="utf-8")
+    (DOCS / "study.md").write_text(page(study, prose), encoding="utf-8")
+    draw(study, DOCS / "study")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

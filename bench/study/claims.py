@@ -1,0 +1,157 @@
+"""The six claims: their contrasts, and the rules written before the runs that falsify them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from contrasts import Contrast, Scores, as_family, best_of_others, contrast
+from results import KLS, Study
+
+SMALL = 0.1
+"""Points of ten: what makes no difference to anybody."""
+PLACEBO_SHARE = 0.8
+GATE = 0.5
+SINGLE = ("dpo_base", "dpo_left", "dpo_right")
+BEST_DPO = "best DPO"
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the papers.
+
+    Attributes:
+        words: what is claimed.
+        pair: the arms of its primary contrast, the first minus the second.
+        sign: of a difference that speaks for it.
+        kls: at which it is tested.
+    """
+
+    words: str
+    pair: Pair
+    sign: int = 1
+    kls: tuple[float, ...] = KLS
+
+
+CLAIMS = {
+    "beats_dpo": Claim("MRPO beats DPO", ("mrpo", BEST_DPO)),
+    "radius": Claim("CTRO's radius helps", ("mrpo", "fixed_quarter")),
+    "harmonic": Claim("harmonic is the one to take", ("geometric", "mrpo"), sign=-1),
+    "mpo": Claim("MPO beats DPO", ("mpo", "dpo_base")),
+    "regulariser": Claim("MRPO has another frontier", ("mrpo", "dpo_base")),
+    "rounds": Claim("earlier policies help", ("round_mrpo", "round_dpo"), kls=(3.0,)),
+}
+
+
+def scores_of(study: Study, arm: str, kl: float) -> Scores:
+    """Scores of an arm, or of the best DPO, by replicate."""
+    if arm != BEST_DPO:
+        return study.scores(arm, kl)
+    return best_of_others({name: study.scores(name, kl) for name in SINGLE})
+
+
+def compare(study: Study, pair: Pair, kl: float) -> Contrast:
+    """The first arm minus the second, at a KL."""
+    return contrast(scores_of(study, pair[0], kl), scores_of(study, pair[1], kl))
+
+
+def primary(study: Study) -> dict[tuple[str, float], Contrast]:
+    """Every primary contrast by claim and KL, corrected by Holm over all of them."""
+    keys = {f"{name}@{kl}": (name, kl) for name, claim in CLAIMS.items() for kl in claim.kls}
+    made = {text: compare(study, CLAIMS[name].pair, kl) for text, (name, kl) in keys.items()}
+    return {keys[text]: each for text, each in as_family(made).items()}
+
+
+def gate(study: Study) -> dict[float, Contrast]:
+    """Oracle minus anti-oracle."""
+    return {kl: compare(study, ("oracle", "anti_oracle"), kl) for kl in KLS}
+
+
+def placebo_share(study: Study, kl: float) -> float | None:
+    """The placebo's gain over DPO on the base as a share of MRPO's; None where MRPO has none."""
+    gain = compare(study, ("mrpo", "dpo_base"), kl).mean
+    placebo = compare(study, ("placebo", "dpo_base"), kl).mean
+    return None if not gain or gain <= 0 or placebo is None else placebo / gain
+
+
+def falsified(study: Study, name: str, made: Mapping[tuple[str, float], Contrast]) -> list[str]:
+    """The reasons of the plan for which a claim is falsified; none where it stands."""
+    mine = {kl: made[name, kl] for kl in CLAIMS[name].kls}
+    known = {kl: each for kl, each in mine.items() if each.intervals is not None}
+    rules: Mapping[str, Callable[[], list[str]]] = {
+        "beats_dpo": lambda: [*_not_above(known), *_placebo(study)],
+        "radius": lambda: [*_equivalent(known), *_no_more_divergence(study)],
+        "harmonic": lambda: [
+            f"mean {each.mean:+.2f} at {kl:g}"
+            for kl, each in known.items()
+            if each.mean is not None and each.mean >= 0
+        ],  # fmt: skip
+        "mpo": lambda: _not_above(known),
+        "regulariser": lambda: _coincide(known),
+        "rounds": lambda: [
+            f"lower end {each.intervals[0][0]:+.2f} at {kl:g}"
+            for kl, each in known.items()
+            if each.intervals and each.intervals[0][0] <= 0
+        ],  # fmt: skip
+    }
+    return rules[name]()
+
+
+def _not_above(known: Mapping[float, Contrast]) -> list[str]:
+    return [
+        f"upper end {each.intervals[0][1]:+.2f} at {kl:g}"
+        for kl, each in known.items()
+        if each.intervals and each.intervals[0][1] < SMALL
+    ]
+
+
+def _not_below(known: Mapping[float, Contrast]) -> list[str]:
+    return [
+        f"mean {each.mean:+.2f} at {kl:g}"
+        for kl, each in known.items()
+        if each.mean is not None and each.mean >= 0
+    ]
+
+
+def _no_gain(known: Mapping[float, Contrast]) -> list[str]:
+    return [
+        f"lower end {each.intervals[0][0]:+.2f} at {kl:g}"
+        for kl, each in known.items()
+        if each.intervals and each.intervals[0][0] <= 0
+    ]
+
+
+def _placebo(study: Study) -> list[str]:
+    shares = {kl: placebo_share(study, kl) for kl in KLS}
+    return [
+        f"the placebo has {share:.0%} of the gain at {kl:g}"
+        for kl, share in shares.items()
+        if share is not None and share >= PLACEBO_SHARE
+    ]
+
+
+def _equivalent(known: Mapping[float, Contrast]) -> list[str]:
+    return [
+        f"within ± {SMALL} at {kl:g}"
+        for kl, each in known.items()
+        if each.intervals and max(map(abs, each.intervals[1])) < SMALL
+    ]
+
+
+def _no_more_divergence(study: Study) -> list[str]:
+    (fallen, runs), (clipped_fallen, clipped_runs) = study.diverged(["unclipped"]), study.diverged(
+        ["mrpo"]
+    )  # fmt: skip
+    if not runs or fallen / runs > clipped_fallen / clipped_runs:
+        return []
+    return [f"unclipped diverged in {fallen} of {runs} runs, clipped in {clipped_fallen} of "
+            f"{clipped_runs}"]  # fmt: skip
+
+
+def _coincide(known: Mapping[float, Contrast]) -> list[str]:
+    inside = [
+        each.intervals is not None and each.intervals[0][0] <= 0 <= each.intervals[0][1]
+        for each in known.values()
+    ]
+    return ["both intervals contain 0"] if inside and all(inside) else []
