@@ -59,8 +59,8 @@ def _about(study: Study) -> str:
     training = [run["train_seconds"] for run in study.runs if "train_seconds" in run]
     return (
         f"{len(seconds):,} runs, {fmean(seconds):.1f} s each on a shared core "
-        f"({fmean(training):.1f} of them in optimizer steps). Made by `{study.about['command']}` on "
-        f"{study.about['date']} with {study.about['versions']}."
+        f"({fmean(training):.1f} of them in optimizer steps). Made by "
+        f"`{study.about['command']}` on {study.about['date']} with {study.about['versions']}."
     )
 
 

@@ -82,18 +82,10 @@ def falsified(study: Study, name: str, made: Mapping[tuple[str, float], Contrast
     rules: Mapping[str, Callable[[], list[str]]] = {
         "beats_dpo": lambda: [*_not_above(known), *_placebo(study)],
         "radius": lambda: [*_equivalent(known), *_no_more_divergence(study)],
-        "harmonic": lambda: [
-            f"mean {each.mean:+.2f} at {kl:g}"
-            for kl, each in known.items()
-            if each.mean is not None and each.mean >= 0
-        ],  # fmt: skip
+        "harmonic": lambda: _not_below(known),
         "mpo": lambda: _not_above(known),
         "regulariser": lambda: _coincide(known),
-        "rounds": lambda: [
-            f"lower end {each.intervals[0][0]:+.2f} at {kl:g}"
-            for kl, each in known.items()
-            if each.intervals and each.intervals[0][0] <= 0
-        ],  # fmt: skip
+        "rounds": lambda: _no_gain(known),
     }
     return rules[name]()
 
@@ -140,9 +132,8 @@ def _equivalent(known: Mapping[float, Contrast]) -> list[str]:
 
 
 def _no_more_divergence(study: Study) -> list[str]:
-    (fallen, runs), (clipped_fallen, clipped_runs) = study.diverged(["unclipped"]), study.diverged(
-        ["mrpo"]
-    )  # fmt: skip
+    fallen, runs = study.diverged(["unclipped"])
+    clipped_fallen, clipped_runs = study.diverged(["mrpo"])
     if not runs or fallen / runs > clipped_fallen / clipped_runs:
         return []
     return [f"unclipped diverged in {fallen} of {runs} runs, clipped in {clipped_fallen} of "
