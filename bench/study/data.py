@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,7 +39,8 @@ def write_groups(
         seed: of the noise.
     """
     rng = random.Random(f"noise {seed}")
-    with path.open("w", encoding="utf-8") as file:
+    begun = path.with_suffix(".writing")
+    with begun.open("w", encoding="utf-8") as file:
         for (prompt, split), texts in zip(prompts.items(), answers, strict=True):
             responses = []
             for text in filter(None, dict.fromkeys(texts)):
@@ -46,3 +48,4 @@ def write_groups(
                 responses.append({"content": text, "score": round(true + rng.gauss(0, NOISE), 2)})
             row = {"prompt": prompt, "responses": responses, "split": split}
             file.write(json.dumps(row) + "\n")
+    os.replace(begun, path)

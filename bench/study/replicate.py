@@ -25,15 +25,20 @@ ROUND_ONE = "round_one"
 
 @dataclass(frozen=True)
 class Size:
-    """How large a replicate is: prompts by split, and steps of the models' training.
+    """How large a replicate is.
 
-    `measured` is the split whose prompts are answered: `validation` to choose settings.
+    Attributes:
+        train: prompts of the split; the others likewise.
+        steps: of the models' own training.
+        rows: of the texts that they learn from.
+        measured: the split whose prompts are answered: `validation` to choose settings.
     """
 
     train: int = 320
     validation: int = 200
     test: int = 500
     steps: int = 240
+    rows: int = 8192
     measured: str = "test"
 
 
@@ -67,8 +72,9 @@ class Replicate:
         return [group.prompt[-1].content for group in in_split(self.groups, split)]
 
     def _make(self) -> None:
+        size = self.size
         beliefs: dict[str, Beliefs] = {
-            name: make_model(name, self.models, self.seed, self.size.steps) for name in PLANS
+            name: make_model(name, self.models, self.seed, size.steps, size.rows) for name in PLANS
         }
         sizes = {"train": self.size.train, "validation": self.size.validation,
                  "test": self.size.test}  # fmt: skip
