@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from statistics import fmean
 
-from claims import CLAIMS, GATE, compare, falsified, gate, placebo_share, primary
+from claims import CLAIMS, GATE, compare, falsified, gate, primary, share_of_gain
 from contrasts import Contrast
 from pictures import draw, ordered_arms
 from results import FILE, KLS, Study, collect, read_study
@@ -25,9 +25,10 @@ def page(study: Study, prose: str) -> str:
         "about": _about,
         "gate": _gate,
         "claims": _claims,
+        "controls": _controls,
         "arms": _arms,
         "divergence": _divergence,
-        "placebo": _placebo,
+        "shares": _shares,
         "reached": _reached,
     }
     for name, table in tables.items():
@@ -80,24 +81,13 @@ def _claims(study: Study) -> str:
         reasons = falsified(study, name, made)
         for kl in claim.kls:
             mine = made[name, kl]
-            rows.append(
-                (
-                    claim.words, f"`{claim.pair[0]}` − `{claim.pair[1]}`", f"{kl:g}", shown(mine),
-                    str(mine.replicates), _probability(mine.p), _probability(mine.adjusted),
-                    _verdict(mine, claim.sign, reasons),
-                )
-            )  # fmt: skip
-    heads = (
-        "claim",
-        "contrast",
-        "KL",
-        "mean (95 %)",
-        "replicates",
-        "p",
-        "p (Holm)",
-        "by the rules",
-    )
-    return _table(heads, *rows)
+            cells = (claim.words, f"`{claim.pair[0]}` − `{claim.pair[1]}`", f"{kl:g}", shown(mine),
+                     str(mine.replicates), _probability(mine.p), _probability(mine.adjusted),
+                     _verdict(mine, claim.sign, [words for at, words in reasons
+                                                 if at in (None, kl)]))  # fmt: skip
+            rows.append(cells)
+    heads = ("claim", "contrast", "KL", "mean (95 %)", "replicates", "p", "p (Holm)")
+    return _table((*heads, "by the rules"), *rows)
 
 
 def _verdict(made: Contrast, sign: int, reasons: list[str]) -> str:
@@ -105,6 +95,20 @@ def _verdict(made: Contrast, sign: int, reasons: list[str]) -> str:
         return "falsified: " + "; ".join(reasons)
     sure = made.adjusted is not None and made.adjusted < ALPHA and (made.mean or 0) * sign > 0
     return "**stands**" if sure else "not falsified, not shown"
+
+
+def _controls(study: Study) -> str:
+    pairs = [
+        ("mrpo", "placebo"),
+        ("mrpo", "wrong_ids"),
+        ("oracle", "mrpo"),
+        ("wrong_ids", "dpo_base"),
+    ]
+    rows = [
+        (f"`{pair[0]}` − `{pair[1]}`", *(shown(compare(study, pair, kl)) for kl in KLS))
+        for pair in pairs
+    ]
+    return _table(("contrast", "at 1 nat", "at 3 nats"), *rows)
 
 
 def _arms(study: Study) -> str:
@@ -127,19 +131,23 @@ def _arms(study: Study) -> str:
 
 
 def _divergence(study: Study) -> str:
-    counts = {arm: study.diverged([arm]) for arm in ordered_arms(study)}
+    counts = {arm: study.diverged([arm], study.seeds) for arm in ordered_arms(study)}
     fallen = [f"`{arm}` in {fallen} of {runs}" for arm, (fallen, runs) in counts.items() if fallen]
     total = sum(runs for _, runs in counts.values())
     rest = "; ".join(fallen) if fallen else "no run"
     return f"Of {total:,} runs these diverged: {rest}."
 
 
-def _placebo(study: Study) -> str:
-    shares = {kl: placebo_share(study, kl) for kl in KLS}
-    return " and ".join(
-        f"{share:.0%} at {kl:g} nats" if share is not None else f"no gain to share at {kl:g} nats"
-        for kl, share in shares.items()
-    )
+def _shares(study: Study) -> str:
+    rows = [
+        (f"`{control}`", *(_share(share_of_gain(study, control, kl)) for kl in KLS))
+        for control in ("placebo", "wrong_ids", "oracle")
+    ]
+    return _table(("share of MRPO's gain over `dpo_base`", "at 1 nat", "at 3 nats"), *rows)
+
+
+def _share(share: float | None) -> str:
+    return "–" if share is None else f"{share:.0%}"
 
 
 def _reached(study: Study) -> str:

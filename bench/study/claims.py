@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from contrasts import Contrast, Scores, as_family, best_of_others, contrast
+from contrasts import FLOOR, Contrast, Scores, as_family, best_of_others, contrast
 from results import KLS, Study
 
 SMALL = 0.1
@@ -68,19 +68,26 @@ def gate(study: Study) -> dict[float, Contrast]:
     return {kl: compare(study, ("oracle", "anti_oracle"), kl) for kl in KLS}
 
 
-def placebo_share(study: Study, kl: float) -> float | None:
-    """The placebo's gain over DPO on the base as a share of MRPO's; None where MRPO has none."""
+def share_of_gain(study: Study, control: str, kl: float) -> float | None:
+    """A control's gain over DPO on the base as a share of MRPO's; None where MRPO has none."""
     gain = compare(study, ("mrpo", "dpo_base"), kl).mean
-    placebo = compare(study, ("placebo", "dpo_base"), kl).mean
-    return None if not gain or gain <= 0 or placebo is None else placebo / gain
+    mine = compare(study, (control, "dpo_base"), kl).mean
+    return None if not gain or gain <= 0 or mine is None else mine / gain
 
 
-def falsified(study: Study, name: str, made: Mapping[tuple[str, float], Contrast]) -> list[str]:
-    """The reasons of the plan for which a claim is falsified; none where it stands."""
+Reason = tuple[float | None, str]
+"""The KL that a reason is of, or None where it is of all, and its words."""
+
+
+def falsified(study: Study, name: str, made: Mapping[tuple[str, float], Contrast]) -> list[Reason]:
+    """The reasons of the plan for which a claim is falsified; none where it stands.
+
+    A contrast of fewer replicates than are tested gives no reason.
+    """
     mine = {kl: made[name, kl] for kl in CLAIMS[name].kls}
-    known = {kl: each for kl, each in mine.items() if each.intervals is not None}
-    rules: Mapping[str, Callable[[], list[str]]] = {
-        "beats_dpo": lambda: [*_not_above(known), *_placebo(study)],
+    known = {kl: each for kl, each in mine.items() if each.p is not None and each.intervals}
+    rules: Mapping[str, Callable[[], list[Reason]]] = {
+        "beats_dpo": lambda: [*_not_above(known), *(_placebo(study) if known else [])],
         "radius": lambda: [*_equivalent(known), *_no_more_divergence(study)],
         "harmonic": lambda: _not_below(known),
         "mpo": lambda: _not_above(known),
@@ -90,59 +97,46 @@ def falsified(study: Study, name: str, made: Mapping[tuple[str, float], Contrast
     return rules[name]()
 
 
-def _not_above(known: Mapping[float, Contrast]) -> list[str]:
+def _not_above(known: Mapping[float, Contrast]) -> list[Reason]:
+    ends = {kl: each.interval[1] for kl, each in known.items()}
+    return [(kl, f"upper end {high:+.2f}") for kl, high in ends.items() if high < SMALL]
+
+
+def _not_below(known: Mapping[float, Contrast]) -> list[Reason]:
+    means = {kl: each.mean or 0.0 for kl, each in known.items()}
+    return [(kl, f"mean {mean:+.2f}") for kl, mean in means.items() if mean >= 0]
+
+
+def _no_gain(known: Mapping[float, Contrast]) -> list[Reason]:
+    ends = {kl: each.interval[0] for kl, each in known.items()}
+    return [(kl, f"lower end {low:+.2f}") for kl, low in ends.items() if low <= 0]
+
+
+def _placebo(study: Study) -> list[Reason]:
+    shares = {kl: share_of_gain(study, "placebo", kl) for kl in KLS}
     return [
-        f"upper end {each.intervals[0][1]:+.2f} at {kl:g}"
-        for kl, each in known.items()
-        if each.intervals and each.intervals[0][1] < SMALL
-    ]
-
-
-def _not_below(known: Mapping[float, Contrast]) -> list[str]:
-    return [
-        f"mean {each.mean:+.2f} at {kl:g}"
-        for kl, each in known.items()
-        if each.mean is not None and each.mean >= 0
-    ]
-
-
-def _no_gain(known: Mapping[float, Contrast]) -> list[str]:
-    return [
-        f"lower end {each.intervals[0][0]:+.2f} at {kl:g}"
-        for kl, each in known.items()
-        if each.intervals and each.intervals[0][0] <= 0
-    ]
-
-
-def _placebo(study: Study) -> list[str]:
-    shares = {kl: placebo_share(study, kl) for kl in KLS}
-    return [
-        f"the placebo has {share:.0%} of the gain at {kl:g}"
+        (kl, f"the placebo has {share:.0%} of the gain")
         for kl, share in shares.items()
         if share is not None and share >= PLACEBO_SHARE
     ]
 
 
-def _equivalent(known: Mapping[float, Contrast]) -> list[str]:
-    return [
-        f"within ± {SMALL} at {kl:g}"
-        for kl, each in known.items()
-        if each.intervals and max(map(abs, each.intervals[1])) < SMALL
-    ]
+def _equivalent(known: Mapping[float, Contrast]) -> list[Reason]:
+    reach = {kl: max(map(abs, each.narrow)) for kl, each in known.items()}
+    return [(kl, f"equal within ± {SMALL}") for kl, end in reach.items() if end < SMALL]
 
 
-def _no_more_divergence(study: Study) -> list[str]:
-    fallen, runs = study.diverged(["unclipped"])
-    clipped_fallen, clipped_runs = study.diverged(["mrpo"])
-    if not runs or fallen / runs > clipped_fallen / clipped_runs:
+def _no_more_divergence(study: Study) -> list[Reason]:
+    """Clipped and unclipped, in the replicates that have both."""
+    both = set(study.finished("unclipped")) & set(study.finished("mrpo"))
+    if len(both) < FLOOR:
         return []
-    return [f"unclipped diverged in {fallen} of {runs} runs, clipped in {clipped_fallen} of "
-            f"{clipped_runs}"]  # fmt: skip
+    (fallen, runs), (clipped, _) = (study.diverged([arm], both) for arm in ("unclipped", "mrpo"))
+    if fallen > clipped:
+        return []
+    return [(None, f"unclipped diverged in {fallen} of {runs} runs, clipped in {clipped}")]
 
 
-def _coincide(known: Mapping[float, Contrast]) -> list[str]:
-    inside = [
-        each.intervals is not None and each.intervals[0][0] <= 0 <= each.intervals[0][1]
-        for each in known.values()
-    ]
-    return ["both intervals contain 0"] if inside and all(inside) else []
+def _coincide(known: Mapping[float, Contrast]) -> list[Reason]:
+    inside = [each.interval[0] <= 0 <= each.interval[1] for each in known.values()]
+    return [(None, "both intervals contain 0")] if len(inside) == len(KLS) and all(inside) else []

@@ -36,6 +36,16 @@ class Contrast:
     replicates: int
     adjusted: float | None = None
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 %; nothing is known, from −∞ to ∞, below two replicates."""
+        return self.intervals[0] if self.intervals else (-math.inf, math.inf)
+
+    @property
+    def narrow(self) -> tuple[float, float]:
+        """90 %: it lies within a margin where both one-sided 5 % tests say so (TOST)."""
+        return self.intervals[1] if self.intervals else (-math.inf, math.inf)
+
 
 def contrast(first: Scores, second: Scores) -> Contrast:
     """First minus second, over the replicates that have both."""

@@ -16,7 +16,7 @@ from results import KLS, Study
 
 from mrpo_tools.report.palette import LIGHT
 
-GRID = [step / 40 for step in range(0, 161)]
+GRID = [step / 40 for step in range(129)]
 """Roots of KL at which a mean frontier is drawn."""
 FRONTIERS = (
     ("References", ("oracle", "mrpo", "dpo_base", "dpo_left", "dpo_right", "placebo", "wrong_ids",
@@ -49,7 +49,7 @@ def _frontiers(study: Study) -> Figure:
         place.set_xlabel("KL to the untrained policy, nats an answer (root scale)")
         ticks = [0, 0.25, 1, 2, 3, 5, 8, 12]
         place.set_xticks([math.sqrt(tick) for tick in ticks], [f"{tick:g}" for tick in ticks])
-        place.set_xlim(0, 3.2)
+        place.set_xlim(0, GRID[-1])
         for kl in KLS:
             place.axvline(math.sqrt(kl), color=LIGHT.rule, linewidth=1, zorder=0)
         place.legend(fontsize=8, frameon=False)
@@ -62,10 +62,9 @@ def _frontier(axes: Axes, study: Study, arm: str, colour: str) -> None:
     curves = [study.points(arm, seed) or [] for seed in study.finished(arm)]
     if not curves:
         return
-    for points in curves:
-        axes.plot([math.sqrt(max(point.kl, 0)) for point in points],
-                  [point.score for point in points], ".", color=colour, alpha=0.25,
-                  markersize=4)  # fmt: skip
+    seen = [point for points in curves for point in points if point.kl < GRID[-1] ** 2]
+    axes.plot([math.sqrt(max(point.kl, 0)) for point in seen], [point.score for point in seen],
+              ".", color=colour, alpha=0.25, markersize=4)  # fmt: skip
     line = [
         (root, [score for points in curves if (score := score_at(points, root * root)) is not None])
         for root in GRID

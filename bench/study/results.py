@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -95,9 +95,9 @@ class Study:
         [run] = [run for run in self.of_arm(UNTRAINED) if run["seed"] == seed]
         return float(run["score"])
 
-    def diverged(self, arms: Iterable[str]) -> tuple[int, int]:
-        """How many runs of some arms diverged, and how many there are."""
-        runs = [run for arm in arms for run in self.of_arm(arm)]
+    def diverged(self, arms: Iterable[str], seeds: Container[int]) -> tuple[int, int]:
+        """How many runs of some arms diverged in some replicates, and how many there are."""
+        runs = [run for arm in arms for run in self.of_arm(arm) if run["seed"] in seeds]
         fallen = [
             run for run in runs
             if "score" not in run or run["score"] < self.start(run["seed"]) - FALLEN

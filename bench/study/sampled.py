@@ -95,11 +95,9 @@ def draw(model: Any, ids: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros(len(ids), dtype=torch.float64)
     ended = torch.zeros(len(ids), dtype=torch.bool)
-    cache, columns = None, []
+    logps, cache = _read(model, ids)
+    columns = []
     for _ in range(ROOM):
-        output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache = output.past_key_values
-        logps = output.logits[:, -1].float().log_softmax(-1)
         heights = torch.rand(len(ids), 1, generator=generator)
         chosen = (logps.exp().cumsum(-1) < heights).sum(-1).clamp(max=logps.shape[-1] - 1)
         mine = logps.gather(1, chosen[:, None])[:, 0].double()
@@ -109,16 +107,27 @@ def draw(model: Any, ids: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         ended |= chosen == END
         if ended.all():
             break
-        ids = chosen[:, None]
+        output = model(input_ids=chosen[:, None], past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        logps = output.logits[:, -1].float().log_softmax(-1)
     return torch.stack(columns, 1), total
 
 
 @torch.no_grad()
 def answer_logps(model: Any, prompts: Tensor, answers: Tensor) -> Tensor:
     """[R] log-probs of answers up to their end, and with it, nats."""
-    ids = torch.cat([prompts, answers], 1)
-    logits = model(input_ids=ids[:, :-1]).logits[:, prompts.shape[1] - 1 :]
-    tokens = logits.float().log_softmax(-1).gather(2, answers[..., None])[..., 0].double()
+    first, cache = _read(model, prompts)
+    output = model(input_ids=answers[:, :-1], past_key_values=cache, use_cache=True)
+    logps = torch.cat([first[:, None], output.logits.float().log_softmax(-1)], 1)
+    tokens = logps.gather(2, answers[..., None])[..., 0].double()
     ends = (answers == END).long()
     counted = ends.cumsum(1) - ends == 0
     return (tokens * counted).sum(1)
+
+
+def _read(model: Any, ids: Tensor) -> tuple[Tensor, Any]:
+    """[R, V] log-probs of the first token of each answer, and what was read; each prompt once."""
+    output = model(input_ids=ids[::SAMPLES], use_cache=True, logits_to_keep=1)
+    cache = output.past_key_values
+    cache.batch_repeat_interleave(SAMPLES)
+    return output.logits[:, -1].float().log_softmax(-1).repeat_interleave(SAMPLES, 0), cache
