@@ -84,7 +84,7 @@ def measured(some_groups, cached):
 
 def load(path):
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    return add_lora(model, 4, 8, "all-linear", 0)
+    return add_lora(model, r=4, lora_alpha=8, target_modules="all-linear", seed=0)
 
 
 def trainer_on(groups, model, words: Recipe, output: Path) -> GroupTrainer:
@@ -174,6 +174,41 @@ def test_training_lowers_the_loss_and_the_run_can_be_evaluated(words, fit, measu
     assert evaluation["margins"] > evaluation["margins_step0"]
     assert {"recipe.yaml", "run.json", METRICS, "trainer_state.json", "README.md", "tokenizer.json",
             "chat_template.jinja"} <= {path.name for path in run.iterdir()}  # fmt: skip
+
+
+def test_a_policy_that_did_not_move_is_told(fit, references, tmp_path, capsys):
+    """A LoRA at 1e-5 for 15 steps, and at 1e-2 for 3: how far is computed a row at a time, by the
+    model and its adapter, over the responses that the record has."""
+    groups = [group.with_split("train") for group in _first_responses(fit.keywords["groups"], 32)]
+    for learning_rate, steps, moves in ((1e-5, 15, False), (1e-2, 3, True)):
+        path = tmp_path / str(learning_rate)
+        words = recipe(**LLAMA | {"max_steps": steps, "learning_rate": learning_rate})
+        metrics = fit(words, groups=groups, output=path).metrics
+        assert ("warning: the policy hardly moved" in capsys.readouterr().err) is not moves
+        assert (metrics.hardly_moved is None) is moves
+        before = load_model(locate(references["llama"]), references["llama"], "float32", "cpu")
+        adapted = references["llama"].model_copy(update={"adapter": str(path)})
+        after = load_model(locate(adapted), adapted, "float32", "cpu")
+        encoded = [renderer_of(resolve("llama", references["llama"])).encode(g) for g in groups]
+        with torch.no_grad():
+            moved = [
+                abs(float(response_logp(after, group.prompt_ids, response.ids)
+                          - response_logp(before, group.prompt_ids, response.ids)))
+                / len(response.ids)
+                for group in encoded for response in group.responses
+            ]  # fmt: skip
+        assert metrics.moved_nats_per_token == pytest.approx(sum(moved) / len(moved), abs=1e-5)
+
+
+def _first_responses(groups, count: int) -> list:
+    """The first groups that have at most so many responses together."""
+    taken, some = 0, []
+    for group in groups:
+        taken += len(group.responses)
+        if taken > count:
+            break
+        some.append(group)
+    return some
 
 
 @pytest.mark.parametrize(
@@ -375,9 +410,9 @@ def test_a_policy_that_is_not_reference_1_is_warned_of(tiny_models, fit, measure
 
 
 def test_a_policy_with_an_adapter_is_merged_first(fit, whole, some_groups, tmp_path):
-    """Training on top of an adapter would begin without it: refused; the merged model has the
-    adapter's log-probs and can be trained."""
-    words = recipe(**LLAMA, dtype="float32", policy=str(whole))
+    """Full finetuning would begin without it: refused; the merged model has the adapter's log-probs
+    and can be trained."""
+    words = recipe(**LLAMA, dtype="float32", policy=str(whole), finetuning="full")
     with pytest.raises(UsageError, match="is a model with a LoRA adapter") as error:
         fit(words, output=tmp_path / "second")
     assert f"mrpo merge {whole}" in error.value.hint
@@ -558,7 +593,7 @@ def test_a_4_bit_policy_has_the_gradient_of_its_dequantised_weights(references):
     prompt, response = list(range(3, 20)), list(range(20, 30))
     gradients = []
     for model in (quantized, plain):
-        adapted = add_lora(model, 4, 8, "all-linear", 0)
+        adapted = add_lora(model, r=4, lora_alpha=8, target_modules="all-linear", seed=0)
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 parameter.data.fill_(0.01)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mrpo_tools.cli.completion import references, runs
+from mrpo_tools.cli.help import Command
 from mrpo_tools.cli.leaks import own_groups, refuse_others, warn_of_leaks
 from mrpo_tools.cli.options import (
     cache_option,
@@ -33,11 +35,12 @@ LONGER = "always the longer (a tie counts 0)"
 TIED = "– (every pair is tied)"
 
 
-@click.command()
-@click.argument("subjects", metavar="RUN_OR_MODEL…", nargs=-1, required=True)
+@click.command(cls=Command)
+@click.argument("subjects", metavar="RUN_OR_MODEL…", nargs=-1, required=True, shell_complete=runs)
 @click.option(
-    "--refs", metavar="A,B,…", help="What a model is compared with.  [default: the project's]"
-)
+    "--refs", metavar="A,B,…", shell_complete=references,
+    help="What a model is compared with.  [default: the project's]",
+)  # fmt: skip
 @dataset_options
 @click.option("--split", default="test", show_default=True, help="`all` for everything.")
 @truncated_option
@@ -84,6 +87,8 @@ def evaluate(subjects: tuple[str, ...], refs: str | None, split: str, **options:
         print_json(records if len(records) > 1 else records[0])
     elif runs := " ".join(subject for subject in subjects if is_run(Path(subject))):
         print(f"next: mrpo compare {runs}, or mrpo report {runs}")
+    else:
+        print(f"next: mrpo generate {subjects[0]} -o answers.jsonl")
 
 
 Records = tuple["EvaluationRecord", "OutcomesRecord | None"]
@@ -176,7 +181,7 @@ def _of_model(
         return record, None
     from mrpo_tools.evaluation.outcomes import model_outcomes
 
-    outcomes = model_outcomes(
+    return record, model_outcomes(
         model,
         source.groups,
         options["loaded_rules"],
@@ -185,7 +190,6 @@ def _of_model(
         split=split,
         reference_1=names[0] if names else None,
     )
-    return record, outcomes
 
 
 def _precompute(

@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from mrpo_tools import words
+from mrpo_tools.cli.completion import references
+from mrpo_tools.cli.help import Command
 from mrpo_tools.cli.options import (
     cache_option,
     choice,
@@ -20,14 +22,16 @@ from mrpo_tools.cli.options import (
 )
 
 
-@click.command()
-@click.option("--ref", "reference", required=True, metavar="NAME", help="Whose log-probs.")
+@click.command(cls=Command)
+@click.option("--ref", "reference", required=True, metavar="NAME", shell_complete=references,
+              help="Whose log-probs.")  # fmt: skip
 @click.option(
     "--format",
     "form",
     type=choice(words.PairsFormat),
     default="jsonl",
     show_default=True,
+    help="How the pairs are written.",
 )
 @click.option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout.")
 @click.option("--dataset", metavar="NAME", help="Of this saved data set only.")
@@ -75,7 +79,7 @@ def export(
     say(f"{table.num_rows:,} pairs with the log-probs of {reference}{skipped}")
 
 
-@click.command(name="import")
+@click.command(name="import", cls=Command)
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--ref", "reference", required=True, metavar="NAME", help="What to call them.")
 @click.option("--origin", required=True, metavar="TEXT", help="Who computed them, in words.")
