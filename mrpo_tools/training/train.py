@@ -125,14 +125,19 @@ def train(
         **fitted.model_dump(exclude={"version"}),
         total_seconds=time.monotonic() - started,
     )
+    _finish(output, metrics, model_card(recipe, prepared), trainer)
+    return TrainResult(output, metrics)
+
+
+def _finish(output: Path, metrics: Metrics, card: str, trainer: GroupTrainer) -> None:
+    """Write what makes the run a finished one, and push it where the recipe says so."""
     if metrics.hardly_moved:
         say_once(f"warning: {metrics.hardly_moved}")
     if is_first_process():
-        (output / "README.md").write_text(model_card(recipe, prepared), encoding="utf-8")
+        (output / "README.md").write_text(card, encoding="utf-8")
         metrics.write(output / METRICS)
     if trainer.args.push_to_hub:
         trainer.push_run()
-    return TrainResult(output, metrics)
 
 
 def _tell(prepared: Prepared) -> None:
