@@ -133,7 +133,8 @@ def test_marks_by_a_plain_loop(record, world, groups):
 def test_an_untrained_policy_has_gone_no_way(record):
     greedy, sampled = record.untrained
     assert greedy.kl_nats is None
-    assert sampled.kl_nats == 0.0 and sampled.intervals["kl_nats"] == (0.0, 0.0)
+    assert sampled.kl_nats == 0.0
+    assert sampled.intervals["kl_nats"] == (0.0, 0.0)
     assert record.outcomes[0].kl_nats is None
     assert record.outcomes[1].kl_nats > 0.05  # the run was trained far
 
@@ -156,7 +157,7 @@ def test_the_run_keeps_its_record_and_answers_as_data(record, world, groups, tmp
 
 
 def test_nothing_is_generated_twice(record, world, groups, tmp_path):
-    """With the run's weights gone, another rule is still measured; the first one's outcome stays."""
+    """Another rule is measured on the same answers; the first one's outcome stays."""
     run = tmp_path / "run"
     shutil.copytree(world / "run", run)
     before = {path: path.stat().st_mtime_ns for path in world.rglob("answers/*.jsonl")}
@@ -184,7 +185,8 @@ def test_other_temperatures_say_why_there_is_no_kl(world, groups):
     cache = Cache(world / "cache")
     first = measure_outcomes(load_run(world / "run"), groups, [VOWELS], cache, colder, "test")
     sampled = first.outcomes[1]
-    assert sampled.kl_nats is None and "not drawn from π itself" in sampled.note
+    assert sampled.kl_nats is None
+    assert "not drawn from π itself" in sampled.note
     measure_outcomes(load_run(world / "run"), groups, [VOWELS], cache, DRAWN)
 
 
@@ -200,7 +202,8 @@ def test_a_model_without_a_run(world, groups, references, record):
         references["llama"], groups, [VOWELS], cache, DRAWN, reference_1="mistral"
     )
     assert other.outcomes[1].kl_nats is None
-    assert "reads other tokens" in other.outcomes[1].note and "tokenizer" in other.outcomes[1].note
+    assert "reads other tokens" in other.outcomes[1].note
+    assert "tokenizer" in other.outcomes[1].note
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +249,7 @@ def test_expected_log_ratio_is_the_enumerated_kl(two, groups):
 def test_estimated_kl_of_two_tokens_is_the_enumerated_one(two, groups):
     """All first tokens, and after each that does not end the answer all second ones; 1,000 samples
     of two tokens come within four standard errors."""
-    policy, reference = two
+    policy, _ = two
     group = groups[0]
     ids = renderer_of(policy.resolved).encode_prompt(group.prompt)
     end = renderer_of(policy.resolved).tokenizer.eos_token_id
@@ -268,7 +271,8 @@ def test_estimated_kl_of_two_tokens_is_the_enumerated_one(two, groups):
 
 def test_rules_are_found_and_named(rules):
     rule = load_rule(f"{rules.stem}:vowels")
-    assert rule.full_marks == 2 and load_rule(rule.name, 9).full_marks == 9
+    assert rule.full_marks == 2
+    assert load_rule(rule.name, 9).full_marks == 9
     assert rule.marks(user_prompt("Say it."), "aloe") == 3.0
     assert load_rule("mrpo_tools.demo.tasks:score").full_marks == 10
     before = rule.identity
@@ -293,7 +297,8 @@ def test_a_rule_that_cannot_be_used_is_told_in_a_line(world, rules, record, mrpo
     """And the accuracies are not measured for nothing: the rule is loaded first."""
     named = name.format(rules.stem)
     printed = mrpo(f"evaluate {world / 'run'} --rule {named} --max-new-tokens 6 --samples 3", 2)
-    assert says in printed.err and printed.out == ""
+    assert says in printed.err
+    assert printed.out == ""
     [line] = [line for line in printed.err.splitlines() if says in line]
     if says.endswith("answer"):
         assert " to '" in line
@@ -309,7 +314,8 @@ def test_evaluate_prints_outcomes_first(world, rules, mrpo, record):
     printed = mrpo(line).out
     greedy, sampled = record.outcomes
     assert printed.index("outcome by") < printed.index("accuracy by")
-    assert f"{greedy.mean:.3f} [" in printed and f"{sampled.kl_nats:.3f} [" in printed
+    assert f"{greedy.mean:.3f} [" in printed
+    assert f"{sampled.kl_nats:.3f} [" in printed
     assert "KL(π‖reference 1), nats" in printed
     told = json.loads(mrpo(f"{line} --json").out)
     assert told["outcomes"]["outcomes"][1]["kl_nats"] == pytest.approx(sampled.kl_nats)
@@ -394,15 +400,19 @@ def test_the_report_shows_outcomes_and_answers_escaped(tmp_path, groups):
     assert "frontier.png" in files
     page = (tmp_path / "report/report.html").read_text()
     text = (tmp_path / "report/report.md").read_text()
-    assert "<script" not in page and "&lt;script&gt;alert(1)" in page
-    assert "<script" not in text and r"\|\`\*x\*\`<br>\[a](b)" in text
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<script" not in text
+    assert r"\|\`\*x\*\`<br>\[a](b)" in text
     for word in ("the first", "largest gain (+4)", "largest loss (-2)", "Outcome against distance"):
-        assert word in page and word in text
-    assert "4 samples at T 1" in page and page.index("Outcomes") < page.index("What was run")
+        assert word in page
+        assert word in text
+    assert "4 samples at T 1" in page
+    assert page.index("Outcomes") < page.index("What was run")
 
 
 def test_a_sweep_measures_every_run_once(world, rules, mrpo, monkeypatch, references, groups):
-    """The second time nothing is done; another version of the rule measures anew, trains nothing."""
+    """Again nothing is done; another version of the rule measures anew, trains nothing."""
     monkeypatch.chdir(rules.parent)
     models = [f"  {name}: {{model: {references[name].model}, dtype: float32}}" for name in NAMES]
     Path("mrpo.yaml").write_text(

@@ -80,7 +80,7 @@ def test_draws_follow_the_softmax_and_places_are_independent():
 
 
 def test_rare_tokens_are_as_rare_as_they_are():
-    """Of three hundred tokens one has 4e-4: a uniform number of few bits would miss or double it."""
+    """Of 300 tokens one has 4e-4: uniform numbers of few bits would miss or double it."""
     logits = torch.zeros(300)
     logits[7] = -2.2
     counts = drawn(logits, 40_000, Sampling(1, 1.0))[:, 0].bincount(minlength=300)
@@ -172,7 +172,8 @@ def test_where_answers_end(llama, prompts):
             assert ends == [len(answer.ids) - 1]
             assert tokenizer.eos_token not in answer.content
         else:
-            assert ends == [] and len(answer.ids) == 12
+            assert ends == []
+            assert len(answer.ids) == 12
 
 
 def test_what_a_models_files_say_of_sampling_is_not_its_distribution(llama, model, prompts):
