@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +18,10 @@ from mrpo_tools.cli.options import (
     recipe_keys,
     set_option,
 )
+from mrpo_tools.cli.outcomes import rule_options, sampling_of
+
+if TYPE_CHECKING:
+    from mrpo_tools.sweep.grid import Planned
 
 
 @click.command(cls=Command)
@@ -35,6 +40,7 @@ from mrpo_tools.cli.options import (
               show_default=True, metavar="DIR", help="Of the runs and the table.")  # fmt: skip
 @click.option("--split", default="test", show_default=True, help="To evaluate on.")
 @click.option("--dry-run", is_flag=True, help="List the runs; train nothing.")
+@rule_options
 @dataset_options
 @cache_option
 def sweep(
@@ -53,6 +59,8 @@ def sweep(
 ) -> None:
     """Train and evaluate a grid of recipes over several seeds, and compare them.
 
+    With --rule every run's answers are marked, which is what methods are judged by.
+
     Resumes by itself: what is done is not done again. Keys that mean nothing for a loss are left
     out of its runs; `dpo` takes reference 1 alone. The table goes to stdout and, in four formats,
     to the sweep's directory.
@@ -61,6 +69,7 @@ def sweep(
     Example:
         mrpo sweep recipe.yaml --seeds 0..4 --grid loss=dpo,mrpo,multi_dpo,mean_ref
         mrpo sweep recipe.yaml --grid loss=mrpo --grid epsilon_max=0,0.01,0.1,1,1e6
+        mrpo sweep recipe.yaml --grid learning_rate=1e-4,1e-3 --rule rules:score
         mrpo sweep recipe.yaml --grid "refs=[llama],[llama,mistral]"
     """
 
@@ -76,10 +85,7 @@ def sweep(
 
     planned = plan(words, parse_grid(grid), parse_seeds(seeds), baselines=not no_baselines)
     if dry_run:
-        print_table(
-            ("run", "loss", "references"),
-            [(run.name, run.recipe.loss, ", ".join(run.recipe.refs) or "–") for run in planned],
-        )
+        _print_plan(planned)
         return
     from mrpo_tools.runs.formats import render
     from mrpo_tools.sweep.sweep import Work
@@ -87,5 +93,15 @@ def sweep(
 
     cache = Path(options["cache"] or project.cache)
     dataset = pinned(dataset_of(project, options), None)
-    work = Work(output, dataset=dataset, cache=cache, references=project.references, split=split)
+    work = Work(
+        output, dataset=dataset, cache=cache, references=project.references, split=split,
+        rules=options["rules"], full_marks=options["full_marks"], sampling=sampling_of(options),
+    )  # fmt: skip
     print(render(workflow(planned, work, jobs), "markdown"), end="")
+
+
+def _print_plan(planned: Sequence[Planned]) -> None:
+    print_table(
+        ("run", "loss", "references"),
+        [(run.name, run.recipe.loss, ", ".join(run.recipe.refs) or "–") for run in planned],
+    )

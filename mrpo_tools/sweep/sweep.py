@@ -22,6 +22,8 @@ from mrpo_tools.cache import Cache
 from mrpo_tools.config import Dataset, Reference, pinned
 from mrpo_tools.errors import MrpoError, Preempted, UsageError
 from mrpo_tools.evaluation.evaluate import evaluate
+from mrpo_tools.evaluation.outcomes import is_measured, measure_outcomes
+from mrpo_tools.evaluation.rules import Rule, load_rule
 from mrpo_tools.groups import Group, hash_groups, in_split
 from mrpo_tools.progress import name_lines, say
 from mrpo_tools.references.devices import visible_gpus
@@ -29,6 +31,7 @@ from mrpo_tools.runs.compare import Comparison, compare
 from mrpo_tools.runs.formats import FORMATS, render
 from mrpo_tools.runs.read import read_evaluation, read_results
 from mrpo_tools.runs.run import Run, is_finished, is_run, load_run, read_run
+from mrpo_tools.sampling import Sampling
 from mrpo_tools.sources import Source, load_dataset
 from mrpo_tools.sweep.grid import Planned
 from mrpo_tools.sweep.worker import start_worker, turns
@@ -50,6 +53,9 @@ class Work:
         cache: directory.
         references: by name, where the project knows them.
         split: to evaluate on.
+        rules: that mark each run's answers, `MODULE:FUNCTION`.
+        full_marks: of the rules; None takes their own.
+        sampling: of the answers, beside the greedy ones.
     """
 
     output: Path
@@ -57,6 +63,17 @@ class Work:
     cache: Path
     references: Mapping[str, Reference]
     split: str
+    rules: tuple[str, ...] = ()
+    full_marks: float | None = None
+    sampling: Sampling | None = None
+
+    def loaded_rules(self) -> list[Rule]:
+        """The rules, in this process.
+
+        Raises:
+            UsageError: one cannot be loaded.
+        """
+        return [load_rule(name, self.full_marks) for name in self.rules]
 
 
 @dataclass(frozen=True)
@@ -66,6 +83,7 @@ class Steps:
     load: Callable[[Dataset], Source] = load_dataset
     train: Callable[..., object] = train
     evaluate: Callable[..., object] = evaluate
+    measure: Callable[..., object] = measure_outcomes
 
 
 STEPS = Steps()
@@ -92,10 +110,11 @@ def sweep(
 
     Raises:
         UsageError: before anything is trained: a directory that holds a run of another recipe,
-            data, references or policy, or data without the split to evaluate on.
+            data, references or policy, data without the split to evaluate on, or no such rule.
         MrpoError: some run failed; all others are done and in the table; its exit code is kept.
         Preempted: stopped by a signal.
     """
+    work.loaded_rules()
     source = steps.load(work.dataset)
     in_split(source.groups, work.split)
     dataset = pinned(work.dataset, source.revision)
@@ -172,7 +191,9 @@ def _is_done(planned: Planned, work: Work, groups: Sequence[Group]) -> bool:
     if not run.finished or evaluation is None:
         return False
     measured = sorted(in_split(groups, work.split), key=lambda group: group.group_id)
-    return evaluation.groups_hash in (None, hash_groups(measured))
+    if evaluation.groups_hash not in (None, hash_groups(measured)):
+        return False
+    return is_measured(run, groups, work.loaded_rules(), work.sampling, work.split)
 
 
 def _check_same(run: Run, work: Work, groups: Sequence[Group]) -> None:
@@ -217,7 +238,10 @@ def _make(planned: Planned, work: Work, groups: Sequence[Group], steps: Steps) -
             dataset=work.dataset,
             resume=is_run(path),
         )
-    steps.evaluate(load_run(path), groups, cache, work.split)
+    run = load_run(path)
+    steps.evaluate(run, groups, cache, work.split)
+    if rules := work.loaded_rules():
+        steps.measure(run, groups, rules, cache, work.sampling, work.split)
 
 
 def _in_this_process(
