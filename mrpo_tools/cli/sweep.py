@@ -25,6 +25,8 @@ from mrpo_tools.cli.options import (
 @set_option
 @click.option("--refs", metavar="A,B,…",
               help="Reference 1 first.  [default: the recipe's, or the project's]")  # fmt: skip
+@click.option("--redraw-split", is_flag=True,
+              help="Each seed draws the splits too, where the data names none.")  # fmt: skip
 @click.option("--no-baselines", is_flag=True, help="Leave out DPO with each single reference.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True,
               help="Runs at a time, each in a process and on a GPU of its own.")  # fmt: skip
@@ -44,6 +46,7 @@ def sweep(
     output: Path,
     split: str,
     *,
+    redraw_split: bool,
     no_baselines: bool,
     dry_run: bool,
     **options: Any,
@@ -57,6 +60,7 @@ def sweep(
     \b
     Example:
         mrpo sweep recipe.yaml --seeds 0..4 --grid loss=dpo,mrpo,multi_dpo,mean_ref
+        mrpo sweep recipe.yaml --seeds 0..4 --redraw-split --test-size 0.2
         mrpo sweep recipe.yaml --grid loss=mrpo --grid epsilon_max=0,0.01,0.1,1,1e6
         mrpo sweep recipe.yaml --grid "refs=[llama],[llama,mistral]"
     """
@@ -71,7 +75,13 @@ def sweep(
         words["refs"] = list(project.references)
     from mrpo_tools.sweep.grid import parse_grid, parse_seeds, plan
 
-    planned = plan(words, parse_grid(grid), parse_seeds(seeds), baselines=not no_baselines)
+    planned = plan(
+        words,
+        parse_grid(grid),
+        parse_seeds(seeds),
+        baselines=not no_baselines,
+        redraw_split=redraw_split,
+    )
     if dry_run:
         print_table(
             ("run", "loss", "references"),

@@ -25,7 +25,7 @@ from mrpo_tools.cli.options import (
 
 if TYPE_CHECKING:
     from mrpo_tools.cache import Cache
-    from mrpo_tools.config import Project, Recipe, Reference
+    from mrpo_tools.config import Dataset, Project, Recipe, Reference
     from mrpo_tools.groups import Group
     from mrpo_tools.training.estimate import TrainingEstimate
     from mrpo_tools.training.train import TrainResult
@@ -83,6 +83,7 @@ def train(
     """
     from mrpo_tools.cache import Cache
     from mrpo_tools.config import pinned
+    from mrpo_tools.sources import check_drawn
 
     if output is None and (resume or not options["dry_run"]):
         raise click.MissingParameter(param_hint="'--output'", param_type="option")
@@ -91,11 +92,13 @@ def train(
     recipe = _with_references(_recipe(config, options, settings, names), project)
     placed = [*options["definitions"], *placed]
     references = {**project.references, **references_named(placed, project, {})}
-    dataset, cache = dataset_of(project, options), Cache(options["cache"] or project.cache)
+    dataset = _drawn(dataset_of(project, options), recipe, options["split_seed"])
+    cache = Cache(options["cache"] or project.cache)
     if recipe.refs and cache.references():  # a name that is not there, before anything is read
         for name in recipe.refs:
             cache.require(name)
     source = read_groups(dataset)
+    check_drawn(source, recipe)
     _begin()
     if output is None or options["dry_run"]:
         estimate = _estimate(recipe, source.groups, cache, references)
@@ -113,6 +116,19 @@ def train(
         resume=resume,
     )
     _print(result, recipe.loss, as_json=options["as_json"])
+
+
+def _drawn(dataset: Dataset, recipe: Recipe, split_seed: int | None) -> Dataset:
+    """The data set with the splits that the recipe draws."""
+    from mrpo_tools.config import drawn_as
+    from mrpo_tools.errors import UsageError
+
+    if recipe.split_seed is not None and split_seed not in (None, recipe.split_seed):
+        raise UsageError(
+            f"--split-seed {split_seed}, but the recipe's split_seed is {recipe.split_seed}",
+            "leave one of them out",
+        )
+    return drawn_as(dataset, recipe)
 
 
 def _begin() -> None:

@@ -32,6 +32,11 @@ class Draw:
             return cls(wished, seed)
         return cls(located.test_size, seed, located.train_groups)
 
+    @property
+    def holds_out(self) -> bool:
+        """Whether any prompt may go to `test`, so that another seed is another draw."""
+        return self.test_size > 0 or self.train_groups is not None
+
     def splits(self, groups: Iterable[Group], counts: Counter[str]) -> Iterator[Group]:
         """The groups, each in a split."""
         if self.train_groups is not None:

@@ -102,6 +102,7 @@ class GroupStream:
         problems: of all rows so far.
         unused: rows that hold anything in a column that is not read, and messages with a key that
             is not; by the column's name or the key's path.
+        drawn: groups whose split was drawn so far: the data names none for them.
     """
 
     def __init__(self, source: str | Path, options: Options | None = None) -> None:
@@ -110,6 +111,7 @@ class GroupStream:
         self.counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
         self.problems: list[Problem] = []
         self.unused: Counter[str] = Counter()
+        self.drawn = 0
         self._splits: Counter[str | None] = Counter()
         located = locate(source)
         self.name = located.name
@@ -235,13 +237,18 @@ class GroupStream:
         """The groups of the wanted split, counted."""
         noticing = Noticing(self.counts, by_verdict=bool(self.adapter.verdict))
         wanted = self.options.split
-        for group in self._draw.splits(groups, self.counts):
+        for group in self._draw.splits(self._counting_drawn(groups), self.counts):
             group = noticing.settle_split(group)
             self._splits[group.split] += 1
             if wanted in (None, "all", group.split):
                 noticing.notice(group)
                 self.counts["groups"] += 1
                 yield group
+
+    def _counting_drawn(self, groups: Iterator[Group]) -> Iterator[Group]:
+        for group in groups:
+            self.drawn += group.split is None and self._draw.holds_out
+            yield group
 
     def _doubt_verdicts(self) -> None:
         """Warn of a verdict that always names the same side; refuse it where that is no chance.
