@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import fmean, stdev, variance
 
 LARGE_ENOUGH = 0.5
@@ -118,6 +119,7 @@ def two_sided_p(t: float, freedom: int) -> float:
     return min(max(1.0 - inside, 0.0), 1.0)
 
 
+@cache
 def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
     """The t that Student's t stays within, on both sides, with this probability; by bisection."""
     low, high = 0.0, 1.0
