@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,10 @@ from mrpo_tools.cli.options import (
     recipe_keys,
     set_option,
 )
+
+if TYPE_CHECKING:
+    from mrpo_tools.config import Project
+    from mrpo_tools.sweep.grid import Planned
 
 
 @click.command()
@@ -38,16 +42,10 @@ from mrpo_tools.cli.options import (
 @cache_option
 def sweep(
     recipe: Path,
-    seeds: str,
-    grid: tuple[str, ...],
-    settings: tuple[str, ...],
-    refs: str | None,
     jobs: int,
     output: Path,
     split: str,
     *,
-    redraw_split: bool,
-    no_baselines: bool,
     dry_run: bool,
     **options: Any,
 ) -> None:
@@ -64,24 +62,10 @@ def sweep(
         mrpo sweep recipe.yaml --grid loss=mrpo --grid epsilon_max=0,0.01,0.1,1,1e6
         mrpo sweep recipe.yaml --grid "refs=[llama],[llama,mistral]"
     """
-
-    from mrpo_tools.config import load_project, load_recipe, pinned
+    from mrpo_tools.config import load_project, pinned
 
     project = load_project()
-    words = load_recipe(recipe) | recipe_keys(settings)
-    if refs is not None:
-        words["refs"] = [name for name in refs.split(",") if name]
-    elif not words.get("refs"):
-        words["refs"] = list(project.references)
-    from mrpo_tools.sweep.grid import parse_grid, parse_seeds, plan
-
-    planned = plan(
-        words,
-        parse_grid(grid),
-        parse_seeds(seeds),
-        baselines=not no_baselines,
-        redraw_split=redraw_split,
-    )
+    planned = _planned(recipe, project, options)
     if dry_run:
         print_table(
             ("run", "loss", "references"),
@@ -96,3 +80,22 @@ def sweep(
     dataset = pinned(dataset_of(project, options), None)
     work = Work(output, dataset=dataset, cache=cache, references=project.references, split=split)
     print(render(workflow(planned, work, jobs), "markdown"), end="")
+
+
+def _planned(recipe: Path, project: Project, options: dict[str, Any]) -> list[Planned]:
+    """The runs that the recipe, the grid and the seeds mean."""
+    from mrpo_tools.config import load_recipe
+    from mrpo_tools.sweep.grid import parse_grid, parse_seeds, plan
+
+    words = load_recipe(recipe) | recipe_keys(options["settings"])
+    if options["refs"] is not None:
+        words["refs"] = [name for name in options["refs"].split(",") if name]
+    elif not words.get("refs"):
+        words["refs"] = list(project.references)
+    return plan(
+        words,
+        parse_grid(options["grid"]),
+        parse_seeds(options["seeds"]),
+        baselines=not options["no_baselines"],
+        redraw_split=options["redraw_split"],
+    )
