@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mrpo_tools.cache import Cache
     from mrpo_tools.config import Dataset, Project, Recipe, Reference
     from mrpo_tools.groups import Group
+    from mrpo_tools.sources import Source
     from mrpo_tools.training.estimate import TrainingEstimate
     from mrpo_tools.training.train import TrainResult
 
@@ -86,7 +87,6 @@ def train(
     """
     from mrpo_tools.cache import Cache
     from mrpo_tools.config import pinned
-    from mrpo_tools.sources import check_drawn
 
     if output is None and (resume or not options["dry_run"]):
         raise click.MissingParameter(param_hint="'--output'", param_type="option")
@@ -100,8 +100,7 @@ def train(
     if recipe.refs and cache.references():  # a name that is not there, before anything is read
         for name in recipe.refs:
             cache.require(name)
-    source = read_groups(dataset)
-    check_drawn(source, recipe)
+    source = _read(dataset, recipe)
     _begin()
     if output is None or options["dry_run"]:
         estimate = _estimate(recipe, source.groups, cache, references)
@@ -132,6 +131,15 @@ def _drawn(dataset: Dataset, recipe: Recipe, split_seed: int | None) -> Dataset:
             "leave one of them out",
         )
     return drawn_as(dataset, recipe)
+
+
+def _read(dataset: Dataset, recipe: Recipe) -> Source:
+    """The data, with splits that were drawn where the recipe draws them."""
+    from mrpo_tools.sources import check_drawn
+
+    source = read_groups(dataset)
+    check_drawn(source, recipe)
+    return source
 
 
 def _begin() -> None:
