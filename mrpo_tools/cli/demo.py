@@ -30,7 +30,7 @@ def demo(directory: Path, *, as_json: bool) -> None:
 
     from mrpo_tools.cli import run
     from mrpo_tools.demo.demo import demo as workflow
-    from mrpo_tools.runs.compare import NOT_COMPARABLE
+    from mrpo_tools.runs.compare import NOT_COMPARABLE, TIES
 
     result = workflow(directory, run)
     if as_json:
@@ -41,7 +41,9 @@ def demo(directory: Path, *, as_json: bool) -> None:
         ("method", "own reward", "untrained", "vs reference 1", "log-prob", "right before",
          "right after", "margin", "seconds", "peak MB"),
         [
-            (row.method, row.accuracies, row.accuracies_step0, row.accuracies_reference_1,
+            (row.method, row.accuracies,
+             TIES if row.accuracies_step0 is None else row.accuracies_step0,
+             row.accuracies_reference_1,
              row.accuracies_logp, row.right_before, row.right_after, row.margin,
              round(row.train_seconds, 1), round(row.peak_memory_mb))
             for row in result.rows

@@ -21,6 +21,7 @@ from mrpo_tools.cli.options import (
 from mrpo_tools.cli.outcomes import rule_options, sampling_of
 
 if TYPE_CHECKING:
+    from mrpo_tools.config import Project
     from mrpo_tools.sweep.grid import Planned
 
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 @set_option
 @click.option("--refs", metavar="A,B,…", shell_complete=references,
               help="Reference 1 first.  [default: the recipe's, or the project's]")  # fmt: skip
+@click.option("--redraw-split", is_flag=True,
+              help="Each seed draws the splits too, where the data names none.")  # fmt: skip
 @click.option("--no-baselines", is_flag=True, help="Leave out DPO with each single reference.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True,
               help="Runs at a time, each in a process and on a GPU of its own.")  # fmt: skip
@@ -45,15 +48,10 @@ if TYPE_CHECKING:
 @cache_option
 def sweep(
     recipe: Path,
-    seeds: str,
-    grid: tuple[str, ...],
-    settings: tuple[str, ...],
-    refs: str | None,
     jobs: int,
     output: Path,
     split: str,
     *,
-    no_baselines: bool,
     dry_run: bool,
     **options: Any,
 ) -> None:
@@ -68,22 +66,15 @@ def sweep(
     \b
     Example:
         mrpo sweep recipe.yaml --seeds 0..4 --grid loss=dpo,mrpo,multi_dpo,mean_ref
+        mrpo sweep recipe.yaml --seeds 0..4 --redraw-split --test-size 0.2
         mrpo sweep recipe.yaml --grid loss=mrpo --grid epsilon_max=0,0.01,0.1,1,1e6
         mrpo sweep recipe.yaml --grid learning_rate=1e-4,1e-3 --rule rules:score
         mrpo sweep recipe.yaml --grid "refs=[llama],[llama,mistral]"
     """
-
-    from mrpo_tools.config import load_project, load_recipe, pinned
+    from mrpo_tools.config import load_project, pinned
 
     project = load_project()
-    words = load_recipe(recipe) | recipe_keys(settings)
-    if refs is not None:
-        words["refs"] = [name for name in refs.split(",") if name]
-    elif not words.get("refs"):
-        words["refs"] = list(project.references)
-    from mrpo_tools.sweep.grid import parse_grid, parse_seeds, plan
-
-    planned = plan(words, parse_grid(grid), parse_seeds(seeds), baselines=not no_baselines)
+    planned = _planned(recipe, project, options)
     if dry_run:
         _print_plan(planned)
         return
@@ -104,4 +95,23 @@ def _print_plan(planned: Sequence[Planned]) -> None:
     print_table(
         ("run", "loss", "references"),
         [(run.name, run.recipe.loss, ", ".join(run.recipe.refs) or "–") for run in planned],
+    )
+
+
+def _planned(recipe: Path, project: Project, options: dict[str, Any]) -> list[Planned]:
+    """The runs that the recipe, the grid and the seeds mean."""
+    from mrpo_tools.config import load_recipe
+    from mrpo_tools.sweep.grid import parse_grid, parse_seeds, plan
+
+    words = load_recipe(recipe) | recipe_keys(options["settings"])
+    if options["refs"] is not None:
+        words["refs"] = [name for name in options["refs"].split(",") if name]
+    elif not words.get("refs"):
+        words["refs"] = list(project.references)
+    return plan(
+        words,
+        parse_grid(options["grid"]),
+        parse_seeds(options["seeds"]),
+        baselines=not options["no_baselines"],
+        redraw_split=options["redraw_split"],
     )

@@ -34,8 +34,9 @@ from mrpo_tools.report.references import (
     ranking_picture,
     weights_picture,
 )
+from mrpo_tools.runs.caption import caption
 from mrpo_tools.runs.compare import NOT_COMPARABLE, Comparison, compare
-from mrpo_tools.runs.formats import caption, cell_text, effect_text, header, percentages, render
+from mrpo_tools.runs.formats import cells_of, header, percentages, render
 from mrpo_tools.runs.methods import by_method
 from mrpo_tools.runs.read import read_results
 
@@ -112,9 +113,8 @@ def _page(comparison: Comparison, words: dict[str, object]) -> str:
     return _template("page.html").render(
         comparison=comparison,
         header=header(comparison),
-        caption=caption(comparison).replace("`d`", "d"),
-        cell_text=cell_text,
-        effect_text=effect_text,
+        caption=caption(comparison).replace("`", ""),
+        cells_of=cells_of,
         percentages=percentages,
         note=NOT_COMPARABLE,
         light=LIGHT,

@@ -88,6 +88,7 @@ class GroupStream:
         problems: of all rows so far.
         unused: rows that hold anything in a column that is not read, and messages with a key that
             is not; by the column's name or the key's path.
+        drawn: groups whose split was drawn so far: the data names none for them.
     """
 
     def __init__(self, source: str | Path, options: Options | None = None) -> None:
@@ -96,6 +97,7 @@ class GroupStream:
         self.counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
         self.problems: list[Problem] = []
         self.unused: Counter[str] = Counter()
+        self.drawn = 0
         self._splits: Counter[str | None] = Counter()
         located = locate(source)
         self.name = located.name
@@ -229,7 +231,7 @@ class GroupStream:
         wanted = self.options.split
         drawn = None if self._names_splits else self._draw.names
         room = Room(self.options.limit, drawn if wanted in (None, "all") else {wanted})
-        for group in self._draw.splits(groups, self.counts):
+        for group in self._draw.splits(self._counting_drawn(groups), self.counts):
             group = noticing.settle_split(group)
             self._splits[group.split] += 1
             if wanted in (None, "all", group.split) and room.takes(group.split):
@@ -238,6 +240,11 @@ class GroupStream:
                 yield group
             if room.is_full:
                 return
+
+    def _counting_drawn(self, groups: Iterator[Group]) -> Iterator[Group]:
+        for group in groups:
+            self.drawn += group.split is None and self._draw.holds_out
+            yield group
 
     def _doubt_verdicts(self) -> None:
         """Warn of a verdict that always names the same side; refuse it where that is no chance.

@@ -48,7 +48,7 @@ from mrpo_tools.training.callbacks import (
 from mrpo_tools.training.groups import TrainingGroups
 from mrpo_tools.training.policy import scorer_of
 from mrpo_tools.training.prepare import Prepared, prepare
-from mrpo_tools.training.record import model_card, open_run, run_record
+from mrpo_tools.training.record import check_split, model_card, open_run, run_record
 from mrpo_tools.training.saturation import tell_saturated
 from mrpo_tools.training.step0 import check_step0
 from mrpo_tools.training.trainer import GroupTrainer
@@ -103,6 +103,7 @@ def train(
         Preempted: SIGTERM; a checkpoint is saved.
     """
     started = time.monotonic()
+    check_split(recipe, dataset)
     trainer_words(recipe)  # refused before anything is read
     stage = stage_of(output)
     if stage not in (Stage.EMPTY, Stage.BEGUN):
