@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mrpo_tools.config import Reference
-from mrpo_tools.groups import Message
+from mrpo_tools.messages import Message
 from mrpo_tools.progress import bar
 from mrpo_tools.references.devices import memory_errors, pick_device
 from mrpo_tools.references.loading import load_model
@@ -20,7 +20,11 @@ BATCH = 64
 
 @torch.no_grad()
 def generate(
-    reference: Reference, prompts: Sequence[Sequence[Message]], max_new_tokens: int = 256
+    reference: Reference,
+    prompts: Sequence[Sequence[Message]],
+    max_new_tokens: int = 256,
+    *,
+    tools: Sequence[str | None] | None = None,
 ) -> list[str]:
     """Greedy answers, rendered and tokenised as in phase 1; special tokens are left out.
 
@@ -28,6 +32,7 @@ def generate(
         reference: the model.
         prompts: messages each.
         max_new_tokens: of an answer.
+        tools: JSON text of the tools that each prompt offers; None where none does.
 
     Raises:
         ResourceError: out of memory.
@@ -38,7 +43,9 @@ def generate(
     model: Any = load_model(resolved.files, reference, resolved.dtype, device)
     tokenizer: Any = renderer.tokenizer
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    encoded = [renderer.encode_prompt(prompt) for prompt in prompts]
+    offered = tools or [None] * len(prompts)
+    pairs = zip(prompts, offered, strict=True)
+    encoded = [renderer.encode_prompt(*pair) for pair in pairs]
     order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))
     answers = [""] * len(encoded)
     with bar("generating", len(order), "prompts") as advance:

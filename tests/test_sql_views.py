@@ -21,7 +21,7 @@ from sql_world import (
 
 from mrpo_tools.cache import STATUSES, Cache, LogpRow
 from mrpo_tools.errors import CacheStale, UsageError
-from mrpo_tools.groups import Message
+from mrpo_tools.messages import Message
 from mrpo_tools.sql import MACROS, VIEWS, open_sql
 
 

@@ -44,7 +44,9 @@ def generate(
     unique = {group.prompt_id: group for group in in_split(source.groups, split)}
     from mrpo_tools.generate import generate as verb
 
-    answers = verb(reference, [group.prompt for group in unique.values()], max_new_tokens)
+    prompts = [group.prompt for group in unique.values()]
+    tools = [group.tools for group in unique.values()]
+    answers = verb(reference, prompts, max_new_tokens, tools=tools)
     lines = (
         json.dumps(
             {

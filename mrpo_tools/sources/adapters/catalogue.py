@@ -210,6 +210,7 @@ _TABLE = (
             "non_preferred_output": MESSAGES,
         },
         read=pairs.read_openai,
+        offers="input",
     ),
     Adapter(
         "simpo",

@@ -15,6 +15,7 @@ from typing import Any
 
 from mrpo_tools.errors import shorten
 from mrpo_tools.sources.readers.rows import MAX_TEXT_CHARS, Cell, Problem
+from mrpo_tools.sources.readers.strict_json import JsonError, parse_line
 
 MAX_SCORE = 1e30  # squares and exponents of larger numbers leave float32
 MAX_ITEMS = 4096
@@ -95,6 +96,17 @@ class Field:
             Field(item, f"{self.path}[{index}]", self.where, self.problems, self.unread)
             for index, item in enumerate(value)
         ]
+
+    def decoded(self, of: str) -> Field:
+        """The JSON value that a text holds; anything but text as it is."""
+        if not isinstance(self.value, str):
+            return self
+        try:
+            value = parse_line(self.value)
+        except JsonError as error:
+            self.bad(f"not JSON: {error.reason}; expected {of}")
+            return Field(_MISSING, self.path, self.where, [])
+        return Field(value, self.path, self.where, self.problems, self.unread)
 
     def text(self, of: str = "text") -> str:
         """A text that says something: not empty, not only spaces, encodable."""

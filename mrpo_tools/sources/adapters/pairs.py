@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mrpo_tools.groups import Response, user_prompt
 from mrpo_tools.sources.adapters.adapter import Parsed
 from mrpo_tools.sources.adapters.conversation import (
@@ -12,7 +14,6 @@ from mrpo_tools.sources.adapters.conversation import (
     completion_of,
     messages,
     prompt_of,
-    refuse_tools,
 )
 from mrpo_tools.sources.adapters.fields import Field
 from mrpo_tools.sources.adapters.transcripts import transcript, transcript_prompt
@@ -27,7 +28,7 @@ _MODELS = (("chosen_model", "rejected_model"), ("chosen-model", "rejected-model"
 _PROMPTS = ("instruction", "prompt", "question", "input")
 
 
-def pair(row: Field, prompt: Prompt, chosen: str, rejected: str) -> Parsed:
+def pair(row: Field, prompt: Prompt, chosen: Response, rejected: Response) -> Parsed:
     """A pair, with the scores and models of whichever columns the row has for both of them."""
     scores: list[float | None] = [None, None]
     for columns in _SCORES:
@@ -38,8 +39,8 @@ def pair(row: Field, prompt: Prompt, chosen: str, rejected: str) -> Parsed:
         if row.has(*columns):
             models = [row[column].optional_text() for column in columns]
     return prompt, [
-        Response(chosen, scores[0], chosen=True, model=models[0]),
-        Response(rejected, scores[1], chosen=False, model=models[1]),
+        replace(chosen, score=scores[0], chosen=True, model=models[0]),
+        replace(rejected, score=scores[1], chosen=False, model=models[1]),
     ]
 
 
@@ -83,13 +84,14 @@ def read_transcripts(row: Field) -> Parsed:
 def read_transcript_pairs(row: Field) -> Parsed:
     """`prompt` a transcript, `chosen, rejected` texts that may follow it after a space."""
     prompt = transcript_prompt(row["prompt"])
-    return pair(row, prompt, *(row[column].text().lstrip() for column in ("chosen", "rejected")))
+    texts = (row[column].text().lstrip() for column in ("chosen", "rejected"))
+    return pair(row, prompt, *map(Response, texts))
 
 
 def read_output_pair(row: Field) -> Parsed:
     """`instruction, input, output: [chosen, rejected]`."""
     chosen, rejected = row["output"].items(2, of="[chosen, rejected]")
-    return pair(row, alpaca_prompt(row), chosen.text(), rejected.text())
+    return pair(row, alpaca_prompt(row), Response(chosen.text()), Response(rejected.text()))
 
 
 def read_alpaca(row: Field) -> Parsed:
@@ -108,9 +110,8 @@ def read_question(row: Field) -> Parsed:
 
 
 def read_openai(row: Field) -> Parsed:
-    """`input: {messages}, preferred_output, non_preferred_output`."""
+    """`input: {messages, tools?}, preferred_output, non_preferred_output`."""
     asked = row["input"]
-    refuse_tools(asked)
     asked.uses("messages", "tools")
     prompt = prompt_of(asked["messages"])
     columns = ("preferred_output", "non_preferred_output")
@@ -121,4 +122,5 @@ def read_distilabel(row: Field) -> Parsed:
     """`instruction` (or `prompt`, …), `chosen_response, rejected_response` and their ratings."""
     column = next((column for column in _PROMPTS if row.has(column)), _PROMPTS[0])
     prompt = prompt_of(row[column])
-    return pair(row, prompt, row["chosen_response"].text(), row["rejected_response"].text())
+    texts = (row[column].text() for column in ("chosen_response", "rejected_response"))
+    return pair(row, prompt, *map(Response, texts))
