@@ -72,7 +72,7 @@ class Group:
         responses: N distinct responses, in the order of the data.
         source_id: the row's own name in the data, for people; it is no key.
         split: `train`, `test`, … or None where the data names none.
-        tools: JSON text of the list of tools that the prompt offers.
+        tools: JSON text of the list of tools that the prompt offers, as `json_text` writes it.
     """
 
     prompt: tuple[Message, ...]

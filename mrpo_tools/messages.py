@@ -22,7 +22,7 @@ class ToolCall:
 
     Attributes:
         name: of the function.
-        arguments: JSON text of an object.
+        arguments: JSON text of an object, as `json_text` writes it.
         id: by which the tool's answer names it.
     """
 
@@ -70,14 +70,16 @@ class Message:
 
     def as_dict(self) -> dict[str, Any]:
         """As chat templates and JSON have it, without what is absent."""
-        more = {
-            "reasoning_content": self.reasoning_content,
-            "tool_calls": [call.as_dict() for call in self.tool_calls] or None,
-            "tool_call_id": self.tool_call_id,
-            "name": self.name,
-        }
-        present = {key: value for key, value in more.items() if value is not None}
-        return {"role": self.role, "content": self.content, **present}
+        values: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.reasoning_content is not None:
+            values["reasoning_content"] = self.reasoning_content
+        if self.tool_calls:
+            values["tool_calls"] = [call.as_dict() for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            values["tool_call_id"] = self.tool_call_id
+        if self.name is not None:
+            values["name"] = self.name
+        return values
 
     def id_form(self) -> dict[str, Any]:
         """What ids are made of: `as_dict` with arguments as JSON text."""

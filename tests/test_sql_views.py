@@ -28,7 +28,7 @@ from mrpo_tools.sql import MACROS, VIEWS, open_sql
 def test_responses_are_the_groups_responses(world, database):
     expected = [
         (group.group_id, group.prompt_id, group.response_ids[place], "toy", group.split, place,
-         response.content, response.score, response.chosen, response.model)
+         response.content, response.score, response.chosen, response.model, None, None)
         for group in world.groups
         for place, response in enumerate(group.responses)
     ]  # fmt: skip

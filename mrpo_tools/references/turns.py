@@ -168,6 +168,7 @@ def _evidence(feature: str, value: Any, words: frozenset[str] = frozenset()) -> 
     for key, item in value.items() if isinstance(value, dict) else ():
         if key not in words:
             own = item if isinstance(item, list) else [item]
-            scalars = (each for each in own if not isinstance(each, (str, list, dict)))
+            alone = not any(isinstance(each, (str, list, dict)) for each in own)
+            scalars = own if alone else ()
             yield Evidence(feature, key.strip(), tuple(scalars))
         yield from _evidence(feature, item, words)

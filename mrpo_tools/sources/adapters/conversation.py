@@ -75,7 +75,7 @@ def said_in(field: Field, role: str, content_key: str) -> Message:
     _refuse_what_is_not_read(field, role)
     calls = calls_of(field["tool_calls"]) if field.has("tool_calls") else ()
     content = field[content_key]
-    silent = bool(calls) and not (says(content.value) and str(content.value).strip())
+    silent = bool(calls) and (not field.has(content_key) or content.value in ("", []))
     answers = {key: field[key].name() for key in _OF_A_TOOL if role == "tool" and field.has(key)}
     return Message(
         role,
