@@ -24,7 +24,7 @@ def generate(
     prompts: Sequence[Sequence[Message]],
     max_new_tokens: int = 256,
     *,
-    tools: Sequence[str | None] | None = None,
+    tools: Sequence[str | None] = (),
 ) -> list[str]:
     """Greedy answers, rendered and tokenised as in phase 1; special tokens are left out.
 
@@ -32,7 +32,7 @@ def generate(
         reference: the model.
         prompts: messages each.
         max_new_tokens: of an answer.
-        tools: JSON text of the tools that each prompt offers; None where none does.
+        tools: JSON text of the tools that each prompt offers, None for none; or nothing at all.
 
     Raises:
         ResourceError: out of memory.
@@ -43,9 +43,8 @@ def generate(
     model: Any = load_model(resolved.files, reference, resolved.dtype, device)
     tokenizer: Any = renderer.tokenizer
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    offered = tools or [None] * len(prompts)
-    pairs = zip(prompts, offered, strict=True)
-    encoded = [renderer.encode_prompt(*pair) for pair in pairs]
+    asked = zip(prompts, tools or [None] * len(prompts), strict=True)
+    encoded = [renderer.encode_prompt(prompt, offered) for prompt, offered in asked]
     order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))
     answers = [""] * len(encoded)
     with bar("generating", len(order), "prompts") as advance:

@@ -44,8 +44,7 @@ def generate(
     unique = {group.prompt_id: group for group in in_split(source.groups, split)}
     from mrpo_tools.generate import generate as verb
 
-    prompts = [group.prompt for group in unique.values()]
-    tools = [group.tools for group in unique.values()]
+    prompts, tools = zip(*((each.prompt, each.tools) for each in unique.values()), strict=True)
     answers = verb(reference, prompts, max_new_tokens, tools=tools)
     lines = (
         json.dumps(

@@ -73,14 +73,16 @@ def said_in(field: Field, role: str, content_key: str) -> Message:
     things in another's message.
     """
     _refuse_what_is_not_read(field, role)
-    calls = calls_of(field["tool_calls"]) if field.has("tool_calls") else ()
+    assists = role == "assistant"
+    calls = calls_of(field["tool_calls"]) if assists and field.has("tool_calls") else ()
+    thought = field["reasoning_content"] if assists else None
     content = field[content_key]
     silent = bool(calls) and (not field.has(content_key) or content.value in ("", []))
     answers = {key: field[key].name() for key in _OF_A_TOOL if role == "tool" and field.has(key)}
     return Message(
         role,
         "" if silent else _said(content),
-        field["reasoning_content"].optional_text(),
+        thought.optional_text() if thought and says(thought.value) else None,
         calls,
         **answers,
     )
