@@ -42,10 +42,10 @@ def generate(
             project = Project(dataset=run.record.dataset)
     source = read_groups(dataset_of(project, options))
     unique = {group.prompt_id: group for group in in_split(source.groups, split)}
-    from mrpo_tools.generate import generate as verb
+    from mrpo_tools.sampling import generate as verb
+    from mrpo_tools.sampling import prompts_of
 
-    prompts, tools = zip(*((each.prompt, each.tools) for each in unique.values()), strict=True)
-    answers = verb(reference, prompts, max_new_tokens, tools=tools)
+    answers = verb(reference, prompts_of(list(unique.values())), max_new_tokens)
     lines = (
         json.dumps(
             {
