@@ -247,3 +247,27 @@ def test_rows_are_read_as_they_are() -> None:
     assert [next(rows), next(rows)] == BAD[:2]
     with pytest.raises(DataError, match="a row cannot be read"):
         next(rows)
+
+
+def test_conversations_may_be_json_text() -> None:
+    talks = [json.dumps([USER, {"role": "assistant", "content": text}]) for text in "ab"]
+    row = {"conversation_a": talks[0], "conversation_b": talks[1], "winner": "model_b"}
+    (group,) = load([row]).groups
+    assert [(r.content, r.chosen) for r in group.responses] == [("a", False), ("b", True)]
+
+
+def test_a_prompt_beside_the_conversations_is_used_where_it_stands_in_them() -> None:
+    talks = {key: [USER, {"role": "assistant", "content": key}] for key in ("chosen", "rejected")}
+    scores = {"rating_chosen": 4, "rating_rejected": 2}
+    source = load([{"prompt": "Q", **talks, **scores}])
+    assert not source.unused
+    assert [response.score for response in source.groups[0].responses] == [4.0, 2.0]
+    assert load([{"prompt": "P", **talks}]).unused == {"prompt": 1}
+
+
+def test_when2calls_answers_are_messages() -> None:
+    said = [{"role": "assistant", "content": text} for text in "ab"]
+    row = {"messages": [USER], "chosen_response": said[0], "rejected_response": said[1],
+           "tools": ['{"name": "f"}']}  # fmt: skip
+    (group,) = load([row]).groups
+    assert (group.tools, group.responses[0].content) == ('[{"name":"f"}]', "a")

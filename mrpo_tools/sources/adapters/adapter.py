@@ -108,6 +108,9 @@ CONVERSATIONS = Shape("[[message, …], …]", lambda value: _messages(_first(va
 TRANSCRIPT = Shape("transcript", _is_transcript)
 CHOSEN_REJECTED = Shape("[chosen, rejected]", lambda value: TEXTS.fits(value) and len(value) == 2)
 JSON_TEXTS = Shape("JSON [text, …]", lambda value: TEXTS.fits(value) or _is_json_list(value))
+JSON_MESSAGES = Shape(
+    "[message, …] or JSON of it", lambda value: MESSAGES.fits(value) or _is_json_list(value)
+)
 OBJECT_OF_MESSAGES = Shape("{messages}", _holds_messages)
 TREE = Shape("{text, role, replies}", lambda value: _holding("replies")([value]))
 PROMPT = Shape("text or [message, …]", lambda value: TEXT.fits(value) or MESSAGES.fits(value))

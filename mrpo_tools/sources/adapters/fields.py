@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from mrpo_tools.errors import shorten
@@ -82,6 +82,12 @@ class Field:
             if others:
                 path = _PLACE.sub("[]", self.path)
                 self.unread.update(f"{path}.{key}" for key in others)
+
+    def forgive(self, key: str, values: Container[object]) -> None:
+        """Count a key as read where its text is one of those that were read elsewhere."""
+        value = self.value.get(key) if isinstance(self.value, Mapping) else None
+        if self.read is not None and isinstance(value, str) and value in values:
+            self.read.add(key)
 
     def items(self, exactly: int | None = None, of: str = "a list") -> list[Field]:
         """The elements of a list; of the wished number of them whatever happens."""

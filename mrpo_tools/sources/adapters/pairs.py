@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mrpo_tools.groups import Response, user_prompt
+from mrpo_tools.messages import Message
 from mrpo_tools.sources.adapters.adapter import Parsed
 from mrpo_tools.sources.adapters.conversation import (
     Prompt,
@@ -23,9 +24,10 @@ _SCORES = (
     ("chosen_score", "rejected_score"),
     ("chosen_rating", "rejected_rating"),
     ("chosen-rating", "rejected-rating"),
+    ("rating_chosen", "rating_rejected"),
 )
 _MODELS = (("chosen_model", "rejected_model"), ("chosen-model", "rejected-model"))
-_PROMPTS = ("instruction", "prompt", "question", "input")
+_PROMPTS = ("instruction", "prompt", "question", "input", "messages")
 
 
 def pair(row: Field, prompt: Prompt, chosen: Response, rejected: Response) -> Parsed:
@@ -54,12 +56,22 @@ def read_pairs(row: Field) -> Parsed:
     return _answers(row, prompt_of(row["prompt"]))
 
 
+def read_steps(row: Field) -> Parsed:
+    """`prompt, initial_reason_steps, chosen, rejected`: the next step of a solution that begins."""
+    prompt = user_prompt(row["prompt"].text())
+    begun = row["initial_reason_steps"].optional_text()
+    prompt = (*prompt, Message("assistant", begun)) if begun else prompt
+    return _answers(row, prompt)
+
+
 def read_binarized(row: Field) -> Parsed:
     """`prompt` text, `chosen, rejected` messages: the answers, or the whole conversations."""
     answers = (row["chosen"].value, row["rejected"].value)
     if any(isinstance(answer, (list, tuple)) and len(answer) == 1 for answer in answers):
         return read_pairs(row)
-    return read_conversations(row)
+    parsed = read_conversations(row)
+    row.forgive("prompt", {turn.content for turn in parsed[0]})
+    return parsed
 
 
 def read_conversations(row: Field) -> Parsed:
@@ -122,5 +134,5 @@ def read_distilabel(row: Field) -> Parsed:
     """`instruction` (or `prompt`, …), `chosen_response, rejected_response` and their ratings."""
     column = next((column for column in _PROMPTS if row.has(column)), _PROMPTS[0])
     prompt = prompt_of(row[column])
-    texts = (row[column].text() for column in ("chosen_response", "rejected_response"))
-    return pair(row, prompt, *map(Response, texts))
+    columns = ("chosen_response", "rejected_response")
+    return pair(row, prompt, *(completion_of(row[column], prompt) for column in columns))

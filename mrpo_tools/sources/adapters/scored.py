@@ -64,6 +64,19 @@ def read_ultrafeedback(row: Field, score: str) -> Parsed:
     ]
 
 
+def read_code_ultrafeedback(row: Field) -> Parsed:
+    """`instruction, responses: [{model, response}], annotations: [{model, rating}]`."""
+    ratings = {note["model"].text(): _rating(note["rating"]) for note in row["annotations"].items()}
+    return user_prompt(row["instruction"].text()), [
+        Response(
+            content=response["response"].text(),
+            score=ratings.get(response["model"].text()),
+            model=response["model"].optional_text(),
+        )
+        for response in row["responses"].items()
+    ]
+
+
 def _judged(completion: Field, score: str) -> float:
     if score == "overall":
         return completion["overall_score"].number()

@@ -182,10 +182,20 @@ def _talk(asked: Sequence[str], said: Sequence[str]) -> Prompt:
     )
 
 
+def read_prometheus(row: Field) -> Parsed:
+    """`orig_instruction, orig_response_A, orig_response_B, orig_preference`: A, B or a tie."""
+    prompt = user_prompt(row["orig_instruction"].text())
+    columns = ("orig_response_A", "orig_response_B")
+    return _judged(row, prompt, columns, name(row["orig_preference"]))
+
+
 def read_arena(row: Field) -> Parsed:
-    """`conversation_a, conversation_b, winner`; `turn` says how many answers were judged."""
+    """`conversation_a, conversation_b, winner`; `turn` says how many answers were judged.
+
+    The conversations may be JSON text.
+    """
     columns = ("conversation_a", "conversation_b")
-    talks = [messages(row[column]) for column in columns]
+    talks = [messages(row[column].decoded("a list of messages")) for column in columns]
     if row.has("turn"):
         judged = int(row["turn"].number(1, 1000))
         talks = [turns[: 2 * judged] for turns in talks]
