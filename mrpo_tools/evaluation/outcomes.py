@@ -22,7 +22,7 @@ from mrpo_tools.references.resolved import ResolvedReference, resolve
 from mrpo_tools.runs.answers import answers_file, write_answers
 from mrpo_tools.runs.outcomes import OUTCOMES, OutcomesRecord, outcomes_file, read_outcomes
 from mrpo_tools.runs.run import Run
-from mrpo_tools.sampling import GREEDY, Sampler, Sampling
+from mrpo_tools.sampling import GREEDY, Sampler, Sampling, prompts_of
 from mrpo_tools.sampling.kept import KeptAnswers
 
 ANSWERS = "answers"
@@ -183,7 +183,7 @@ def _given(
     note: str | None,
 ) -> list[Given]:
     """A policy's answers in every way, with log-ratios to reference 1 where they are of π."""
-    prompts = [group.prompt for group in asked]
+    prompts = prompts_of(asked)
     sampler = Sampler(policy)
     kept = [KeptAnswers(home, sampler, way) for way in ways]
     answers = [each.answers(prompts) for each in kept]

@@ -13,7 +13,7 @@ from mrpo_tools.config import Dataset
 from mrpo_tools.errors import DataError, UsageError, did_you_mean, shorten
 from mrpo_tools.groups import Group, Response
 from mrpo_tools.sources.adapters.adapter import Adapter
-from mrpo_tools.sources.adapters.conversation import refuse_tools, with_system
+from mrpo_tools.sources.adapters.conversation import with_system
 from mrpo_tools.sources.adapters.detect import SAMPLE_ROWS, choose
 from mrpo_tools.sources.adapters.fields import Field, says
 from mrpo_tools.sources.adapters.pairs import has_one_sided_score
@@ -182,7 +182,7 @@ class GroupStream:
 
     def _adapted(self, root: Field, split: str | None) -> list[Group]:
         parsed = self.adapter.parse(root, self._score)
-        refuse_tools(root)
+        tools = self.adapter.tools(root)
         name = root["id"].name() if root.has("id") else None
         prompts = [with_system(root, prompt) for prompt, _ in parsed]
         if root.problems:
@@ -194,7 +194,7 @@ class GroupStream:
                 continue
             self.counts["one_sided_scores"] += has_one_sided_score(root)
             distinct = self._checked(root, responses, 1 if self.adapter.one_response_a_row else 2)
-            groups.append(Group(prompt, distinct, source_id=name, split=split))
+            groups.append(Group(prompt, distinct, source_id=name, split=split, tools=tools))
         return groups
 
     def _checked(
@@ -213,7 +213,7 @@ class GroupStream:
         for same in by_prompt.values():
             self.counts["prompts_in_two_splits"] += len({group.split for group in same}) > 1
             responses = [response for group in same for response in group.responses]
-            if len({response.content for response in responses}) < 2:
+            if len({response.message for response in responses}) < 2:
                 self.counts["prompts_with_one_response"] += 1
                 continue
             problems: list[Problem] = []
