@@ -20,12 +20,12 @@ import mrpo_tools
 from mrpo_tools.config import Reference, load_project
 from mrpo_tools.demo.tasks import is_right
 from mrpo_tools.errors import MrpoError, UsageError
-from mrpo_tools.generate import generate
 from mrpo_tools.groups import Group, in_split
 from mrpo_tools.progress import bar_to
 from mrpo_tools.runs.read import evaluation_file
 from mrpo_tools.runs.record import EvaluationRecord, Metrics
 from mrpo_tools.runs.run import METRICS, is_finished, load_run
+from mrpo_tools.sampling import generate
 from mrpo_tools.sources import load_groups
 
 Execute = Callable[[list[str]], int]
