@@ -218,7 +218,10 @@ def test_every_package_is_installed():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     folders = {path.parent for path in modules().values()}
     names = {".".join(("mrpo_tools", *path.relative_to(PACKAGE).parts)) for path in folders}
-    assert set(settings["tool"]["setuptools"]["packages"]) == names | {"mrpo_tools.data"}
+    assert set(settings["tool"]["setuptools"]["packages"]) == names | {
+        "mrpo_tools.data",
+        "mrpo_tools.recipes",
+    }
 
 
 def code_lines(function: ast.FunctionDef) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import click
 
 from mrpo_tools import words
+from mrpo_tools.cli.completion import presets
+from mrpo_tools.cli.help import Command
 from mrpo_tools.cli.options import choice, print_table, references_named
 
 TEMPLATE = """\
@@ -31,15 +34,20 @@ REFERENCE = """\
 """
 
 
-@click.command()
-@click.option("--dataset", metavar="SOURCE", help="[default: data.jsonl, or the preset's first]")
+@click.command(cls=Command)
+@click.option("--dataset", metavar="SOURCE",
+              help="File, directory or hub id of the data.  [default: data.jsonl, or the preset's "
+              "first]")  # fmt: skip
 @click.option("--test-size", type=float,
               help="Share of prompts held out.  [default: the paper's for a named data set, else "
                    "0.1]")  # fmt: skip
-@click.option("--ref", "refs", multiple=True, metavar="NAME=MODEL", help="Repeats.")
-@click.option("--dtype", type=choice(words.Dtype))
-@click.option("--preset", metavar="FILE:ROW/COLUMN",
-              help="A cell of a paper's table; writes recipe.yaml too.")  # fmt: skip
+@click.option("--ref", "refs", multiple=True, metavar="NAME=MODEL",
+              help="A reference and its model: a directory or hub id. Repeats.")  # fmt: skip
+@click.option("--dtype", type=choice(words.Dtype),
+              help="Of the references' weights.  [default: what suits this machine]")  # fmt: skip
+@click.option("--preset", metavar="TABLE:ROW/COLUMN", shell_complete=presets,
+              help="A cell of a paper's table, a file or one that comes with mrpo; writes "
+                   "recipe.yaml too.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace an existing project file.")
 def init(
     *,
@@ -57,7 +65,7 @@ def init(
     \b
     Example:
         mrpo init --dataset pairs.jsonl --ref llama=./models/llama --ref qwen=Qwen/Qwen2.5-7B
-        mrpo init --preset recipes/papers/mrpo-table-1.yaml:mrpo/l-from-m
+        mrpo init --preset mrpo-table-1:mrpo/l-from-m
     """
     from mrpo_tools.config import ALIASES, PROJECT_FILE, Project
     from mrpo_tools.errors import UsageError
@@ -108,18 +116,20 @@ def _init_preset(word: str, dataset: str | None, project: Path, *, force: bool) 
     for path, values in ((project, {"cache": "cache", **fields}), (recipe, keys)):
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         path.write_text(f"# {preset.title}\n{text}", encoding="utf-8")
+    for template in preset.templates:
+        if template.resolve() != Path(template.name).resolve():
+            shutil.copyfile(template, template.name)
     names = ",".join(preset.project.references)
     print(f"wrote {project} and {recipe}: {preset.title}")
     print(f"next: mrpo precompute --ref {names}")
     print(f"then: mrpo train --config {recipe} --output run")
 
 
-@click.command()
+@click.command(cls=Command)
 def doctor() -> None:
     """Say what this machine has: versions, device, memory, disk."""
     import os
     import platform
-    import shutil
     from importlib.metadata import PackageNotFoundError, version
 
     rows: list[tuple[str, object]] = [("python", platform.python_version())]

@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import mrpo_tools
 from mrpo_tools.demo.results import RULES, Row, rows_of
 from mrpo_tools.errors import MrpoError, UsageError
+from mrpo_tools.files import shipped
 from mrpo_tools.progress import bar_to
 from mrpo_tools.runs.run import is_finished
 
@@ -27,13 +27,14 @@ Execute = Callable[[list[str]], int]
 REFERENCES = ("llama", "mistral", "qwen")
 PLACEBOS = {"placebo_a": "mistral", "placebo_b": "qwen"}
 """Noise that stands in for a model: its own numbers, dealt out to responses at random."""
+RADIUS = ("--set", "epsilon_max=4")  # so wide that a part of the numbers is not clipped
 RUNS = {
     "dpo": ["--loss", "dpo", "--refs", "llama"],
     "dpo-mistral": ["--loss", "dpo", "--refs", "mistral", "--set", "policy=llama"],
     "dpo-qwen": ["--loss", "dpo", "--refs", "qwen", "--set", "policy=llama"],
-    "mrpo": ["--loss", "mrpo", "--refs", "llama,mistral,qwen"],
-    "mrpo-placebo": ["--loss", "mrpo", "--refs", "llama,placebo_a,placebo_b"],
-    "mpo": ["--loss", "mpo", "--refs", "llama,mistral,qwen", "--set", "chosen=top1"],
+    "mrpo": ["--loss", "mrpo", "--refs", "llama,mistral,qwen", *RADIUS],
+    "mrpo-placebo": ["--loss", "mrpo", "--refs", "llama,placebo_a,placebo_b", *RADIUS],
+    "mpo": ["--loss", "mpo", "--refs", "llama,mistral,qwen", *RADIUS, "--set", "chosen=top1"],
 }
 """The options of `mrpo train` by the name of the run. Of a group's four answers two are right and
 one of these is in the form asked for; MPO's own partition would call both chosen."""
@@ -59,7 +60,7 @@ references:
 """
 RECIPE = """\
 # The demo's training: LoRA on every linear layer, two passes over 600 groups.
-beta: 0.1                # for every method, also where its own default is another
+beta: 4                  # for every method: at so large a value the references' numbers matter
 finetuning: lora
 lora_r: 8
 lora_alpha: 16
@@ -121,13 +122,6 @@ def demo(
     return result
 
 
-def shipped_data() -> Path:
-    """The demo's data: in the installed package, or in the checkout beside it."""
-    package = Path(mrpo_tools.__file__).parent
-    places = [path / "demo.jsonl" for path in (package / "data", package.parent / "data")]
-    return next(path for path in places if path.exists())
-
-
 def _prepare(directory: Path, recipe: str) -> None:
     if directory.is_file():
         raise UsageError(f"{directory} is a file; the demo needs a directory")
@@ -135,7 +129,7 @@ def _prepare(directory: Path, recipe: str) -> None:
     if directory.is_dir() and any(directory.iterdir()) and not ours:
         raise UsageError(f"{directory} is not empty", "mrpo demo NEW_DIRECTORY")
     directory.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(shipped_data(), directory / "demo.jsonl")
+    shutil.copyfile(shipped("data") / "demo.jsonl", directory / "demo.jsonl")
     (directory / "mrpo.yaml").write_text(PROJECT, encoding="utf-8")
     (directory / "recipe.yaml").write_text(recipe, encoding="utf-8")
 
