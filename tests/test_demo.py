@@ -61,9 +61,10 @@ def test_marks_and_shares_are_those_of_the_answers(made):
     for row, name in zip(results_of(made)["rows"][1:], demo.RUNS, strict=True):
         lines = (made / "runs" / name / "outcomes" / "test.answers.jsonl").read_text().splitlines()
         sampled = [
-            (answer["prompt"], answer["answer"])
-            for answer in map(json.loads, lines)
-            if answer["decoding"] == "sampled" and answer["policy"] == "trained"
+            (group["prompt"], answer["content"])
+            for group in map(json.loads, lines)
+            for answer in group["responses"]
+            if (answer["model"], answer["decoding"]) == ("trained", "sampled")
         ]
         assert len(sampled) == 4 * 200
         scores = [tasks.score(*each) for each in sampled]

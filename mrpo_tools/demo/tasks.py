@@ -172,8 +172,7 @@ def make_groups(seed: int = SEED, train: int = TRAIN, test: int = TEST) -> list[
     """Canonical groups of four distinct scored answers; the skills take turns, no prompt repeats.
 
     The four are a right and a wrong value, each in the form asked for and in another. One wrong
-    value in four is a near miss, so that scores tie as in real data: half right in the form asked
-    for earns what right in another form does.
+    value in four is a near miss, the others are the skill's slip.
 
     Raises:
         ValueError: more groups than there are distinct prompts to draw in reasonable time.
