@@ -55,29 +55,37 @@ def only(*rows: Any) -> Group:
 
 
 def test_the_ids_of_text_are_of_the_documented_json() -> None:
-    """Hashed here by hand, for every group of the demo; none of them moved."""
+    """Hashed here by hand, for every group of the demo."""
 
     def digits(value: Any) -> str:
         text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
-    keys = []
     path = Path(__file__).parent.parent / "data" / "demo.jsonl"
     for group in load_groups(path).groups:
         prompt = [{"role": turn.role, "content": turn.content} for turn in group.prompt]
         said = [digits({"prompt": prompt, "content": r.content}) for r in group.responses]
-        judged = sorted(
-            [key, r.score, r.chosen] for key, r in zip(said, group.responses, strict=True)
-        )
+        scored = zip(said, group.responses, strict=True)
+        judged = sorted([key, response.score, response.chosen] for key, response in scored)
         whole = digits({"prompt_id": digits(prompt), "responses": judged})
-        assert (group.prompt_id, *group.response_ids, group.group_id) == (
-            digits(prompt),
-            *said,
-            whole,
-        )
-        keys += [group.prompt_id, *group.response_ids, group.group_id]
-    moved = "a8fb96f875bc0ee5ba1cd569723067279a0e8f7dc6eed671a191ff475991a9be"
-    assert hashlib.sha256("\n".join(keys).encode()).hexdigest() == moved
+        assert (group.prompt_id, group.group_id) == (digits(prompt), whole)
+        assert group.response_ids == tuple(said)
+
+
+def test_the_ids_of_text_did_not_move() -> None:
+    """Ids that stand in caches, of a row from before messages had more than text."""
+    turns = [{"role": "system", "content": "You are a helpful assistant."},
+             {"role": "user", "content": "1 + 5 = ? Answer in a full sentence."}]  # fmt: skip
+    scores = {"Tea.": 1.0, "The answer is 10.": 1.0, "The answer is 6.": 10.0,
+              "The answer is 8.": 3.0}  # fmt: skip
+    said = [{"content": text, "score": n, "model": "careful"} for text, n in scores.items()]
+    group = only({"prompt": turns, "responses": said})
+    assert group.prompt_id == "c3d969b03c049923f14fda8af7e210ca"
+    assert group.response_ids == (
+        "c4fc32458b2f3499d2fa9bf1c5761be3", "943444f7a005ec12fea7fa3756c3fdf5",
+        "21226315ce4e012bc24e8ce3ba9e75aa", "46fa9b23b4fdca3571c2ee2757c8e337",
+    )  # fmt: skip
+    assert group.group_id == "094d6947a80b3931c9040743f743f982"
 
 
 def test_trls_rows_with_tools() -> None:
