@@ -199,6 +199,16 @@ class Recipe(Words):
     """Scale of the adapter, over its rank."""
     lora_target_modules: list[str] | Literal["all-linear"] = "all-linear"
     """Layers that get an adapter, by name."""
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of the adapter's inputs while it trains; the loss then depends on what is drawn."""
+    use_rslora: bool = False
+    """Scale the adapter by alpha over the root of its rank."""
+    use_dora: bool = False
+    """Learn a column's length beside its direction (DoRA)."""
+    init_lora_weights: Literal["default", "gaussian"] = "default"
+    """How the adapter begins; both leave the first policy as it is."""
+    modules_to_save: list[str] | None = None
+    """Layers that are trained whole beside the adapter, and saved with it."""
     learning_rate: float = Field(default=1e-5, gt=0)
     """Step size of AdamW, at its highest."""
     per_device_train_batch_size: int = Field(default=2, ge=1)
@@ -233,17 +243,41 @@ class Recipe(Words):
     """Tokens of prompt and response together; unset, reference 1's."""
     split: str = "train"
     """What is trained on; `all` for everything."""
+    split_seed: int | None = Field(default=None, ge=0)
+    """Draws the splits anew, where the data names none; None is the data set's own seed."""
 
     # What is measured while it trains: before the first step, every `eval_steps`, after the last
     eval_steps: int | None = Field(default=None, ge=1)
     """Steps between measurements of held-out groups; unset, none."""
     eval_split: str = "test"
     """Which groups those are."""
+    early_stopping_patience: int | None = Field(default=None, ge=1)
+    """Stop after so many measurements without a better `trainer.metric_for_best_model`."""
+
+    # What the engine takes beside all that
+    trainer: dict[str, Any] = Field(default_factory=dict)
+    """Other keys of transformers' TrainingArguments: `{optim: …, report_to: …}`."""
 
     @model_validator(mode="after")
     def _quantized_weights_stay(self) -> Recipe:
         if self.finetuning == "full" and self.quantization is not None:
             raise ValueError("finetuning full cannot train 4-bit weights; use finetuning: lora")
+        return self
+
+    @field_validator("init_lora_weights", mode="before")
+    @classmethod
+    def _begins_as_reference_1(cls, value: object) -> object:
+        if value in ("pissa", "olora", "eva", "loftq", "corda", False) or "pissa" in str(value):
+            raise ValueError(
+                "it changes the model that the adapter begins from, which would no longer be "
+                "reference 1; use default or gaussian"
+            )
+        return "default" if value is True else value
+
+    @model_validator(mode="after")
+    def _stops_by_a_measurement(self) -> Recipe:
+        if self.early_stopping_patience is not None and self.eval_steps is None:
+            raise ValueError("early_stopping_patience needs eval_steps: when to measure")
         return self
 
 
@@ -349,6 +383,13 @@ def pinned(dataset: Dataset, revision: str | None) -> Dataset:
     elif revision:
         source = f"{source.partition('@')[0]}@{revision}"
     return dataset.model_copy(update={"source": source})
+
+
+def drawn_as(dataset: Dataset, recipe: Recipe) -> Dataset:
+    """The data set with the splits that a recipe draws: its own where the recipe says nothing."""
+    if recipe.split_seed is None:
+        return dataset
+    return dataset.model_copy(update={"split_seed": recipe.split_seed})
 
 
 def load_project(path: Path | None = None) -> Project:

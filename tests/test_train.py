@@ -84,7 +84,7 @@ def measured(some_groups, cached):
 
 def load(path):
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    return add_lora(model, 4, 8, "all-linear", 0)
+    return add_lora(model, r=4, lora_alpha=8, target_modules="all-linear", seed=0)
 
 
 def trainer_on(groups, model, words: Recipe, output: Path) -> GroupTrainer:
@@ -344,7 +344,13 @@ def test_more_processes_than_groups_to_measure(some_groups, cached, run, tmp_pat
 def test_sigterm_saves_and_exits_75(some_groups, cached, run, tmp_path):
     """The process ends with 75, a checkpoint and the command that goes on."""
     data = write_lines(tmp_path / "data.jsonl", (group.as_dict() for group in some_groups))
-    words = {"split": "all", "max_steps": 400, "logging_steps": 1, "save_steps": 1000}
+    words = {
+        "split": "all",
+        "max_steps": 400,
+        "eval_steps": 3,
+        "eval_split": "all",
+        "save_steps": 1000,
+    }
     process = subprocess.Popen(
         [sys.executable, *command(data, cached, run, "llama", loss="dpo", **words)],
         stderr=subprocess.PIPE, text=True,
@@ -410,9 +416,9 @@ def test_a_policy_that_is_not_reference_1_is_warned_of(tiny_models, fit, measure
 
 
 def test_a_policy_with_an_adapter_is_merged_first(fit, whole, some_groups, tmp_path):
-    """Training on top of an adapter would begin without it: refused; the merged model has the
-    adapter's log-probs and can be trained."""
-    words = recipe(**LLAMA, dtype="float32", policy=str(whole))
+    """Full finetuning would begin without it: refused; the merged model has the adapter's log-probs
+    and can be trained."""
+    words = recipe(**LLAMA, dtype="float32", policy=str(whole), finetuning="full")
     with pytest.raises(UsageError, match="is a model with a LoRA adapter") as error:
         fit(words, output=tmp_path / "second")
     assert f"mrpo merge {whole}" in error.value.hint
@@ -593,7 +599,7 @@ def test_a_4_bit_policy_has_the_gradient_of_its_dequantised_weights(references):
     prompt, response = list(range(3, 20)), list(range(20, 30))
     gradients = []
     for model in (quantized, plain):
-        adapted = add_lora(model, 4, 8, "all-linear", 0)
+        adapted = add_lora(model, r=4, lora_alpha=8, target_modules="all-linear", seed=0)
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 parameter.data.fill_(0.01)

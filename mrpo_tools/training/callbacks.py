@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState, PrinterCallback
 
 from mrpo_tools.errors import NonFiniteError
@@ -143,6 +143,24 @@ class StopOnSignal(TrainerCallback):
         return control
 
 
+class StopWithoutGain(EarlyStoppingCallback):
+    """Stops a run whose measurements get no better; its patience is part of a checkpoint."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Begin with the patience that a checkpoint had left."""
+        saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        for name, value in saved["attributes"].items():
+            setattr(self, name, value)
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any
+    ) -> None:
+        """Count a measurement without gain; the one before the first step is none."""
+        if state.global_step:
+            count: Any = super().on_evaluate  # transformers does not type it
+            count(args, state, control, metrics)
+
+
 class SealCheckpoints(TrainerCallback):
     """Begins each checkpoint in an empty directory, seals it, and removes old ones after that.
 
@@ -166,7 +184,8 @@ class SealCheckpoints(TrainerCallback):
         if state.is_world_process_zero:
             checkpoint = _checkpoint(args, state)
             seal(checkpoint)
-            keep(checkpoint.parent, checkpoint, self.count)
+            best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None
+            keep(checkpoint.parent, checkpoint, self.count, best)
 
 
 def _checkpoint(args: Any, state: Any) -> Path:

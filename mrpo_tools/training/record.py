@@ -14,6 +14,7 @@ from mrpo_tools.errors import ResourceError, UsageError
 from mrpo_tools.groups import Group, hash_groups, in_split
 from mrpo_tools.progress import is_first_process
 from mrpo_tools.references.devices import wait_for_everyone
+from mrpo_tools.references.resolved import ResolvedReference
 from mrpo_tools.runs.record import CombinationWords, RunRecord
 from mrpo_tools.runs.run import RUN, Stage, save_recipe
 from mrpo_tools.training.prepare import Prepared
@@ -31,9 +32,7 @@ def run_record(
     dataset: Dataset | None,
 ) -> RunRecord:
     """What `run.json` holds; `groups` are all of the data."""
-    policy = absolute_paths(prepared.policy.reference).model_copy(
-        update={"dtype": prepared.policy.dtype}
-    )
+    policy = _placed(prepared.policy)
     used = [name for name in references if name in (*recipe.refs, recipe.policy)]
     return RunRecord(
         policy=policy,
@@ -49,8 +48,44 @@ def run_record(
         report=prepared.report,
         versions={"mrpo-tools": version("mrpo-tools"), **library_versions()},
         split_hash=hash_groups(in_split(groups, recipe.split)),
+        data_hash=_data_hash(groups, dataset),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _data_hash(groups: Sequence[Group], dataset: Dataset | None) -> str | None:
+    if dataset is not None and dataset.limit is not None:
+        return None
+    return hash_groups(sorted(groups, key=lambda group: group.group_id))
+
+
+def check_split(recipe: Recipe, dataset: Dataset | None) -> None:
+    """Refuse groups that were split otherwise than the recipe says.
+
+    Raises:
+        UsageError: the recipe draws the splits, and the data was read with another seed.
+    """
+    wanted = recipe.split_seed
+    if wanted is None or (dataset is not None and dataset.split_seed == wanted):
+        return
+    read = "read from no data set" if dataset is None else f"drawn with {dataset.split_seed}"
+    raise UsageError(
+        f"the recipe's split_seed is {wanted}, the groups were {read}",
+        "load_dataset(drawn_as(dataset, recipe)) reads them so, and train takes the same dataset",
+    )
+
+
+def _placed(policy: ResolvedReference) -> Reference:
+    """Where the policy lies; an adapter that goes on is named beside the model under it."""
+    files = policy.files
+    update: dict[str, str | None] = {"dtype": policy.dtype}
+    if files.adapter is not None:
+        update |= {
+            "model": files.hub_id or str(files.model),
+            "revision": files.revision,
+            "adapter": str(files.adapter),
+        }
+    return absolute_paths(policy.reference.model_copy(update=update))
 
 
 def open_run(output: Path, stage: Stage, recipe: Recipe, record: RunRecord) -> None:

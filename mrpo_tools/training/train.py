@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,12 +38,17 @@ from mrpo_tools.runs.run import (
 from mrpo_tools.scorer.scorer import ResponseScorer
 from mrpo_tools.sources import COUNTS
 from mrpo_tools.training.activations import activations_fit, recompute_activations
-from mrpo_tools.training.arguments import training_arguments
-from mrpo_tools.training.callbacks import SealCheckpoints, StopOnSignal, show_progress
+from mrpo_tools.training.arguments import trainer_words, training_arguments
+from mrpo_tools.training.callbacks import (
+    SealCheckpoints,
+    StopOnSignal,
+    StopWithoutGain,
+    show_progress,
+)
 from mrpo_tools.training.groups import TrainingGroups
 from mrpo_tools.training.policy import scorer_of
 from mrpo_tools.training.prepare import Prepared, prepare
-from mrpo_tools.training.record import model_card, open_run, run_record
+from mrpo_tools.training.record import check_split, model_card, open_run, run_record
 from mrpo_tools.training.saturation import tell_saturated
 from mrpo_tools.training.step0 import check_step0
 from mrpo_tools.training.trainer import GroupTrainer
@@ -97,6 +103,8 @@ def train(
         Preempted: SIGTERM; a checkpoint is saved.
     """
     started = time.monotonic()
+    check_split(recipe, dataset)
+    trainer_words(recipe)  # refused before anything is read
     stage = stage_of(output)
     if stage not in (Stage.EMPTY, Stage.BEGUN):
         _check_recipe(output, recipe, resume=resume)
@@ -112,18 +120,25 @@ def train(
     )  # fmt: skip
     open_run(output, stage, recipe, record)
     with memory_errors("training", LESS_MEMORY), _without_denormals():
-        fitted = _fit(recipe, prepared, output, callbacks)
+        trainer, fitted = _fit(recipe, prepared, output, callbacks)
     metrics = Metrics(
         **prepared.report.model_dump(),
         **fitted.model_dump(exclude={"version"}),
         total_seconds=time.monotonic() - started,
     )
+    _finish(output, metrics, model_card(recipe, prepared), trainer)
+    return TrainResult(output, metrics)
+
+
+def _finish(output: Path, metrics: Metrics, card: str, trainer: GroupTrainer) -> None:
+    """Write what makes the run a finished one, and push it where the recipe says so."""
     if metrics.hardly_moved:
         say_once(f"warning: {metrics.hardly_moved}")
     if is_first_process():
-        (output / "README.md").write_text(model_card(recipe, prepared), encoding="utf-8")
+        (output / "README.md").write_text(card, encoding="utf-8")
         metrics.write(output / METRICS)
-    return TrainResult(output, metrics)
+    if trainer.args.push_to_hub:
+        trainer.push_run()
 
 
 def _tell(prepared: Prepared) -> None:
@@ -186,7 +201,7 @@ def _without_denormals() -> Iterator[None]:
 
 def _fit(
     recipe: Recipe, prepared: Prepared, output: Path, callbacks: Sequence[TrainerCallback]
-) -> Metrics:
+) -> tuple[GroupTrainer, Metrics]:
     """Load the policy, check it against its cached reference, train, save."""
     device = pick_device()
     reset_peak_memory(device)
@@ -202,7 +217,7 @@ def _fit(
             prepared.held_out,
             batch_tokens=recipe.batch_tokens,
             stop=stop,
-            callbacks=list(callbacks),
+            callbacks=[*_stops_early(recipe), *callbacks],
             processing_class=renderer_of(policy).tokenizer,
         )
         show_progress(trainer, recipe.eval_split)
@@ -214,7 +229,7 @@ def _fit(
             )
     _save(trainer, output)
     history = trainer.state.log_history
-    return Metrics(
+    return trainer, Metrics(
         steps=trainer.state.global_step,
         peak_memory_bytes=peak_memory_bytes(device),
         step0_difference_nats_per_token=start.difference,
@@ -227,9 +242,14 @@ def _fit(
     )
 
 
+def _stops_early(recipe: Recipe) -> list[TrainerCallback]:
+    patience = recipe.early_stopping_patience
+    return [] if patience is None else [StopWithoutGain(patience)]
+
+
 def _save(trainer: GroupTrainer, output: Path) -> None:
     """The trained policy and the log."""
-    trainer.save_model(str(output))
+    trainer.save_model(str(output), _internal_call=True)  # what is pushed comes last
     trainer.forget_closing_entry()
     trainer.save_state()
 
@@ -252,11 +272,37 @@ def _run(trainer: GroupTrainer, output: Path, *, kept: int | None) -> None:
     """Train from the last whole checkpoint, if there is one; so many are kept, or all."""
     trainer.add_callback(SealCheckpoints(kept))
     checkpoint = last_whole(output)
-    if checkpoint is not None:
+    if checkpoint is None:
+        trainer.train()
+        return
+    with _nothing_but_tensors(checkpoint):
         if trainer.restore_finished(str(checkpoint)):
             return
         trainer.args.eval_on_start = False
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+@contextlib.contextmanager
+def _nothing_but_tensors(checkpoint: Path) -> Iterator[None]:
+    """A checkpoint's files are loaded as tensors and plain values; what else they hold is refused
+    by their name, and has not run."""
+    try:
+        yield
+    except pickle.UnpicklingError:
+        planted = [path.name for path in sorted(checkpoint.glob("*.pt*")) if not _is_plain(path)]
+        raise UsageError(
+            f"{checkpoint} cannot be loaded: more than tensors and plain values is in "
+            f"{', '.join(planted)}",
+            f"mrpo did not write it so; remove {checkpoint} to go on from the one before",
+        ) from None
+
+
+def _is_plain(path: Path) -> bool:
+    try:
+        torch.load(path, map_location="meta", weights_only=True)
+    except pickle.UnpicklingError:
+        return False
+    return True
 
 
 def _last(history: Sequence[LogEntry], key: str) -> dict[str, int | float | None]:
