@@ -220,6 +220,7 @@ second:
 """
 
 
+@pytest.mark.long
 def test_the_harness_makes_runs_and_goes_on_where_it_stopped(tmp_path):
     """Both rounds, controls, and a second call that has nothing left to do but what is new."""
     import run
