@@ -12,7 +12,7 @@ import yaml
 from mrpo_tools import Recipe
 
 FILE = Path(__file__).parent / "arms.yaml"
-WAVES = ("first", "second")
+WAVES = ("first", "second", "after")
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,6 @@ def load_arms(file: Path = FILE) -> Arms:
     return Arms(
         common=words["common"],
         rates=tuple(words["learning_rates"]),
-        waves={wave: words[wave] for wave in WAVES},
+        waves={wave: words.get(wave, {}) for wave in WAVES},
         round_one=(one["arm"], one["learning_rate"]),
     )

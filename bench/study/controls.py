@@ -3,6 +3,7 @@
 `placebo_…` has the numbers of a real reference, dealt out anew among all responses: the same
 distribution, no knowledge. `wrong_…` is a real reference that was given the ids of the base's
 tokenizer. `oracle` prefers right steps, `anti_oracle` wrong ones, both around reference 1.
+`stretched` is reference 1 with log-probs a third larger or so: no other model has a say in it.
 """
 
 from __future__ import annotations
@@ -26,17 +27,20 @@ from mrpo_tools.references.resolved import renderer_of, resolve
 NATS_PER_POINT = 6.0
 """How much an oracle prefers an answer of a point more; its log-probs then spread within a group
 about as those of the strong model."""
+STRETCH = 1.3
+"""One and the mean radius of the study's trust regions."""
 HIGHEST = -0.01
 """No log-prob is above 0."""
 
 
 def import_controls(cache: Cache, groups: Sequence[Group], models: Path, seed: int) -> None:
-    """Put the six controls into the cache, for the groups that are trained on."""
+    """Put the controls into the cache, for the groups that are trained on."""
     numbers = look_up([cache.find("base"), cache.find("left"), cache.find("right")], groups).logps
     knowing = _true_deviations(groups)
     made = {
         "oracle": numbers[..., 0] + NATS_PER_POINT * knowing,
         "anti_oracle": numbers[..., 0] - NATS_PER_POINT * knowing,
+        "stretched": STRETCH * numbers[..., 0],
     }
     for place, name in enumerate(("left", "right"), 1):
         made[f"placebo_{name}"] = _dealt_anew(numbers[..., place], groups, seed + place)
