@@ -23,12 +23,14 @@ class Arms:
         common: keys of every recipe.
         rates: the learning rates of every arm.
         waves: the words of each arm by name, for each wave.
+        temperatures: at which the untrained policy answers, for comparison.
         round_one: the arm and learning rate whose policy begins the next round.
     """
 
     common: Mapping[str, Any]
     rates: tuple[float, ...]
     waves: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    temperatures: tuple[float, ...]
     round_one: tuple[str, float]
 
     def recipe(self, arm: str, rate: float, seed: int) -> Recipe:
@@ -52,5 +54,6 @@ def load_arms(file: Path = FILE) -> Arms:
         common=words["common"],
         rates=tuple(words["learning_rates"]),
         waves={wave: words.get(wave, {}) for wave in WAVES},
+        temperatures=tuple(words.get("temperatures", ())),
         round_one=(one["arm"], one["learning_rate"]),
     )

@@ -41,6 +41,8 @@ SYMBOLS = [":", ">", *LETTERS, *map(str, range(DIGITS))]
 SPECIAL = ["<s>", "</s>", "<unk>"]
 HABIT = 0.7
 """Share of a model's wrong beliefs that is one wrong result, its own; the rest is any digit."""
+SPLIT = (0.15, 0.85)
+"""Probability of the right result for facts that a model mistakes, and for those that it knows."""
 SHARED = 0.85
 """Share of the wrong results that are everybody's: models err alike."""
 BATCH, RATE = 32, 1e-2
@@ -105,7 +107,7 @@ class Beliefs:
     """What a model takes each operation to do.
 
     Attributes:
-        right: [4] probability of the right result, by letter.
+        right: [4, 10] probability of the right result.
         habits: [4, 10] the wrong result that it mostly takes for right.
     """
 
@@ -119,7 +121,7 @@ class Beliefs:
             chance = torch.rand(2, len(digit), generator=generator)
             guess = torch.randint(DIGITS, digit.shape, generator=generator)
             wrong = torch.where(chance[1] < HABIT, self.habits[letter, digit], guess)
-            digit = torch.where(chance[0] < self.right[letter], TRUTH[letter, digit], wrong)
+            digit = torch.where(chance[0] < self.right[letter, digit], TRUTH[letter, digit], wrong)
             steps.append(digit)
         return torch.stack(steps, 1)
 
@@ -127,14 +129,26 @@ class Beliefs:
 TRUTH = torch.tensor([OPERATIONS[letter] for letter in LETTERS])
 
 
-def draw_beliefs(name: str, seed: int) -> Beliefs:
-    """What a model of a replicate takes for right; a finetune has the errors of its origin."""
+def draw_beliefs(name: str, seed: int, *, split: bool) -> Beliefs:
+    """What a model of a replicate takes for right; a finetune has the errors of its origin.
+
+    Args:
+        name: of `PLANS`.
+        seed: of the replicate.
+        split: the mean of the plan is one of facts known and facts mistaken (`SPLIT`), in place of
+            the same probability for every fact.
+    """
     plan = PLANS[name]
     common = _wrong(_generator("common", seed))
     own = _generator(plan.begins_as or name, seed)
     shared = torch.rand(TRUTH.shape, generator=own) < SHARED
     habits = torch.where(shared, common, _wrong(own))
-    right = torch.tensor([plan.left if letter in LEFT else plan.right for letter in LETTERS])
+    skill = torch.tensor([plan.left if letter in LEFT else plan.right for letter in LETTERS])
+    right = skill[:, None].expand(TRUTH.shape)
+    if split:
+        mistaken, known = SPLIT
+        knows = torch.rand(TRUTH.shape, generator=own) < (right - mistaken) / (known - mistaken)
+        right = torch.where(knows, known, mistaken)
     return Beliefs(right, habits)
 
 
@@ -185,13 +199,15 @@ def fit(model: Any, ids: Tensor, begins: int, steps: int, rate: float, seed: int
         schedule.step()
 
 
-def make_model(name: str, folder: Path, seed: int, steps: int, rows: int = 8192) -> Beliefs:
+def make_model(
+    name: str, folder: Path, seed: int, steps: int, rows: int, *, split: bool
+) -> Beliefs:
     """Train one model of `PLANS` and save it with its tokenizer in `folder`/NAME.
 
     Returns:
         What it was taught.
     """
-    plan, beliefs = PLANS[name], draw_beliefs(name, seed)
+    plan, beliefs = PLANS[name], draw_beliefs(name, seed, split=split)
     generator = _generator(f"texts {name}", seed)
     torch.manual_seed(generator.initial_seed())
     tokenizer = make_tokenizer(plan.family)

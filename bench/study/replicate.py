@@ -32,6 +32,7 @@ class Size:
         steps: of the models' own training.
         rows: of the texts that they learn from.
         measured: the split whose prompts are answered: `validation` to choose settings.
+        split_beliefs: models know some facts and mistake others, see `draw_beliefs`.
     """
 
     train: int = 320
@@ -40,6 +41,7 @@ class Size:
     steps: int = 240
     rows: int = 8192
     measured: str = "test"
+    split_beliefs: bool = False
 
 
 class Replicate:
@@ -74,7 +76,10 @@ class Replicate:
     def _make(self) -> None:
         size = self.size
         beliefs: dict[str, Beliefs] = {
-            name: make_model(name, self.models, self.seed, size.steps, size.rows) for name in PLANS
+            name: make_model(
+                name, self.models, self.seed, size.steps, size.rows, split=size.split_beliefs
+            )
+            for name in PLANS
         }
         sizes = {"train": self.size.train, "validation": self.size.validation,
                  "test": self.size.test}  # fmt: skip

@@ -31,6 +31,8 @@ from mrpo_tools.errors import MrpoError
 from mrpo_tools.references.loading import quiet_libraries
 
 UNTRAINED = "untrained"
+COOLED = "cooled"
+"""The base at lower temperatures, which stand where learning rates do."""
 SECONDS_KEPT = 2
 
 
@@ -43,6 +45,7 @@ def main() -> None:
     parser.add_argument("--share", default="0/1", help="I/N: every N-th replicate, from the I-th")
     parser.add_argument("--waves", default=",".join(WAVES))
     parser.add_argument("--measured", default="test", help="the split whose prompts are answered")
+    parser.add_argument("--split-beliefs", action="store_true", help="the second design")
     parser.add_argument("--arms", type=Path, help="another arms.yaml")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -50,7 +53,7 @@ def main() -> None:
     mine, shares = map(int, options.share.split("/"))
     seeds = range(options.first_seed + mine, options.first_seed + options.replicates, shares)
     arms = load_arms(options.arms or FILE)
-    size = Size(measured=options.measured)
+    size = Size(measured=options.measured, split_beliefs=options.split_beliefs)
     make(options.work, arms, list(seeds), size, options.waves.split(","))
 
 
@@ -65,7 +68,12 @@ def make(work: Path, arms: Arms, seeds: list[int], size: Size, waves: list[str])
                 for rate in arms.rates
                 if not _result(folder, arm, rate).exists()
             ]
-            if todo:
+            cooler = [
+                temperature
+                for temperature in arms.temperatures
+                if not _result(folder, COOLED, temperature).exists()
+            ]
+            if todo or cooler:
                 with _quiet(folder):
                     replicate = Replicate(folder, seed, size)
                     _untrained(replicate)
@@ -73,6 +81,8 @@ def make(work: Path, arms: Arms, seeds: list[int], size: Size, waves: list[str])
                 gc.freeze()  # what is loaded by now is never garbage
                 for arm, rate in todo:
                     _run(replicate, arms, arm, rate)
+                for temperature in cooler:
+                    _cooled(replicate, temperature)
 
 
 def _result(folder: Path, arm: str, rate: float) -> Path:
@@ -132,6 +142,18 @@ def _measured(replicate: Replicate, path: Path) -> dict[str, float]:
     policy, prompts = replicate.load(path.resolve()), replicate.prompts(replicate.size.measured)
     sampled = measure(policy, replicate.base, replicate.tokenizer, prompts, replicate.seed)
     return sampled.as_dict()
+
+
+def _cooled(replicate: Replicate, temperature: float) -> None:
+    """The base itself at a lower temperature: sharper, and nothing learned."""
+    file = _result(replicate.folder, COOLED, temperature)
+    if not file.exists():
+        sampled = measure(
+            replicate.base, replicate.base, replicate.tokenizer,
+            replicate.prompts(replicate.size.measured), replicate.seed, temperature,
+        )  # fmt: skip
+        about = {"arm": COOLED, "learning_rate": temperature, "seed": replicate.seed}
+        _write(file, {**about, **sampled.as_dict()})
 
 
 def _untrained(replicate: Replicate) -> None:

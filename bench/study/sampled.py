@@ -47,10 +47,17 @@ class Sampled:
         return {name: round(value, 5) for name, value in asdict(self).items()}
 
 
-def measure(policy: Any, base: Any, tokenizer: Any, prompts: Sequence[str], seed: int) -> Sampled:
+def measure(
+    policy: Any,
+    base: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    seed: int,
+    temperature: float = 1.0,
+) -> Sampled:
     """Draw four answers to each prompt, and score them."""
     ids = prompt_ids(tokenizer, prompts)
-    answers, logps = draw(policy, ids, seed)
+    answers, logps = draw(policy, ids, seed, temperature)
     distances = (logps - answer_logps(base, ids, answers)).view(-1, SAMPLES).mean(1)
     texts = [text for row in as_texts(tokenizer, answers) for text in row]
     marks = [
@@ -90,14 +97,18 @@ def as_texts(tokenizer: Any, answers: Tensor) -> list[list[str]]:
 
 
 @torch.no_grad()
-def draw(model: Any, ids: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """[R, P] prompts -> [R, T] sampled ids, `END` after an end; [R] their log-probs, nats."""
+def draw(model: Any, ids: Tensor, seed: int, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """[R, P] prompts -> [R, T] sampled ids, `END` after an end; [R] their log-probs, nats.
+
+    At another temperature the log-probs are those of the cooled distribution that was drawn from.
+    """
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros(len(ids), dtype=torch.float64)
     ended = torch.zeros(len(ids), dtype=torch.bool)
     logps, cache = _read(model, ids)
     columns = []
     for _ in range(ROOM):
+        logps = (logps / temperature).log_softmax(-1)
         heights = torch.rand(len(ids), 1, generator=generator)
         chosen = (logps.exp().cumsum(-1) < heights).sum(-1).clamp(max=logps.shape[-1] - 1)
         mine = logps.gather(1, chosen[:, None])[:, 0].double()
