@@ -7,21 +7,23 @@ python bench/study/analyse.py         docs/study.json -> page, pictures
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 
 from claims import CLAIMS, GATE, compare, falsified, gate, primary, share_of_gain
-from contrasts import Contrast
+from contrasts import Contrast, as_family
 from pictures import draw, ordered_arms
-from results import FILE, KLS, Study, collect, read_study
+from results import COOLED, FILE, KLS, Study, collect, read_study
 
 DOCS = FILE.parent
 ALPHA = 0.05
 
 
-def page(study: Study, prose: str) -> str:
+def page(study: Study, second: Study, prose: str) -> str:
     """The prose around the tables."""
-    tables = {
+    tables: dict[str, Callable[[Study], str]] = {
+        "asked": _asked,
         "about": _about,
         "gate": _gate,
         "claims": _claims,
@@ -33,6 +35,7 @@ def page(study: Study, prose: str) -> str:
     }
     for name, table in tables.items():
         prose = prose.replace("{{" + name + "}}", table(study))
+        prose = prose.replace("{{split " + name + "}}", table(second))
     return prose
 
 
@@ -98,15 +101,12 @@ def _verdict(made: Contrast, sign: int, reasons: list[str]) -> str:
 
 
 def _controls(study: Study) -> str:
-    pairs = [
-        ("mrpo", "placebo"),
-        ("mrpo", "wrong_ids"),
-        ("oracle", "mrpo"),
-        ("wrong_ids", "dpo_base"),
-    ]
+    others = ("placebo", "wrong_ids", "dpo_stretched", COOLED)
+    pairs = [*(("mrpo", other) for other in others), ("oracle", "mrpo")]
     rows = [
         (f"`{pair[0]}` − `{pair[1]}`", *(shown(compare(study, pair, kl)) for kl in KLS))
         for pair in pairs
+        if all(map(study.finished, pair))
     ]
     return _table(("contrast", "at 1 nat", "at 3 nats"), *rows)
 
@@ -138,10 +138,23 @@ def _divergence(study: Study) -> str:
     return f"Of {total:,} runs these diverged: {rest}."
 
 
+def _asked(study: Study) -> str:
+    """The two questions of the second design."""
+    pairs = [("mrpo", "wrong_ids"), ("mrpo", "dpo_base")]
+    made = as_family({(pair, kl): compare(study, pair, kl) for pair in pairs for kl in KLS})
+    rows = [
+        (f"`{pair[0]}` − `{pair[1]}`", f"{kl:g}", shown(each), str(each.replicates),
+         _probability(each.p), _probability(each.adjusted))
+        for (pair, kl), each in made.items()
+    ]  # fmt: skip
+    return _table(("contrast", "KL", "mean (95 %)", "replicates", "p", "p (Holm)"), *rows)
+
+
 def _shares(study: Study) -> str:
     rows = [
         (f"`{control}`", *(_share(share_of_gain(study, control, kl)) for kl in KLS))
-        for control in ("placebo", "wrong_ids", "oracle")
+        for control in ("placebo", "wrong_ids", "dpo_stretched", COOLED, "oracle")
+        if study.finished(control)
     ]
     return _table(("share of MRPO's gain over `dpo_base`", "at 1 nat", "at 3 nats"), *rows)
 
@@ -164,10 +177,10 @@ def main(*work: str) -> None:
     """Collect, if there is something to collect; then write."""
     if work:
         collect(Path(work[0]))
-    study = read_study()
+    first, second = read_study(), read_study("split")
     prose = (DOCS / "study.in.md").read_text(encoding="utf-8")
-    (DOCS / "study.md").write_text(page(study, prose), encoding="utf-8")
-    draw(study, DOCS / "study")
+    (DOCS / "study.md").write_text(page(first, second, prose), encoding="utf-8")
+    draw(first, second, DOCS / "study")
 
 
 if __name__ == "__main__":

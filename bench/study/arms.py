@@ -12,6 +12,8 @@ import yaml
 from mrpo_tools import Recipe
 
 FILE = Path(__file__).parent / "arms.yaml"
+SPLIT_FILE = FILE.with_name("arms_split.yaml")
+"""Of the second design."""
 WAVES = ("first", "second", "after")
 
 

@@ -58,9 +58,12 @@ def compare(study: Study, pair: Pair, kl: float) -> Contrast:
 
 def primary(study: Study) -> dict[tuple[str, float], Contrast]:
     """Every primary contrast by claim and KL, corrected by Holm over all of them."""
-    keys = {f"{name}@{kl}": (name, kl) for name, claim in CLAIMS.items() for kl in claim.kls}
-    made = {text: compare(study, CLAIMS[name].pair, kl) for text, (name, kl) in keys.items()}
-    return {keys[text]: each for text, each in as_family(made).items()}
+    made = {
+        (name, kl): compare(study, claim.pair, kl)
+        for name, claim in CLAIMS.items()
+        for kl in claim.kls
+    }
+    return as_family(made)
 
 
 def gate(study: Study) -> dict[float, Contrast]:

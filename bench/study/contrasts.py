@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
+from typing import TypeVar
 
 from mrpo_tools.maths.statistics import holm, t_quantile
 
@@ -14,6 +15,7 @@ FLOOR = 5
 """Replicates below which nothing is tested."""
 LEVELS = (0.95, 0.90)
 
+Name = TypeVar("Name")
 Scores = Mapping[int, float]
 """A number by replicate."""
 
@@ -82,7 +84,7 @@ def sign_flip(differences: Sequence[float]) -> float:
     return sum(each >= seen - room for each in sums) / len(sums)
 
 
-def as_family(contrasts: Mapping[str, Contrast]) -> dict[str, Contrast]:
+def as_family(contrasts: Mapping[Name, Contrast]) -> dict[Name, Contrast]:
     """The same contrasts with Holm's adjusted p; those without a p stay out of the family."""
     tested = [name for name, each in contrasts.items() if each.p is not None]
     adjusted = holm([contrasts[name].p or 0.0 for name in tested])

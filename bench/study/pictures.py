@@ -19,18 +19,23 @@ from mrpo_tools.report.palette import LIGHT
 GRID = [step / 40 for step in range(129)]
 """Roots of KL at which a mean frontier is drawn."""
 FRONTIERS = (
-    ("References", ("oracle", "mrpo", "dpo_base", "dpo_left", "dpo_right", "placebo", "wrong_ids",
+    ("References", ("oracle", "mrpo", "wrong_ids", "dpo_stretched", "cooled", "dpo_base", "placebo",
                     "anti_oracle")),
     ("Sets, combinations, radius", ("mrpo", "geometric", "fixed_quarter", "dpo_base", "mpo",
                                     "round_mrpo", "round_dpo")),
 )  # fmt: skip
-DASHED = ("placebo", "wrong_ids", "dpo_left", "dpo_right", "fixed_quarter", "round_dpo")
+SECOND = (
+    ("The second design", ("oracle", "mrpo", "dpo_base", "mpo", "placebo", "wrong_ids",
+                           "anti_oracle", "cooled")),
+)  # fmt: skip
+DASHED = ("cooled", "placebo", "wrong_ids", "dpo_left", "dpo_right", "fixed_quarter", "round_dpo")
 
 
-def draw(study: Study, folder: Path) -> None:
-    """Write `frontiers.png` and `differences.png`."""
+def draw(study: Study, second: Study, folder: Path) -> None:
+    """Write `frontiers.png`, `split.png` of the second design, and `differences.png`."""
     folder.mkdir(exist_ok=True)
-    _save(_frontiers(study), folder / "frontiers.png")
+    _save(_frontiers(study, FRONTIERS), folder / "frontiers.png")
+    _save(_frontiers(second, SECOND), folder / "split.png")
     _save(_differences(study), folder / "differences.png")
 
 
@@ -39,10 +44,10 @@ def _save(figure: Figure, file: Path) -> None:
     figure.savefig(file, dpi=130, metadata={"Software": None})
 
 
-def _frontiers(study: Study) -> Figure:
-    figure = Figure(figsize=(11, 5), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for place, (title, arms) in zip(axes, FRONTIERS, strict=True):
+def _frontiers(study: Study, panels: Sequence[tuple[str, Sequence[str]]]) -> Figure:
+    figure = Figure(figsize=(5.5 * len(panels), 5), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for place, (title, arms) in zip(axes, panels, strict=True):
         for number, arm in enumerate(arms):
             _frontier(place, study, arm, LIGHT.lines[number % len(LIGHT.lines)])
         place.set_title(title)

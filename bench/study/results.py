@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from arms import FILE as ARMS
+from arms import SPLIT_FILE as SPLIT_ARMS
 from arms import Arms, load_arms
 from contrasts import Scores
 from frontier import Point, score_at
@@ -17,7 +19,9 @@ from frontier import Point, score_at
 from mrpo_tools.cache import library_versions
 
 FILE = Path(__file__).parent.parent.parent / "docs" / "study.json"
-UNTRAINED = "untrained"
+UNTRAINED, COOLED = "untrained", "cooled"
+DESIGNS = {"first": (".", ARMS), "split": ("split", SPLIT_ARMS)}
+"""Where the results of each design lie below the working directory, and its arms."""
 KLS = (1.0, 3.0)
 """Nats an answer, at which arms are compared."""
 FALLEN = 0.5
@@ -26,18 +30,24 @@ FALLEN = 0.5
 
 def collect(work: Path, file: Path = FILE) -> None:
     """Every result below a working directory, as one file."""
-    runs = [
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted(work.glob("replicate-*/results/*.json"))
-    ]
-    measured = {
-        "command": "python bench/study/run.py WORK && python bench/study/analyse.py WORK",
+    parts = [json.dumps(_about(), indent=1)[:-2]]
+    for name, (folder, _) in DESIGNS.items():
+        runs = [
+            json.loads(path.read_text(encoding="utf-8"))
+            for path in sorted((work / folder).glob("replicate-*/results/*.json"))
+        ]
+        rows = ",\n".join(json.dumps(run) for run in runs)
+        parts.append(f' "{name}": [\n{rows}\n]')
+    file.write_text(",\n".join(parts) + "\n}\n", encoding="utf-8")
+
+
+def _about() -> dict[str, str]:
+    return {
+        "command": "python bench/study/run.py WORK; python bench/study/run.py WORK "
+        "--split-beliefs --replicates 6; python bench/study/analyse.py WORK",
         "date": datetime.date.today().isoformat(),
         "versions": ", ".join(f"{name} {version}" for name, version in library_versions().items()),
     }
-    rows = ",\n".join(json.dumps(run) for run in runs)
-    head = json.dumps(measured, indent=1)[:-2]
-    file.write_text(f'{head},\n "runs": [\n{rows}\n]}}\n', encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,8 @@ class Study:
         A run that ended with an error has no point.
         """
         runs = [run for run in self.of_arm(arm) if run["seed"] == seed]
-        if len(runs) < len(self.arms.rates):
+        settings = self.arms.temperatures if arm == COOLED else self.arms.rates
+        if len(runs) < len(settings):
             return None
         begins = (UNTRAINED, 0.0)
         if self.arms.is_round_two(arm):
@@ -105,8 +116,9 @@ class Study:
         return len(fallen), len(runs)
 
 
-def read_study(file: Path = FILE) -> Study:
-    """The study as it was collected."""
+def read_study(design: str = "first", file: Path = FILE) -> Study:
+    """One of the designs, as it was collected."""
     values = json.loads(file.read_text(encoding="utf-8"))
-    runs = values.pop("runs")
-    return Study(load_arms(), runs, values)
+    _, arms = DESIGNS[design]
+    about = {key: value for key, value in values.items() if key not in DESIGNS}
+    return Study(load_arms(arms), values[design], about)

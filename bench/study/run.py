@@ -1,4 +1,7 @@
-"""Make the runs of the study: `python bench/study/run.py WORK [--replicates 10] [--share 0/2]`.
+"""Make the runs of the study.
+
+    python bench/study/run.py WORK [--replicates 10] [--share 0/2]
+    python bench/study/run.py WORK --split-beliefs --replicates 6    the second design
 
 WORK holds models, caches and a JSON file for each run that is done, so the same command goes on
 where it stopped. Replicates are the outer loop: whatever is finished is balanced over arms. The
@@ -22,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arms import FILE, WAVES, Arms, load_arms
+from arms import FILE, SPLIT_FILE, WAVES, Arms, load_arms
 from replicate import ROUND_ONE, Replicate, Size
 from sampled import measure
 
@@ -31,6 +34,7 @@ from mrpo_tools.errors import MrpoError
 from mrpo_tools.references.loading import quiet_libraries
 
 UNTRAINED = "untrained"
+SPLIT = "split"
 COOLED = "cooled"
 """The base at lower temperatures, which stand where learning rates do."""
 SECONDS_KEPT = 2
@@ -52,9 +56,10 @@ def main() -> None:
     quiet_libraries()
     mine, shares = map(int, options.share.split("/"))
     seeds = range(options.first_seed + mine, options.first_seed + options.replicates, shares)
-    arms = load_arms(options.arms or FILE)
+    work = options.work / SPLIT if options.split_beliefs else options.work
+    arms = load_arms(options.arms or (SPLIT_FILE if options.split_beliefs else FILE))
     size = Size(measured=options.measured, split_beliefs=options.split_beliefs)
-    make(options.work, arms, list(seeds), size, options.waves.split(","))
+    make(work, arms, list(seeds), size, options.waves.split(","))
 
 
 def make(work: Path, arms: Arms, seeds: list[int], size: Size, waves: list[str]) -> None:
