@@ -206,6 +206,17 @@ def test_every_arm_is_a_recipe_that_means_something():
         resolve_method(arms.recipe(arm, 1e-3, 0), scores=True)
 
 
+def test_the_page_is_what_its_results_say():
+    from analyse import page
+    from results import read_study
+
+    docs = ROOT / "docs"
+    prose = (docs / "study.in.md").read_text(encoding="utf-8")
+    made = page(read_study(), read_study("split"), prose)
+    assert made == (docs / "study.md").read_text(encoding="utf-8")
+    assert "{{" not in made
+
+
 TOY = """
 common: {policy: base, finetuning: full, per_device_train_batch_size: 8, epsilon_max: 1.2,
          beta: 0.3, gradient_accumulation_steps: 1}
