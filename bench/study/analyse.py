@@ -113,7 +113,7 @@ def _controls(study: Study) -> str:
 
 def _arms(study: Study) -> str:
     rows = []
-    for arm in ordered_arms(study):
+    for arm in (*ordered_arms(study), COOLED):
         finished = study.finished(arm)
         if not finished:
             continue

@@ -94,10 +94,10 @@ def _differences(study: Study) -> Figure:
             if made.intervals:
                 axes.plot(made.intervals[0], [height] * 2, color=colour, linewidth=1.4)
             axes.plot([made.mean], [height], "os"[number], color=colour, markersize=4,
-                      label=f"at {kl:g} nats" if place == 0 else None)  # fmt: skip
+                      label=f"at {kl:g} nat{'s' * (kl != 1)}" if place == 0 else None)  # fmt: skip
     axes.axvline(0, color=LIGHT.quiet, linewidth=1)
     axes.set_yticks(range(len(arms)), arms)
-    axes.invert_yaxis()
+    axes.set_ylim(len(arms) - 0.4, -0.6)
     axes.set_xlabel("mean rule score minus that of dpo_base at the same KL, of 10; 95 % intervals")
     axes.legend(frameon=False)
     return figure
