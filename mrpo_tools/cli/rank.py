@@ -120,23 +120,39 @@ def _print(ranking: Ranking) -> None:
     print("\nRecommendation")
     for key, value in _in_words(ranking.recommendation).items():
         print(f"  {key:<13}{value}")
+    for note in ranking.recommendation.notes:
+        print(f"note: {note}")
 
 
 def _print_references(ranking: Ranking) -> None:
+    leads = ranking.leading_figure != "summed"
     rows: list[tuple[object, ...]] = []
     for reference in ranking.references:
         margins = reference.margin_nats
         ends = (f"{margins.quantiles[point]:.1f}" for point in ("0.05", "0.5", "0.95"))
-        accuracies = (with_interval(accuracy) for accuracy in reference.accuracy.values())
+        accuracies = [with_interval(accuracy) for accuracy in reference.accuracy.values()]
+        leading = [with_interval(reference.leading)] if leads else []
         rows.append(
-            (reference.name, *accuracies, margins.mean, " | ".join(ends), reference.mean_weight)
-        )
-    rows.append(("always the longer", with_interval(ranking.longer), *[""] * 5))
-    header = ("reference", "accuracy", "per token", "per byte", "margin", "5 | 50 | 95 %", "weight")
-    print_table(header, rows)
+            (reference.name, *leading, *accuracies, margins.mean, " | ".join(ends),
+             reference.mean_weight)
+        )  # fmt: skip
+    blank = [""] if leads else []
+    for length, accuracy in (("longer", ranking.longer), ("shorter", ranking.shorter)):
+        rows.append((f"always the {length}", *blank, *[with_interval(accuracy)] * 3, *[""] * 3))
+    figures = ["at equal length"] if leads else []
+    print_table(
+        ("reference", *figures, "accuracy", "per token", "per byte", "margin", "5 | 50 | 95 %",
+         "weight"), rows,
+    )  # fmt: skip
     print(
         "margin: mean log-prob (nats) of the chosen less the rejected. weight: MRPO's, over groups."
     )
+    if leads:
+        print(
+            f"The {ranking.better_length} response is better more often than chance, so references "
+            "are ordered, and combinations\njudged, by the log-prob per byte at equal length: over "
+            "pairs weighted so that length says nothing."
+        )
 
 
 def _print_agreement(agreements: list[Agreement]) -> None:
@@ -190,11 +206,15 @@ def _print_virtual(tried: list[VirtualReference]) -> None:
 def _in_words(advice: Recommendation) -> dict[str, str]:
     """The fixed fields as people read them."""
     epsilon = "no clipping" if advice.epsilon_max is None else f"{advice.epsilon_max:g}"
+    sureness = {"that reference 1 is the best": advice.confidence}
+    if advice.combination_confidence:
+        about = "that this combination ranks better" if advice.others else "that none gains a point"
+        sureness[about] = advice.combination_confidence
     return {
         "reference 1": advice.reference_1,
         "others": ", ".join(advice.others) or "none",
         "combination": advice.combination or "none",
         "ε_max": epsilon if advice.others else "none",
         "why": advice.why,
-        "confidence": advice.confidence,
+        "confidence": ", ".join(f"{sure} {what}" for what, sure in sureness.items()),
     }
