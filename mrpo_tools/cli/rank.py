@@ -31,8 +31,10 @@ def rank(refs: str | None, split: str, dataset: str | None, epsilons: str, **opt
     """Compare the cached references before training, and recommend.
 
     Reads the cache alone: no model is loaded, no data is read. How often each reference prefers
-    what was preferred, how far they agree, what their weights and the trust region would be, and
-    how well virtual references would rank. Ends with a recommendation and how sure it is.
+    what was preferred, beside always the longer and always the shorter response; how far they
+    agree, what their weights and the trust region would be, and how well virtual references would
+    rank. Ends with a recommendation: which reference is first, whether a combination helps, and
+    how sure each is.
 
     \b
     Example:
@@ -119,7 +121,8 @@ def _print(ranking: Ranking) -> None:
         )
     print("\nRecommendation")
     for key, value in _in_words(ranking.recommendation).items():
-        print(f"  {key:<13}{value}")
+        if value:
+            print(f"  {key:<13}{value}")
     for note in ranking.recommendation.notes:
         print(f"note: {note}")
 
@@ -206,15 +209,31 @@ def _print_virtual(tried: list[VirtualReference]) -> None:
 def _in_words(advice: Recommendation) -> dict[str, str]:
     """The fixed fields as people read them."""
     epsilon = "no clipping" if advice.epsilon_max is None else f"{advice.epsilon_max:g}"
-    sureness = {"that reference 1 is the best": advice.confidence}
-    if advice.combination_confidence:
-        about = "that this combination ranks better" if advice.others else "that none gains a point"
-        sureness[about] = advice.combination_confidence
     return {
         "reference 1": advice.reference_1,
         "others": ", ".join(advice.others) or "none",
         "combination": advice.combination or "none",
         "ε_max": epsilon if advice.others else "none",
         "why": advice.why,
-        "confidence": ", ".join(f"{sure} {what}" for what, sure in sureness.items()),
+        "confidence": f"{advice.confidence}: {_about_the_first(advice)}",
+        "combining": _about_combinations(advice),
     }
+
+
+def _about_the_first(advice: Recommendation) -> str:
+    if advice.confidence == "low":
+        return "which reference is the best cannot be told"
+    return f"{advice.reference_1} is the best reference"
+
+
+def _about_combinations(advice: Recommendation) -> str:
+    """The second confidence, in words."""
+    if advice.combination_confidence is None:
+        return ""
+    if advice.others:
+        said = "this combination ranks better than reference 1 alone"
+    elif advice.combination_confidence == "low":
+        said = "no gain of a combination is shown, and none ruled out"
+    else:
+        said = "no combination ranks a point better"
+    return f"{advice.combination_confidence}: {said}"

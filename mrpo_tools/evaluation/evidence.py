@@ -18,7 +18,8 @@ from mrpo_tools.methods.tensors import GroupTensors
 from mrpo_tools.runs.record import Estimate
 
 Confidence = Literal["low", "medium", "high"]
-LEVELS: tuple[tuple[Confidence, float], ...] = (("high", 0.99), ("medium", 0.95))
+LEVELS: tuple[tuple[Confidence, float], ...] = (("high", 0.99), ("medium", 0.975))
+"""Of the intervals behind a statement: one that is not true is made once in 100, or in 40."""
 WORTH_HAVING = 0.01
 """Accuracy: a combination that cannot gain this much is not worth its references."""
 
@@ -41,7 +42,8 @@ class Evidence:
         best: the one with the largest gain, the first of equal ones.
         crossed: the gain of a combination that is chosen on one half of the prompts and measured on
             the other, both ways; None for a single reference.
-        helps: that the best of those tried gains, both among all and crossed.
+        helps: that the best of those tried gains, both among all and crossed, and where length is
+            taken out, whether the longer or the shorter response is better.
         useless: that none of those tried gains as much as `WORTH_HAVING`.
     """
 
@@ -109,7 +111,11 @@ def gather(
             tried, accuracy[count:], gains.estimates(gains.together()), strict=True
         )
     ]
-    crossed = _crossed(shares, count) if tried else None
+    crossed = crossed_gain(shares, count) if tried else None
+    best = max(measured, key=lambda virtual: virtual.gain.value or 0.0, default=None)
+    helps = _helps(gains, draws[:, count:], crossed) if crossed else "low"
+    if best and not _steady(figure, tensors, rewards[measured.index(best)]):
+        helps = "low"
     return Evidence(
         labels=labels,
         figure=figure.name,
@@ -121,9 +127,9 @@ def gather(
         above_chance=_how_sure(lambda level: above.together(level)[0, 0] > 0),
         ahead=_how_sure(lambda level: (behind.alone(level)[:, 0] > 0).all()),
         tried=measured,
-        best=max(measured, key=lambda virtual: virtual.gain.value or 0.0, default=None),
+        best=best,
         crossed=crossed.estimates()[0] if crossed else None,
-        helps=_helps(gains, draws[:, count:], crossed) if crossed else "low",
+        helps=helps,
         useless=_how_sure(lambda level: (gains.together(level)[:, 1] < WORTH_HAVING).all()),
     )
 
@@ -141,11 +147,22 @@ def _helps(gains: _Differences, draws: Tensor, crossed: Shares) -> Confidence:
     )
 
 
-def _crossed(shares: Shares, count: int) -> Shares:
+def _steady(figure: LeadingFigure, tensors: GroupTensors, virtual: Tensor) -> bool:
+    """That a candidate, [G, N] nats, gains on either side of the length, where there are two."""
+    logps = torch.stack([tensors.logps[..., 0], virtual], dim=-1)
+    accuracies = [side.shares(tensors, logps).accuracies for side in figure.sides()]
+    return all(bool(with_others > alone) for alone, with_others in accuracies)
+
+
+def crossed_gain(shares: Shares, count: int) -> Shares:
     """The gain of the candidate that the other half of the prompts would choose, [G, 1].
 
     Measured where it was not chosen, so the number is what a choice among so many is worth on
     prompts it has not seen.
+
+    Args:
+        shares: columns of the references, the first of them first, and of the candidates.
+        count: of the references.
     """
     gains = shares.right[:, count:] - shares.right[:, :1]
     prompts = int(shares.prompts.max()) + 1

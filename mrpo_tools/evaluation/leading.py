@@ -21,8 +21,8 @@ from mrpo_tools.runs.record import Estimate
 Figure = Literal["summed", "per_byte_at_equal_length"]
 Length = Literal["longer", "shorter"]
 
-STRATA = 5
-GROUPS_A_STRATUM = 15
+MOST_CUTS = 12
+GROUPS_A_STRATUM = 10
 """Of the rarer kind, whether longer or shorter is better: a stratum with fewer balances noise."""
 
 
@@ -112,6 +112,19 @@ class LeadingFigure:
             return logps
         return logps / self.num_bytes.clamp(min=1).unsqueeze(-1)
 
+    def sides(self) -> list[LeadingFigure]:
+        """Over the pairs whose longer response is better, and those whose shorter is.
+
+        None where length does not matter. What a taste for length gains on one side it loses on
+        the other; knowledge gains on both.
+        """
+        if self.num_bytes is None:
+            return []
+        gaps = pair_differences(self.num_bytes)
+        return [
+            replace(self, pair_weights=fill(self.pair_weights, at)) for at in (gaps > 0, gaps < 0)
+        ]
+
     def shares(self, tensors: GroupTensors, logps: Tensor) -> Shares:
         """What M log-probs of the same groups, [G, N, M] nats, rank right; a tie is not right."""
         columns = [
@@ -149,10 +162,11 @@ def leading_figure(tensors: GroupTensors, rules: LengthRules) -> LeadingFigure:
 def weights_at_equal_length(pairs: Tensor, num_bytes: Tensor) -> Tensor:
     """Weights of pairs under which the longer response is the better one as often as the shorter.
 
-    Pairs are cut into strata by their difference in length, and within each the pairs whose longer
-    response is better get the weight of those whose shorter one is. So any rule about length alone
-    is right in half of the weight. A stratum with pairs of one kind only gets none: length decides
-    there, and nothing else can be told. Pairs of equal length keep their weight.
+    Pairs are cut into strata by the ratio of their lengths, and these by the difference; within
+    each the pairs whose longer response is better get the weight of those whose shorter one is. So
+    any rule about length alone is right in half of the weight. A stratum with pairs of one kind
+    only gets none: length decides there, and nothing else can be told. Pairs of equal length keep
+    their weight. Strata grow finer with the data, up to `MOST_CUTS` each way.
 
     Args:
         pairs: [G, N, N] bool, better response first.
@@ -163,27 +177,44 @@ def weights_at_equal_length(pairs: Tensor, num_bytes: Tensor) -> Tensor:
     """
     require_shape("num_bytes", num_bytes, tuple(pairs.shape[:2]))
     weights = _one_a_group(pairs)
-    gaps = pair_differences(num_bytes)
-    longer, shorter = pairs & (gaps > 0), pairs & (gaps < 0)
-    strata = _strata(gaps.abs(), *sorted((longer, shorter), key=lambda s: float(weights[s].sum())))
-    balanced = fill(weights, gaps == 0)
-    for stratum in strata:
-        sides = [fill(weights, stratum & side) for side in (longer, shorter)]
-        masses = [float(side.sum()) for side in sides]
-        if min(masses) > 0:
-            for side, mass in zip(sides, masses, strict=True):
-                balanced = balanced + side * (sum(masses) / (2 * mass))
+    lengths = num_bytes.double().unsqueeze(-1).expand(pairs.shape)
+    better, worse = lengths[pairs], lengths.transpose(1, 2)[pairs]
+    given = weights[pairs]
+    # 0 where the shorter response is better, 1 for equal lengths, 2 where the longer is.
+    sides = torch.sign(better - worse).long() + 1
+    masses = torch.bincount(sides, given, minlength=3)
+    strata = _strata(better, worse, sides == (0 if masses[0] < masses[2] else 2), masses)
+    cells = strata * 3 + sides
+    inside = torch.bincount(cells, given, minlength=3 * (int(strata.max()) + 1)).view(-1, 3)
+    both = (inside[:, 0] > 0) & (inside[:, 2] > 0)
+    factors = (inside[:, :1] + inside[:, 2:]) / (2 * inside)
+    factors = torch.where(both.unsqueeze(-1), factors, 0.0)
+    factors[:, 1] = 1.0
+    balanced: Tensor = weights.masked_scatter(pairs, given * factors.view(-1)[cells])
     return balanced
 
 
-def _strata(distances: Tensor, rarer: Tensor, other: Tensor) -> list[Tensor]:
-    """[G, N, N] bool masks by distance, each with about as many pairs of the rarer kind."""
-    mass = float(_one_a_group(rarer | other)[rarer].sum())
-    count = min(max(int(mass) // GROUPS_A_STRATUM, 1), STRATA)
-    ordered = distances[rarer].sort().values
-    edges = [int(ordered[len(ordered) * place // count]) for place in range(1, count)]
-    places = torch.bucketize(distances, torch.tensor(edges, dtype=distances.dtype), right=True)
-    return [places == place for place in range(count)]
+def _strata(better: Tensor, worse: Tensor, rarer: Tensor, masses: Tensor) -> Tensor:
+    """[P] the stratum of each pair, each with about as many pairs of the rarer kind."""
+    finest = round((float(masses[::2].min()) / GROUPS_A_STRATUM) ** 0.5)
+    cuts = min(max(finest, 1), MOST_CUTS)
+    ratio = (better.clamp(min=1) / worse.clamp(min=1)).log().abs()
+    coarse = _cut(ratio, rarer, cuts)
+    fine = torch.zeros_like(coarse)
+    for place in range(cuts):
+        inside = coarse == place
+        fine[inside] = _cut((better - worse).abs()[inside], rarer[inside], cuts)
+    strata: Tensor = coarse * cuts + fine
+    return strata
+
+
+def _cut(measure: Tensor, rarer: Tensor, cuts: int) -> Tensor:
+    """[P] places 0 to `cuts` − 1, between the quantiles of the rarer kind's measure."""
+    ordered = measure[rarer].sort().values
+    if not len(ordered):
+        return torch.zeros_like(measure, dtype=torch.long)
+    edges = ordered[[len(ordered) * place // cuts for place in range(1, cuts)]]
+    return torch.bucketize(measure, edges, right=True)
 
 
 def _one_a_group(pairs: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mrpo_tools.evaluation.evidence import WORTH_HAVING, Confidence, Evidence
+from mrpo_tools.evaluation.evidence import Confidence, Evidence
 from mrpo_tools.runs.record import Estimate
 
 ENOUGH_PROMPTS = 30
@@ -28,8 +28,9 @@ class Recommendation:
         epsilon_max: of the trust region; None without others, or without clipping.
         why: the numbers behind it, in sentences.
         confidence: that reference 1 is the best: `low` (it cannot be told), `medium` or `high`.
-        combination_confidence: of what is said of combinations, that one helps or that none does:
-            `low` (no gain is shown, and none ruled out), `medium` or `high`; None where none can be.
+        combination_confidence: that this combination helps, or without others that none does:
+            `low` (a gain is neither shown nor ruled out), `medium` or `high`; None for a single
+            reference.
         combination_gain: in accuracy, to expect of choosing a combination by these numbers: chosen
             on one half of the prompts, measured on the other; None for a single reference.
         notes: what else to know, in sentences.
@@ -51,15 +52,16 @@ def recommend(evidence: Evidence) -> Recommendation:
 
     * Reference 1 is the reference with the largest accuracy by the leading figure.
     * Confidence in that is `low` with fewer than 30 prompts, where reference 1 is not above chance
-      (the interval, at 95 % for all references together, holds 0.5) or not ahead of every other
-      one (95 % interval of each paired gap above 0). Both at 99 %: `high`, otherwise `medium`.
+      (the interval for all references together holds 0.5) or not ahead of every other one (the
+      interval of each paired gap above 0).
     * Others join it only if the best of the virtual references tried beats reference 1 alone and
       chance: the interval of the paired gain for all of those tried together lies above 0, and so
       does that of the gain when the choice is made on one half of the prompts and measured on the
       other. Of equal ones the first in the order of `candidates` wins: fewer references, harmonic,
-      smaller ε_max. `high` where that holds at 99 %, `medium` at 95 %.
-    * Otherwise no gain is shown. `high` or `medium` where none of those tried gains 0.01 by their
-      intervals, else `low`: it cannot be told.
+      smaller ε_max.
+    * Otherwise no gain is shown; confidence that there is none is `low` unless none of those tried
+      gains 0.01 by their intervals.
+    * Confidence is `high` where all of that holds by intervals at 99 %, `medium` at 97.5 %.
     """
     known = evidence.prompts >= ENOUGH_PROMPTS
     helps = evidence.helps if known else "low"
@@ -109,7 +111,7 @@ def _about_length(evidence: Evidence) -> str:
     rule = rules.longer if rules.better == "longer" else rules.shorter
     return (
         f"Always preferring the {rules.better} response ranks {_percent(rule)} right, so a summed "
-        "log-prob tells length from quality no more: log-probs per byte are compared, over pairs "
+        "log-prob may know no more than length: log-probs per byte are compared, over pairs "
         "weighted so that the longer response is the better one as often as the shorter."
     )
 
@@ -133,10 +135,8 @@ def _about_combinations(evidence: Evidence, helps: Confidence, useless: Confiden
             "That a combination ranks better is no promise that training against it does: "
             f"compare it with single-reference DPO (mrpo sweep); {PAPER}.",
         ]
-    verdict = f"No gain is shown by combining references: {crossed}. {tried}."
-    if useless != "low":
-        return [verdict, f"None of them gains {100 * WORTH_HAVING:g} point; {PAPER}."]
-    return [verdict, f"A gain is not ruled out either; {PAPER}."]
+    more = "None of them gains a point" if useless != "low" else "A gain is not ruled out either"
+    return [f"{tried}, {crossed}: no gain is shown. {more}; {PAPER}."]
 
 
 def _notes(evidence: Evidence) -> list[str]:
