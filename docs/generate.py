@@ -2,9 +2,10 @@
 
 `python docs/generate.py`
 
-The tables are made of the code, but for two: that of runs at the end of methods.md comes from
-docs/objectives_on_demo.json, which `python bench/objectives.py` measures, and families.md from
-docs/families.json, which `python bench/families.py` does.
+The tables are made of the code, but for three. In methods.md, that of simulated rankings comes from
+docs/rank_simulated.json, which `python bench/rank.py` measures, and that of runs from
+docs/objectives_on_demo.json, which `python bench/objectives.py` does. families.md comes from
+docs/families.json, which `python bench/families.py` measures.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ FAMILY_HEADS = (
 def page() -> str:
     """The whole page: the prose of methods.in.md around the two tables."""
     prose = (DOCS / "methods.in.md").read_text(encoding="utf-8")
-    return prose.replace("{{objectives}}", _objectives()).replace("{{runs}}", _runs())
+    tables = {"objectives": _objectives, "ranked": _ranked, "runs": _runs}
+    for name, table in tables.items():
+        prose = prose.replace("{{" + name + "}}", table())
+    return prose
 
 
 def data_page() -> str:
@@ -150,6 +154,30 @@ def _objectives() -> str:
         cells = (f"`{row.name}`", row.formula, row.source, row.needs, defaults)
         table.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(table)
+
+
+def _ranked() -> str:
+    """How often the advice of `mrpo rank` is right where the truth is known."""
+    measured = json.loads((DOCS / "rank_simulated.json").read_text(encoding="utf-8"))
+    verdicts = ("right", "cannot tell", "wrong")
+    rows = [
+        (
+            row["scenario"],
+            *(
+                " / ".join(f"{row[kind].get(word, 0) / measured['seeds']:.0%}" for word in verdicts)
+                for kind in ("first", "combination")
+            ),
+            f"{row['advised'] / measured['seeds']:.0%}",
+        )
+        for row in measured["rows"]
+    ]
+    said = "right / cannot tell / wrong"
+    heads = ("references", f"which is first: {said}", f"combining: {said}", "a combination advised")
+    return (
+        f"On simulated caches of known truth ({measured['groups']} groups each, "
+        f"{measured['seeds']} seeds; `{measured['command']}`, {measured['date']}), judged on fresh "
+        f"groups in which no length is liked:\n\n{_table(heads, *rows)}"
+    )
 
 
 def _runs() -> str:

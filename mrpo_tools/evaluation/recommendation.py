@@ -57,8 +57,8 @@ def recommend(evidence: Evidence) -> Recommendation:
     * Others join it only if the best of the virtual references tried beats reference 1 alone and
       chance: the interval of the paired gain for all of those tried together lies above 0, and so
       does that of the gain when the choice is made on one half of the prompts and measured on the
-      other. Of equal ones the first in the order of `candidates` wins: fewer references, harmonic,
-      smaller ε_max.
+      other; at equal length it gains on both sides. Of equal ones the first in the order of
+      `candidates` wins: fewer references, harmonic, smaller ε_max.
     * Otherwise no gain is shown; confidence that there is none is `low` unless none of those tried
       gains 0.01 by their intervals.
     * Confidence is `high` where all of that holds by intervals at 99 %, `medium` at 97.5 %.
