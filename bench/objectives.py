@@ -18,11 +18,11 @@ from mrpo_tools.cache import Cache, library_versions
 from mrpo_tools.config import Recipe, load_project
 from mrpo_tools.demo.demo import right_share
 from mrpo_tools.evaluation.evaluate import evaluate
-from mrpo_tools.generate import generate
 from mrpo_tools.groups import in_split
 from mrpo_tools.methods.method import LOSSES, PRESETS, objective_of
 from mrpo_tools.runs.read import read_history
 from mrpo_tools.runs.run import load_run
+from mrpo_tools.sampling import generate
 from mrpo_tools.sources import load_groups
 from mrpo_tools.training.train import train
 

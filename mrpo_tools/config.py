@@ -26,6 +26,7 @@ from pydantic_core import ErrorDetails
 
 from mrpo_tools import words
 from mrpo_tools.errors import UsageError, did_you_mean
+from mrpo_tools.files import shipped
 
 DEFAULT_CACHE = "cache"
 PROJECT_FILE = "mrpo.yaml"
@@ -351,11 +352,38 @@ def load_project(path: Path | None = None) -> Project:
     return parse(Project, read_yaml(file), str(file))
 
 
+def find_recipe(path: Path, folder: str = "") -> Path:
+    """The file itself, or else the one of that name among the recipes that mrpo brings along.
+
+    Args:
+        path: as the user writes it; one of ours needs no ending: `mrpo` (in a project `mrpo.yaml`
+            is the project's own file).
+        folder: of the recipes: `papers` holds the papers' tables.
+
+    Returns:
+        `path` where there is neither.
+    """
+    ours = shipped("recipes") / folder
+    places = [path, ours / path.name, ours / f"{path.name}.yaml"]
+    return next((place for place in places if place.is_file()), path)
+
+
+def shipped_recipes(folder: str = "") -> list[str]:
+    """Their names, which are accepted where a file is."""
+    return sorted(file.stem for file in (shipped("recipes") / folder).glob("*.yaml"))
+
+
 def load_recipe(path: Path) -> dict[str, Any]:
     """A recipe's own keys, validated (the run completes them with its options)."""
-    there = ", ".join(map(str, sorted(path.parent.glob("*.y*ml"))[:6]))
+    path = find_recipe(path)
+    there = ", ".join([*map(str, sorted(path.parent.glob("*.y*ml"))[:6]), *shipped_recipes()])
     near = f"there are: {there}" if there else "a recipe is a YAML file, learning_rate: 1e-5 say"
     values = read_yaml(path, f"{near}; without --config every key has its default")
+    if path.name == PROJECT_FILE and {"dataset", "references"} & values.keys():
+        raise UsageError(
+            f"{path} is the project, not a recipe",
+            f"those that come with mrpo have no ending: {', '.join(shipped_recipes())}",
+        )
     parse(Recipe, values, str(path))
     return values
 

@@ -26,6 +26,13 @@ TEMPORARY = ".tmp-"
 STALE_TEMPORARY_SECONDS = 24 * 3600
 
 
+def shipped(folder: str) -> Path:
+    """A folder that comes with the package: inside it when installed, beside it in a checkout."""
+    package = Path(__file__).parent
+    places = [package / folder, package.parent / folder]
+    return next((place for place in places if place.is_dir()), places[0])
+
+
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write to, which takes the name `path` if the block ends well.

@@ -1,8 +1,9 @@
 """Presets: the settings of a paper's table, a file a table, a run a cell.
 
-`FILE.yaml:ROW/COLUMN` names a cell. Its recipe is the file's `recipe`, then the column's keys, then
-the row's. `references: 1` in a row keeps that many of the column's references. The file also names
-the data sets and the models, so a cell is all that a project and a run need.
+`FILE:ROW/COLUMN` names a cell, `mrpo-table-1:mrpo/l-from-m` say. Its recipe is the file's
+`recipe`, then the column's keys, then the row's. `references: 1` in a row keeps that many of the
+column's references. The file also names the data sets, the models and their chat templates (files
+beside it), so a cell is all that a project and a run need.
 """
 
 from __future__ import annotations
@@ -12,7 +13,16 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from mrpo_tools.config import Dataset, Project, Recipe, Words, parse, read_yaml
+from mrpo_tools.config import (
+    Dataset,
+    Project,
+    Recipe,
+    Words,
+    find_recipe,
+    parse,
+    read_yaml,
+    shipped_recipes,
+)
 from mrpo_tools.errors import UsageError, did_you_mean
 
 
@@ -50,20 +60,22 @@ class Preset:
         title: paper, table and cell.
         project: data set and references, as in mrpo.yaml.
         recipe: its set fields are the keys of the file; the others are left to their defaults.
+        templates: chat templates beside the table that the project names; a project needs copies.
     """
 
     title: str
     project: Project
     recipe: Recipe
+    templates: tuple[Path, ...] = ()
 
 
-def load_table(path: Path) -> Table:
-    """A preset file, validated."""
-    return parse(Table, read_yaml(path), str(path))
+def load_table(path: Path, absent: str = "mrpo init --preset FILE:ROW/COLUMN") -> Table:
+    """A preset file, validated; `absent` is the hint where there is none."""
+    return parse(Table, read_yaml(path, absent), str(path))
 
 
 def load_preset(word: str, source: str | None = None) -> Preset:
-    """The cell that `FILE.yaml:ROW/COLUMN` names.
+    """The cell that `FILE:ROW/COLUMN` names; a file that mrpo brings along is found by its name.
 
     Args:
         word: as the user writes it.
@@ -72,9 +84,10 @@ def load_preset(word: str, source: str | None = None) -> Preset:
     Raises:
         UsageError: no such file or cell, or keys that mean nothing.
     """
-    file, _, cell = word.partition(".yaml:")
-    path = Path(file if word.endswith(".yaml") else f"{file}.yaml")
-    table = load_table(path)
+    file, cell = _file_and_cell(word)
+    path = find_recipe(file, "papers")
+    ours = f"those that mrpo brings along: {', '.join(shipped_recipes('papers'))}"
+    table = load_table(path, absent=ours)
     row, _, column = cell.partition("/")
     if row not in table.rows or column not in table.columns:
         hint = did_you_mean(cell, table.cells) if cell else None
@@ -88,11 +101,23 @@ def load_preset(word: str, source: str | None = None) -> Preset:
         "dataset": dataset.model_dump(exclude_defaults=True) if dataset else source,
         "references": {name: table.references.get(name) for name in recipe.refs},
     }
+    made = parse(Project, project, f"{path}:{cell}")
+    named = {reference.chat_template or "" for reference in made.references.values()}
     return Preset(
         title=f"{table.paper}: {cell}",
-        project=parse(Project, project, f"{path}:{cell}"),
+        project=made,
         recipe=recipe,
+        templates=tuple(file for name in sorted(named) if (file := path.parent / name).is_file()),
     )
+
+
+def _file_and_cell(word: str) -> tuple[Path, str]:
+    """`FILE.yaml:CELL`, or `NAME:CELL`; the ending tells a path with a colon in it."""
+    file, ending, cell = word.partition(".yaml:")
+    if ending or word.endswith(".yaml"):
+        return Path(file + ending.rstrip(":")), cell
+    file, _, cell = word.partition(":")
+    return Path(f"{file}.yaml"), cell
 
 
 def _first(refs: object, count: object) -> object:

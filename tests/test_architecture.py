@@ -21,7 +21,7 @@ LEVELS = [
     ["maths", "paper_tables", "sources"],
     ["references", "runs"],
     ["cache", "scorer"],
-    ["generate", "methods", "precomputing", "report", "sql"],
+    ["methods", "precomputing", "report", "sampling", "sql"],
     ["evaluation", "training"],
     ["demo", "sweep"],
     ["cli"],
@@ -33,7 +33,7 @@ HOMES = {
     "duckdb": {"sql", "sources"},
     "pyarrow": {"cache", "methods", "sources", "sql"},
     "datasets": {"sources"},
-    "transformers": {"demo", "references", "scorer", "training"},
+    "transformers": {"demo", "references", "sampling", "scorer", "training"},
     "tokenizers": {"demo", "references"},
     "peft": {"references"},
     "bitsandbytes": {"references"},
@@ -218,7 +218,10 @@ def test_every_package_is_installed():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     folders = {path.parent for path in modules().values()}
     names = {".".join(("mrpo_tools", *path.relative_to(PACKAGE).parts)) for path in folders}
-    assert set(settings["tool"]["setuptools"]["packages"]) == names | {"mrpo_tools.data"}
+    assert set(settings["tool"]["setuptools"]["packages"]) == names | {
+        "mrpo_tools.data",
+        "mrpo_tools.recipes",
+    }
 
 
 def code_lines(function: ast.FunctionDef) -> int:

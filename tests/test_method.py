@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from pathlib import Path
 
 import numpy as np
 import oracle
 import pytest
+import torch
 from trained import NAMES
 
 from mrpo_tools.config import Recipe, load_recipe
 from mrpo_tools.errors import UsageError
 from mrpo_tools.evaluation.evaluate import evaluate
 from mrpo_tools.maths import objectives
-from mrpo_tools.methods.combination import Combination
+from mrpo_tools.maths.judgements import Judgements
+from mrpo_tools.methods.combination import Combination, combine
 from mrpo_tools.methods.method import LOSSES, describe, resolve_method
 from mrpo_tools.methods.tensors import look_up
 from mrpo_tools.runs.run import load_run
@@ -34,6 +38,44 @@ def test_presets_are_dpo_after_a_combination():
     assert method("multi_dpo").combination.combine == "separate"
     assert method("mpo").combination == method("mrpo").combination
     assert method("dpo", 1).combination.trust_region == "none"
+
+
+def test_a_pair_of_a_larger_group_can_have_weights_and_radius_of_its_own():
+    """By default they are the group's: spread over 6 pairs, mean radius ε/4. With `top_bottom` 1
+    the oracle's on the two alone: α from one difference, a mean radius of ε/2."""
+    logps = torch.tensor([[[-10.0, -12.0], [-20.0, -13.0], [-30.0, -30.0], [-11.0, -19.0]]])
+    scores = torch.tensor([[9.0, 5.0, 4.0, 1.0]])
+    judged = Judgements(torch.ones(1, 4, dtype=torch.bool), scores, None)
+    whole, own = (
+        combine(logps.double(), each.sides(judged).mask, each.combination)
+        for each in (
+            method("mrpo", 2, epsilon_max=0.4),
+            method("mrpo", 2, epsilon_max=0.4, chosen="top_bottom", top_bottom=1),
+        )
+    )
+    assert own.weights[0].tolist() == pytest.approx([1 / 8, 7 / 8])  # |−10+11| and |−12+19|
+    assert own.radius[0, [0, 3]].tolist() == pytest.approx([0.4 * 22 / 52, 0.4 * 30 / 52])
+    spreads = [sum(abs(a - b) for a, b in itertools.combinations(row, 2)) for row in logps[0].T]
+    assert whole.weights[0].tolist() == pytest.approx([float(x / sum(spreads)) for x in spreads])
+    assert float(whole.radius.mean()) == pytest.approx(0.4 / 4)
+
+
+def test_w_mpo_at_its_defaults_is_mpo_within_half_a_percent():
+    """Scores of 1 to 10: the bonus is β·a·|δ| ≤ 0.01·0.1·9; Eq. 7 as printed is not."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (500, 4)
+    draw = functools.partial(torch.rand, shape, generator=generator, dtype=torch.float64)
+    batch = objectives.Batch(
+        policy_logps=-100 * draw(), reference_logps=-100 * draw(), lengths=torch.full(shape, 50),
+        scores=(1 + 9 * draw()).round(), chosen=None, mask=torch.ones(shape, dtype=torch.bool),
+    )  # fmt: skip
+    usable = objectives.usable("mpo", batch)
+    mpo, near, literal = (
+        objectives.compute(name, batch, **hyper)[usable]
+        for name, hyper in (("mpo", {}), ("w_mpo", {}), ("w_mpo", {"deviation_scale": 10.0}))
+    )
+    assert float(((near - mpo) / mpo).abs().max()) < 0.005
+    assert float(((literal - mpo) / mpo).abs().max()) > 0.1
 
 
 def test_words_override_the_preset():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from mrpo_tools.config import Recipe, load_project, load_recipe
 from mrpo_tools.errors import UsageError
 from mrpo_tools.methods.method import resolve_method
 from mrpo_tools.paper_tables import load_preset, load_table
+from mrpo_tools.references.rendering import FALLBACK_TEMPLATE
 from mrpo_tools.sources import KNOWN
 
 ROOT = Path(__file__).parents[1]
@@ -45,6 +47,7 @@ def test_every_row_of_the_papers_is_there():
     expected = {
         "mrpo-table-1": ("dpo multi-dpo-0.1 multi-dpo-0.5 multi-dpo-0.9 mean-ref mrpo",
                          "l-from-m m-from-l"),
+        "mrpo-as-published": ("dpo mrpo mrpo-weights-of-the-paper multi-dpo", "l-from-m m-from-l"),
         "mrpo-table-2": ("dpo mrpo", "l-from-m m-from-l"),
         "mrpo-table-4": ("dpo mrpo", "m-from-l-q l-from-m-q q-from-m-l"),
         "mrpo-table-5": ("epsilon-0 epsilon-1e6 epsilon-1 epsilon-0.1 epsilon-0.01",
@@ -52,7 +55,7 @@ def test_every_row_of_the_papers_is_there():
         "mrpo-table-8": ("dpo mrpo", "m-from-l l-from-m"),
         "mrpo-figure-4": ("dpo adaptive fixed-epsilon fixed-alpha-0.1 fixed-alpha-0.5 "
                           "fixed-alpha-0.9", "l-from-m"),
-        "mpo-table-1": ("mpo-1vsk mpo w-mpo", "mistral llama"),
+        "mpo-table-1": ("mpo-1vsk mpo w-mpo w-mpo-eq-7", "mistral llama"),
         "mpo-table-1-baselines": ("rrhf slic ipo cpo kto orpo r-dpo grpo dpo nc2-dpo infonca",
                                   "mistral llama"),
         "mpo-table-4": ("mpo w-mpo", "mistral llama"),
@@ -120,10 +123,55 @@ def test_init_writes_a_project_and_a_recipe_that_load(here, mrpo):
     assert load_project().dataset.source == "comparison-gpt4"
 
 
+def test_what_comes_with_the_package_is_found_by_name_anywhere(here, mrpo):
+    """Under its name alone, with or without the ending; a file of the user's comes first."""
+    shipped = load_preset(f"{ROOT}/recipes/papers/mrpo-table-1.yaml:mrpo/l-from-m")
+    for word in ("mrpo-table-1:mrpo/l-from-m", "mrpo-table-1.yaml:mrpo/l-from-m"):
+        assert load_preset(word) == shipped
+    assert load_recipe(Path("mpo")) == load_recipe(ROOT / "recipes" / "mpo.yaml")
+    Path("mpo").write_text("learning_rate: 0.5\n")
+    assert load_recipe(Path("mpo")) == {"learning_rate": 0.5}
+    err = mrpo("train --config mrpa --output run", 2).err
+    assert "no file mrpa" in err
+    assert "dpo, mpo, mrpo" in err
+    assert "mpo-table-1, " in mrpo("init --preset mpo-table:mpo/llama", 2).err
+    Path("mrpo.yaml").write_text("dataset: d.jsonl\n")
+    assert "the project, not a recipe" in mrpo("train --config mrpo.yaml --output run", 2).err
+
+
+def test_the_wheel_holds_them():
+    """What setuptools is told to pack is every file of the folders, and nothing else is there."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    patterns = settings["package-data"]["mrpo_tools.recipes"]
+    packed = {path for pattern in patterns for path in (ROOT / "recipes").glob(pattern)}
+    assert packed == {path for path in (ROOT / "recipes").rglob("*") if path.is_file()}
+    assert settings["package-dir"]["mrpo_tools.recipes"] == "recipes"
+    assert "mrpo_tools.recipes" in settings["packages"]
+
+
+def test_the_published_code_is_not_the_paper(here, mrpo):
+    """Swapped weights, twice the rank, 16 bits for the policy and 4 for the other; one template."""
+    paper = load_preset("mrpo-table-1:mrpo/m-from-l")
+    code = load_preset("mrpo-as-published:mrpo/m-from-l")
+    assert (paper.recipe.weights_layout, code.recipe.weights_layout) == ("paper", "swapped")
+    assert (paper.recipe.lora_alpha, code.recipe.lora_alpha) == (8, 16)
+    assert (code.recipe.per_device_train_batch_size, code.recipe.gradient_accumulation_steps) == (
+        1, 4,
+    )  # fmt: skip
+    first, second = code.project.references.values()
+    assert (first.quantization, second.quantization) == (None, "nf4")
+    assert {reference.quantization for reference in paper.project.references.values()} == {"nf4"}
+    mrpo("init --preset mrpo-as-published:mrpo/m-from-l")
+    templates = {each.chat_template for each in load_project().references.values()}
+    assert [Path(name).read_text() for name in templates] == [
+        FALLBACK_TEMPLATE.replace("\n", "\\n")
+    ], "as it is written in a file"
+
+
 @pytest.mark.parametrize(
     ("word", "message", "hint"),
     [
-        ("none.yaml:a/b", "no file none.yaml", "mrpo init"),
+        ("none.yaml:a/b", "no file none.yaml", "those that mrpo brings along: mpo-table-1"),
         ("t.yaml", "t.yaml: no cell is named", "cells: dpo/l, stranger/l, typo/l"),
         ("t.yaml:dop/l", "t.yaml: there is no cell 'dop/l'", "did you mean dpo/l"),
         ("t.yaml:typo/l", "t.yaml:typo/l: lr: unknown key", "did you mean learning_rate?"),

@@ -20,6 +20,7 @@ from mrpo_tools.config import Reference
 from mrpo_tools.demo import demo
 from mrpo_tools.demo.tiny_models import make_models
 from mrpo_tools.errors import UsageError
+from mrpo_tools.files import shipped
 from mrpo_tools.references.loading import add_lora, quiet_libraries
 from mrpo_tools.references.resolved import renderer_of, resolve
 from mrpo_tools.runs.run import load_run
@@ -43,7 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = "".join(line for line in recipe.splitlines(True) if "eval_steps" not in line)
     (folder / "mrpo.yaml").write_text(demo.PROJECT.replace("float32", "bfloat16") + FOUR_BITS)
     (folder / "recipe.yaml").write_text(recipe)
-    shutil.copyfile(demo.shipped_data(), folder / "demo.jsonl")
+    shutil.copyfile(shipped("data") / "demo.jsonl", folder / "demo.jsonl")
     train = ["train", "--config", "recipe.yaml", "--loss", "mrpo", "--output"]
     full = [word for setting in FULL for word in ("--set", setting)]
     with contextlib.chdir(folder):

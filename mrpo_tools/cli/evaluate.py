@@ -17,10 +17,12 @@ from mrpo_tools.cli.options import (
     read_groups,
     with_interval,
 )
+from mrpo_tools.cli.outcomes import print_outcomes, rule_options, rules_of, sampling_of
 
 if TYPE_CHECKING:
     from mrpo_tools.cache import Cache
     from mrpo_tools.config import Project, Reference
+    from mrpo_tools.runs.outcomes import OutcomesRecord
     from mrpo_tools.runs.record import EvaluationRecord
     from mrpo_tools.runs.run import Run
     from mrpo_tools.sources import Source
@@ -37,19 +39,23 @@ TIED = "– (every pair is tied)"
 @dataset_options
 @click.option("--split", default="test", show_default=True, help="`all` for everything.")
 @click.option("--precompute", is_flag=True, help="Compute what the references have no numbers for.")
+@rule_options
 @cache_option
 @json_option
 def evaluate(subjects: tuple[str, ...], refs: str | None, split: str, **options: Any) -> None:
     """Measure policies on held-out groups: runs, or any models.
 
-    Prints, with 95 % intervals (bootstrap over prompts), the method's own accuracy, the same for
-    the untrained policy, against reference 1 and by log-prob alone; each reference's own accuracy;
-    and that of always preferring the longer answer. A model is a name of the project, a directory
-    or a hub id; its own reward is that of MRPO against the references.
+    With --rule, first what matters: the mean marks of generated answers, greedy and sampled, before
+    training and after, and KL(π‖reference 1) of the samples. Then, with 95 % intervals (bootstrap
+    over prompts), the method's own accuracy, the same for the untrained policy, against reference 1
+    and by log-prob alone; each reference's own accuracy; and that of always preferring the longer
+    answer. A model is a name of the project, a directory or a hub id; its own reward is that of
+    MRPO against the references.
 
     \b
     Example:
         mrpo evaluate runs/mrpo --split test
+        mrpo evaluate runs/mrpo --rule rules:score --samples 4
         mrpo evaluate runs/*
         mrpo evaluate Qwen/Qwen2.5-0.5B-Instruct --refs llama,qwen --precompute
     """
@@ -57,13 +63,19 @@ def evaluate(subjects: tuple[str, ...], refs: str | None, split: str, **options:
     from mrpo_tools.runs.run import is_run
 
     project = load_project()
+    options["loaded_rules"] = rules_of(options)
     records = []
     for subject in subjects:
-        record = _record(subject, refs=refs, split=split, project=project, options=options)
-        records.append(record.as_json())
+        record, outcomes = _records(
+            subject, refs=refs, split=split, project=project, options=options
+        )
+        beside = {} if outcomes is None else {"outcomes": outcomes.as_json()}
+        records.append(beside | record.as_json())
         if not options["as_json"]:
             if len(subjects) > 1:
                 print(f"\n{subject}")
+            if outcomes is not None:
+                print_outcomes(outcomes)
             _print(record)
     if options["as_json"]:
         print_json(records if len(records) > 1 else records[0])
@@ -71,9 +83,12 @@ def evaluate(subjects: tuple[str, ...], refs: str | None, split: str, **options:
         print(f"next: mrpo compare {runs}, or mrpo report {runs}")
 
 
-def _record(
+Records = tuple["EvaluationRecord", "OutcomesRecord | None"]
+
+
+def _records(
     subject: str, *, refs: str | None, split: str, project: Project, options: dict[str, Any]
-) -> EvaluationRecord:
+) -> Records:
     """What is measured of a run or of a model."""
     from mrpo_tools.runs.run import is_run, load_run
 
@@ -99,7 +114,7 @@ def _model(word: str, project: Project) -> Reference | None:
 
 def _of_run(
     run: Run, refs: str | None, split: str, project: Project, options: dict[str, Any]
-) -> EvaluationRecord:
+) -> Records:
     from mrpo_tools.cache import Cache
     from mrpo_tools.config import DEFAULT_CACHE, pinned
     from mrpo_tools.errors import UsageError
@@ -119,16 +134,19 @@ def _of_run(
         _precompute(
             names=run.record.references, source=source, cache=cache, project=project, split=split
         )
-    evaluation = verb(
-        run=run,
-        groups=source.groups,
-        cache=cache,
-        split=split,
-        dataset=pinned(dataset, source.revision),
-    )
+    named = pinned(dataset, source.revision)
+    evaluation = verb(run, source.groups, cache, split, named)
     if evaluation.path is not None and evaluation.path.stem != split:
         say(f"these are not the run's own data: kept apart, in {evaluation.path}")
-    return evaluation.record
+    from mrpo_tools.evaluation.outcomes import measure_outcomes, measured_outcomes
+
+    rules = options["loaded_rules"]
+    if not rules:
+        return evaluation.record, measured_outcomes(run, source.groups, split, named)
+    outcomes = measure_outcomes(
+        run, source.groups, rules, cache, sampling_of(options), split, named
+    )
+    return evaluation.record, outcomes
 
 
 def _of_model(
@@ -138,7 +156,7 @@ def _of_model(
     split: str,
     project: Project,
     options: dict[str, Any],
-) -> EvaluationRecord:
+) -> Records:
     from mrpo_tools.cache import Cache
 
     names = list(project.references) if refs is None else [name for name in refs.split(",") if name]
@@ -157,7 +175,21 @@ def _of_model(
         split=split,
         project=project.references,
     ).record
-    return record.model_copy(update={"model": word})
+    record = record.model_copy(update={"model": word})
+    if not options["loaded_rules"]:
+        return record, None
+    from mrpo_tools.evaluation.outcomes import model_outcomes
+
+    outcomes = model_outcomes(
+        model,
+        source.groups,
+        options["loaded_rules"],
+        cache,
+        sampling_of(options),
+        split=split,
+        reference_1=names[0] if names else None,
+    )
+    return record, outcomes
 
 
 def _precompute(

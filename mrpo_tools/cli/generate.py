@@ -42,7 +42,7 @@ def generate(
             project = Project(dataset=run.record.dataset)
     source = read_groups(dataset_of(project, options))
     unique = {group.prompt_id: group for group in in_split(source.groups, split)}
-    from mrpo_tools.generate import generate as verb
+    from mrpo_tools.sampling import generate as verb
 
     answers = verb(reference, [group.prompt for group in unique.values()], max_new_tokens)
     lines = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import click
@@ -38,8 +39,9 @@ REFERENCE = """\
                    "0.1]")  # fmt: skip
 @click.option("--ref", "refs", multiple=True, metavar="NAME=MODEL", help="Repeats.")
 @click.option("--dtype", type=choice(words.Dtype))
-@click.option("--preset", metavar="FILE:ROW/COLUMN",
-              help="A cell of a paper's table; writes recipe.yaml too.")  # fmt: skip
+@click.option("--preset", metavar="TABLE:ROW/COLUMN",
+              help="A cell of a paper's table, a file or one that comes with mrpo; writes "
+                   "recipe.yaml too.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace an existing project file.")
 def init(
     *,
@@ -57,7 +59,7 @@ def init(
     \b
     Example:
         mrpo init --dataset pairs.jsonl --ref llama=./models/llama --ref qwen=Qwen/Qwen2.5-7B
-        mrpo init --preset recipes/papers/mrpo-table-1.yaml:mrpo/l-from-m
+        mrpo init --preset mrpo-table-1:mrpo/l-from-m
     """
     from mrpo_tools.config import ALIASES, PROJECT_FILE, Project
     from mrpo_tools.errors import UsageError
@@ -108,6 +110,9 @@ def _init_preset(word: str, dataset: str | None, project: Path, *, force: bool) 
     for path, values in ((project, {"cache": "cache", **fields}), (recipe, keys)):
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         path.write_text(f"# {preset.title}\n{text}", encoding="utf-8")
+    for template in preset.templates:
+        if template.resolve() != Path(template.name).resolve():
+            shutil.copyfile(template, template.name)
     names = ",".join(preset.project.references)
     print(f"wrote {project} and {recipe}: {preset.title}")
     print(f"next: mrpo precompute --ref {names}")
@@ -119,7 +124,6 @@ def doctor() -> None:
     """Say what this machine has: versions, device, memory, disk."""
     import os
     import platform
-    import shutil
     from importlib.metadata import PackageNotFoundError, version
 
     rows: list[tuple[str, object]] = [("python", platform.python_version())]

@@ -41,7 +41,10 @@ RECIPE_OPTIONS = (
               help="Cached references, reference 1 first; NAME=MODEL says where one is.  "
               "[default: the project's]")  # fmt: skip
 @click.option(
-    "--config", type=click.Path(path_type=Path), metavar="RECIPE", help="A recipe (YAML)."
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="RECIPE",
+    help="A recipe (YAML), or one that comes with mrpo: mrpo, dpo, mpo.",
 )
 @click.option("--policy", metavar="MODEL", help="Start from this model, not from reference 1.")
 @click.option("--ref", "definitions", multiple=True, metavar="NAME=MODEL",

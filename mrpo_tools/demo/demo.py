@@ -16,16 +16,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import mrpo_tools
 from mrpo_tools.config import Reference, load_project
 from mrpo_tools.demo.tasks import is_right
 from mrpo_tools.errors import MrpoError, UsageError
-from mrpo_tools.generate import generate
+from mrpo_tools.files import shipped
 from mrpo_tools.groups import Group, in_split
 from mrpo_tools.progress import bar_to
 from mrpo_tools.runs.read import evaluation_file
 from mrpo_tools.runs.record import EvaluationRecord, Metrics
 from mrpo_tools.runs.run import METRICS, is_finished, load_run
+from mrpo_tools.sampling import generate
 from mrpo_tools.sources import load_groups
 
 Execute = Callable[[list[str]], int]
@@ -127,13 +127,6 @@ def demo(
     return result
 
 
-def shipped_data() -> Path:
-    """The demo's data: in the installed package, or in the checkout beside it."""
-    package = Path(mrpo_tools.__file__).parent
-    places = [path / "demo.jsonl" for path in (package / "data", package.parent / "data")]
-    return next(path for path in places if path.exists())
-
-
 def _prepare(directory: Path, recipe: str) -> None:
     if directory.is_file():
         raise UsageError(f"{directory} is a file; the demo needs a directory")
@@ -141,7 +134,7 @@ def _prepare(directory: Path, recipe: str) -> None:
     if directory.is_dir() and any(directory.iterdir()) and not ours:
         raise UsageError(f"{directory} is not empty", "mrpo demo NEW_DIRECTORY")
     directory.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(shipped_data(), directory / "demo.jsonl")
+    shutil.copyfile(shipped("data") / "demo.jsonl", directory / "demo.jsonl")
     (directory / "mrpo.yaml").write_text(PROJECT, encoding="utf-8")
     (directory / "recipe.yaml").write_text(recipe, encoding="utf-8")
 

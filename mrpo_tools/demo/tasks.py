@@ -126,6 +126,9 @@ def score(prompt: Prompt, answer: str) -> float:
     return NEAR if _is_near(question, stated[-1]) else WRONG
 
 
+score.full_marks = RIGHT  # type: ignore[attr-defined]
+
+
 def is_right(prompt: Prompt, answer: str) -> bool:
     """Whether an answer earns full marks: right, in the form asked for, and nothing around it."""
     return score(prompt, answer) == RIGHT

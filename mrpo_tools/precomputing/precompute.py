@@ -64,7 +64,7 @@ def precompute(
         for warning in summary.warnings:  # at once: the next reference may fail
             say(f"warning: {warning}")
         if summary.tokens:
-            from mrpo_tools.precomputing.run import free_memory
+            from mrpo_tools.references.devices import free_memory
 
             free_memory()
     if shard[0] != 0:

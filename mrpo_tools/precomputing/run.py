@@ -6,7 +6,6 @@ of memory; what stays bad is stored as `nonfinite`.
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections import Counter
@@ -14,8 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
-
-import torch
 
 from mrpo_tools.cache import LogpRow, PartWriter, ReferenceStore, WriterRecord
 from mrpo_tools.cache.parts import PART_ROWS
@@ -34,6 +31,7 @@ from mrpo_tools.precomputing.prefetch import ahead
 from mrpo_tools.precomputing.summary import Summary
 from mrpo_tools.progress import bar
 from mrpo_tools.references.devices import (
+    free_memory,
     memory_errors,
     peak_memory_bytes,
     pick_device,
@@ -95,13 +93,6 @@ def compute_missing(
             part_rows=part_rows,
         )
     return replace(summary, peak_bytes=peak_memory_bytes(device))
-
-
-def free_memory() -> None:
-    """Give a model's memory back before the next is loaded."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def is_log_prob(value: float) -> bool:

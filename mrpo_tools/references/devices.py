@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import resource
 import sys
@@ -119,6 +120,13 @@ def memory_errors(doing: str, hint: str) -> Iterator[None]:
         if not out_of_memory(error):
             raise
         raise ResourceError(f"out of memory while {doing}", hint) from None
+
+
+def free_memory() -> None:
+    """Give a model's memory back before the next is loaded."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -8,7 +8,7 @@ said it, the columns are these, so tables and pictures treat all of them alike.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from pydantic import Field
 
@@ -16,6 +16,10 @@ from mrpo_tools.runs.record import Estimate, Interval, Part, Record
 
 OUTCOMES = "outcomes"
 """Where a run keeps its generated answers and what was said of them, by split."""
+
+
+Quantity: TypeAlias = Literal["mean", "full", "kl_nats", "gain"]
+"""A number of an outcome."""
 
 
 class Outcome(Part):
@@ -32,10 +36,14 @@ class Outcome(Part):
         prompts: that were answered.
         samples: of each prompt.
         temperature: of sampling; 0 for greedy.
+        sampling: everything that determines the answers of a given policy.
+        full_marks: of the scorer; None where scores have no largest.
+        gain: `mean` less that of the untrained policy's answers; None where it gave none.
+        note: why KL is not measured, where it could be expected.
         truncated: share of answers that the token limit cut.
         mean_tokens: of an answer.
         identity: hash of what scored: another version of a rule is another outcome.
-        intervals: 95 % of `mean`, `full` and `kl_nats`, bootstrap over prompts.
+        intervals: 95 % of `mean`, `full`, `kl_nats` and `gain`, bootstrap over prompts.
     """
 
     scorer: str
@@ -47,6 +55,10 @@ class Outcome(Part):
     prompts: int = 0
     samples: int = 1
     temperature: float = 0.0
+    sampling: dict[str, int | float] = Field(default_factory=dict)
+    full_marks: float | None = None
+    gain: float | None = None
+    note: str | None = None
     truncated: float | None = None
     mean_tokens: float | None = None
     identity: str | None = None
@@ -57,7 +69,14 @@ class Outcome(Part):
         """Its name in tables: one scorer and one decoding."""
         return f"{self.scorer} {self.decoding}"
 
-    def estimate(self, what: Literal["mean", "full", "kl_nats"]) -> Estimate:
+    @property
+    def way(self) -> str:
+        """How the answers were drawn, for people: `greedy`, or `4 samples at T 1`."""
+        if self.decoding == "greedy":
+            return "greedy"
+        return f"{self.samples} sample{'s'[: self.samples > 1]} at T {self.temperature:g}"
+
+    def estimate(self, what: Quantity) -> Estimate:
         """One of its numbers with its interval."""
         return Estimate(getattr(self, what), *(self.intervals.get(what) or (None, None)))
 
@@ -69,11 +88,33 @@ class OutcomesRecord(Record):
         split: of the prompts.
         prompts_hash: of the prompts that were answered: outcomes of others are not comparable.
         outcomes: by scorer and decoding, the first one leads.
+        untrained: the same of the policy before training.
     """
 
     split: str = "test"
     prompts_hash: str | None = None
     outcomes: list[Outcome] = Field(default_factory=list)
+    untrained: list[Outcome] = Field(default_factory=list)
+
+    def before(self, outcome: Outcome) -> Outcome | None:
+        """What stands for an outcome before training; None where nothing was measured."""
+        return next((each for each in self.untrained if each.key == outcome.key), None)
+
+    def over(self, earlier: OutcomesRecord | None) -> OutcomesRecord:
+        """With what an earlier record of the same prompts has of other scorers, after its own."""
+        if earlier is None or earlier.prompts_hash != self.prompts_hash:
+            return self
+        keys = {outcome.key for outcome in self.outcomes}
+        return self.model_copy(
+            update={
+                "outcomes": [
+                    *self.outcomes, *(each for each in earlier.outcomes if each.key not in keys)
+                ],
+                "untrained": [
+                    *self.untrained, *(each for each in earlier.untrained if each.key not in keys)
+                ],
+            }
+        )  # fmt: skip
 
 
 def outcomes_file(run: Path, split: str) -> Path:
