@@ -103,19 +103,14 @@ def gather(
     above = _Differences(centre[:count] - 0.5, draws[:, :count] - 0.5)
     behind = _Differences(centre[:1] - centre[1:count], draws[:, :1] - draws[:, 1:count])
     gains = _Differences(centre[count:] - centre[0], draws[:, count:] - draws[:, :1])
+    intervals = gains.estimates(gains.together())
     measured = [
-        VirtualReference(
-            candidate.references, candidate.combination, candidate.epsilon_max, of, gain
-        )
-        for candidate, of, gain in zip(
-            tried, accuracy[count:], gains.estimates(gains.together()), strict=True
-        )
+        VirtualReference(one.references, one.combination, one.epsilon_max, of, gain)
+        for one, of, gain in zip(tried, accuracy[count:], intervals, strict=True)
     ]
-    crossed = crossed_gain(shares, count) if tried else None
     best = max(measured, key=lambda virtual: virtual.gain.value or 0.0, default=None)
-    helps = _helps(gains, draws[:, count:], crossed) if crossed else "low"
-    if best and not _steady(figure, tensors, rewards[measured.index(best)]):
-        helps = "low"
+    crossed = crossed_gain(shares, count) if best else None
+    steady = best and _steady(figure, tensors, rewards[measured.index(best)])
     return Evidence(
         labels=labels,
         figure=figure.name,
@@ -129,7 +124,7 @@ def gather(
         tried=measured,
         best=best,
         crossed=crossed.estimates()[0] if crossed else None,
-        helps=helps,
+        helps=_helps(gains, draws[:, count:], crossed) if crossed and steady else "low",
         useless=_how_sure(lambda level: (gains.together(level)[:, 1] < WORTH_HAVING).all()),
     )
 

@@ -149,7 +149,6 @@ def rank(
     accuracies = figure.shares(tensors, tensors.logps).accuracies.nan_to_num(0.0).tolist()
     order = sorted(range(len(labels)), key=lambda k: (-accuracies[k], k))
     labels, tensors = [labels[k] for k in order], tensors.of_references(order)
-    shares = figure.shares(tensors, tensors.logps)
     evidence = gather(tensors, labels, epsilons, figure, rules)
     return Ranking(
         split=split if any(group.split for group in groups) else "all",
@@ -164,10 +163,7 @@ def rank(
         agreement=agreement(tensors, figure.rewards(tensors.logps), labels, groups),
         clipped=_clipped(tensors, labels, epsilons),
         virtual=list(evidence.tried),
-        parts=[
-            _part(name, shares.of_groups(places), labels)
-            for name, places in parts_of(groups).items()
-        ],
+        parts=_parts(figure.shares(tensors, tensors.logps), labels, groups),
         recommendation=recommend(evidence),
     )
 
@@ -238,6 +234,9 @@ def _clipped(
     ]
 
 
-def _part(name: str, shares: Shares, labels: Sequence[str]) -> PartOfData:
-    accuracies = map(number, shares.accuracies)
-    return PartOfData(name, len(shares.weight), dict(zip(labels, accuracies, strict=True)))
+def _parts(shares: Shares, labels: Sequence[str], groups: Sequence[Group]) -> list[PartOfData]:
+    parts = []
+    for name, places in parts_of(groups).items():
+        accuracies = map(number, shares.of_groups(places).accuracies)
+        parts.append(PartOfData(name, len(places), dict(zip(labels, accuracies, strict=True))))
+    return parts
