@@ -650,7 +650,7 @@ def train(bench: Bench) -> Iterator[Facts]:
 
 def with_lora(model: Any) -> Any:
     """A frozen model with a fresh adapter on every linear layer."""
-    return add_lora(model, LORA_RANK, LORA_RANK, "all-linear", 0)
+    return add_lora(model, r=LORA_RANK, lora_alpha=LORA_RANK, target_modules="all-linear", seed=0)
 
 
 def prepare(model: Any, recomputed: bool) -> None:

@@ -107,7 +107,7 @@ def blueprint_of(
 
     def scorer(model: Any) -> ResponseScorer:
         if adapter:
-            model = add_lora(model, rank=8, alpha=8, targets="all-linear", seed=0)
+            model = add_lora(model, r=8, lora_alpha=8, target_modules="all-linear", seed=0)
         made = ResponseScorer(model, dtype=torch.bfloat16)
         if adapter or full:
             made.train()

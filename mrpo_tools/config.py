@@ -74,8 +74,10 @@ class Reference(Words):
 class Dataset(Words):
     """Preference data: where it is and how it is read and split.
 
-    `test_size` None means the share its paper used for a named data set, else 0. `skip_bad` leaves
-    rows out that have problems; without it one bad row refuses the data.
+    `test_size` None means the share its paper used for a named data set, else 0. `validation_size`
+    is the share of the prompts in `train` that go to `validation`. `limit` takes the first groups
+    of each split, so many. `skip_bad` leaves rows out that have problems; without it one bad row
+    refuses the data.
     """
 
     source: str
@@ -83,6 +85,7 @@ class Dataset(Words):
     map: dict[str, str] | None = None
     score: str | None = None
     test_size: float | None = Field(default=None, ge=0, lt=1)
+    validation_size: float = Field(default=0.0, ge=0, lt=1)
     split_seed: int = 0
     limit: int | None = Field(default=None, ge=1)
     skip_bad: bool = False
@@ -121,33 +124,37 @@ class Recipe(Words):
 
     # What is optimised
     loss: str = "mrpo"
-    """What is optimised: `mrpo`, `dpo`, `mpo`, …; `mrpo losses` lists them."""
+    """What is optimised: mrpo, dpo, mpo, …; `mrpo losses` lists them."""
     refs: list[str] = Field(default_factory=list)
     """Cached references, reference 1 first: it is the policy's initial model."""
     policy: str | None = None
     """Another initial model: a name of the project, a directory or a hub id."""
     combine: words.Combine | None = None
-    """How several references become one; None is the loss's own way."""
+    """How several references become one; unset, as the loss has it."""
     weights: words.Weights | None = None
-    """What each reference weighs: `confidence` is MRPO's."""
+    """What each reference weighs; unset, as the loss has it."""
     fixed_weights: list[float] | None = None
     """One number for each reference, for `weights: fixed`."""
+    weights_split: str = "validation"
+    """Whose labels say how accurate a reference is, for `weights: accuracy`; never a test split."""
     weights_layout: words.WeightsLayout = "paper"
     """Which reference a confidence weight stands at: the paper's, or its code's."""
     trust_region: words.TrustRegion | None = None
-    """How far the others may be from reference 1: `adaptive` is MRPO's."""
+    """How far the others may be from reference 1; unset, as the loss has it."""
     epsilon_max: float | None = Field(default=None, ge=0)
     """The largest radius of the trust region, relative to reference 1's log-prob."""
+    truncated: words.Truncated = "drop"
+    """Whether responses take part that a reference, or the policy, read cut."""
     chosen: words.Chosen = "auto"
     """Which responses of a scored group count as chosen."""
     top_bottom: int = Field(default=2, ge=1)
     """So many of the best and of the worst, for `chosen: top_bottom`."""
     pairing: words.Pairing | None = None
-    """Which pairs a group makes; None is the loss's own way."""
+    """Which pairs a group makes; unset, as the loss has it."""
 
     # The objective's own hyper-parameters (names of docs/methods.md §4)
     beta: float | None = Field(default=None, gt=0)
-    """How strongly the policy is held to the reference."""
+    """How strongly the policy is held to the reference; unset, as the loss has it."""
     label_smoothing: float | None = Field(default=None, ge=0, lt=0.5)
     """Share of preferences that are taken to be wrong."""
     deviation_scale: float | None = Field(default=None, ge=0)
@@ -179,11 +186,11 @@ class Recipe(Words):
 
     # How the policy is trained
     finetuning: words.Finetuning = "lora"
-    """`lora` trains an adapter, `full` all weights."""
+    """What is trained."""
     quantization: words.Quantization | None = None
-    """`nf4` keeps the frozen weights in 4 bits (QLoRA)."""
+    """Of the frozen weights, below an adapter (QLoRA)."""
     dtype: words.Dtype | None = None
-    """Of the weights; None is reference 1's, and float32 for full finetuning."""
+    """Of the weights; unset, reference 1's, and float32 for full finetuning."""
     autocast: words.Dtype | None = None
     """Of the products, where narrower; full finetuning has 16 bits on a GPU."""
     lora_r: int = Field(default=8, ge=1)
@@ -192,8 +199,18 @@ class Recipe(Words):
     """Scale of the adapter, over its rank."""
     lora_target_modules: list[str] | Literal["all-linear"] = "all-linear"
     """Layers that get an adapter, by name."""
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of the adapter's inputs while it trains; the loss then depends on what is drawn."""
+    use_rslora: bool = False
+    """Scale the adapter by alpha over the root of its rank."""
+    use_dora: bool = False
+    """Learn a column's length beside its direction (DoRA)."""
+    init_lora_weights: Literal["default", "gaussian"] = "default"
+    """How the adapter begins; both leave the first policy as it is."""
+    modules_to_save: list[str] | None = None
+    """Layers that are trained whole beside the adapter, and saved with it."""
     learning_rate: float = Field(default=1e-5, gt=0)
-    """Of AdamW, at its highest."""
+    """Step size of AdamW, at its highest."""
     per_device_train_batch_size: int = Field(default=2, ge=1)
     """Groups of a micro-batch."""
     gradient_accumulation_steps: int = Field(default=4, ge=1)
@@ -213,30 +230,52 @@ class Recipe(Words):
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Compute activations twice to save memory; `auto`: where they would not fit."""
     batch_tokens: int | None = Field(default=None, ge=16)
-    """Tokens of one pass through the model, padding counted."""
+    """Tokens of one pass through the model, padding counted; unset, what suits the device."""
     seed: int = 0
-    """Of the order, the adapter and random pairs."""
+    """What decides the order, the adapter's first values and random pairs."""
     logging_steps: int = Field(default=10, ge=1)
     """Steps between lines of the log."""
     save_steps: int = Field(default=500, ge=1)
     """Steps between checkpoints."""
     save_total_limit: int | None = Field(default=2, ge=1)
-    """Checkpoints that are kept; None for all."""
+    """Checkpoints that are kept; unset, all."""
     max_length: int | None = Field(default=None, ge=8)
-    """Tokens of prompt and response together; None is reference 1's."""
+    """Tokens of prompt and response together; unset, reference 1's."""
     split: str = "train"
     """What is trained on; `all` for everything."""
 
     # What is measured while it trains: before the first step, every `eval_steps`, after the last
     eval_steps: int | None = Field(default=None, ge=1)
-    """Steps between measurements of held-out groups; None for none."""
+    """Steps between measurements of held-out groups; unset, none."""
     eval_split: str = "test"
     """Which groups those are."""
+    early_stopping_patience: int | None = Field(default=None, ge=1)
+    """Stop after so many measurements without a better `trainer.metric_for_best_model`."""
+
+    # What the engine takes beside all that
+    trainer: dict[str, Any] = Field(default_factory=dict)
+    """Other keys of transformers' TrainingArguments: `{optim: …, report_to: …}`."""
 
     @model_validator(mode="after")
     def _quantized_weights_stay(self) -> Recipe:
         if self.finetuning == "full" and self.quantization is not None:
             raise ValueError("finetuning full cannot train 4-bit weights; use finetuning: lora")
+        return self
+
+    @field_validator("init_lora_weights", mode="before")
+    @classmethod
+    def _begins_as_reference_1(cls, value: object) -> object:
+        if value in ("pissa", "olora", "eva", "loftq", "corda", False) or "pissa" in str(value):
+            raise ValueError(
+                "it changes the model that the adapter begins from, which would no longer be "
+                "reference 1; use default or gaussian"
+            )
+        return "default" if value is True else value
+
+    @model_validator(mode="after")
+    def _stops_by_a_measurement(self) -> Recipe:
+        if self.early_stopping_patience is not None and self.eval_steps is None:
+            raise ValueError("early_stopping_patience needs eval_steps: when to measure")
         return self
 
 
@@ -376,9 +415,11 @@ def shipped_recipes(folder: str = "") -> list[str]:
 def load_recipe(path: Path) -> dict[str, Any]:
     """A recipe's own keys, validated (the run completes them with its options)."""
     path = find_recipe(path)
-    there = ", ".join([*map(str, sorted(path.parent.glob("*.y*ml"))[:6]), *shipped_recipes()])
-    near = f"there are: {there}" if there else "a recipe is a YAML file, learning_rate: 1e-5 say"
-    values = read_yaml(path, f"{near}; without --config every key has its default")
+    beside = [file for file in sorted(path.parent.glob("*.y*ml")) if file.name != PROJECT_FILE]
+    there = ", ".join([*map(str, beside[:6]), *shipped_recipes()])
+    values = read_yaml(
+        path, f"there are: {there}; mrpo recipe > recipe.yaml writes one with every key"
+    )
     if path.name == PROJECT_FILE and {"dataset", "references"} & values.keys():
         raise UsageError(
             f"{path} is the project, not a recipe",

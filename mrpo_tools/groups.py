@@ -151,7 +151,7 @@ def split_of(prompt_id: str, test_size: float, seed: int = 0) -> str:
     return "test" if lot_of(prompt_id, seed) < test_size * 2**64 else "train"
 
 
-def lot_of(prompt_id: str, seed: int) -> int:
+def lot_of(prompt_id: str, seed: int | str) -> int:
     """A number below 2^64 drawn by a prompt's id and the seed; low ones go to `test` first."""
     digest = hashlib.sha256(f"{seed}:{prompt_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big")

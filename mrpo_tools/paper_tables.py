@@ -84,7 +84,7 @@ def load_preset(word: str, source: str | None = None) -> Preset:
     Raises:
         UsageError: no such file or cell, or keys that mean nothing.
     """
-    file, cell = _file_and_cell(word)
+    file, cell = file_and_cell(word)
     path = find_recipe(file, "papers")
     ours = f"those that mrpo brings along: {', '.join(shipped_recipes('papers'))}"
     table = load_table(path, absent=ours)
@@ -111,7 +111,7 @@ def load_preset(word: str, source: str | None = None) -> Preset:
     )
 
 
-def _file_and_cell(word: str) -> tuple[Path, str]:
+def file_and_cell(word: str) -> tuple[Path, str]:
     """`FILE.yaml:CELL`, or `NAME:CELL`; the ending tells a path with a colon in it."""
     file, ending, cell = word.partition(".yaml:")
     if ending or word.endswith(".yaml"):

@@ -41,7 +41,7 @@ VARIED = [
 CASES = [*EVERY, *VARIED, *TOGETHER]
 """Every objective of the table with its defaults, and each of its hyper-parameters varied."""
 RANDOM_PAIR = [("mppo_pair_single", {}), ("dpo", {"pairing": "best_random", "beta": 0.5})]
-KINDS = ("scores", "ties", "labels", "labels_and_scores")
+KINDS = ("scores", "ties", "labels", "labels_and_scores", "labels_and_ties")
 SHAPE_ERROR = r"shape|\[B"
 
 

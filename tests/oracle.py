@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, product
+from itertools import combinations
 from types import SimpleNamespace
 
 import numpy as np
@@ -45,12 +45,13 @@ def random_group(rng: np.random.Generator, size: int, kind: str, references: int
     """A plausible group: log-probs of tens of nats, the policy a few nats off its reference.
 
     `kind` says what orders the responses: "scores" (distinct), "ties" (four integer levels),
-    "labels" (no scores) or "labels_and_scores" (the two unrelated). `references` = K > 0 gives
-    rows of K references with weights, as multi_dpo takes them.
+    "labels" (no scores), "labels_and_scores" or "labels_and_ties" (the two unrelated, so that
+    labels contradict scores). `references` = K > 0 gives rows of K references with weights, as
+    multi_dpo takes them.
     """
     reference = rng.uniform(-80.0, -5.0, size)
     policy = np.minimum(reference + rng.normal(0.0, 3.0, size), -0.5)
-    scores = rng.integers(0, 4, size) if kind == "ties" else rng.uniform(0.0, 10.0, size)
+    scores = rng.integers(0, 4, size) if kind.endswith("ties") else rng.uniform(0.0, 10.0, size)
     labels = rng.permutation([True, False, *(rng.random(max(size - 2, 0)) < 0.5)])
     rows = reference[:, None] + rng.normal(0.0, 2.0, (size, references))
     return Group(
@@ -202,7 +203,11 @@ def sides(group: Group, h: SimpleNamespace) -> tuple[list[int], list[int]]:
 
 
 def pairs(group: Group, pairing: str) -> list[tuple[int, int]]:
-    """The pairs (w, l); `best_random` gives every pair the draw may choose from."""
+    """The pairs (w, l); `best_random` gives every pair the draw may choose from.
+
+    With labels every chosen response against every rejected one, whatever their scores; the best
+    is the best-scored chosen one, the worst the worst-scored rejected one.
+    """
     everyone, scores = range(group.size), scores_of(group)
     if group.chosen is not None:
         winners = [i for i in everyone if group.chosen[i]]
@@ -487,36 +492,24 @@ def probability_gaps(group: Group, chosen: Sequence[tuple[int, int]]) -> list[fl
     return [token_probability(group, a) - token_probability(group, b) for a, b in chosen]
 
 
-def scored_pairs(group: Group) -> list[tuple[int, int]]:
-    """Every pair with s_a > s_b, labels or not."""
-    scores = scores_of(group)
-    return [(a, b) for a, b in product(range(group.size), repeat=2) if scores[a] > scores[b]]
-
-
-def top_against_others(group: Group) -> list[tuple[int, int]]:
-    """The best response against each of the others."""
-    best = sides(group, SimpleNamespace(chosen="top1"))[0][0]
-    return [(best, i) for i in range(group.size) if i != best]
-
-
 def mppo_pair_mns(group: Group, h: SimpleNamespace) -> float:
     """−Σ log σ(p_w − p_i)."""
-    return math.fsum(logistic(gap) for gap in probability_gaps(group, top_against_others(group)))
+    return math.fsum(logistic(gap) for gap in probability_gaps(group, pairs(group, "best_vs_rest")))
 
 
 def mppo_pair_mnm(group: Group, h: SimpleNamespace) -> float:
     """−log σ(N⁻ p_w − Σ p_i) = −log σ of the summed gaps."""
-    return logistic(math.fsum(probability_gaps(group, top_against_others(group))))
+    return logistic(math.fsum(probability_gaps(group, pairs(group, "best_vs_rest"))))
 
 
 def mppo_pair_mcs(group: Group, h: SimpleNamespace) -> float:
     """−Σ log σ(p_a − p_b) over all pairs."""
-    return math.fsum(logistic(gap) for gap in probability_gaps(group, scored_pairs(group)))
+    return math.fsum(logistic(gap) for gap in probability_gaps(group, pairs(group, "all")))
 
 
 def mppo_pair_mcm(group: Group, h: SimpleNamespace) -> float:
     """−log σ(Σ (p_a − p_b)) over all pairs."""
-    return logistic(math.fsum(probability_gaps(group, scored_pairs(group))))
+    return logistic(math.fsum(probability_gaps(group, pairs(group, "all"))))
 
 
 def by_name(*functions: Callable) -> dict[str, Callable]:

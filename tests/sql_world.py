@@ -37,7 +37,7 @@ def make_groups(count: int, seed: int = 0, *, labels: bool = False) -> list[Grou
         responses = tuple(
             Response(
                 f"answer {place} to {index}: {'🙂 é' * rng.randrange(4)}",
-                None if labels else float(rng.randrange(5)),
+                float(rng.randrange(5)),
                 place == chosen if labels else None,
                 rng.choice(["gpt", None]),
             )
@@ -53,7 +53,9 @@ def row(group: Group, place: int, logp: float | None, status: str = "ok") -> Log
     content = group.responses[place].content
     keys = group.response_ids[place], group.prompt_id
     sizes = len(content) // 3 + place, len(content.encode())
-    return LogpRow(*keys, logp, *sizes, status, truncated=False, token_hash="0123456789abcdef")
+    cut = status == "truncated"
+    status = "ok" if cut else status
+    return LogpRow(*keys, logp, *sizes, status, truncated=cut, token_hash="0123456789abcdef")
 
 
 def identity(name: str, **fields: object) -> Identity:
@@ -65,12 +67,12 @@ Numbers = dict[str, tuple[float | None, str]]
 
 
 def make_numbers(groups: list[Group], seed: int, bad: float = 0.0) -> Numbers:
-    """A log-prob and a status for each response; a share of them is overlong or nonfinite."""
+    """A log-prob and a status for each response; a share of them is overlong, nonfinite or, with a
+    number, truncated."""
     rng = random.Random(seed)
+    kinds = ((None, "overlong"), (None, "nonfinite"), (-50.0, "truncated"))
     return {
-        key: (None, rng.choice(["overlong", "nonfinite"]))
-        if rng.random() < bad
-        else (-rng.uniform(0.1, 300.0), "ok")
+        key: rng.choice(kinds) if rng.random() < bad else (-rng.uniform(0.1, 300.0), "ok")
         for group in groups
         for key in group.response_ids
     }

@@ -69,7 +69,7 @@ def reference_side(loss: str, live, mask) -> tuple[torch.Tensor | None, torch.Te
 def policy(path):
     """A policy away from reference 1: LoRA with a B that is not zero."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    model = add_lora(model, 4, 8, "all-linear", 0)
+    model = add_lora(model, r=4, lora_alpha=8, target_modules="all-linear", seed=0)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -76,7 +77,9 @@ def test_export_by_hand(filled, scored):
         ("1+ 3+ 2- 0-", [], [("y1", "y3")]),  # scores decide among the chosen and the rejected
         ("3+ 3+ 1- 1-", [], [("y0", "y2")]),  # the first on a tie
         ("2+ 1- 2-", [0], []),
-        ("2+ 2-", [], []),  # tied in score: no pair
+        ("2+ 2-", [], [("y0", "y1")]),  # labels win over a tie
+        ("1+ 3-", [], [("y0", "y1")]),  # and over scores that contradict them
+        ("2 2", [], []),
         ("2+ 2- 1-", [], [("y0", "y2")]),
         ("3 5 1 5", [1], [("y3", "y2")]),
     ],
@@ -96,6 +99,18 @@ def test_export_takes_the_pairs_that_training_uses(tmp_path, judged, overlong, e
     tensors = look_up([store], [group])
     pairs = contrasts.pairs(tensors.judged.sides, "best_worst")[0].nonzero().tolist()
     assert [(f"y{better}", f"y{worse}") for better, worse in pairs] == expected
+
+
+def test_export_leaves_out_what_was_read_cut_unless_asked(tmp_path):
+    group = Group(user_prompt("q"), tuple(Response(f"y{n}", float(n)) for n in range(3)))
+    cache = Cache(tmp_path / "cache")
+    cache.save_groups("some", [group])
+    store = cache.store("llama", IDENTITY)
+    store.append([replace(row, truncated=n == 2) for n, row in enumerate(rows_of([group]))])
+    for truncated, better, skipped in (("drop", "y1", {"truncated": 1}), ("keep", "y2", {})):
+        pairs = export_pairs(cache, store, truncated=truncated)
+        assert pairs.table["chosen"].to_pylist() == [better]
+        assert pairs.skipped == skipped
 
 
 def test_export_formats(filled, tmp_path, capsys):

@@ -137,7 +137,7 @@ BAD = {
         "next:  epochs: did you mean num_train_epochs?; batch_size: did you mean "
         "per_device_train_batch_size?; lora_rank: did you mean lora_r?"),
     "recipe that is not there": (f"{TRAIN} --refs a --config nope.yaml", 2,
-        "no file nope.yaml\nnext:  a recipe is a YAML file"),
+        "no file nope.yaml\nnext:  there are: dpo, mpo, mrpo; mrpo recipe > recipe.yaml"),
     "reference not cached": (f"{TRAIN} --refs nobody --cache cached", 3,
         "reference 'nobody' has no log-probs in cached (cached: none yet)\n"
         "next:  create them with: mrpo precompute --ref nobody"),

@@ -90,7 +90,7 @@ def test_show_counts_tokens_under_each_reference(tiny_models, source, mrpo):
 
 @pytest.mark.parametrize("command", ["show x.jsonl", "validate x.jsonl", "convert x.jsonl y.jsonl"])
 def test_split_and_limit_mean_the_same_everywhere(command, source, mrpo):
-    counts = {"--split test": 1, "--limit 2": 2, "--split train --limit 2": 2}
+    counts = {"--split test": 1, "--limit 2": 3, "--split train --limit 2": 2}
     for options, expected in counts.items():
         assert json.loads(mrpo(f"data {command} {options} --json").out)["groups"] == expected
         Path("y.jsonl").unlink(missing_ok=True)
@@ -152,7 +152,7 @@ def test_what_may_not_be_meant_is_a_warning(mrpo):
     write_lines(Path("x.jsonl"), [row, row | {"score_chosen": 3}])
     for words in ("validate x.jsonl", "show x.jsonl", "convert x.jsonl y.jsonl"):
         assert mrpo(f"data {words}").err == (
-            "warning: 1 groups whose scores contradict their labels, kept\n"
+            "warning: 1 groups whose scores contradict their labels, kept: labels win\n"
             "warning: 1 groups that were there before with other scores or labels, kept\n"
         )
 

@@ -306,7 +306,8 @@ def test_other_data_are_kept_apart(project, references, groups, cached, tmp_path
     ids = sorted(group.group_id for group in groups if group.split == "test")
     assert record["groups_hash"] == hashlib.sha256("\n".join(ids).encode()).hexdigest()
     assert record["dataset"]["source"] == str(data)
-    assert run([*common, "--limit", "20"]) == 0
+    assert record["prompts_trained_on"] == 0
+    assert run([*common, "--limit", "8"]) == 0
     assert "not the run's own data" in capsys.readouterr().err
     Path("copy.jsonl").write_bytes(data.read_bytes())
     assert run([*common, "--dataset", "copy.jsonl"]) == 0
@@ -319,6 +320,34 @@ def test_other_data_are_kept_apart(project, references, groups, cached, tmp_path
     assert run([*common, "--dataset", "data.jsonl"]) == 0
     assert "not the run's own" not in capsys.readouterr().err
     assert len(list(evaluations.glob("*.json"))) == 3
+
+
+def test_what_was_trained_on_is_told_of_other_data(
+    project, references, groups, cached, tmp_path, capsys
+):
+    """The same groups with their splits the other way round: all that is measured was trained on;
+    where the run's own data are gone, nobody knows."""
+    recipe = Recipe(loss="dpo", refs=["llama"], max_steps=1)
+    words = Dataset(source=str(tmp_path / "data.jsonl"))
+    train(recipe, groups, cached, references, tmp_path / "run", words)
+    swapped = [group.with_split("test" if group.split == "train" else "train") for group in groups]
+    lines = [json.dumps(group.as_dict()) for group in swapped]
+    Path("swapped.jsonl").write_text("\n".join(lines))
+    common = ["evaluate", "run", "--cache", str(cached.path), "--json"]
+    other = [*common, "--dataset", "swapped.jsonl"]
+    trained = len({group.prompt_id for group in groups if group.split == "train"})
+    told = f"{trained} prompts of split test are among those that run was trained on"
+    for arguments, count, text in ((common, 0, None), (other, trained, told)):
+        assert run(arguments) == 0
+        said = capsys.readouterr()
+        assert json.loads(said.out)["prompts_trained_on"] == count
+        assert text is None or text in said.err
+        assert text is not None or "are among those" not in said.err
+    Path("data.jsonl").unlink()
+    assert run(other) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["prompts_trained_on"] is None
+    assert "cannot be read" in said.err
 
 
 def test_precompute_keeps_to_the_identities_of_the_run(

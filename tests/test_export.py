@@ -59,7 +59,8 @@ def named(group: Group, pairing: str) -> list[str]:
         (scored(5, 5, 1, 1), "y0>y2", "y0>y2 y0>y3", "y0>y2 y0>y3 y1>y2 y1>y3"),
         (scored(1, 1), "", "", ""),
         (scored(1, 3, 2, labels="+--"), "y0>y2", "y0>y1 y0>y2", "y0>y1 y0>y2"),
-        (scored(1, 2, 2, labels="+-+"), "", "", "y0>y1"),
+        (scored(1, 2, 2, labels="+-+"), "y2>y1", "y2>y1", "y0>y1 y2>y1"),
+        (scored(1, 5, 3, labels="+--"), "y0>y2", "y0>y1 y0>y2", "y0>y1 y0>y2"),
         (scored(None, None, None, None, labels="-++-"), "y1>y0", "y1>y0 y1>y3",
          "y1>y0 y1>y3 y2>y0 y2>y3"),
         (scored(1, 9, None, labels="++-"), "y0>y2", "y0>y2", "y0>y2 y1>y2"),
@@ -67,7 +68,7 @@ def named(group: Group, pairing: str) -> list[str]:
     ],
 )  # fmt: skip
 def test_which_pairs(group: Group, best_worst: str, best_vs_rest: str, every: str) -> None:
-    """By scores, by labels, by both; ties and labels alone go by the order of the data."""
+    """By scores, by labels, by both, where labels win; ties go by the order of the data."""
     assert named(group, "best_worst") == best_worst.split()
     assert named(group, "best_vs_rest") == best_vs_rest.split()
     assert named(group, "all") == every.split()

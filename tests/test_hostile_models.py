@@ -49,7 +49,7 @@ def honest(tiny_models, tmp_path_factory) -> Path:
     whole.save_pretrained(root / "sharded", max_shard_size="100KB")
     for name in ("tokenizer.json", SETTINGS, TEMPLATE):
         shutil.copy(root / "model" / name, root / "sharded")
-    add_lora(whole, rank=4, alpha=8, targets=["q_proj", "v_proj"], seed=0).save_pretrained(
+    add_lora(whole, r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], seed=0).save_pretrained(
         root / "adapter"
     )
     return root

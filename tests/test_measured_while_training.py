@@ -34,10 +34,10 @@ def judged(group, score: float | None):
 
 @pytest.fixture(scope="module")
 def halves(some_groups):
-    """The same groups, every third one to test on; the first of these is tied."""
+    """The same groups, some to test on and some to weigh by; the first of all is tied."""
     groups = [judged(some_groups[0], 1.0), *some_groups[1:]]
     return [
-        group.with_split("test" if place % 3 == 0 else "train")
+        group.with_split("test" if place % 3 == 0 else "validation" if place % 9 == 1 else "train")
         for place, group in enumerate(groups)
     ]
 

@@ -46,7 +46,7 @@ def blueprint(config, *, adapter: bool = False, recomputed: bool = False) -> Blu
 
     def scorer(model) -> ResponseScorer:
         if adapter:
-            model = add_lora(model, rank=4, alpha=4, targets="all-linear", seed=0)
+            model = add_lora(model, r=4, lora_alpha=4, target_modules="all-linear", seed=0)
         made = ResponseScorer(model).train()
         if recomputed:
             recompute_activations(made)

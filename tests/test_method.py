@@ -130,16 +130,17 @@ def test_every_hyper_parameter_is_a_key_of_recipes():
 
 
 def test_accuracy_weights_come_from_held_out_groups(references, some_groups, cached, tmp_path):
-    """Measured outside the training split, kept in the run, and used again by evaluate."""
+    """Measured on the validation split, kept in the run, and used again by evaluate; the test
+    split, which would give other numbers, has no say."""
     groups = [
-        group.with_split("test" if index % 2 else "train")
+        group.with_split(("train", "validation", "test")[index % 3])
         for index, group in enumerate(some_groups)
     ]
     recipe = Recipe(
         loss="mrpo", refs=NAMES, weights="accuracy", max_steps=1, per_device_train_batch_size=4
     )
     prepared = prepare(recipe, groups, cached, references)
-    held_out = [group for group in groups if group.split == "test"]
+    held_out = [group for group in groups if group.split == "validation"]
     tensors = look_up([cached.find(name) for name in NAMES], held_out)
     scores = [[response.score for response in group.responses] for group in held_out]
     judged = [oracle.Group(row, row, row, scores=row) for row in scores]
@@ -153,8 +154,34 @@ def test_accuracy_weights_come_from_held_out_groups(references, some_groups, cac
     above = [max(share - 0.5, 0) for share in shares]
     expected = oracle.fixed_weights(above if sum(above) else [1, 1, 1])
     assert evaluation["combination"]["mean_weights"] == pytest.approx(expected)
-    with pytest.raises(UsageError, match="outside the training split"):
-        prepare(recipe.model_copy(update={"split": "all"}), groups, cached, references)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"weights_split": "test"}, "'test': it is reported, and its labels would choose"),
+        ({"weights_split": "train"}, "'train': it is trained on"),
+        ({"weights_split": "all"}, "'all': it holds every group"),
+        ({"split": "all"}, "'validation': it is trained on, as split: all is"),
+        ({"eval_steps": 1, "eval_split": "validation"}, "'validation': it is reported"),
+        (
+            {"weights_split": "dev"},
+            r"'dev', of which no group is there \(there are: test, train, v",
+        ),
+    ],
+)
+def test_weights_are_not_chosen_by_what_is_trained_on_or_reported(
+    words, message, references, some_groups, cached
+):
+    """Each refusal says how to get a split that is neither."""
+    groups = [
+        group.with_split(("train", "validation", "test")[index % 3])
+        for index, group in enumerate(some_groups)
+    ]
+    recipe = Recipe(**{"loss": "mrpo", "refs": NAMES, "weights": "accuracy", **words})
+    with pytest.raises(UsageError, match=message) as error:
+        prepare(recipe, groups, cached, references)
+    assert "--validation-size 0.1" in error.value.hint
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.name)

@@ -33,12 +33,9 @@ from mrpo_tools.maths.judgements import Judgements
 def is_defined(name: str, hyper: dict, kind: str) -> bool:
     """Whether the methods page says, in so many words, what this case means for this kind.
 
-    It leaves open who is cut by `top_bottom` on a tie or under labels, whether a tied top response
-    counts among the others of MNS and MNM, and whether labels outrank scores in MCS and MCM.
+    It leaves open who is cut by `top_bottom` on a tie or under labels.
     """
-    if hyper.get("chosen") == "top_bottom" or name in ("mppo_pair_mns", "mppo_pair_mnm"):
-        return kind == "scores"
-    return kind != "labels_and_scores" or name not in ("mppo_pair_mcs", "mppo_pair_mcm")
+    return hyper.get("chosen") != "top_bottom" or kind == "scores"
 
 
 def assert_by_hand(name: str, group: Group, expected: float, **hyper) -> None:
@@ -99,6 +96,44 @@ def test_labels_win_over_scores_by_hand():
     assert_by_hand("dpo", group, 0.287682072, beta=1.0)
     assert_by_hand("mpo", group, 0.105360516, beta=1.0)
     assert_by_hand("mpo_1vsk", group, 1.203972804, beta=1.0)
+
+
+def test_a_labelled_pair_is_a_pair_whatever_its_scores_by_hand():
+    """Scores (5, 5, 9), index 0 chosen: tied with index 1, below index 2, and both are its losers.
+
+    β = 1, e^u = (6, 3, 1):
+    dpo best_worst: l = argmin s over Y− = index 1: −log(6/9)  = 0.405465
+    best_vs_rest, all: also −log(6/7) = 0.154151; their mean   = 0.279808
+    mpo: −log(6/10)                                            = 0.510826
+    accuracies of rewards (2, 1, 3): index 1 right, 2 wrong    = 1/2
+    p = (0.5, 0.25, 0.75), p_0 − p_1 = 0.25, p_0 − p_2 = −0.25:
+    mns, mcs: −log σ(0.25) − log σ(−0.25) = 0.575939 + 0.825939 = 1.401878
+    mnm, mcm: −log σ(0.25 − 0.25)                               = 0.693147
+    """
+    judged = {"scores": [5.0, 5.0, 9.0], "chosen": [True, False, False]}
+    group = group_with(LOG_6_3_1, **judged)
+    assert_by_hand("dpo", group, 0.405465108, beta=1.0)
+    assert_by_hand("dpo", group, 0.279807894, beta=1.0, pairing="best_vs_rest")
+    assert_by_hand("dpo", group, 0.279807894, beta=1.0, pairing="all")
+    assert_by_hand("mpo", group, 0.510825624, beta=1.0)
+    tensors = tensors_of([group])
+    columns = (tensors[key] for key in ("mask", "scores", "chosen"))
+    rewards = torch.tensor([[2.0, 1.0, 3.0]], dtype=torch.float64)
+    assert_close(metrics.accuracies(rewards, Judgements(*columns)), [0.5])
+    likely = group_with([20 + math.log(p) for p in (0.5, 0.25, 0.75)], **judged)
+    for name, expected in (("mns", 1.401878), ("mnm", 0.693147), ("mcs", 1.401878)):
+        assert_by_hand(f"mppo_pair_{name}", likely, expected)
+    assert_by_hand("mppo_pair_mcm", likely, 0.693147181)
+
+
+def test_a_response_tied_with_the_best_is_no_loser_by_hand():
+    """Scores (5, 5, 1) without labels, p = (0.5, 0.75, 0.25): index 0 is best, 2 its one loser.
+
+    mns, mnm: −log σ(0.5 − 0.25) = 0.575939
+    """
+    group = group_with([20 + math.log(p) for p in (0.5, 0.75, 0.25)], scores=[5.0, 5.0, 1.0])
+    assert_by_hand("mppo_pair_mns", group, 0.575939)
+    assert_by_hand("mppo_pair_mnm", group, 0.575939)
 
 
 def test_mpo_by_hand():

@@ -87,6 +87,22 @@ def test_a_choice_is_measured_where_it_was_not_made():
     assert abs(fmean(crossed)) < 0.03
 
 
+def test_a_taste_for_length_joins_no_knower(tmp_path):
+    """A draw in which every interval says that it helps: it gains on one side of the length only.
+
+    The label is known: where it follows the length, a knower's margins are small, and a taste
+    helps; where it does not, they are large, and the same taste does little harm.
+    """
+    scenario = SCENARIOS["shorter is better, with a knower"]
+    ranking = rank(cache_of(tmp_path / "cache", scenario, seed=6))
+    best = max(ranking.virtual, key=lambda row: row.gain.value)
+    assert best.gain.low > 0
+    assert ranking.recommendation.combination_gain.low > 0
+    assert Truth(scenario).gain(best) < 0.005
+    assert ranking.recommendation.others == []
+    assert "may be a taste for length: no gain is shown" in ranking.recommendation.why
+
+
 def test_a_clear_choice_is_the_same_on_both_halves():
     """Right on 60 of 100 prompts, of which the first reference has 30: +0.3, wherever measured."""
     places = torch.arange(100)

@@ -203,7 +203,11 @@ def test_adapters_and_4_bit_weights(references, name, route, quantization):
 
     reference = references[name].model_copy(update={"quantization": quantization})
     model = add_lora(
-        load_model(locate(reference), reference, "float32", CPU), 4, 8, "all-linear", 0
+        load_model(locate(reference), reference, "float32", CPU),
+        r=4,
+        lora_alpha=8,
+        target_modules="all-linear",
+        seed=0,
     )
     for parameter_name, parameter in model.named_parameters():
         if "lora_B" in parameter_name:

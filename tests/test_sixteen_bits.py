@@ -173,7 +173,9 @@ def adapted(dtype: torch.dtype) -> ResponseScorer:
     words = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 224}
     config = LlamaConfig(num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
                          initializer_range=0.1, **words)  # fmt: skip
-    model = add_lora(LlamaForCausalLM(config).to(dtype), 8, 16, "all-linear", 0)
+    model = add_lora(
+        LlamaForCausalLM(config).to(dtype), r=8, lora_alpha=16, target_modules="all-linear", seed=0
+    )
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(0, 0.05)

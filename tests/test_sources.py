@@ -103,6 +103,77 @@ def test_rows_that_say_train_are_drawn_from_when_asked(tmp_path: Path) -> None:
     assert 8 < splits_of(drawn)["test"] < 35
 
 
+def test_what_is_held_out_for_validation_comes_from_train_alone(tmp_path: Path) -> None:
+    """The prompts of `test` are those without it; a fifth of the rest moves, by prompt and seed."""
+    path = write_lines(tmp_path / "x.jsonl", numbered(1000) + numbered(1000))
+    plain = load_groups(path, test_size=0.2)
+    drawn = load_groups(path, test_size=0.2, validation_size=0.2)
+    by_split = {
+        split: {group.prompt_id for group in drawn.groups if group.split == split}
+        for split in ("train", "validation", "test")
+    }
+    assert by_split["test"] == {g.prompt_id for g in plain.groups if g.split == "test"}
+    trained = {g.prompt_id for g in plain.groups if g.split == "train"}
+    assert by_split["train"] | by_split["validation"] == trained
+    assert not by_split["train"] & by_split["validation"]
+    share = len(by_split["validation"]) / len(trained)
+    assert 0.14 < share < 0.26, "within 4.5 standard deviations (0.0141) of 0.2"
+    other = load_groups(path, test_size=0.2, validation_size=0.2, seed=1, split="validation")
+    assert {group.prompt_id for group in other.groups} != by_split["validation"]
+
+
+def test_a_split_that_the_data_names_gives_validation_too(tmp_path: Path) -> None:
+    write_lines(tmp_path / "train.jsonl", numbered(200))
+    write_lines(tmp_path / "test.jsonl", pairs("t", "u"))
+    splits = splits_of(load_groups(tmp_path, validation_size=0.5))
+    assert splits["test"] == 2
+    assert splits["train"] + splits["validation"] == 200
+    assert 68 < splits["validation"] < 132, "within 4.5 standard deviations (7.1) of 100"
+
+
+def test_a_limit_holds_in_each_split(tmp_path: Path) -> None:
+    """The first so many of each, whether the data names the splits or they are drawn."""
+    names = ["train", "train", "test", "train", "test", "test", "dev"]
+    rows = [row | {"split": s} for row, s in zip(numbered(7), names, strict=True)]
+    named = load_groups(write_lines(tmp_path / "named.jsonl", rows), limit=2)
+    found = [(group.split, group.prompt[0].content) for group in named.groups]
+    assert found == [("train", "0"), ("train", "1"), ("test", "2"), ("test", "4"),
+                     ("validation", "6")]  # fmt: skip
+    assert named.counts["groups"] == 5
+    plain = write_lines(tmp_path / "plain.jsonl", numbered(300))
+    whole = load_groups(plain, test_size=0.3, validation_size=0.3)
+    first = load_groups(plain, test_size=0.3, validation_size=0.3, limit=5)
+    for split in ("train", "validation", "test"):
+        of_split = [group for group in first.groups if group.split == split]
+        assert of_split == [group for group in whole.groups if group.split == split][:5]
+    only = load_groups(plain, test_size=0.3, validation_size=0.3, limit=5, split="test")
+    assert only.groups == [group for group in first.groups if group.split == "test"]
+
+
+def test_prompts_of_another_split_are_found_whatever_their_spelling(tmp_path: Path) -> None:
+    """`A b` of train is ` a  B` of test but for white space and case; `c` twice is one prompt."""
+    prompts_and_splits = [("A b", "train"), (" a  B", "test"), ("a B", "train"), ("c", "train"),
+                          ("c", "test"), ("d", "test")]  # fmt: skip
+    rows = [pairs(prompt)[0] | {"split": split} for prompt, split in prompts_and_splits]
+    counts = load_groups(write_lines(tmp_path / "x.jsonl", rows)).counts
+    assert counts["similar_prompts"] == 2
+    assert counts["similar_prompts_in_two_splits"] == 1
+    assert counts["prompts_in_two_splits"] == 1
+
+
+def test_scores_beside_labels_are_counted(tmp_path: Path) -> None:
+    """Tied, against the label, on one side only, and as they should be."""
+    scores = [(1, 1), (1, 2), (None, 3), (4, None), (5, 4), (None, None)]
+    rows = [
+        row | {"score_chosen": better, "score_rejected": worse}
+        for row, (better, worse) in zip(numbered(6), scores, strict=True)
+    ]
+    source = load_groups(write_lines(tmp_path / "x.jsonl", rows))
+    names = ("chosen_tied_with_rejected", "chosen_scored_below_rejected", "one_sided_scores")
+    assert [source.counts[name] for name in names] == [1, 1, 2]
+    assert [group.has_scores for group in source.groups] == [True, True, False, False, True, False]
+
+
 def test_limit_stops_reading(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(lines(numbered(200)) + b"not read\n")
     source = load_groups(tmp_path / "x.jsonl", limit=3)

@@ -50,7 +50,8 @@ def test_groups_show_the_prompt_as_text(world, database):
 
 
 def test_logps_are_the_rows_of_every_reference(world, database):
-    rows = ask(database, "SELECT reference, response_id, logp, status FROM logps")
+    status = "CASE WHEN truncated THEN 'truncated' ELSE status END"
+    rows = ask(database, f"SELECT reference, response_id, logp, {status} FROM logps")
     assert Counter(rows) == Counter(
         (name, key, *number) for name in NAMES for key, number in world.numbers[name].items()
     )
@@ -66,9 +67,12 @@ def test_logps_wide_has_a_column_per_reference(world, database):
 def test_refs_count_rows_by_status(world, database):
     refs = database.query("SELECT * FROM refs").to_pylist()
     assert [ref["reference"] for ref in refs] == list(NAMES)
+    assert any(ref["truncated"] for ref in refs)
     for ref in refs:
         statuses = Counter(status for _, status in world.numbers[ref["name"]].values())
         assert ref["rows"] == statuses.total()
+        assert ref["truncated"] == statuses["truncated"]
+        statuses["ok"] += statuses["truncated"]
         assert all(ref[status] == statuses[status] for status in STATUSES)
         store = world.cache.find(ref["name"])
         assert (ref["identity"], ref["model"]) == (store.short, f"hub/{ref['name']}")

@@ -26,10 +26,12 @@ from mrpo_tools.cache import Cache, LogpRow
 from mrpo_tools.config import Recipe, Reference, parse
 from mrpo_tools.errors import CacheStale, NonFiniteError, ResourceError, UsageError
 from mrpo_tools.evaluation.evaluate import evaluate
+from mrpo_tools.evaluation.rank import rank
 from mrpo_tools.precomputing.precompute import precompute
 from mrpo_tools.references.loading import add_lora, load_model
 from mrpo_tools.references.locate import locate
 from mrpo_tools.references.merge import merge
+from mrpo_tools.references.resolved import renderer_of, resolve
 from mrpo_tools.runs.run import load_run
 from mrpo_tools.scorer.scorer import ResponseScorer
 from mrpo_tools.scorer.trees import Row
@@ -82,7 +84,7 @@ def measured(some_groups, cached):
 
 def load(path):
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    return add_lora(model, 4, 8, "all-linear", 0)
+    return add_lora(model, r=4, lora_alpha=8, target_modules="all-linear", seed=0)
 
 
 def trainer_on(groups, model, words: Recipe, output: Path) -> GroupTrainer:
@@ -172,6 +174,41 @@ def test_training_lowers_the_loss_and_the_run_can_be_evaluated(words, fit, measu
     assert evaluation["margins"] > evaluation["margins_step0"]
     assert {"recipe.yaml", "run.json", METRICS, "trainer_state.json", "README.md", "tokenizer.json",
             "chat_template.jinja"} <= {path.name for path in run.iterdir()}  # fmt: skip
+
+
+def test_a_policy_that_did_not_move_is_told(fit, references, tmp_path, capsys):
+    """A LoRA at 1e-5 for 15 steps, and at 1e-2 for 3: how far is computed a row at a time, by the
+    model and its adapter, over the responses that the record has."""
+    groups = [group.with_split("train") for group in _first_responses(fit.keywords["groups"], 32)]
+    for learning_rate, steps, moves in ((1e-5, 15, False), (1e-2, 3, True)):
+        path = tmp_path / str(learning_rate)
+        words = recipe(**LLAMA | {"max_steps": steps, "learning_rate": learning_rate})
+        metrics = fit(words, groups=groups, output=path).metrics
+        assert ("warning: the policy hardly moved" in capsys.readouterr().err) is not moves
+        assert (metrics.hardly_moved is None) is moves
+        before = load_model(locate(references["llama"]), references["llama"], "float32", "cpu")
+        adapted = references["llama"].model_copy(update={"adapter": str(path)})
+        after = load_model(locate(adapted), adapted, "float32", "cpu")
+        encoded = [renderer_of(resolve("llama", references["llama"])).encode(g) for g in groups]
+        with torch.no_grad():
+            moved = [
+                abs(float(response_logp(after, group.prompt_ids, response.ids)
+                          - response_logp(before, group.prompt_ids, response.ids)))
+                / len(response.ids)
+                for group in encoded for response in group.responses
+            ]  # fmt: skip
+        assert metrics.moved_nats_per_token == pytest.approx(sum(moved) / len(moved), abs=1e-5)
+
+
+def _first_responses(groups, count: int) -> list:
+    """The first groups that have at most so many responses together."""
+    taken, some = 0, []
+    for group in groups:
+        taken += len(group.responses)
+        if taken > count:
+            break
+        some.append(group)
+    return some
 
 
 @pytest.mark.parametrize(
@@ -373,9 +410,9 @@ def test_a_policy_that_is_not_reference_1_is_warned_of(tiny_models, fit, measure
 
 
 def test_a_policy_with_an_adapter_is_merged_first(fit, whole, some_groups, tmp_path):
-    """Training on top of an adapter would begin without it: refused; the merged model has the
-    adapter's log-probs and can be trained."""
-    words = recipe(**LLAMA, dtype="float32", policy=str(whole))
+    """Full finetuning would begin without it: refused; the merged model has the adapter's log-probs
+    and can be trained."""
+    words = recipe(**LLAMA, dtype="float32", policy=str(whole), finetuning="full")
     with pytest.raises(UsageError, match="is a model with a LoRA adapter") as error:
         fit(words, output=tmp_path / "second")
     assert f"mrpo merge {whole}" in error.value.hint
@@ -452,8 +489,8 @@ def test_a_policy_that_cuts_elsewhere_is_refused(scored):
     """With `overlong: truncate` another max_length means other tokens, so other log-probs."""
     fit, _ = scored(max_length=60, overlong="truncate")
     with pytest.raises(CacheStale, match=r"cut elsewhere for the policy \(max_length 40\)"):
-        fit(recipe(**LLAMA, max_length=40))
-    fit(recipe(**LLAMA))
+        fit(recipe(**LLAMA, max_length=40, truncated="keep"))
+    fit(recipe(**LLAMA, truncated="keep"))
 
 
 def test_a_reference_that_lies_is_found_at_step_0(scored):
@@ -478,6 +515,62 @@ def test_overlong_responses_are_left_out(scored, ready):
     assert report.dropped_responses == {"overlong_for_policy": count}
 
 
+def test_truncated_responses_take_part_when_asked_alone(scored, some_groups):
+    """Left out and counted by training, evaluation and rank alike; with `keep` all of them are in,
+    and nothing is counted."""
+    fit, summary = scored(max_length=40, overlong="truncate")
+    cut = sum(summary.store.table()["truncated"].to_pylist())
+    assert cut > 0
+    cache, output = fit.keywords["cache"], fit.keywords["output"]
+    for truncated, dropped in (("drop", {"truncated": cut}), ("keep", {})):
+        path = output.with_name(truncated)
+        result = fit(recipe(**LLAMA, truncated=truncated), output=path)
+        assert result.metrics.dropped_responses == dropped
+        record = evaluate(load_run(path), some_groups, cache, "all").record
+        assert record.dropped_responses == dropped
+        assert rank(cache, split="all", truncated=truncated).dropped_responses == dropped
+    assert rank(cache, split="all").dropped_responses == {"truncated": cut}
+
+
+def test_a_policy_that_would_read_less_leaves_it_out(references, ready, some_groups):
+    """Its own limit cuts what the reference read whole; the two have other words for it."""
+    words = {"max_length": 40, "overlong": "truncate"}
+    policy = {"cut": references["llama"].model_copy(update=words)}
+    both = {**references, **policy}
+    report = ready(recipe(**LLAMA, policy="cut"), references=both).report
+    renderer = renderer_of(resolve("cut", policy["cut"]))
+    cut = [r.truncated for group in some_groups for r in renderer.encode(group).responses]
+    assert report.dropped_responses == {"truncated_for_policy": sum(cut)}
+    with pytest.raises(CacheStale, match="cut elsewhere"):
+        ready(recipe(**LLAMA, policy="cut", truncated="keep"), references=both)
+
+
+def test_what_scores_say_against_labels_is_counted_and_told(some_groups, fit, run, capsys):
+    """Chosen is always the first response: tied, contradicted, on one side, or as scored."""
+    scores = [(2.0, 2.0), (1.0, 2.0), (1.0, None), (3.0, 2.0)]
+    groups = [
+        replace(
+            group,
+            responses=tuple(
+                replace(response, score=scores[g % 4][n], chosen=n == 0)
+                for n, response in enumerate(group.responses[:2])
+            ),
+            split="train" if g < 20 else "test",
+        )
+        for g, group in enumerate([*some_groups[:20], *some_groups[:3]])
+    ]
+    report = fit(recipe(**LLAMA, split="train"), groups=groups, output=run).metrics
+    assert report.groups == 20
+    assert report.doubted_labels == {
+        "chosen_tied_with_rejected": 5, "chosen_scored_below_rejected": 5, "one_sided_scores": 5,
+        "unused_scores": 15,
+    }  # fmt: skip
+    assert report.prompts_in_two_splits == 3
+    err = capsys.readouterr().err
+    assert "warning: trained on: 5 groups whose scores contradict their labels" in err
+    assert "warning: 3 prompts are trained on and stand in another split too" in err
+
+
 def test_a_4_bit_policy_has_the_gradient_of_its_dequantised_weights(references):
     """NF4 with LoRA after a pass without gradient: log-probs and gradients equal those of a float32
     model that holds the dequantised weights. (A layer that repacks its weights for inference has
@@ -500,7 +593,7 @@ def test_a_4_bit_policy_has_the_gradient_of_its_dequantised_weights(references):
     prompt, response = list(range(3, 20)), list(range(20, 30))
     gradients = []
     for model in (quantized, plain):
-        adapted = add_lora(model, 4, 8, "all-linear", 0)
+        adapted = add_lora(model, r=4, lora_alpha=8, target_modules="all-linear", seed=0)
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 parameter.data.fill_(0.01)

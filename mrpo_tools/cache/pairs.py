@@ -14,7 +14,7 @@ from mrpo_tools.cache.reference import ReferenceStore
 from mrpo_tools.cache.store import Cache
 from mrpo_tools.errors import UsageError
 from mrpo_tools.pairing import pairs_of
-from mrpo_tools.words import DeterministicPairing
+from mrpo_tools.words import DeterministicPairing, Truncated
 
 _MESSAGES = GROUPS_SCHEMA.field("prompt").type
 PAIRS_SCHEMA = pa.schema(
@@ -47,7 +47,8 @@ TRL_SCHEMA = pa.schema(
 
 
 class Number(NamedTuple):
-    """A reference's number for a response: nats, absent unless the status is `ok`."""
+    """A reference's number for a response: nats, absent unless the status is `ok`, or `truncated`
+    where the reference read its beginning alone and that is not asked for."""
 
     logp: float | None
     status: str
@@ -73,6 +74,7 @@ def export_pairs(
     dataset: str | None = None,
     split: str | None = None,
     pairing: DeterministicPairing = "best_worst",
+    truncated: Truncated = "drop",
 ) -> Pairs:
     """Saved pairs with one reference's log-probs.
 
@@ -82,6 +84,7 @@ def export_pairs(
         dataset: the name it was saved under; None takes all.
         split: None takes all.
         pairing: which pairs a group of more than two responses makes.
+        truncated: whether responses take part that the reference read cut.
 
     Raises:
         CacheMissing: a response has no number.
@@ -89,8 +92,12 @@ def export_pairs(
     """
     rows = _saved_rows(cache, dataset, split)
     table = store.table()
-    columns = [table[name].to_pylist() for name in ("response_id", "logp", "status")]
-    numbers = {key: Number(logp, status) for key, logp, status in zip(*columns, strict=True)}
+    names = ("response_id", "logp", "status", "truncated")
+    rows_of_numbers = zip(*(table[name].to_pylist() for name in names), strict=True)
+    numbers = {
+        key: Number(logp, "truncated" if cut and truncated == "drop" else status)
+        for key, logp, status, cut in rows_of_numbers
+    }
     wanted = {response["response_id"] for row in rows for response in row["responses"]}
     store.require(wanted, numbers)
     pairs, skipped = [], Counter[str]()

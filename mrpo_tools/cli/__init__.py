@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import click
 
+from mrpo_tools.cli.help import Group
 from mrpo_tools.cli.srun import torchrun_variables
 from mrpo_tools.errors import NO_SPACE, MrpoError, Preempted, ResourceError, did_you_mean
 from mrpo_tools.progress import is_first_process, say_once
@@ -39,10 +40,21 @@ COMMANDS = {
     "cache": "mrpo_tools.cli.cache",
 }
 """Command: the module that holds it under its own name."""
+SECTIONS = {
+    "Begin": ("demo", "init", "doctor"),
+    "Look at the data": ("data",),
+    "Phase 1: numbers of the references": ("precompute", "cache", "sql", "rank"),
+    "Phase 2: a policy": ("train", "sweep", "evaluate", "generate", "merge"),
+    "Results": ("compare", "report"),
+    "What there is to choose": ("losses", "recipe"),
+}
+"""Of the help: commands by heading, in the order of their use."""
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """A group that imports a command's module when it is asked for."""
+
+    sections = SECTIONS
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
         """The names, in the order of `COMMANDS`."""
@@ -75,9 +87,14 @@ def cli(ctx: click.Context, *, debug: bool) -> None:
     Phase 1, `mrpo precompute`, streams each reference over preference data and caches its
     log-probs. Phase 2, `mrpo train`, trains a policy against the cached numbers.
 
+    Each command says what to run next. `mrpo COMMAND --help` has its options and an example.
+
     \b
     Example:
         mrpo demo                 # everything, on tiny models, in minutes
+        mrpo init --dataset pairs.jsonl --ref llama=./models/llama --ref qwen=Qwen/Qwen2.5-7B
+        mrpo precompute
+        mrpo train --loss mrpo --output runs/mrpo
     """
     ctx.obj = {"debug": debug}
 
@@ -102,7 +119,7 @@ def run(arguments: list[str], command: click.Command = cli) -> int:
     """Run one command line; returns the exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        code = command.main(arguments, standalone_mode=False)
+        code = command.main(arguments, prog_name="mrpo", standalone_mode=False)
         _flush()
         return code if isinstance(code, int) else 0
     except click.ClickException as error:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mrpo_tools.cli.completion import references
 from mrpo_tools.cli.exchange import export, import_
+from mrpo_tools.cli.help import Group
 from mrpo_tools.cli.options import (
     Row,
     cache_option,
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from mrpo_tools.references.resolved import ResolvedReference
 
 
-@click.group()
+@click.group(cls=Group)
 def cache() -> None:
     """Look after the cache of log-probs."""
 
@@ -70,7 +72,8 @@ def status(*, cache: str | None, as_json: bool) -> None:
     metavar="K",
     help="Compute K random numbers of each reference again (loads the models).",
 )
-@click.option("--ref", "refs", multiple=True, metavar="NAME", help="Rescore only these.")
+@click.option("--ref", "refs", multiple=True, metavar="NAME", shell_complete=references,
+              help="Rescore only these. Repeats and takes commas.")  # fmt: skip
 @json_option
 def verify(*, cache: str | None, rescore: int | None, refs: tuple[str, ...], as_json: bool) -> None:
     """Check every file's hash, rows with two numbers, with --rescore the numbers; exit 3 if wrong.
@@ -173,8 +176,8 @@ def upgrade(cache: str | None) -> None:
 
 
 @cache.command()
-@click.argument("first", metavar="A")
-@click.argument("second", metavar="B")
+@click.argument("first", metavar="A", shell_complete=references)
+@click.argument("second", metavar="B", shell_complete=references)
 @cache_option
 @json_option
 def diff(*, first: str, second: str, cache: str | None, as_json: bool) -> None:

@@ -7,17 +7,22 @@ from pathlib import Path
 import click
 
 from mrpo_tools import words
+from mrpo_tools.cli import completion
+from mrpo_tools.cli.help import Command
 from mrpo_tools.cli.options import choice
 
 
-@click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN…")
-@click.option("--split", default="test", show_default=True)
+@click.command(cls=Command)
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN…",
+                shell_complete=completion.runs)  # fmt: skip
+@click.option("--split", default="test", show_default=True, help="That was evaluated.")
 @click.option("--baseline", "baselines", multiple=True, metavar="METHOD",
-              help="Repeats.  [default: dpo with a single reference]")  # fmt: skip
+              help="What the others are compared with. Repeats.  [default: dpo with a single "
+              "reference]")  # fmt: skip
 @click.option("--format", "form", default="markdown", show_default=True,
-              type=choice(words.TableFormat))  # fmt: skip
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE")
+              type=choice(words.TableFormat), help="What the table is written as.")  # fmt: skip
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write to a file instead of stdout.")  # fmt: skip
 def compare(
     runs: tuple[Path, ...],
     split: str,

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mrpo_tools import words
+from mrpo_tools.cli.completion import files, references
 from mrpo_tools.cli.data_summary import count_tokens, facts_of, print_summary, unused_of
+from mrpo_tools.cli.help import Group
 from mrpo_tools.cli.options import (
     choice,
     counted,
@@ -39,15 +41,16 @@ data_options = decorate(
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def data() -> None:
     """Look at, check and convert preference data."""
 
 
 @data.command()
-@click.argument("source", required=False)
+@click.argument("source", required=False, shell_complete=files)
 @data_options
 @click.option("--ref", "refs", multiple=True, metavar="NAME[=MODEL]",
+              shell_complete=references,
               help="Count the tokens of this reference's tokenizer too. Repeats.")  # fmt: skip
 @click.option("--rows", default=3, show_default=True, help="Groups to show.")
 @json_option
@@ -84,7 +87,7 @@ def show(
 
 
 @data.command()
-@click.argument("source", required=False)
+@click.argument("source", required=False, shell_complete=files)
 @data_options
 @json_option
 def validate(*, source: str | None, as_json: bool, **options: Any) -> None:
@@ -109,11 +112,11 @@ def validate(*, source: str | None, as_json: bool, **options: Any) -> None:
 
 
 @data.command()
-@click.argument("source")
+@click.argument("source", shell_complete=files)
 @click.argument("target", type=click.Path(path_type=Path))
 @data_options
 @click.option("--to", "form", default="canonical", show_default=True,
-              type=choice(words.DataForm), help="The last three are pairs.")  # fmt: skip
+              type=choice(words.DataForm), help="What form; the last three are pairs.")  # fmt: skip
 @written_pairing_option
 @renamed("--pairs", "pairing")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mrpo_tools.cli.options import print_table
+from mrpo_tools.progress import folded_text, terminal_width
 
 if TYPE_CHECKING:
     from mrpo_tools.config import Reference
@@ -122,7 +123,9 @@ def _print_facts(facts: Mapping[str, object], summary: Summary) -> None:
         lines["tied_pairs"] = f"{summary.tied_pairs:,} of {summary.pairs:,} ({share:.1%})"
     width = max(map(len, lines))
     for key, value in lines.items():
-        print(f"{key.replace('_', ' ').ljust(width)}  {_in_words(value)}")
+        head = f"{key.replace('_', ' ').ljust(width)}  "
+        for line in folded_text(head + _in_words(value), terminal_width(), indent=len(head)):
+            print(line)
 
 
 def _in_words(value: object) -> str:
@@ -138,9 +141,11 @@ def _print_scores(summary: Summary) -> None:
     bins = summary.histogram()
     most = max(count for _, count in bins)
     print()
+    taken = max(len(name) for name, _ in bins) + len("score  responses  ")
+    width = max(1, min(BAR_WIDTH, (terminal_width() or taken + BAR_WIDTH) - taken))
     print_table(
         ("score", "responses", ""),
-        [(name, count, "█" * round(count / most * BAR_WIDTH)) for name, count in bins],
+        [(name, count, "█" * round(count / most * width)) for name, count in bins],
     )
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
+from mrpo_tools.cli.help import Command
 from mrpo_tools.cli.options import json_option, print_json, print_table
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("directory", default="demo", type=click.Path(path_type=Path))
 @json_option
 def demo(directory: Path, *, as_json: bool) -> None:

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mrpo_tools.cli.completion import references, runs
+from mrpo_tools.cli.help import Command
+from mrpo_tools.cli.leaks import own_groups, refuse_others, warn_of_leaks
 from mrpo_tools.cli.options import (
     cache_option,
     dataset_of,
@@ -15,6 +18,7 @@ from mrpo_tools.cli.options import (
     print_json,
     print_table,
     read_groups,
+    truncated_option,
     with_interval,
 )
 from mrpo_tools.cli.outcomes import print_outcomes, rule_options, rules_of, sampling_of
@@ -31,13 +35,15 @@ LONGER = "always the longer (a tie counts 0)"
 TIED = "– (every pair is tied)"
 
 
-@click.command()
-@click.argument("subjects", metavar="RUN_OR_MODEL…", nargs=-1, required=True)
+@click.command(cls=Command)
+@click.argument("subjects", metavar="RUN_OR_MODEL…", nargs=-1, required=True, shell_complete=runs)
 @click.option(
-    "--refs", metavar="A,B,…", help="What a model is compared with.  [default: the project's]"
-)
+    "--refs", metavar="A,B,…", shell_complete=references,
+    help="What a model is compared with.  [default: the project's]",
+)  # fmt: skip
 @dataset_options
 @click.option("--split", default="test", show_default=True, help="`all` for everything.")
+@truncated_option
 @click.option("--precompute", is_flag=True, help="Compute what the references have no numbers for.")
 @rule_options
 @cache_option
@@ -81,6 +87,8 @@ def evaluate(subjects: tuple[str, ...], refs: str | None, split: str, **options:
         print_json(records if len(records) > 1 else records[0])
     elif runs := " ".join(subject for subject in subjects if is_run(Path(subject))):
         print(f"next: mrpo compare {runs}, or mrpo report {runs}")
+    else:
+        print(f"next: mrpo generate {subjects[0]} -o answers.jsonl")
 
 
 Records = tuple["EvaluationRecord", "OutcomesRecord | None"]
@@ -117,12 +125,8 @@ def _of_run(
 ) -> Records:
     from mrpo_tools.cache import Cache
     from mrpo_tools.config import DEFAULT_CACHE, pinned
-    from mrpo_tools.errors import UsageError
 
-    if refs is not None:
-        raise UsageError(
-            f"{run.path} is a run: it is compared with its own references", "leave --refs out"
-        )
+    refuse_others(run, refs, options["truncated"])
     recorded = project.model_copy(update={"dataset": run.record.dataset or project.dataset})
     dataset = dataset_of(recorded, options)
     source = read_groups(dataset)
@@ -135,7 +139,8 @@ def _of_run(
             names=run.record.references, source=source, cache=cache, project=project, split=split
         )
     named = pinned(dataset, source.revision)
-    evaluation = verb(run, source.groups, cache, split, named)
+    evaluation = verb(run, source.groups, cache, split, named, own_groups(run, named))
+    warn_of_leaks(run, evaluation.record)
     if evaluation.path is not None and evaluation.path.stem != split:
         say(f"these are not the run's own data: kept apart, in {evaluation.path}")
     from mrpo_tools.evaluation.outcomes import measure_outcomes, measured_outcomes
@@ -166,21 +171,17 @@ def _of_model(
     cache = Cache(options["cache"] or project.cache)
     if options["precompute"]:
         _precompute(names=names, source=source, cache=cache, project=project, split=split)
+    known = project.references
     record = evaluate_model(
-        word if word in project.references else "model",
-        model,
-        source.groups,
-        cache,
-        refs=names,
-        split=split,
-        project=project.references,
-    ).record
+        word if word in known else "model", model, source.groups, cache, names, split, known,
+        options["truncated"] or "drop",
+    ).record  # fmt: skip
     record = record.model_copy(update={"model": word})
     if not options["loaded_rules"]:
         return record, None
     from mrpo_tools.evaluation.outcomes import model_outcomes
 
-    outcomes = model_outcomes(
+    return record, model_outcomes(
         model,
         source.groups,
         options["loaded_rules"],
@@ -189,7 +190,6 @@ def _of_model(
         split=split,
         reference_1=names[0] if names else None,
     )
-    return record, outcomes
 
 
 def _precompute(

@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from mrpo_tools import words
+from mrpo_tools.cli.completion import references
+from mrpo_tools.cli.help import Command
 from mrpo_tools.cli.options import (
     cache_option,
     choice,
@@ -15,23 +17,27 @@ from mrpo_tools.cli.options import (
     open_cache,
     read_groups,
     target_of,
+    truncated_option,
     written_pairing_option,
 )
 
 
-@click.command()
-@click.option("--ref", "reference", required=True, metavar="NAME", help="Whose log-probs.")
+@click.command(cls=Command)
+@click.option("--ref", "reference", required=True, metavar="NAME", shell_complete=references,
+              help="Whose log-probs.")  # fmt: skip
 @click.option(
     "--format",
     "form",
     type=choice(words.PairsFormat),
     default="jsonl",
     show_default=True,
+    help="How the pairs are written.",
 )
 @click.option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout.")
 @click.option("--dataset", metavar="NAME", help="Of this saved data set only.")
 @click.option("--split", help="Of this split only.")
 @written_pairing_option
+@truncated_option
 @cache_option
 def export(
     reference: str,
@@ -40,6 +46,7 @@ def export(
     dataset: str | None,
     split: str | None,
     pairing: words.DeterministicPairing,
+    truncated: words.Truncated | None,
     cache: str | None,
 ) -> None:
     """Write pairs with one reference's log-probs: prompt, chosen, rejected, ref_chosen_logps,
@@ -58,7 +65,12 @@ def export(
 
     opened = open_cache(cache)
     pairs = export_pairs(
-        opened, opened.find(reference), dataset=dataset, split=split, pairing=pairing
+        opened,
+        opened.find(reference),
+        dataset=dataset,
+        split=split,
+        pairing=pairing,
+        truncated=truncated or "drop",
     )
     table = as_trl(pairs.table) if form == "trl" else pairs.table
     target = target_of(output, opened.path, binary=form != "jsonl")
@@ -67,7 +79,7 @@ def export(
     say(f"{table.num_rows:,} pairs with the log-probs of {reference}{skipped}")
 
 
-@click.command(name="import")
+@click.command(name="import", cls=Command)
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--ref", "reference", required=True, metavar="NAME", help="What to call them.")
 @click.option("--origin", required=True, metavar="TEXT", help="Who computed them, in words.")

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mrpo_tools.cli import completion
+from mrpo_tools.cli.help import Command
 from mrpo_tools.cli.options import json_option, print_json, print_table
 
 if TYPE_CHECKING:
     from mrpo_tools.methods.method import Description
 
 
-@click.command()
-@click.argument("name", required=False)
+@click.command(cls=Command)
+@click.argument("name", required=False, shell_complete=completion.losses)
 @json_option
 def losses(*, name: str | None, as_json: bool) -> None:
     """List the objectives, or explain one: formula, paper, defaults and a recipe line.

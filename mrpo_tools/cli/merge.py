@@ -7,13 +7,17 @@ from pathlib import Path
 import click
 
 from mrpo_tools import words
+from mrpo_tools.cli.completion import runs
+from mrpo_tools.cli.help import Command
 from mrpo_tools.cli.options import choice
 
 
-@click.command()
-@click.argument("model")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--dtype", type=choice(words.Dtype))
+@click.command(cls=Command)
+@click.argument("model", metavar="RUN_OR_MODEL", shell_complete=runs)
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR",
+              help="Where the model is written.")  # fmt: skip
+@click.option("--dtype", type=choice(words.Dtype),
+              help="Of the merged weights.  [default: the base model's]")  # fmt: skip
 def merge(model: str, output: Path, dtype: str | None) -> None:
     """Merge the LoRA adapter of a run, or of a directory, into its base model.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 import click
 
 from mrpo_tools import words
+from mrpo_tools.cli.completion import files, settings
+from mrpo_tools.cli.help import Names
 
 if TYPE_CHECKING:
     from mrpo_tools.cache import Cache
@@ -35,9 +38,9 @@ def decorate(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
     return apply
 
 
-def choice(of: Any) -> click.Choice[str]:
+def choice(of: Any) -> Names:
     """An option's type: one of the names of a choice in `words`."""
-    return click.Choice(words.choices(of))
+    return Names(of)
 
 
 def renamed(old: str, name: str) -> Callable[[Command], Command]:
@@ -53,9 +56,6 @@ def renamed(old: str, name: str) -> Callable[[Command], Command]:
     return click.option(old, hidden=True, expose_value=False, is_eager=True, callback=pass_on)
 
 
-pairing_option = click.option(
-    "--pairing", type=choice(words.Pairing), help="Which pairs a group makes."
-)
 written_pairing_option = click.option(
     "--pairing",
     type=choice(words.DeterministicPairing),
@@ -65,7 +65,12 @@ written_pairing_option = click.option(
 )
 
 dataset_options = decorate(
-    click.option("--dataset", metavar="SOURCE", help="File, directory or hub id of the data."),
+    click.option(
+        "--dataset",
+        metavar="SOURCE",
+        shell_complete=files,
+        help="File, directory or hub id of the data.",
+    ),
     click.option("--data-adapter", metavar="NAME", help="How to read the data's columns."),
     click.option(
         "--map",
@@ -76,8 +81,13 @@ dataset_options = decorate(
     ),
     click.option("--score", metavar="KIND", help="Which score, where the data has several."),
     click.option("--test-size", type=float, help="Share of prompts held out as split `test`."),
+    click.option(
+        "--validation-size",
+        type=float,
+        help="Share of the prompts in `train` held out as split `validation`.",
+    ),
     click.option("--split-seed", type=int, help="Which prompts those are."),
-    click.option("--limit", type=int, help="The first N groups only."),
+    click.option("--limit", type=int, help="The first N groups of each split only."),
     click.option(
         "--skip-bad",
         is_flag=True,
@@ -90,25 +100,42 @@ cache_option = click.option(
     "--cache", metavar="DIR", help="The cache's directory.  [default: cache]"
 )
 
+truncated_option = click.option(
+    "--truncated",
+    type=choice(words.Truncated),
+    help="Whether responses take part that a model read cut.  [default: drop]",
+)
+
 set_option = click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any recipe key."
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    shell_complete=settings,
+    help="Any key of a recipe (`mrpo recipe` lists them). Repeats.",
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 reference_options = decorate(
-    click.option("--dtype", type=choice(words.Dtype)),
-    click.option("--quantization", type=choice(words.Quantization), help="4-bit weights."),
+    click.option("--dtype", type=choice(words.Dtype),
+                 help="Format of the weights.  [default: bfloat16; float32 on a CPU]"),
+    click.option("--quantization", type=choice(words.Quantization),
+                 help="Format of frozen weights, where not --dtype's."),
     click.option("--max-length", type=int, help="Tokens of prompt and response together."),
-    click.option("--overlong", type=choice(words.Overlong)),
+    click.option("--overlong", type=choice(words.Overlong),
+                 help="What of a response that does not fit.  [default: skip]"),
     click.option("--revision", metavar="REV", help="Commit, tag or branch on the hub."),
     click.option("--adapter", metavar="DIR", help="LoRA adapter of the reference."),
-    click.option("--system", type=choice(words.System)),
-    click.option("--added-tokens", type=choice(words.AddedTokens)),
+    click.option("--system", type=choice(words.System),
+                 help="What of a system message that the template refuses.  [default: fold]"),
+    click.option("--added-tokens", type=choice(words.AddedTokens),
+                 help="What of a tokenizer's added tokens in the data.  [default: plain]"),
     click.option("--batch-tokens", type=int, help="Tokens of a batch, padding counted."),
-    click.option("--attention", type=choice(words.Attention)),
+    click.option("--attention", type=choice(words.Attention),
+                 help="How attention is computed.  [default: auto]"),
     click.option("--trust-remote-code", is_flag=True, default=None, help="Run the model's code."),
-)
+)  # fmt: skip
 REFERENCE_FIELDS = (
     "dtype", "quantization", "max_length", "overlong", "revision", "adapter", "system",
     "added_tokens", "batch_tokens", "attention", "trust_remote_code",
@@ -154,6 +181,7 @@ def dataset_of(project: Project, options: Mapping[str, Any]) -> Dataset:
         "map": _mapping(options.get("mapping") or ()),
         "score": options.get("score"),
         "test_size": options.get("test_size"),
+        "validation_size": options.get("validation_size"),
         "split_seed": options.get("split_seed"),
         "limit": options.get("limit"),
         "skip_bad": options.get("skip_bad"),
@@ -229,8 +257,9 @@ def list_skipped(name: str, problems: Sequence[Problem]) -> None:
 
 
 WARNED = (
-    "chosen_scored_below_rejected", "contradicting_groups", "unjudged_groups",
-    "prompts_in_two_splits", "lacking_in_train", "one_sided_verdicts",
+    "chosen_scored_below_rejected", "chosen_tied_with_rejected", "one_sided_scores",
+    "contradicting_groups", "unjudged_groups", "prompts_in_two_splits",
+    "similar_prompts_in_two_splits", "lacking_in_train", "one_sided_verdicts",
 )  # fmt: skip
 
 
@@ -296,13 +325,19 @@ def print_json(values: object) -> None:
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Aligned columns on stdout: text to the left, numbers to the right."""
-    from mrpo_tools.progress import aligned
+    """Columns on stdout, no wider than its terminal: text to the left, numbers to the right."""
+    from mrpo_tools.progress import aligned, terminal_width
 
     texts = [[_cell(value) for value in row] for row in rows]
     numeric = [all(map(_is_number, column)) for column in zip(*texts, strict=True)]
-    for line in aligned([header, *texts], numeric or [False] * len(header)):
+    right = numeric or [False] * len(header)
+    for line in aligned([header, *texts], right, width=terminal_width()):
         print(line)
+
+
+def rounded_up(value: float) -> str:
+    """A quantity with one decimal, and 0.0 for nothing alone."""
+    return f"{math.ceil(10 * value) / 10:,.1f}"
 
 
 def print_records(records: Sequence[Row]) -> None:
@@ -329,4 +364,4 @@ def _cell(value: object) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    return cell == "–" or cell[:1].isdigit() or (cell[:1] in "-−" and cell[1:2].isdigit())
+    return cell in ("", "–") or cell[:1].isdigit() or (cell[:1] in "-−" and cell[1:2].isdigit())

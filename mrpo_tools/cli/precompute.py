@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mrpo_tools.cli.completion import references
+from mrpo_tools.cli.help import Command
 from mrpo_tools.cli.options import (
     cache_option,
     dataset_of,
     dataset_options,
     json_option,
     print_json,
-    print_table,
+    print_records,
     read_groups,
     reference_options,
     references_named,
+    rounded_up,
 )
 
 if TYPE_CHECKING:
@@ -32,9 +35,9 @@ if TYPE_CHECKING:
     from mrpo_tools.scorer.loaded import LoadedReference
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
-    "--ref", "refs", multiple=True, metavar="NAME[=MODEL]",
+    "--ref", "refs", multiple=True, metavar="NAME[=MODEL]", shell_complete=references,
     help="Reference by name, or name and model. Repeats and takes commas.",
 )  # fmt: skip
 @dataset_options
@@ -144,6 +147,7 @@ def _print_estimates(estimates: list[Estimate], *, as_json: bool) -> None:
     if as_json:
         print_json([vars(estimate) for estimate in estimates])
         return
+    missing = [estimate for estimate in estimates if estimate.responses]
     rows = [
         {
             "reference": estimate.name,
@@ -154,17 +158,18 @@ def _print_estimates(estimates: list[Estimate], *, as_json: bool) -> None:
             "overlong": estimate.overlong,
             "memory MB": round(estimate.memory_bytes / 1e6),
             "disk kB": math.ceil(estimate.disk_bytes / 1e3),
-            "loading s": round(estimate.loading_seconds, 1),
-            "seconds": round(estimate.seconds, 1),
+            "loading s": rounded_up(estimate.loading_seconds),
+            "computing s": rounded_up(estimate.seconds),
         }
-        for estimate in estimates
+        for estimate in missing
     ]
-    print_table(tuple(rows[0]), [tuple(row.values()) for row in rows])
-    print("memory is of tensors: weights, and what the largest batch takes beside them")
+    if rows:
+        print_records(rows)
+        print("memory is of tensors: weights, and what the largest batch takes beside them")
     done = ", ".join(estimate.name for estimate in estimates if not estimate.responses)
     if done:
         print(f"nothing to compute, as every response has its number in the cache: {done}")
-    rough = ", ".join(estimate.name for estimate in estimates if estimate.about)
+    rough = ", ".join(estimate.name for estimate in missing if estimate.about)
     if rough:
         print(f"about, by a rough formula, as no model can be made of the configuration: {rough}")
 
@@ -188,7 +193,9 @@ def _print(summaries: list[Summary], *, as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    print_table(tuple(rows[0]), [tuple(row.values()) for row in rows])
+    print_records([{**row, "seconds": rounded_up(summary.seconds)}
+                   for row, summary in zip(rows, summaries, strict=True)])  # fmt: skip
+    print("seconds are of the clock, the loading of the model included")
     if is_first_process():
         names = ",".join(str(row["reference"]) for row in rows)
         print(f"next: mrpo rank, or mrpo train --refs {names} --output RUN")

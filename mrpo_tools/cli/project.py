@@ -8,6 +8,8 @@ from pathlib import Path
 import click
 
 from mrpo_tools import words
+from mrpo_tools.cli.completion import presets
+from mrpo_tools.cli.help import Command
 from mrpo_tools.cli.options import choice, print_table, references_named
 
 TEMPLATE = """\
@@ -32,14 +34,18 @@ REFERENCE = """\
 """
 
 
-@click.command()
-@click.option("--dataset", metavar="SOURCE", help="[default: data.jsonl, or the preset's first]")
+@click.command(cls=Command)
+@click.option("--dataset", metavar="SOURCE",
+              help="File, directory or hub id of the data.  [default: data.jsonl, or the preset's "
+              "first]")  # fmt: skip
 @click.option("--test-size", type=float,
               help="Share of prompts held out.  [default: the paper's for a named data set, else "
                    "0.1]")  # fmt: skip
-@click.option("--ref", "refs", multiple=True, metavar="NAME=MODEL", help="Repeats.")
-@click.option("--dtype", type=choice(words.Dtype))
-@click.option("--preset", metavar="TABLE:ROW/COLUMN",
+@click.option("--ref", "refs", multiple=True, metavar="NAME=MODEL",
+              help="A reference and its model: a directory or hub id. Repeats.")  # fmt: skip
+@click.option("--dtype", type=choice(words.Dtype),
+              help="Of the references' weights.  [default: what suits this machine]")  # fmt: skip
+@click.option("--preset", metavar="TABLE:ROW/COLUMN", shell_complete=presets,
               help="A cell of a paper's table, a file or one that comes with mrpo; writes "
                    "recipe.yaml too.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace an existing project file.")
@@ -119,7 +125,7 @@ def _init_preset(word: str, dataset: str | None, project: Path, *, force: bool) 
     print(f"then: mrpo train --config {recipe} --output run")
 
 
-@click.command()
+@click.command(cls=Command)
 def doctor() -> None:
     """Say what this machine has: versions, device, memory, disk."""
     import os

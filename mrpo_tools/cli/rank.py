@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mrpo_tools.cli.options import cache_option, json_option, print_json, print_table, with_interval
+from mrpo_tools.cli.completion import references
+from mrpo_tools.cli.help import Command
+from mrpo_tools.cli.options import (
+    cache_option,
+    json_option,
+    print_json,
+    print_table,
+    truncated_option,
+    with_interval,
+)
 
 if TYPE_CHECKING:
     from mrpo_tools.cache import Cache
@@ -19,12 +28,15 @@ ROWS_SHOWN = 8
 PROMPT_SHOWN = 60
 
 
-@click.command()
-@click.option("--refs", metavar="A,B,…", help="Cached references.  [default: all]")
+@click.command(cls=Command)
+@click.option("--refs", metavar="A,B,…", shell_complete=references,
+              help="Cached references.  [default: all]")  # fmt: skip
 @click.option("--split", default="train", show_default=True, help="`all` for everything.")
 @click.option("--dataset", metavar="SOURCE",
               help="Its source, or its name in the cache.  [default: all]")  # fmt: skip
-@click.option("--epsilon-max", "epsilons", default="0.01,0.1,1", show_default=True, metavar="E,…")
+@click.option("--epsilon-max", "epsilons", default="0.01,0.1,1", show_default=True, metavar="E,…",
+              help="Radii of the trust region to try.")  # fmt: skip
+@truncated_option
 @cache_option
 @json_option
 def rank(refs: str | None, split: str, dataset: str | None, epsilons: str, **options: Any) -> None:
@@ -55,6 +67,7 @@ def rank(refs: str | None, split: str, dataset: str | None, epsilons: str, **opt
         dataset=_saved(cache, dataset),
         epsilons=_numbers(epsilons),
         references=project.references,
+        truncated=options["truncated"] or "drop",
     )
     if options["as_json"]:
         print_json(ranking.as_json())

@@ -6,14 +6,19 @@ from pathlib import Path
 
 import click
 
+from mrpo_tools.cli import completion
+from mrpo_tools.cli.help import Command
 
-@click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN…")
+
+@click.command(cls=Command)
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN…",
+                shell_complete=completion.runs)  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path), default=Path("report"),
-              show_default=True, metavar="DIR")  # fmt: skip
-@click.option("--split", default="test", show_default=True)
+              show_default=True, metavar="DIR", help="Where the page is written.")  # fmt: skip
+@click.option("--split", default="test", show_default=True, help="That was evaluated.")
 @click.option("--baseline", "baselines", multiple=True, metavar="METHOD",
-              help="Repeats.  [default: dpo with a single reference]")  # fmt: skip
+              help="What the others are compared with. Repeats.  [default: dpo with a single "
+              "reference]")  # fmt: skip
 def report(runs: tuple[Path, ...], output: Path, split: str, baselines: tuple[str, ...]) -> None:
     """Write a page about runs: tables, pictures, costs and differences.
 

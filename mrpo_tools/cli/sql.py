@@ -11,6 +11,8 @@ from pathlib import Path
 import click
 
 from mrpo_tools import words
+from mrpo_tools.cli.completion import references
+from mrpo_tools.cli.help import Command
 from mrpo_tools.cli.options import cache_option, choice, target_of
 
 SUFFIXES: dict[str, words.ResultFormat] = {
@@ -23,7 +25,7 @@ SUFFIXES: dict[str, words.ResultFormat] = {
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("query", required=False)
 @click.option("-f", "--file", metavar="FILE", help="Read the query from a file.")
 @click.option("--saved", metavar="NAME", help="Run a query that comes with mrpo.")
@@ -37,9 +39,11 @@ _ID = re.compile(r"[0-9a-f]{32}")
 @click.option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout.")
 @cache_option
 @click.option("--runs", metavar="DIR", help="Directory of runs.  [default: runs]")
-@click.option("--refs", metavar="NAMES", help="Load these only; reference 1 first.  [default: all]")
+@click.option("--refs", metavar="NAMES", shell_complete=references,
+              help="Load these only; reference 1 first.  [default: all]")  # fmt: skip
 @click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds.")
-@click.option("--memory-limit", metavar="SIZE", default="2GB", show_default=True)
+@click.option("--memory-limit", metavar="SIZE", default="2GB", show_default=True,
+              help="Of the query.")  # fmt: skip
 def sql(
     query: str | None,
     file: str | None,
@@ -65,6 +69,7 @@ def sql(
         mrpo sql "SELECT * FROM virtual_reference($eps)" --param eps=0.1 -o virtual.parquet
     """
     from mrpo_tools.config import load_project
+    from mrpo_tools.progress import terminal_width
 
     path = Path(cache or load_project().cache)
     text, values = _query(query, file, saved)
@@ -82,6 +87,7 @@ def sql(
         sql=text, params=values, form=form, cache=path, runs=runs,
         references=[name for name in (refs or "").split(",") if name] or None,
         timeout=timeout, memory_limit=memory_limit,
+        width=None if isinstance(target, Path) else terminal_width(),
     )  # fmt: skip
     with sink_of(target) as sink:
         for content in answer(question):
@@ -152,6 +158,10 @@ def _overview(path: Path) -> Iterator[str]:
 def _wrapped(columns: Sequence[str]) -> Iterator[str]:
     import textwrap
 
+    from mrpo_tools.progress import terminal_width
+
+    indent = " " * 6
     yield from textwrap.wrap(
-        ", ".join(columns), 92, initial_indent="      ", subsequent_indent="      "
-    )
+        ", ".join(columns), min(92, terminal_width() or 92), initial_indent=indent,
+        subsequent_indent=indent, break_long_words=False,
+    )  # fmt: skip

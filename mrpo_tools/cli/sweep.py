@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from mrpo_tools.cli.completion import recipes, references, settings
+from mrpo_tools.cli.help import Command
 from mrpo_tools.cli.options import (
     cache_option,
     dataset_of,
@@ -17,19 +19,20 @@ from mrpo_tools.cli.options import (
 )
 
 
-@click.command()
-@click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--seeds", default="0..2", show_default=True, metavar="0..4", help="Both ends count.")
-@click.option("--grid", multiple=True, metavar="KEY=A,B,…",
+@click.command(cls=Command)
+@click.argument("recipe", type=click.Path(path_type=Path), shell_complete=recipes)
+@click.option("--seeds", default="0..2", show_default=True, metavar="0..4",
+              help="Each run is trained once with each; both ends count.")  # fmt: skip
+@click.option("--grid", multiple=True, metavar="KEY=A,B,…", shell_complete=settings,
               help="Values of a recipe key (YAML). Repeats: every combination.")  # fmt: skip
 @set_option
-@click.option("--refs", metavar="A,B,…",
+@click.option("--refs", metavar="A,B,…", shell_complete=references,
               help="Reference 1 first.  [default: the recipe's, or the project's]")  # fmt: skip
 @click.option("--no-baselines", is_flag=True, help="Leave out DPO with each single reference.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True,
               help="Runs at a time, each in a process and on a GPU of its own.")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path), default=Path("runs/sweep"),
-              show_default=True, metavar="DIR")  # fmt: skip
+              show_default=True, metavar="DIR", help="Of the runs and the table.")  # fmt: skip
 @click.option("--split", default="test", show_default=True, help="To evaluate on.")
 @click.option("--dry-run", is_flag=True, help="List the runs; train nothing.")
 @dataset_options

@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mrpo_tools import words
+from mrpo_tools.cli.completion import recipes, references
 from mrpo_tools.cli.options import (
     cache_option,
-    choice,
     dataset_of,
     dataset_options,
     json_option,
-    pairing_option,
     print_json,
     print_table,
     read_groups,
     recipe_keys,
     references_named,
+    rounded_up,
     set_option,
 )
+from mrpo_tools.cli.recipe_options import KEYS, RecipeCommand, given
 
 if TYPE_CHECKING:
     from mrpo_tools.cache import Cache
@@ -30,35 +30,33 @@ if TYPE_CHECKING:
     from mrpo_tools.training.estimate import TrainingEstimate
     from mrpo_tools.training.train import TrainResult
 
-RECIPE_OPTIONS = (
-    "loss", "policy", "combine", "weights", "trust_region", "epsilon_max", "chosen", "pairing",
+DATA = (
+    "dataset", "data_adapter", "mapping", "score", "test_size", "split_seed", "limit", "skip_bad",
 )  # fmt: skip
+SECTIONS = {
+    "What is optimised": ("loss", "refs", "definitions", *KEYS["What is optimised"][1:]),
+    **{name: keys for name, keys in KEYS.items() if name != "What is optimised"},
+    "Every other key": ("config", "settings"),
+    "Data and cache": (*DATA, "cache"),
+    "Output": ("output", "resume", "dry_run", "as_json"),
+}
+"""Of the help: options by heading."""
 
 
-@click.command()
-@click.option("--loss", metavar="NAME", help="`mrpo losses` lists them.  [default: mrpo]")
-@click.option("--refs", metavar="A,B,…",
+@click.command(cls=RecipeCommand, sections=SECTIONS)
+@click.option("--refs", metavar="A,B,…", shell_complete=references,
               help="Cached references, reference 1 first; NAME=MODEL says where one is.  "
               "[default: the project's]")  # fmt: skip
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    metavar="RECIPE",
-    help="A recipe (YAML), or one that comes with mrpo: mrpo, dpo, mpo.",
-)
-@click.option("--policy", metavar="MODEL", help="Start from this model, not from reference 1.")
 @click.option("--ref", "definitions", multiple=True, metavar="NAME=MODEL",
               help="Where a reference's model is, outside a project.")  # fmt: skip
+@click.option("--config", type=click.Path(path_type=Path), metavar="RECIPE",
+              shell_complete=recipes,
+              help="A recipe (YAML), or one that comes with mrpo: mrpo, dpo, mpo.")  # fmt: skip
+@set_option
 @dataset_options
 @cache_option
-@click.option("--output", type=click.Path(path_type=Path), metavar="RUN")
-@click.option("--combine", type=choice(words.Combine))
-@click.option("--weights", type=choice(words.Weights))
-@click.option("--trust-region", type=choice(words.TrustRegion))
-@click.option("--epsilon-max", type=float)
-@click.option("--chosen", type=choice(words.Chosen))
-@pairing_option
-@set_option
+@click.option("--output", type=click.Path(path_type=Path), metavar="RUN",
+              help="The run's directory.")  # fmt: skip
 @click.option("--resume", is_flag=True,
               help="Go on with the run in --output, its recipe and data.")  # fmt: skip
 @click.option("--dry-run", is_flag=True,
@@ -77,10 +75,13 @@ def train(
     The references' weights are not read: their log-probs are. Reference 1 is the policy's initial
     model unless --policy names another.
 
+    A key that has an option here is the same key in a recipe, and any key can be --set. An option
+    beats --set, --set beats the recipe of --config, and that beats the defaults.
+
     \b
     Example:
         mrpo train --loss mrpo --refs llama,mistral,qwen --output runs/mrpo
-        mrpo train --config recipe.yaml --set learning_rate=5e-6 --output runs/slow
+        mrpo train --config recipe.yaml --learning-rate 5e-6 --output runs/slow
         mrpo train --loss mrpo --refs llama,mistral,qwen --dry-run
         mrpo train --resume --output runs/slow
     """
@@ -93,7 +94,7 @@ def train(
     names, placed = _names(options["refs"])
     recipe = _with_references(_recipe(config, options, settings, names), project)
     placed = [*options["definitions"], *placed]
-    references = {**project.references, **references_named(placed, project, {})}
+    models = {**project.references, **references_named(placed, project, {})}
     dataset, cache = dataset_of(project, options), Cache(options["cache"] or project.cache)
     if recipe.refs and cache.references():  # a name that is not there, before anything is read
         for name in recipe.refs:
@@ -101,7 +102,7 @@ def train(
     source = read_groups(dataset)
     _begin()
     if output is None or options["dry_run"]:
-        estimate = _estimate(recipe, source.groups, cache, references)
+        estimate = _estimate(recipe, source.groups, cache, models)
         _print_estimate(estimate, as_json=options["as_json"])
         return
     from mrpo_tools.training.train import train as phase2
@@ -110,7 +111,7 @@ def train(
         recipe=recipe,
         groups=source.groups,
         cache=cache,
-        references=references,
+        references=models,
         output=output,
         dataset=pinned(dataset, source.revision),
         resume=resume,
@@ -173,15 +174,18 @@ def _print_estimate(estimate: TrainingEstimate, *, as_json: bool) -> None:
                 estimate.steps,
                 estimate.step_tokens,
                 estimate.largest_tokens,
-                round(estimate.disk_bytes / 1e6, 1),
-                round(estimate.seconds, 1),
+                rounded_up(estimate.disk_bytes / 1e6),
+                rounded_up(estimate.seconds),
             )
         ],
     )
     both = {"false": estimate.plain, "true": estimate.checkpointed}
     print_table(
         ("checkpointing", "weights", "gradients", "optimizer", "activations", "beside", "peak MB"),
-        [(name, *(round(part / 1e6, 1) for part in astuple(step))) for name, step in both.items()],
+        [
+            (name, *(rounded_up(part / 1e6) for part in astuple(step)))
+            for name, step in both.items()
+        ],
     )
     chosen = "true" if estimate.gradient_checkpointing else "false"
     print(
@@ -221,14 +225,13 @@ def _recipe(
     settings: tuple[str, ...],
     refs: list[str] | None,
 ) -> Recipe:
-    """The recipe file with the options over it, then `--set`."""
+    """The recipe file with `--set` over it, then the options."""
     from mrpo_tools.config import Recipe, load_recipe, parse
 
     values = load_recipe(config) if config else {}
-    values |= {key: options[key] for key in RECIPE_OPTIONS if options[key] is not None}
+    values |= recipe_keys(settings) | given(options)
     if refs is not None:
         values["refs"] = refs
-    values |= recipe_keys(settings)
     return parse(Recipe, values, str(config) if config else "recipe")
 
 
@@ -252,7 +255,7 @@ def _print(result: TrainResult, loss: str, *, as_json: bool) -> None:
                 last.get("loss"),
                 last.get("rewards/accuracies"),
                 last.get("rewards/margins"),
-                round(metrics.train_seconds or 0.0, 1),
+                rounded_up(metrics.train_seconds or 0.0),
                 round((metrics.peak_memory_bytes or 0) / 1e6),
             )
         ],

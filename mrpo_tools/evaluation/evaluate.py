@@ -25,6 +25,7 @@ from mrpo_tools.references.resolved import resolve
 from mrpo_tools.runs.read import evaluation_file
 from mrpo_tools.runs.record import EvaluationRecord
 from mrpo_tools.runs.run import EVALUATION, Run
+from mrpo_tools.words import Truncated
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def evaluate(
     cache: Cache,
     split: str = "test",
     dataset: Dataset | None = None,
+    own_groups: Sequence[Group] | None = None,
 ) -> Evaluation:
     """Compare a run's policy on a split with its references and with itself untrained.
 
@@ -56,6 +58,8 @@ def evaluate(
         cache: where the references' numbers are; they are looked up, not computed.
         split: `all` for everything.
         dataset: where the groups came from; None means the run's own data.
+        own_groups: the run's own data where `groups` are others, to say which prompts it was
+            trained on; None where they cannot be had.
 
     Raises:
         UsageError: no group is in the split.
@@ -66,16 +70,19 @@ def evaluate(
     method = method_of(run.recipe, measured)
     if run.record.combination.accuracies is not None:
         method = method.weighted_by(run.record.combination.accuracies)
-    stores, tensors = _references(cache, references, measured)
+    cut = run.recipe.truncated
+    stores, tensors = _references(cache, references, measured, truncated=cut)
     own = Cache(run.path / EVALUATION)
-    trained = _policy_logps(own, "policy", run.trained_policy, measured)
+    trained = _policy_logps(own, "policy", run.trained_policy, measured, cut)
     if stores and stores[0].identity.hash == run.record.policy_identity:
         untrained = _first(tensors)
     else:
-        untrained = _policy_logps(own, "policy-step0", run.record.policy, measured)
+        untrained = _policy_logps(own, "policy-step0", run.record.policy, measured, cut)
     groups_hash = hash_groups(sorted(measured, key=lambda group: group.group_id))
     dataset = dataset or run.record.dataset
+    own_data = run.record.dataset in (None, dataset)
     about = {
+        "prompts_trained_on": _trained_on(run, measured, groups if own_data else own_groups),
         "split": split,
         "loss": run.recipe.loss,
         "references": references,
@@ -84,7 +91,6 @@ def evaluate(
         "dataset": dataset,
     }
     record = policy_metrics(method, tensors, trained, untrained).model_copy(update=about)
-    own_data = run.record.dataset in (None, dataset)
     path = evaluation_file(run.path, split if own_data else f"{split}-{groups_hash[:8]}")
     record.write(path)
     return Evaluation(path, record)
@@ -98,6 +104,7 @@ def evaluate_model(
     refs: Sequence[str] = (),
     split: str = "test",
     project: Mapping[str, Reference] | None = None,
+    truncated: Truncated = "drop",
 ) -> Evaluation:
     """The same for any model, without a run: its reward is that of MRPO against `refs`.
 
@@ -113,16 +120,17 @@ def evaluate_model(
         refs: names of cached references, reference 1 first.
         split: `all` for everything.
         project: what is known of the references, to check their numbers against.
+        truncated: whether responses take part that the model or a reference read cut.
 
     Raises:
         As `evaluate`; CacheStale where a reference's files or settings have changed.
     """
     measured = in_split(groups, split)
-    stores, tensors = _references(cache, refs, measured, project)
+    stores, tensors = _references(cache, refs, measured, project, truncated)
     resolved = resolve(name, reference)
     same = [store for store in stores if store.identity.hash == resolved.identity.hash]
     home = cache if same and same[0].name == name else Cache(cache.path / EVALUATION)
-    policy = _first(look_up([ensure(home, resolved, measured).store], measured))
+    policy = _first(look_up([ensure(home, resolved, measured).store], measured, truncated))
     if refs:
         method = method_of(Recipe(loss="mrpo", refs=list(refs)), measured)
         record = policy_metrics(method, tensors, policy, _first(tensors))
@@ -137,6 +145,17 @@ def evaluate_model(
         "precompute_seconds": [store.wall_seconds() for store in stores],
     }
     return Evaluation(None, record.model_copy(update=about))
+
+
+def _trained_on(
+    run: Run, measured: Sequence[Group], own_groups: Sequence[Group] | None
+) -> int | None:
+    """How many prompts of the measured groups are in the split that the run was trained on."""
+    if own_groups is None:
+        return None
+    split = run.recipe.split
+    trained = {group.prompt_id for group in own_groups if split in ("all", group.split)}
+    return len(trained & {group.prompt_id for group in measured})
 
 
 def references_to_compute(
@@ -176,6 +195,7 @@ def _references(
     names: Sequence[str],
     groups: Sequence[Group],
     project: Mapping[str, Reference] | None = None,
+    truncated: Truncated = "drop",
 ) -> tuple[list[ReferenceStore], GroupTensors]:
     """The cached numbers, or one error that names every reference without them."""
     missing, reasons = [], []
@@ -194,14 +214,14 @@ def _references(
             "add --precompute, or compute them first: mrpo precompute --ref "
             f"{','.join(missing)} --cache {cache.path} (and --dataset, if it is another)",
         )
-    return stores, look_up(stores, groups)
+    return stores, look_up(stores, groups, truncated)
 
 
 def _policy_logps(
-    own: Cache, name: str, reference: Reference, groups: Sequence[Group]
+    own: Cache, name: str, reference: Reference, groups: Sequence[Group], truncated: Truncated
 ) -> PolicyLogps:
     store = ensure(own, resolve(name, reference), groups).store
-    return _first(look_up([store], groups))
+    return _first(look_up([store], groups, truncated))
 
 
 def _first(tensors: GroupTensors) -> PolicyLogps:

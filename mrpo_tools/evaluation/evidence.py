@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mrpo_tools.evaluation.estimates import number
 from mrpo_tools.evaluation.leading import Figure, LeadingFigure, LengthRules, Shares
-from mrpo_tools.evaluation.ranking import VirtualReference, candidates, virtual_logps
+from mrpo_tools.evaluation.ranking import Candidate, VirtualReference, candidates, virtual_logps
 from mrpo_tools.maths import references
 from mrpo_tools.maths.resampling import percentile_interval, simultaneous_intervals
 from mrpo_tools.methods.tensors import GroupTensors
@@ -44,6 +44,8 @@ class Evidence:
             the other, both ways; None for a single reference.
         helps: that the best of those tried gains, both among all and crossed, and where length is
             taken out, whether the longer or the shorter response is better.
+        one_sided: whether the best gains only where the longer response is better, or only where
+            the shorter is, as a taste for length does; False where length does not matter.
         useless: that none of those tried gains as much as `WORTH_HAVING`.
     """
 
@@ -60,6 +62,7 @@ class Evidence:
     best: VirtualReference | None
     crossed: Estimate | None
     helps: Confidence
+    one_sided: bool
     useless: Confidence
 
 
@@ -104,13 +107,10 @@ def gather(
     behind = _Differences(centre[:1] - centre[1:count], draws[:, :1] - draws[:, 1:count])
     gains = _Differences(centre[count:] - centre[0], draws[:, count:] - draws[:, :1])
     intervals = gains.estimates(gains.together())
-    measured = [
-        VirtualReference(one.references, one.combination, one.epsilon_max, of, gain)
-        for one, of, gain in zip(tried, accuracy[count:], intervals, strict=True)
-    ]
+    measured = _measured(tried, accuracy[count:], intervals)
     best = max(measured, key=lambda virtual: virtual.gain.value or 0.0, default=None)
     crossed = crossed_gain(shares, count) if best else None
-    steady = best and _steady(figure, tensors, rewards[measured.index(best)])
+    one_sided = best is not None and _one_sided(figure, tensors, rewards[measured.index(best)])
     return Evidence(
         labels=labels,
         figure=figure.name,
@@ -124,9 +124,19 @@ def gather(
         tried=measured,
         best=best,
         crossed=crossed.estimates()[0] if crossed else None,
-        helps=_helps(gains, draws[:, count:], crossed) if crossed and steady else "low",
+        helps="low" if one_sided or not crossed else _helps(gains, draws[:, count:], crossed),
+        one_sided=one_sided,
         useless=_how_sure(lambda level: (gains.together(level)[:, 1] < WORTH_HAVING).all()),
     )
+
+
+def _measured(
+    tried: Sequence[Candidate], accuracies: Sequence[Estimate], gains: Sequence[Estimate]
+) -> list[VirtualReference]:
+    return [
+        VirtualReference(one.references, one.combination, one.epsilon_max, accuracy, gain)
+        for one, accuracy, gain in zip(tried, accuracies, gains, strict=True)
+    ]
 
 
 def _helps(gains: _Differences, draws: Tensor, crossed: Shares) -> Confidence:
@@ -142,11 +152,11 @@ def _helps(gains: _Differences, draws: Tensor, crossed: Shares) -> Confidence:
     )
 
 
-def _steady(figure: LeadingFigure, tensors: GroupTensors, virtual: Tensor) -> bool:
-    """That a candidate, [G, N] nats, gains on either side of the length, where there are two."""
+def _one_sided(figure: LeadingFigure, tensors: GroupTensors, virtual: Tensor) -> bool:
+    """That a candidate, [G, N] nats, does not gain on some side of the length."""
     logps = torch.stack([tensors.logps[..., 0], virtual], dim=-1)
     accuracies = [side.shares(tensors, logps).accuracies for side in figure.sides()]
-    return all(bool(with_others > alone) for alone, with_others in accuracies)
+    return any(not bool(with_others > alone) for alone, with_others in accuracies)
 
 
 def crossed_gain(shares: Shares, count: int) -> Shares:

@@ -30,6 +30,7 @@ from mrpo_tools.evaluation.recommendation import Recommendation, recommend
 from mrpo_tools.groups import Group, in_split
 from mrpo_tools.methods.tensors import GroupTensors, look_up
 from mrpo_tools.runs.record import VERSION, Estimate
+from mrpo_tools.words import Truncated
 
 EPSILONS = (0.01, 0.1, 1.0)
 
@@ -120,6 +121,7 @@ def rank(
     dataset: str | None = None,
     epsilons: Sequence[float] = EPSILONS,
     references: Mapping[str, Reference] | None = None,
+    truncated: Truncated = "drop",
 ) -> Ranking:
     """Measure every cached reference as a preference model, and recommend.
 
@@ -131,6 +133,7 @@ def rank(
         epsilons: values of ε_max to try.
         references: what the project knows of them: numbers of other files or settings are refused,
             and of several identities of a name its own is taken.
+        truncated: whether responses take part that a reference read cut.
 
     Raises:
         CacheMissing: a reference has no numbers for some response; names the command.
@@ -139,7 +142,7 @@ def rank(
     """
     stores = _stores(cache, names, references or {})
     groups = cached_groups(cache, split, dataset)
-    tensors = look_up(stores, groups)
+    tensors = look_up(stores, groups, truncated)
     labels = _labels(stores)
     unpaired = accuracy_columns(tensors, tensors.logps)[:, 0].isnan()
     if bool(unpaired.all()):

@@ -14,6 +14,10 @@ PAPER = (
     "arXiv 2512.10040 reports that DPO with a single reference, for 6 of 7 references, beat every "
     "multi-reference method it tried"
 )
+ONE_SIDED = (
+    "but not both where the longer response is better and where the shorter is, so it may be a "
+    "taste for length"
+)
 FIGURES = {"summed": "", "per_byte_at_equal_length": ", per byte and at equal length,"}
 
 
@@ -102,7 +106,7 @@ def _about_the_first(evidence: Evidence) -> list[str]:
             f"It is {_points(gap.value)} points ahead of {evidence.labels[1]} ({_interval(gap)})."
         )
         if evidence.ahead == "low":
-            sentences.append("Which reference is first cannot be told from these groups.")
+            sentences.append("Which reference is first cannot be told from these groups at 97.5 %.")
     return sentences
 
 
@@ -135,8 +139,10 @@ def _about_combinations(evidence: Evidence, helps: Confidence, useless: Confiden
             "That a combination ranks better is no promise that training against it does: "
             f"compare it with single-reference DPO (mrpo sweep); {PAPER}.",
         ]
+    if evidence.one_sided:
+        tried, crossed = f"{tried}, {crossed}", ONE_SIDED
     more = "None of them gains a point" if useless != "low" else "A gain is not ruled out either"
-    return [f"{tried}, {crossed}: no gain is shown. {more}; {PAPER}."]
+    return [f"{tried}, {crossed}: no gain is shown at 97.5 %. {more}; {PAPER}."]
 
 
 def _notes(evidence: Evidence) -> list[str]:

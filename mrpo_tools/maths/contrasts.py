@@ -99,8 +99,9 @@ def choose_sides(
 def pairs(sides: Sides, pairing: Pairing, seeds: Tensor | None = None) -> Tensor:
     """[B, N, N] bool: entry (w, l) is True where response w is compared with response l.
 
-    With labels w is the best of the chosen and l ranges over the rejected; without, over all
-    responses scored lower than w. Pairs tied in score do not exist. The lowest index wins a tie.
+    With labels a pair is one of Y+ × Y− whatever its scores say: w is the best of the chosen and l
+    ranges over the rejected, those of equal or larger score among them. Without labels l ranges
+    over all responses scored lower than w, so none is tied with it. The lowest index wins a tie.
 
     Args:
         sides: from `choose_sides`.
@@ -113,7 +114,7 @@ def pairs(sides: Sides, pairing: Pairing, seeds: Tensor | None = None) -> Tensor
     """
     if pairing not in choices(Pairing):
         raise ValueError(f"pairing must be one of {', '.join(choices(Pairing))}, got {pairing!r}")
-    every = ordered_pairs(sides) if sides.labels is None else _labelled_pairs(sides, sides.labels)
+    every = every_pair(sides)
     if pairing == "all":
         return every
     winner = one_hot_argmax(sides.scores, sides.mask if sides.labels is None else sides.labels)
@@ -130,8 +131,10 @@ def pairs(sides: Sides, pairing: Pairing, seeds: Tensor | None = None) -> Tensor
     return against & loser.unsqueeze(1)
 
 
-def ordered_pairs(sides: Sides) -> Tensor:
-    """[B, N, N] bool: every pair with s_a > s_b."""
+def every_pair(sides: Sides) -> Tensor:
+    """[B, N, N] bool: chosen against rejected by the labels; without any, all with s_a > s_b."""
+    if sides.labels is not None:
+        return sides.labels.unsqueeze(-1) & (sides.mask & ~sides.labels).unsqueeze(-2)
     both = sides.mask.unsqueeze(-1) & sides.mask.unsqueeze(-2)
     return both & (pair_differences(sides.scores) > 0)
 
@@ -146,12 +149,6 @@ def one_hot_argmax(values: Tensor, mask: Tensor) -> Tensor:
 def score_deviation(sides: Sides) -> Tensor:
     """[B]: the population standard deviation of each group's scores."""
     return masked_mean(sides.deviations.square(), sides.mask).sqrt()
-
-
-def _labelled_pairs(sides: Sides, labels: Tensor) -> Tensor:
-    """[B, N, N]: chosen against rejected, without the pairs whose scores are equal."""
-    untied = pair_differences(sides.scores) != 0
-    return labels.unsqueeze(-1) & (sides.mask & ~labels).unsqueeze(-2) & untied
 
 
 def _deviations(scores: Tensor, mask: Tensor) -> Tensor:

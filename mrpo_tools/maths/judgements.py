@@ -59,10 +59,7 @@ class Judgements:
     @cached_property
     def pairs(self) -> Tensor:
         """[G, N, N] bool: the pairs that accuracies count, Y+ × Y− with labels, else s_a > s_b."""
-        sides = self.sides
-        if sides.labels is None:
-            return contrasts.ordered_pairs(sides)
-        return sides.positive.unsqueeze(-1) & sides.negative.unsqueeze(-2)
+        return contrasts.every_pair(self.sides)
 
     def within(self, mask: Tensor) -> Judgements:
         """The same with the responses of `mask`, [G, N], only."""

@@ -20,6 +20,7 @@ from mrpo_tools.errors import UsageError
 from mrpo_tools.groups import Group, kinds_of_judgement
 from mrpo_tools.maths import metrics
 from mrpo_tools.maths.judgements import Judgements
+from mrpo_tools.words import Truncated
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,15 @@ class GroupTensors:
         )
 
 
-def look_up(stores: Sequence[ReferenceStore], groups: Sequence[Group]) -> GroupTensors:
+def look_up(
+    stores: Sequence[ReferenceStore], groups: Sequence[Group], truncated: Truncated = "drop"
+) -> GroupTensors:
     """The cached numbers of groups under K references.
+
+    Args:
+        stores: of the references, reference 1 first.
+        groups: G of them.
+        truncated: whether responses take part of which a reference read the beginning alone.
 
     Raises:
         CacheMissing: a reference has no row for some response; names the count and the command.
@@ -91,7 +99,7 @@ def look_up(stores: Sequence[ReferenceStore], groups: Sequence[Group]) -> GroupT
     tables = [store.rows_of(response_ids) for store in stores]
     reasons = np.full(len(rows), "", dtype=object)  # of the first reference without a number
     for table in reversed(tables):
-        statuses = table["status"].to_numpy()
+        statuses = _statuses(table, truncated)
         reasons = np.where(statuses == "ok", reasons, statuses)
     present = reasons == ""
     at = rows[present], columns[present]
@@ -117,6 +125,15 @@ def look_up(stores: Sequence[ReferenceStore], groups: Sequence[Group]) -> GroupT
         prompts=_places_of_prompts(groups),
         dropped=Counter(reasons[~present].tolist()),
     )
+
+
+def _statuses(
+    table: pa.Table, truncated: Truncated
+) -> np.ndarray[tuple[int], np.dtype[np.object_]]:
+    """Why each row has no number that takes part; `ok` where it has."""
+    statuses = table["status"].to_numpy()
+    cut = (statuses == "ok") & table["truncated"].to_numpy()
+    return np.where(cut, "truncated", statuses) if truncated == "drop" else statuses
 
 
 def judgements(groups: Sequence[Group], mask: Tensor) -> Judgements:

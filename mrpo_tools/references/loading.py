@@ -152,12 +152,15 @@ def nf4(dtype: str) -> Any:
     )
 
 
-def add_lora(
-    model: PreTrainedModel, rank: int, alpha: int, targets: list[str] | str, seed: int
-) -> PreTrainedModel:
+def add_lora(model: PreTrainedModel, *, seed: int, **settings: Any) -> PreTrainedModel:
     """A fresh trainable LoRA adapter on a frozen model; with NF4 weights this is QLoRA.
 
     The adapter starts at zero effect: its first log-probs are the base model's.
+
+    Args:
+        model: frozen by this.
+        seed: of its first weights.
+        settings: of peft's `LoraConfig`: `r`, `lora_alpha`, `target_modules`, …
     """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
@@ -173,14 +176,28 @@ def add_lora(
             if name in norms:  # the helper widens them; the reference was computed without that
                 parameter.data = parameter.data.to(norms[name])
     torch.manual_seed(seed)
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
-    )
+    config = LoraConfig(**{**settings, "task_type": "CAUSAL_LM"})
     try:
         adapted = cast("PreTrainedModel", get_peft_model(model, config))
     except ValueError as error:
         raise UsageError(f"lora_target_modules: {error}") from None
     return adapted
+
+
+def train_on(model: PreTrainedModel) -> PreTrainedModel:
+    """A model that was loaded with an adapter, whose adapter is to be trained further."""
+    with_adapter: Any = model
+    for name in with_adapter.peft_config:
+        with_adapter.peft_config[name].inference_mode = False
+        with_adapter.set_adapter(name)
+    return model
+
+
+def keep_dropout(model: PreTrainedModel, probability: float) -> None:
+    """Give an adapter's inputs dropout again, which the scorer takes from every layer."""
+    for name, module in model.named_modules():
+        if "lora_dropout" in name and isinstance(module, torch.nn.Dropout):
+            module.p = probability
 
 
 def merge_adapter(model: PreTrainedModel) -> PreTrainedModel:

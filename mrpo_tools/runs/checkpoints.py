@@ -93,12 +93,13 @@ def last_whole(run: Path) -> Path | None:
     return None
 
 
-def keep(run: Path, newest: Path, count: int | None) -> None:
+def keep(run: Path, newest: Path, count: int | None, best: str | None = None) -> None:
     """Remove checkpoints until `count` are left; None keeps all earlier ones.
 
-    Those after `newest`, which has just been sealed, were passed over, and go too.
+    Those after `newest`, which has just been sealed, were passed over, and go too. The one named
+    `best` stays beside those that are counted.
     """
-    others = [path for path in checkpoints(run) if path != newest]
+    others = [path for path in checkpoints(run) if path != newest and path.name != best]
     later = [path for path in others if step_of(path) > step_of(newest)]
     earlier = [path for path in others if path not in later]
     for checkpoint in later + ([] if count is None else earlier[count - 1 :]):

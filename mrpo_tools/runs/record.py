@@ -88,12 +88,17 @@ class DataReport(CombinationReport):
         dropped_responses: how many were left out, by reason.
         reference_accuracies: each reference's own, by kind of reward.
         skipped_groups: how many the objective cannot use, by reason.
+        doubted_labels: groups whose scores say something else than their labels, or that have no
+            score for some responses, by what it is; the labels win.
+        prompts_in_two_splits: prompts that are trained on and stand in another split too.
     """
 
     groups: int | None = None
     dropped_responses: dict[str, int] = Field(default_factory=dict)
     reference_accuracies: dict[str, list[float | None]] = Field(default_factory=dict)
     skipped_groups: dict[str, int] = Field(default_factory=dict)
+    doubted_labels: dict[str, int] = Field(default_factory=dict)
+    prompts_in_two_splits: int | None = None
 
 
 class CombinationWords(Part):
@@ -236,6 +241,8 @@ class Metrics(Record, DataReport):
         last_log: the last entry of the log with a loss.
         last_evaluation: the last entry of what was measured while training.
         total_seconds: of the command, loading counted.
+        moved_nats_per_token: mean distance between the policy's log-probs and those of the
+            untrained one, over some responses that it was trained on.
     """
 
     steps: int | None = None
@@ -247,6 +254,21 @@ class Metrics(Record, DataReport):
     last_log: dict[str, int | float | None] = Field(default_factory=dict)
     last_evaluation: dict[str, int | float | None] = Field(default_factory=dict)
     total_seconds: float | None = None
+    moved_nats_per_token: float | None = None
+
+    @property
+    def hardly_moved(self) -> str | None:
+        """What to say of a policy that training left where it was; None of any other."""
+        return _hardly_moved(self.moved_nats_per_token)
+
+
+def _hardly_moved(moved: float | None) -> str | None:
+    if moved is None or moved >= HARDLY_MOVED:
+        return None
+    return (
+        f"the policy hardly moved: {moved:.2g} nats a token from the untrained one; "
+        "more steps or a larger learning_rate move it"
+    )
 
 
 @dataclass(frozen=True)
@@ -280,6 +302,7 @@ class EvaluationRecord(Record, Measurements[float]):
         precompute_seconds: that the log-probs of the data took, for each reference.
         groups_hash: of the groups.
         dataset: where they came from.
+        prompts_trained_on: of those measured here, by the run; None where nobody knows.
         moved_nats_per_token: mean distance between the policy's log-probs and those of the
             untrained one; None where it has none.
     """
@@ -297,6 +320,7 @@ class EvaluationRecord(Record, Measurements[float]):
     precompute_seconds: list[float | None] = Field(default_factory=list)
     groups_hash: str | None = None
     dataset: Dataset | None = None
+    prompts_trained_on: int | None = None
     moved_nats_per_token: float | None = None
 
     def estimate(self, metric: str) -> Estimate | None:
@@ -315,13 +339,7 @@ class EvaluationRecord(Record, Measurements[float]):
     def hardly_moved(self) -> str | None:
         """What to say of a policy that training left where it was; None of any other, or a
         model."""
-        moved = self.moved_nats_per_token
-        if moved is None or self.model is not None or moved >= HARDLY_MOVED:
-            return None
-        return (
-            f"the policy hardly moved: {moved:.2g} nats a token from the untrained one; "
-            "more steps or a larger learning_rate move it"
-        )
+        return None if self.model is not None else _hardly_moved(self.moved_nats_per_token)
 
     def references_alone(self, kind: str = "summed") -> list[tuple[str, Estimate]]:
         """Each reference with the accuracy of its log-prob, reference 1 first.

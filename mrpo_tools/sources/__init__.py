@@ -11,9 +11,10 @@ summary   what the groups of a source are like; `export`, `write` them in other 
 """
 
 from mrpo_tools.sources.adapters.catalogue import ADAPTERS
+from mrpo_tools.sources.checks import COUNTS
 from mrpo_tools.sources.known import KNOWN
 from mrpo_tools.sources.load import Source, load_dataset, load_groups, read_rows
-from mrpo_tools.sources.stream import COUNTS, GroupStream, Options
+from mrpo_tools.sources.stream import GroupStream, Options
 
 __all__ = [
     "ADAPTERS",

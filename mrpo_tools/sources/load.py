@@ -49,6 +49,7 @@ def load_groups(
     split: str | None = None,
     limit: int | None = None,
     test_size: float | None = None,
+    validation_size: float = 0.0,
     seed: int = 0,
     score: str | None = None,
     skip_bad: bool = False,
@@ -66,10 +67,12 @@ def load_groups(
         adapter: a name of `ADAPTERS`; chosen from the columns when None.
         mapping: column names of an adapter to those of the data, `{"prompt": "question"}`.
         split: keep this one; None and `all` keep every split.
-        limit: stop after so many groups.
+        limit: the first so many groups of each split; reading stops where every split has them,
+            if the data names none.
         test_size: share of the prompts that go to `test` where the data names no split. None: as
             the papers split a named data set, else 0.
-        seed: of that choice.
+        validation_size: share of the prompts of `train` that go to `validation`.
+        seed: of these choices.
         score: which kind of score, for data that has several.
         skip_bad: leave rows with problems out and count them; False refuses the source.
         on_progress: called with (done, total), in bytes of files or rows of a hub data set.
@@ -87,6 +90,7 @@ def load_groups(
             split=split,
             limit=limit,
             test_size=test_size,
+            validation_size=validation_size,
             seed=seed,
             score=score,
             skip_bad=skip_bad,

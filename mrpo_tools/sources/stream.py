@@ -16,7 +16,9 @@ from mrpo_tools.sources.adapters.adapter import Adapter
 from mrpo_tools.sources.adapters.conversation import refuse_tools, with_system
 from mrpo_tools.sources.adapters.detect import SAMPLE_ROWS, choose
 from mrpo_tools.sources.adapters.fields import Field, says
+from mrpo_tools.sources.adapters.pairs import has_one_sided_score
 from mrpo_tools.sources.checks import (
+    COUNTS,
     ENOUGH_VERDICTS,
     FEW_VERDICTS,
     Noticing,
@@ -26,29 +28,9 @@ from mrpo_tools.sources.checks import (
 from mrpo_tools.sources.columns import Columns
 from mrpo_tools.sources.locate import locate, split_name
 from mrpo_tools.sources.readers.rows import Problem, Reading, Row, ignore_progress
-from mrpo_tools.sources.splits import Draw
+from mrpo_tools.sources.splits import Draw, Room
 
 MAX_PROBLEMS = 100_000
-COUNTS = {
-    "rows": "rows that could be parsed",
-    "groups": "groups that were kept",
-    "empty_lines": "lines without anything, skipped",
-    "merged_responses": "responses that repeat another one of their group, merged into it",
-    "tied_groups": "groups whose responses all have the same score, kept",
-    "unjudged_groups": "groups without scores and without labels that differ, kept",
-    "chosen_scored_below_rejected": "groups whose scores contradict their labels, kept",
-    "duplicate_groups": "groups that were there before, kept",
-    "contradicting_groups": "groups that were there before with other scores or labels, kept",
-    "first_preferred": "groups whose first response is the better one by a column's verdict",
-    "second_preferred": "groups whose second response is the better one by a column's verdict",
-    "one_sided_verdicts": "groups that a column's verdict all decides for the same side, kept",
-    "begun_responses": "groups whose prompt ends with the beginning of every response",
-    "prompts_in_two_splits": "prompts of several splits, all in the one where they were first seen",
-    "lacking_in_train": "groups fewer in train than in the paper's split, as prompts repeat",
-    "prompts_with_one_response": "prompts left out, as nothing can be compared",
-    "rows_of_other_splits": "rows left out, as they repeat the data in another form",
-    "skipped_rows": "rows with problems that were left out on request",
-}
 
 
 @dataclass(frozen=True)
@@ -60,6 +42,7 @@ class Options:
     split: str | None = None
     limit: int | None = None
     test_size: float | None = None
+    validation_size: float = 0.0
     seed: int = 0
     score: str | None = None
     skip_bad: bool = False
@@ -73,6 +56,7 @@ class Options:
             mapping=dataset.map or {},
             limit=dataset.limit,
             test_size=dataset.test_size,
+            validation_size=dataset.validation_size,
             seed=dataset.split_seed,
             score=dataset.score,
             skip_bad=dataset.skip_bad,
@@ -84,6 +68,8 @@ class Options:
             raise UsageError(f"--limit {self.limit}: expected 1 or more")
         if self.test_size is not None and not 0 <= self.test_size <= 1:
             raise UsageError(f"--test-size {self.test_size}: expected a share from 0 to 1")
+        if not 0 <= self.validation_size <= 1:
+            raise UsageError(f"--validation-size {self.validation_size}: expected a share, 0 to 1")
 
 
 class GroupStream:
@@ -113,7 +99,9 @@ class GroupStream:
         self._splits: Counter[str | None] = Counter()
         located = locate(source)
         self.name = located.name
-        self._draw = Draw.of(located, self.options.test_size, self.options.seed)
+        self._draw = Draw.of(
+            located, self.options.test_size, self.options.seed, self.options.validation_size
+        )
         reading = Reading(self.counts, self.options.on_progress)
         rows = located.rows(reading)
         head = list(itertools.islice(rows, SAMPLE_ROWS))
@@ -122,6 +110,8 @@ class GroupStream:
         self._keys: Counter[str] = Counter()
         self._columns = Columns(self.options.mapping, head)
         objects = self._columns.objects(head)
+        named = any("split" in row for row in objects)
+        self._names_splits = named or any(item.split for item in head if isinstance(item, Row))
         self.adapter, self.reason = choose(self.source, objects, self.options.adapter)
         self._score = _kind_of_score(self.adapter, self.options.score)
 
@@ -129,7 +119,7 @@ class GroupStream:
         groups = self._read()
         if self.adapter.one_response_a_row:
             groups = self._gathered(groups)
-        yield from itertools.islice(self._settled(groups), self.options.limit)
+        yield from self._settled(groups)
         self._doubt_verdicts()
         fatal = any(problem.fatal for problem in self.problems)
         if self.options.skip_bad and self.counts["groups"] and not fatal:
@@ -200,6 +190,7 @@ class GroupStream:
             if self.adapter.several_a_row and len(responses) < 2:
                 self.counts["prompts_with_one_response"] += 1
                 continue
+            self.counts["one_sided_scores"] += has_one_sided_score(root)
             distinct = self._checked(root, responses, 1 if self.adapter.one_response_a_row else 2)
             groups.append(Group(prompt, distinct, source_id=name, split=split))
         return groups
@@ -232,16 +223,21 @@ class GroupStream:
                 yield replace(same[0], responses=distinct)
 
     def _settled(self, groups: Iterator[Group]) -> Iterator[Group]:
-        """The groups of the wanted split, counted."""
+        """The groups of the wanted split, counted; of each split the first ones where so many are
+        wished, and no row is read after them if all the splits that there can be are known."""
         noticing = Noticing(self.counts, by_verdict=bool(self.adapter.verdict))
         wanted = self.options.split
+        drawn = None if self._names_splits else self._draw.names
+        room = Room(self.options.limit, drawn if wanted in (None, "all") else {wanted})
         for group in self._draw.splits(groups, self.counts):
             group = noticing.settle_split(group)
             self._splits[group.split] += 1
-            if wanted in (None, "all", group.split):
+            if wanted in (None, "all", group.split) and room.takes(group.split):
                 noticing.notice(group)
                 self.counts["groups"] += 1
                 yield group
+            if room.is_full:
+                return
 
     def _doubt_verdicts(self) -> None:
         """Warn of a verdict that always names the same side; refuse it where that is no chance.

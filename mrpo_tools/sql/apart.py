@@ -43,7 +43,8 @@ CHUNK_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Question:
-    """A query, and all that its process needs to answer it: as `open_sql` and `stream` have it."""
+    """A query, and all that its process needs to answer it: as `open_sql`, `stream` and `fill` have
+    it."""
 
     sql: str
     params: Mapping[str, object]
@@ -53,6 +54,7 @@ class Question:
     references: list[str] | None
     timeout: float
     memory_limit: str
+    width: int | None = None
 
 
 class _Event(Enum):
@@ -193,7 +195,7 @@ def _send_result(question: Question, there: Connection) -> None:
     there.send(_Event.OPENED)
     result = database.stream(question.sql, question.params, question.timeout)
     with io.BufferedWriter(_Pipe(there), CHUNK_BYTES) as sink:
-        fill(result, question.form, sink)
+        fill(result, question.form, sink, question.width)
 
 
 def _end_with_parent() -> None:

@@ -55,8 +55,16 @@ def write(
         fill(result.to_reader() if isinstance(result, pa.Table) else result, form, sink)
 
 
-def fill(reader: pa.RecordBatchReader, form: ResultFormat, sink: BinaryIO) -> None:
+def fill(
+    reader: pa.RecordBatchReader, form: ResultFormat, sink: BinaryIO, width: int | None = None
+) -> None:
     """Write a result, batch by batch, into an open file.
+
+    Args:
+        reader: the batches.
+        form: one of `FORMATS`.
+        sink: the file.
+        width: what a `table` is folded to; None for no limit.
 
     Raises:
         UsageError: no such format, or a column that Parquet has no type for.
@@ -64,7 +72,10 @@ def fill(reader: pa.RecordBatchReader, form: ResultFormat, sink: BinaryIO) -> No
     if form not in FORMATS:
         raise UsageError(f"no format {form!r}", f"one of {', '.join(FORMATS)}")
     try:
-        FORMATS[form](reader, sink)
+        if form == "table":
+            _write_table(reader, sink, width)
+        else:
+            FORMATS[form](reader, sink)
     except (pa.ArrowNotImplementedError, OverflowError) as error:  # intervals; the year 0
         raise UsageError(f"{form} cannot hold this result: {error}", "cast the column") from None
 
@@ -127,7 +138,7 @@ def cell(value: Any, null: str = "") -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
-def _write_table(reader: pa.RecordBatchReader, sink: BinaryIO) -> None:
+def _write_table(reader: pa.RecordBatchReader, sink: BinaryIO, width: int | None = None) -> None:
     names, right = _columns(reader.schema)
     if names == ["explain_key", "explain_value"]:
         for row in _rows(reader):
@@ -135,7 +146,7 @@ def _write_table(reader: pa.RecordBatchReader, sink: BinaryIO) -> None:
         return
     rows = [[_screen(value) for value in row] for row in _rows(reader)]
     header = [cut(_visible(name), WIDEST_CELL) for name in names]
-    for line in aligned([header, *rows], right, rule=True):
+    for line in aligned([header, *rows], right, rule=True, width=width):
         sink.write(f"{line}\n".encode())
     sink.write(f"({len(rows):,} {'row' if len(rows) == 1 else 'rows'})\n".encode())
 

@@ -1,8 +1,9 @@
 """The reference mathematics of `mrpo_tools.maths` as SQL table macros.
 
-A macro takes names of references, reference 1 first. A response takes part when it has a number
-(`status` is `ok`) under every reference that is named; a group appears once all of its responses
-have a row under them, so what it shows is what training would use.
+A macro takes names of references, reference 1 first. A response takes part when every reference
+that is named has a number for it (`status` is `ok`) and read it whole (not `truncated`); a group
+appears once all of its responses have a row under them, so what it shows is what training uses
+unless its recipe keeps truncated ones.
 
 A macro's body is a chain of common table expressions. The chains share their links, which stand
 below in the order of the computation: MRPO Eq. 10, 9, 8 and Proposition 1.
@@ -60,7 +61,8 @@ judged AS (
                  generate_subscripts(responses, 1) - 1 AS place FROM {HOME}.{JUDGED})
 ),
 numbers AS (
-    SELECT grp, size, position, score, chosen, k, logp, status = 'ok' AS ok, num_tokens, num_bytes
+    SELECT grp, size, position, score, chosen, k, logp, num_tokens, num_bytes,
+           status = 'ok' AND NOT truncated AS ok
     FROM {HOME}.logps JOIN named USING (reference) JOIN judged USING (response_id)
 ),"""
 

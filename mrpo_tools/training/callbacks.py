@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState, PrinterCallback
 
 from mrpo_tools.errors import NonFiniteError
@@ -143,6 +143,24 @@ class StopOnSignal(TrainerCallback):
         return control
 
 
+class StopWithoutGain(EarlyStoppingCallback):
+    """Stops a run whose measurements get no better; its patience is part of a checkpoint."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Begin with the patience that a checkpoint had left."""
+        saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        for name, value in saved["attributes"].items():
+            setattr(self, name, value)
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any
+    ) -> None:
+        """Count a measurement without gain; the one before the first step is none."""
+        if state.global_step:
+            count: Any = super().on_evaluate  # transformers does not type it
+            count(args, state, control, metrics)
+
+
 class SealCheckpoints(TrainerCallback):
     """Begins each checkpoint in an empty directory, seals it, and removes old ones after that.
 
@@ -166,7 +184,8 @@ class SealCheckpoints(TrainerCallback):
         if state.is_world_process_zero:
             checkpoint = _checkpoint(args, state)
             seal(checkpoint)
-            keep(checkpoint.parent, checkpoint, self.count)
+            best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None
+            keep(checkpoint.parent, checkpoint, self.count, best)
 
 
 def _checkpoint(args: Any, state: Any) -> Path:
@@ -174,7 +193,8 @@ def _checkpoint(args: Any, state: Any) -> Path:
 
 
 class ProgressLog(TrainerCallback):
-    """A bar on a terminal; elsewhere one line on stderr for each log entry."""
+    """A bar on a terminal; elsewhere a line a minute, and one for each measurement and the last
+    step."""
 
     def __init__(self, eval_split: str) -> None:
         self.eval_split = eval_split
@@ -224,9 +244,12 @@ class ProgressLog(TrainerCallback):
                     "accuracy": metrics.get("eval_rewards/accuracies"),
                     "margin": metrics.get("eval_rewards/margins"),
                 },
+                measured=True,
             )
 
-    def _tell(self, state: Any, figures: dict[str, float | None]) -> None:
+    def _tell(
+        self, state: Any, figures: dict[str, float | None], *, measured: bool = False
+    ) -> None:
         tied = figures["accuracy"] == 0 and figures["margin"] == 0  # the policy is its reference
         if tied:
             figures = {**figures, "accuracy": None}
@@ -235,7 +258,7 @@ class ProgressLog(TrainerCallback):
         note = "  ".join(words)
         if self._advance:
             self._advance(0, note=note)
-        if note and not sys.stderr.isatty():
+        if note and not sys.stderr.isatty() and (measured or state.global_step >= state.max_steps):
             say(f"step {state.global_step}/{state.max_steps}  {note}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

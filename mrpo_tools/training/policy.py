@@ -10,10 +10,14 @@ import torch
 from mrpo_tools.cache import ReferenceStore
 from mrpo_tools.config import Recipe, Reference
 from mrpo_tools.errors import UsageError
+from mrpo_tools.references.adapters import lora_settings
 from mrpo_tools.references.devices import pick_device
-from mrpo_tools.references.loading import add_lora, load_model
+from mrpo_tools.references.loading import add_lora, keep_dropout, load_model, train_on
 from mrpo_tools.references.resolved import ResolvedReference, device_dtype, resolve
 from mrpo_tools.scorer.scorer import ResponseScorer
+
+INITIAL: dict[str, bool | str] = {"default": True, "gaussian": "gaussian"}
+"""How an adapter begins, in peft's words."""
 
 
 def resolve_policy(
@@ -27,7 +31,7 @@ def resolve_policy(
         references: by name, where the project knows them.
 
     Raises:
-        UsageError: there is no model to start from, or it has an adapter of its own.
+        UsageError: there is no model to start from, or it has an adapter that would be lost.
     """
     name, reference = _named(recipe, stores, references)
     changes: dict[str, object] = {
@@ -41,11 +45,11 @@ def resolve_policy(
             changes.setdefault("autocast", device_dtype())  # the products are not
     policy = resolve(name, reference.model_copy(update=changes))
     _refuse_unscaled(policy, recipe)
-    if policy.files.adapter is not None:
+    if policy.files.adapter is not None and recipe.finetuning == "full":
         raise UsageError(
-            f"the policy {name!r} is a model with a LoRA adapter, and training would begin without "
-            "it",
-            f"merge them first: mrpo merge {policy.files.adapter} --output DIR, then --policy DIR",
+            f"the policy {name!r} is a model with a LoRA adapter, which finetuning full would lose",
+            f"merge them first: mrpo merge {policy.files.adapter} --output DIR, then --policy DIR; "
+            "or go on with the adapter: finetuning: lora",
         )
     return policy
 
@@ -96,15 +100,28 @@ def scorer_of(policy: ResolvedReference, recipe: Recipe, device: torch.device) -
     return on_model(model, policy, recipe)
 
 
+def _adapter_settings(policy: ResolvedReference, recipe: Recipe) -> dict[str, Any]:
+    """The adapter's settings in peft's words: the recipe's, or those of one that goes on."""
+    if policy.files.adapter is not None:
+        return {"r": 8, "lora_alpha": 8, **lora_settings(policy.files.adapter)}
+    return {
+        "r": recipe.lora_r,
+        "lora_alpha": recipe.lora_alpha,
+        "target_modules": recipe.lora_target_modules,
+        "lora_dropout": recipe.lora_dropout,
+        "use_rslora": recipe.use_rslora,
+        "use_dora": recipe.use_dora,
+        "init_lora_weights": INITIAL[recipe.init_lora_weights],
+        "modules_to_save": recipe.modules_to_save,
+    }
+
+
 def on_model(model: Any, policy: ResolvedReference, recipe: Recipe) -> ResponseScorer:
     """The scorer of a policy's bare model, whatever its weights are: a dry run has none."""
-    if recipe.finetuning == "lora":
-        targets = recipe.lora_target_modules
-        model = add_lora(
-            model=model,
-            rank=recipe.lora_r,
-            alpha=recipe.lora_alpha,
-            targets=targets,
-            seed=recipe.seed,
-        )
-    return ResponseScorer(model, policy.reference.attention, getattr(torch, policy.products))
+    if getattr(model, "peft_config", None) is not None:
+        model = train_on(model)
+    elif recipe.finetuning == "lora":
+        model = add_lora(model, seed=recipe.seed, **_adapter_settings(policy, recipe))
+    scorer = ResponseScorer(model, policy.reference.attention, getattr(torch, policy.products))
+    keep_dropout(model, recipe.lora_dropout)
+    return scorer

@@ -27,7 +27,9 @@ from mrpo_tools.references.rendering import EncodedGroup
 from mrpo_tools.references.resolved import ResolvedReference, renderer_of
 from mrpo_tools.runs.record import DataReport
 from mrpo_tools.training.groups import TrainingGroups
+from mrpo_tools.training.held_out import about_data, validation_accuracies
 from mrpo_tools.training.policy import resolve_policy
+from mrpo_tools.words import Truncated
 
 
 @dataclass(frozen=True)
@@ -75,15 +77,16 @@ def prepare(
     if len({store.name for store in stores}) < len(stores):
         raise UsageError("a reference is named twice", "--refs takes each name once")
     if method.combination.weights == "accuracy":
-        method = method.weighted_by(_held_out_accuracies(stores, groups, recipe.split))
+        method = method.weighted_by(validation_accuracies(recipe, stores, groups))
     policy = resolve_policy(recipe, stores, references)
-    training, report = _gather(method, policy, stores, chosen)
+    training, report = _gather(method, policy, stores, chosen, recipe.truncated)
     usable, report = _usable_only(training, report)
+    report = report.model_copy(update=about_data(groups, chosen))
     held_out = None
     if recipe.eval_steps is not None:
         measured = in_split(groups, recipe.eval_split)
         held_out_method = replace(method_of(recipe, measured), combination=method.combination)
-        held_out, _ = _gather(held_out_method, policy, stores, measured)
+        held_out, _ = _gather(held_out_method, policy, stores, measured, recipe.truncated)
         if not held_out.usable.any():
             say_once(f"warning: {method.name} can measure no group of split {recipe.eval_split}")
     return Prepared(
@@ -96,31 +99,20 @@ def prepare(
     )
 
 
-def _held_out_accuracies(
-    stores: Sequence[ReferenceStore], groups: Sequence[Group], split: str
-) -> list[float]:
-    """Each reference's own preference accuracy on groups that training does not see."""
-    others = [group for group in groups if group.split not in (split, None)]
-    if split == "all" or not others:
-        raise UsageError(
-            "weights accuracy needs groups outside the training split",
-            "hold some out with --test-size 0.1, or use --weights confidence",
-        )
-    return reference_accuracies(look_up(stores, others))["summed"]
-
-
 def _gather(
     method: Method,
     policy: ResolvedReference,
     stores: Sequence[ReferenceStore],
     groups: Sequence[Group],
+    truncated: Truncated,
 ) -> tuple[TrainingGroups, DataReport]:
     """All groups with their ids and combined numbers, whether or not they are usable."""
-    tensors = look_up(stores, groups)
+    tensors = look_up(stores, groups, truncated)
     encoded = _encode(policy, groups)
-    overlong = _overlong(encoded, tensors.mask)
-    dropped = tensors.dropped + Counter(overlong_for_policy=int((tensors.mask & overlong).sum()))
-    tensors = tensors.within(tensors.mask & ~overlong)
+    dropped = tensors.dropped
+    for reason, unfit in _unfit(encoded, tensors.mask, truncated).items():
+        dropped = dropped + Counter({reason: int((tensors.mask & unfit).sum())})
+        tensors = tensors.within(tensors.mask & ~unfit)
     if stores:
         _check_tokens(
             policy=policy,
@@ -160,13 +152,16 @@ def _encode(policy: ResolvedReference, groups: Sequence[Group]) -> list[EncodedG
     return encoded
 
 
-def _overlong(encoded: Sequence[EncodedGroup], mask: Tensor) -> Tensor:
-    """[G, N] responses that do not fit the policy."""
-    overlong = torch.zeros_like(mask)
+def _unfit(
+    encoded: Sequence[EncodedGroup], mask: Tensor, truncated: Truncated
+) -> dict[str, Tensor]:
+    """[G, N] responses that do not fit the policy, and those that it would read cut, by reason."""
+    overlong, cut = torch.zeros_like(mask), torch.zeros_like(mask)
     for g, group in enumerate(encoded):
         for n, response in enumerate(group.responses):
             overlong[g, n] = response.overlong
-    return overlong
+            cut[g, n] = response.truncated and truncated == "drop"
+    return {"overlong_for_policy": overlong, "truncated_for_policy": cut}
 
 
 TEXT_FIELDS = ("rendering_version", "tokenizer", "chat_template", "pinned_date", "bos_token",

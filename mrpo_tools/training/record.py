@@ -14,6 +14,7 @@ from mrpo_tools.errors import ResourceError, UsageError
 from mrpo_tools.groups import Group, hash_groups, in_split
 from mrpo_tools.progress import is_first_process
 from mrpo_tools.references.devices import wait_for_everyone
+from mrpo_tools.references.resolved import ResolvedReference
 from mrpo_tools.runs.record import CombinationWords, RunRecord
 from mrpo_tools.runs.run import RUN, Stage, save_recipe
 from mrpo_tools.training.prepare import Prepared
@@ -31,9 +32,7 @@ def run_record(
     dataset: Dataset | None,
 ) -> RunRecord:
     """What `run.json` holds; `groups` are all of the data."""
-    policy = absolute_paths(prepared.policy.reference).model_copy(
-        update={"dtype": prepared.policy.dtype}
-    )
+    policy = _placed(prepared.policy)
     used = [name for name in references if name in (*recipe.refs, recipe.policy)]
     return RunRecord(
         policy=policy,
@@ -51,6 +50,19 @@ def run_record(
         split_hash=hash_groups(in_split(groups, recipe.split)),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _placed(policy: ResolvedReference) -> Reference:
+    """Where the policy lies; an adapter that goes on is named beside the model under it."""
+    files = policy.files
+    update: dict[str, str | None] = {"dtype": policy.dtype}
+    if files.adapter is not None:
+        update |= {
+            "model": files.hub_id or str(files.model),
+            "revision": files.revision,
+            "adapter": str(files.adapter),
+        }
+    return absolute_paths(policy.reference.model_copy(update=update))
 
 
 def open_run(output: Path, stage: Stage, recipe: Recipe, record: RunRecord) -> None:

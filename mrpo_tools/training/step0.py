@@ -1,7 +1,8 @@
 """Step 0: the live policy against the cached numbers of reference 1, before the first step.
 
 They are the same model asked by the same code, so they must agree. Where they do not, either the
-policy is meant to be another model, or the cache must not be trained on.
+policy is meant to be another model, or the cache must not be trained on. The same responses, asked
+again after the last step, tell whether the policy moved.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -31,11 +33,40 @@ HARMLESS = frozenset({"model", "revision", "max_length", "overlong"})
 """Fields that leave the number of a given sequence as it is; `prepare` has compared the ids."""
 
 
-def check_step0(scorer: ResponseScorer, prepared: Prepared, device: torch.device) -> float | None:
+@dataclass(frozen=True)
+class Start:
+    """The untrained policy on up to `ROWS` responses.
+
+    Attributes:
+        rows: each response with its prompt.
+        logps: of each, nats.
+        difference: the largest between it and cached reference 1, in nats per token; None when the
+            policy is another model.
+    """
+
+    rows: list[Row]
+    logps: list[float]
+    difference: float | None = None
+
+    def moved(self, scorer: ResponseScorer, device: torch.device) -> float | None:
+        """Mean distance, in nats a token, between these log-probs and those of the policy as it is
+        now; None without a response."""
+        training = scorer.training
+        scorer.eval()
+        now = _logps(scorer, self.rows, device)
+        scorer.train(training)
+        distances = [
+            abs(after - before) / max(len(row.responses[0]), 1)
+            for row, before, after in zip(self.rows, self.logps, now, strict=True)
+        ]
+        return sum(distances) / len(distances) if distances else None
+
+
+def check_step0(scorer: ResponseScorer, prepared: Prepared, device: torch.device) -> Start:
     """Compare up to `ROWS` responses, after choosing the scorer's fastest exact route.
 
     Returns:
-        The largest difference in nats per token, or None when the policy is another model.
+        What the untrained policy says of them.
 
     Raises:
         CacheStale: equal identities, and yet other numbers than noise explains.
@@ -53,8 +84,11 @@ def check_step0(scorer: ResponseScorer, prepared: Prepared, device: torch.device
     checked = self_check(scorer, sample, device)
     if checked.slower:
         say_once(f"warning: {checked.slower}")
+    sampled = _sample(groups)
+    rows = [row for _, _, row in sampled]
+    start = Start(rows, _logps(scorer, rows, device))
     if not prepared.stores:
-        return None
+        return start
     first = prepared.stores[0]
     fields = {field for field, _, _ in prepared.policy.identity.differences(first.identity)}
     if other := fields - ARITHMETIC - HARMLESS:
@@ -62,16 +96,18 @@ def check_step0(scorer: ResponseScorer, prepared: Prepared, device: torch.device
             f"warning: the policy is not reference 1 ({first.name}): they differ in "
             f"{', '.join(sorted(other))}; log-ratios do not start at 0"
         )
-        return None
+        return start
     apart = [
-        Apart(
-            response_logps(scorer, [row], device)[0] - float(groups.tensors.logps[g, n, 0]),
-            len(row.responses[0]),
-        )
-        for g, n, row in _sample(groups)
+        Apart(logp - float(groups.tensors.logps[g, n, 0]), len(row.responses[0]))
+        for (g, n, row), logp in zip(sampled, start.logps, strict=True)
     ]
     _judge(apart, fields & ARITHMETIC, loudest([first.noise(), checked.noise]), first.name)
-    return max(response.per_token for response in apart)
+    return replace(start, difference=max(response.per_token for response in apart))
+
+
+def _logps(scorer: ResponseScorer, rows: Sequence[Row], device: torch.device) -> list[float]:
+    """Of responses, each computed alone."""
+    return [response_logps(scorer, [row], device)[0] for row in rows]
 
 
 def _sample(groups: TrainingGroups) -> list[tuple[int, int, Row]]:

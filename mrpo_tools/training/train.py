@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,9 +36,15 @@ from mrpo_tools.runs.run import (
     stage_of,
 )
 from mrpo_tools.scorer.scorer import ResponseScorer
+from mrpo_tools.sources import COUNTS
 from mrpo_tools.training.activations import activations_fit, recompute_activations
-from mrpo_tools.training.arguments import training_arguments
-from mrpo_tools.training.callbacks import SealCheckpoints, StopOnSignal, show_progress
+from mrpo_tools.training.arguments import trainer_words, training_arguments
+from mrpo_tools.training.callbacks import (
+    SealCheckpoints,
+    StopOnSignal,
+    StopWithoutGain,
+    show_progress,
+)
 from mrpo_tools.training.groups import TrainingGroups
 from mrpo_tools.training.policy import scorer_of
 from mrpo_tools.training.prepare import Prepared, prepare
@@ -52,6 +59,8 @@ LESS_MEMORY = (
 )
 LogEntry = Mapping[str, float]
 """A line of the Trainer's log."""
+DOUBTS = {**COUNTS, "unused_scores": "groups with scores that are not used, as others have none"}
+"""What `DataReport.doubted_labels` counts, in words."""
 FREE = ("batch_tokens", "gradient_checkpointing")
 """Keys of a recipe that a resumed run may change: they change memory, not the result."""
 
@@ -94,6 +103,7 @@ def train(
         Preempted: SIGTERM; a checkpoint is saved.
     """
     started = time.monotonic()
+    trainer_words(recipe)  # refused before anything is read
     stage = stage_of(output)
     if stage not in (Stage.EMPTY, Stage.BEGUN):
         _check_recipe(output, recipe, resume=resume)
@@ -109,15 +119,19 @@ def train(
     )  # fmt: skip
     open_run(output, stage, recipe, record)
     with memory_errors("training", LESS_MEMORY), _without_denormals():
-        fitted = _fit(recipe, prepared, output, callbacks)
+        trainer, fitted = _fit(recipe, prepared, output, callbacks)
     metrics = Metrics(
         **prepared.report.model_dump(),
         **fitted.model_dump(exclude={"version"}),
         total_seconds=time.monotonic() - started,
     )
+    if metrics.hardly_moved:
+        say_once(f"warning: {metrics.hardly_moved}")
     if is_first_process():
         (output / "README.md").write_text(model_card(recipe, prepared), encoding="utf-8")
         metrics.write(output / METRICS)
+    if trainer.args.push_to_hub:
+        trainer.push_run()
     return TrainResult(output, metrics)
 
 
@@ -135,6 +149,13 @@ def _tell(prepared: Prepared) -> None:
             "from reference 1 on average"
         )
     tell_saturated(prepared.training)
+    for doubt, count in report.doubted_labels.items():
+        say_once(f"warning: trained on: {count:,} {DOUBTS[doubt]}")
+    if report.prompts_in_two_splits:
+        say_once(
+            f"warning: {report.prompts_in_two_splits:,} prompts are trained on and stand in "
+            "another split too: what is measured there has been seen"
+        )
     for reason, count in report.skipped_groups.items():
         say_once(f"skipped {count:,} groups: {reason}")
     for reason, count in report.dropped_responses.items():
@@ -174,13 +195,13 @@ def _without_denormals() -> Iterator[None]:
 
 def _fit(
     recipe: Recipe, prepared: Prepared, output: Path, callbacks: Sequence[TrainerCallback]
-) -> Metrics:
+) -> tuple[GroupTrainer, Metrics]:
     """Load the policy, check it against its cached reference, train, save."""
     device = pick_device()
     reset_peak_memory(device)
     policy = prepared.policy
     scorer = scorer_of(policy, recipe, device)
-    difference = check_step0(scorer, prepared, device)
+    start = check_step0(scorer, prepared, device)
     recomputed = _recompute_activations(recipe, scorer, prepared.training, device)
     with StopOnSignal() as stop:
         trainer = GroupTrainer(
@@ -190,7 +211,7 @@ def _fit(
             prepared.held_out,
             batch_tokens=recipe.batch_tokens,
             stop=stop,
-            callbacks=list(callbacks),
+            callbacks=[*_stops_early(recipe), *callbacks],
             processing_class=renderer_of(policy).tokenizer,
         )
         show_progress(trainer, recipe.eval_split)
@@ -202,10 +223,11 @@ def _fit(
             )
     _save(trainer, output)
     history = trainer.state.log_history
-    return Metrics(
+    return trainer, Metrics(
         steps=trainer.state.global_step,
         peak_memory_bytes=peak_memory_bytes(device),
-        step0_difference_nats_per_token=difference,
+        step0_difference_nats_per_token=start.difference,
+        moved_nats_per_token=start.moved(scorer, device),
         gradient_checkpointing=recomputed,
         train_loss=_mean_loss(history),
         train_seconds=trainer.clock.seconds,
@@ -214,9 +236,14 @@ def _fit(
     )
 
 
+def _stops_early(recipe: Recipe) -> list[TrainerCallback]:
+    patience = recipe.early_stopping_patience
+    return [] if patience is None else [StopWithoutGain(patience)]
+
+
 def _save(trainer: GroupTrainer, output: Path) -> None:
     """The trained policy and the log."""
-    trainer.save_model(str(output))
+    trainer.save_model(str(output), _internal_call=True)  # what is pushed comes last
     trainer.forget_closing_entry()
     trainer.save_state()
 
@@ -239,11 +266,37 @@ def _run(trainer: GroupTrainer, output: Path, *, kept: int | None) -> None:
     """Train from the last whole checkpoint, if there is one; so many are kept, or all."""
     trainer.add_callback(SealCheckpoints(kept))
     checkpoint = last_whole(output)
-    if checkpoint is not None:
+    if checkpoint is None:
+        trainer.train()
+        return
+    with _nothing_but_tensors(checkpoint):
         if trainer.restore_finished(str(checkpoint)):
             return
         trainer.args.eval_on_start = False
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+@contextlib.contextmanager
+def _nothing_but_tensors(checkpoint: Path) -> Iterator[None]:
+    """A checkpoint's files are loaded as tensors and plain values; what else they hold is refused
+    by their name, and has not run."""
+    try:
+        yield
+    except pickle.UnpicklingError:
+        planted = [path.name for path in sorted(checkpoint.glob("*.pt*")) if not _is_plain(path)]
+        raise UsageError(
+            f"{checkpoint} cannot be loaded: more than tensors and plain values is in "
+            f"{', '.join(planted)}",
+            f"mrpo did not write it so; remove {checkpoint} to go on from the one before",
+        ) from None
+
+
+def _is_plain(path: Path) -> bool:
+    try:
+        torch.load(path, map_location="meta", weights_only=True)
+    except pickle.UnpicklingError:
+        return False
+    return True
 
 
 def _last(history: Sequence[LogEntry], key: str) -> dict[str, int | float | None]:

@@ -17,6 +17,9 @@ from torch import Tensor
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
+from mrpo_tools.errors import MrpoError, UsageError, did_you_mean
+from mrpo_tools.progress import say_once
+from mrpo_tools.references.model_files import first_line
 from mrpo_tools.scorer.scorer import ResponseScorer, response_logps
 from mrpo_tools.training.callbacks import Clock, FiniteGuard, StopOnSignal
 from mrpo_tools.training.figures import Averages, figures
@@ -119,9 +122,21 @@ class GroupTrainer(Trainer):
             return {}
         means = averages.take(self)
         logs = {f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}
+        self._check_best(logs)
         self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         return logs
+
+    def _check_best(self, logs: dict[str, float]) -> None:
+        """Refuse a name for the best that nothing measured has, before the first step."""
+        wanted = self.args.metric_for_best_model
+        if wanted and wanted not in logs and f"eval_{wanted}" not in logs:
+            names = [name.removeprefix("eval_") for name in logs]
+            raise UsageError(
+                f"trainer.metric_for_best_model: {wanted!r} is not measured; there are: "
+                f"{', '.join(names)}",
+                did_you_mean(wanted, names),
+            )
 
     def _is_stopped(self) -> bool:
         """Whether a signal ends what is measured. The last measurement, and those that several
@@ -185,7 +200,40 @@ class GroupTrainer(Trainer):
         self._load_from_checkpoint(checkpoint)
         self.clock.restore(state)
         self.state = state
+        if self.args.load_best_model_at_end:
+            self._load_best_model()
         return True
+
+    def _load_best_model(self) -> None:
+        """The checkpoint that measured best, which lies beside the others."""
+        best = self.state.best_model_checkpoint
+        if best is not None:
+            self._load_from_checkpoint(str(Path(str(self.args.output_dir), Path(best).name)))
+
+    def init_hf_repo(self, *arguments: Any, **words: Any) -> None:
+        """Make the repository before the first step, so that a hub that refuses is told first."""
+        try:
+            super().init_hf_repo(*arguments, **words)
+        except Exception as error:  # the hub client's errors share no useful base
+            raise UsageError(
+                f"trainer.push_to_hub: the hub gives no repository: {first_line(error)}",
+                "`hf auth login`, or HF_TOKEN in the environment; hub_model_id names it",
+            ) from None
+
+    def push_run(self) -> None:
+        """The finished run to the hub, without its checkpoints."""
+        try:
+            where = self.push_to_hub(commit_message="mrpo train")
+        except Exception as error:  # as above
+            raise MrpoError(
+                f"the run is finished, but the hub does not take it: {first_line(error)}",
+                f"hf upload {self.hub_model_id} {self.args.output_dir}",
+            ) from None
+        if where is not None:
+            say_once(f"pushed to {where}")
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Nothing: the run has a card of its own."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         wrapped = model if model is not None else self.model

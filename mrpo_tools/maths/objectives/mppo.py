@@ -80,6 +80,8 @@ def mppo_pair_single(t: Terms, *, pairing: Pairing = "best_random") -> Tensor:
 def mppo_pair_mns(t: Terms, *, pairing: Pairing = "best_vs_rest") -> Tensor:
     """−Σ_i log σ(p_w − p_i)
 
+    Over the losers i of the best response w; one tied with it in score is none.
+
     Source: MPPO Eq. 9
     """
     return _sum_of_logs(t, pairing)
@@ -98,7 +100,9 @@ def mppo_pair_mnm(t: Terms, *, pairing: Pairing = "best_vs_rest") -> Tensor:
 
 @objective(usable=HAS_PAIR, reward=reward.token_probability, references="none")
 def mppo_pair_mcs(t: Terms, *, pairing: Pairing = "all") -> Tensor:
-    """−Σ over pairs with s_a > s_b of log σ(p_a − p_b)
+    """−Σ over the pairs of log σ(p_a − p_b)
+
+    All pairs: s_a > s_b, or by labels.
 
     Source: MPPO Eq. 11
     """
@@ -107,7 +111,9 @@ def mppo_pair_mcs(t: Terms, *, pairing: Pairing = "all") -> Tensor:
 
 @objective(usable=HAS_PAIR, reward=reward.token_probability, references="none")
 def mppo_pair_mcm(t: Terms, *, pairing: Pairing = "all") -> Tensor:
-    """−log σ( Σ over pairs with s_a > s_b of (p_a − p_b) )
+    """−log σ( Σ over the pairs of (p_a − p_b) )
+
+    All pairs: s_a > s_b, or by labels.
 
     Source: MPPO Eq. 12
     """

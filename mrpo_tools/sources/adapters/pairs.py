@@ -43,6 +43,12 @@ def pair(row: Field, prompt: Prompt, chosen: str, rejected: str) -> Parsed:
     ]
 
 
+def has_one_sided_score(row: Field) -> bool:
+    """Whether one of a pair's two scores is there and the other is not, so that none is used."""
+    scored = [[row.has(column) for column in columns] for columns in _SCORES]
+    return any(map(any, scored)) and not any(map(all, scored))
+
+
 def _answers(row: Field, prompt: Prompt) -> Parsed:
     chosen, rejected = (completion_of(row[column], prompt) for column in ("chosen", "rejected"))
     return pair(row, prompt, chosen, rejected)
