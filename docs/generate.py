@@ -2,10 +2,11 @@
 
 `python docs/generate.py`
 
-The tables are made of the code, but for three. In methods.md, that of simulated rankings comes from
-docs/rank_simulated.json, which `python bench/rank.py` measures, and that of runs from
-docs/objectives_on_demo.json, which `python bench/objectives.py` does. families.md comes from
-docs/families.json, which `python bench/families.py` measures.
+The tables are made of the code, but for these: that of runs at the end of methods.md comes from
+docs/objectives_on_demo.json, which `python bench/objectives.py` measures, those of false alarms
+from docs/false_alarms.json (`python bench/false_alarms.py`), that of simulated rankings from
+docs/rank_simulated.json (`python bench/rank.py`), and families.md from docs/families.json
+(`python bench/families.py`).
 """
 
 from __future__ import annotations
@@ -31,10 +32,49 @@ FAMILY_HEADS = (
 def page() -> str:
     """The whole page: the prose of methods.in.md around the two tables."""
     prose = (DOCS / "methods.in.md").read_text(encoding="utf-8")
-    tables = {"objectives": _objectives, "ranked": _ranked, "runs": _runs}
+    tables = {
+        "objectives": _objectives, "ranked": _ranked, "runs": _runs, "false alarms": _alarms,
+        "found": _found,
+    }  # fmt: skip
     for name, table in tables.items():
         prose = prose.replace("{{" + name + "}}", table())
     return prose
+
+
+def _alarms() -> str:
+    """How often something is marked in sweeps without an effect."""
+    heads = ("seeds", "baselines", "methods", "shared", "`compare` marks", "d ≥ 0.5 would")
+    rows = [
+        (
+            *(f"{row[key]:g}" for key in ("seeds", "baselines", "methods", "shared")),
+            _share(row["compare"]),
+            _share(row["mrpos_rule"]),
+        )
+        for row in _simulated()
+        if "compare" in row
+    ]
+    return _table(heads, *rows)
+
+
+def _found() -> str:
+    """How often a method that is better is marked."""
+    rows = [
+        (f"{row['effect']:g}", str(row["seeds"]), str(row["baselines"]), _share(row["found"]))
+        for row in _simulated()
+        if "found" in row
+    ]
+    return _table(("standard deviations", "seeds", "baselines", "marked"), *rows)
+
+
+def _simulated() -> list[dict[str, Any]]:
+    measured = json.loads((DOCS / "false_alarms.json").read_text(encoding="utf-8"))
+    return list(measured["rows"])
+
+
+def _share(rate: dict[str, float]) -> str:
+    """`57.4 % (55.2 to 59.6)`."""
+    percent = [100 * rate[key] for key in ("rate", "low", "high")]
+    return f"{percent[0]:.1f} % ({percent[1]:.1f} to {percent[2]:.1f})"
 
 
 def data_page() -> str:
@@ -192,14 +232,14 @@ def _runs() -> str:
         f"{measured['versions']}.",
         "",
         "| name | references | loss, first epoch | loss, last epoch "
-        "| log-prob accuracy before | after | right before | after | seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| log-prob accuracy before | after | seconds |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in measured["rows"]:
         lines.append(
             f"| `{row['loss']}` | {row['references']} | {row['first']:.4f} | {row['last']:.4f} "
-            f"| {row['logp_before']:.3f} | {row['logp_after']:.3f} | {row['right_before']:.3f} "
-            f"| {row['right_after']:.3f} | {row['seconds']:.1f} |"
+            f"| {row['logp_before']:.3f} | {row['logp_after']:.3f} "
+            f"| {row['seconds']:.1f} |"
         )
     return "\n".join(lines)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -11,17 +12,14 @@ from typing import Any
 import pytest
 
 from mrpo_tools.cli import run
-from mrpo_tools.config import Reference
 from mrpo_tools.demo import demo, tasks
-from mrpo_tools.groups import in_split
-from mrpo_tools.sources import load_groups
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One short demo."""
     folder = tmp_path_factory.mktemp("demo") / "here"
-    recipe = demo.RECIPE.replace("num_train_epochs: 2", "max_steps: 4")
+    recipe = demo.RECIPE.replace("num_train_epochs: 2", "max_steps: 3")
     demo.demo(folder, run, recipe=recipe, model_steps=60)
     return folder
 
@@ -35,58 +33,61 @@ def test_the_table_is_complete_and_true(made, capsys):
     times = {path: path.stat().st_mtime for path in made.rglob("*.safetensors")}
     before = results_of(made)
     assert run(["demo", str(made)]) == 0
-    out = capsys.readouterr().out
+    table = capsys.readouterr().out.rpartition("On the test split")[2].splitlines()
     assert {path: path.stat().st_mtime for path in made.rglob("*.safetensors")} == times
-    assert results_of(made)["rows"] == before["rows"]
-    for row in before["rows"]:
-        line = next(line for line in out.splitlines() if line.startswith(f"{row['method']} "))
-        numbers = re.findall(r"-?\d+\.\d+", line)
-        printed = [row["accuracies"], row["accuracies_step0"], row["accuracies_reference_1"],
-                 row["accuracies_logp"], row["right_before"], row["right_after"]]  # fmt: skip
-        values = [f"{value:.3f}" for value in printed if value is not None]
-        assert numbers[: len(values)] == values
-        assert ("–" in line) == (row["accuracies_step0"] is None) == (row["method"] == "dpo")
-        assert row["train_seconds"] > 0
-        assert row["peak_memory_mb"] > 100
-    assert [row["method"] for row in before["rows"]] == ["dpo", "mrpo", "mpo"]
-    assert set(before["baselines"]) == {
-        "llama alone", "mistral alone", "qwen alone", "always the longer (a tie counts 0)",
-    }  # fmt: skip
+    rows = results_of(made)["rows"]
+    assert rows == before["rows"]
+    named = [(row["method"], row["references"]) for row in rows]
+    assert named == [
+        ("untrained", "llama"), ("dpo", "llama"), ("dpo", "mistral"), ("dpo", "qwen"),
+        ("mrpo", "llama,mistral,qwen"), ("mrpo", "llama,placebo_a,placebo_b"),
+        ("mpo", "llama,mistral,qwen"),
+    ]  # fmt: skip
+    for row in rows:
+        line = next(
+            line for line in table if line.split()[:2] == [row["method"], row["references"]]
+        )
+        marks = row["marks"]
+        assert re.findall(r"-?\d+\.\d+", line)[:5] == [
+            f"{marks['value']:.2f}", f"{marks['low']:.2f}", f"{marks['high']:.2f}",
+            f"{row['right_content']:.3f}", f"{row['right_form']:.3f}",
+        ]  # fmt: skip
+        assert (row["kl_nats"] is None) == (row["references"] in ("mistral", "qwen"))
+        assert (row["clipped"] is None) == ("," not in row["references"])
 
 
-def test_the_baselines_are_those_of_the_data(made):
-    """Always the longer, by a plain loop over the test split; a tie counts 0."""
-    shares = []
-    for group in in_split(load_groups(made / "demo.jsonl").groups, "test"):
-        shares.append(fmean(
-            len(a.content.encode()) > len(b.content.encode())
-            for a in group.responses for b in group.responses if a.score > b.score
-        ))  # fmt: skip
-    assert results_of(made)["baselines"][demo.LONGER] == pytest.approx(fmean(shares))
+def test_marks_and_shares_are_those_of_the_answers(made):
+    """From the answers that the run kept, by the rule, one prompt at a time."""
+    for row, name in zip(results_of(made)["rows"][1:], demo.RUNS, strict=True):
+        lines = (made / "runs" / name / "outcomes" / "test.answers.jsonl").read_text().splitlines()
+        sampled = [
+            (group["prompt"], answer["content"])
+            for group in map(json.loads, lines)
+            for answer in group["responses"]
+            if (answer["model"], answer["decoding"]) == ("trained", "sampled")
+        ]
+        assert len(sampled) == 4 * 200
+        scores = [tasks.score(*each) for each in sampled]
+        assert row["marks"]["value"] == pytest.approx(fmean(scores))
+        right = fmean(tasks.content(*each) == 1 for each in sampled)
+        assert row["right_content"] == pytest.approx(right)
+        assert row["right_form"] == pytest.approx(fmean(tasks.form(*each) for each in sampled))
 
 
-def test_right_answers_are_counted_by_the_rule(made):
-    """Greedy answers one prompt at a time, without padding, judged by the rule."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from mrpo_tools.references.resolved import renderer_of, resolve
-
-    path = made / "models" / "llama"
-    renderer = renderer_of(resolve("llama", Reference(model=str(path), dtype="float32")))
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    test = in_split(load_groups(made / "demo.jsonl").groups, "test")
-    right = 0
-    for group in test:
-        ids = torch.tensor([renderer.encode_prompt(group.prompt)])
-        output = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False,
-            max_new_tokens=demo.MAX_NEW_TOKENS, pad_token_id=0,
-        )  # fmt: skip
-        text = renderer.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
-        right += tasks.is_right([turn.as_dict() for turn in group.prompt], text.strip())
-    share = results_of(made)["rows"][0]["right_before"]
-    assert share == pytest.approx(right / len(test), abs=0.011)
+def test_a_placebo_has_its_models_numbers_in_other_places(made):
+    """The same numbers as often, so the same spread; few where they were."""
+    for placebo, model in demo.PLACEBOS.items():
+        query = f"SELECT response_id, logp FROM logps WHERE reference = '{model}'"
+        assert (
+            run(["sql", query, "-o", str(made / "own.jsonl"), "--cache", str(made / "cache")]) == 0
+        )
+        own, dealt = (
+            {row["response_id"]: row["logp"] for row in map(json.loads, path.open())}
+            for path in (made / "own.jsonl", made / f"{placebo}.jsonl")
+        )
+        assert own.keys() == dealt.keys()
+        assert Counter(own.values()) == Counter(dealt.values())
+        assert fmean(own[key] == dealt[key] for key in own) < 0.05
 
 
 def test_another_directory_is_left_alone(tmp_path, capsys):

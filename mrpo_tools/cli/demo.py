@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from mrpo_tools.cli.help import Command
-from mrpo_tools.cli.options import json_option, print_json, print_table
+from mrpo_tools.cli.options import json_option, print_json, print_table, with_interval
 
 
 @click.command(cls=Command)
@@ -16,8 +16,9 @@ from mrpo_tools.cli.options import json_option, print_json, print_table
 def demo(directory: Path, *, as_json: bool) -> None:
     """Run everything on tiny models, in a few minutes on two CPU cores, without a network.
 
-    Makes three models of three families, caches their log-probs, asks SQL, trains dpo, mrpo and
-    mpo, evaluates, and prints one table. DIRECTORY is `demo` by default.
+    Makes three models of three families, caches their log-probs and noise of the same spread,
+    trains dpo against each model, mrpo against the models and against the noise, and mpo, samples
+    answers, and prints one table. DIRECTORY is `demo` by default.
 
     \b
     Example:
@@ -30,25 +31,25 @@ def demo(directory: Path, *, as_json: bool) -> None:
 
     from mrpo_tools.cli import run
     from mrpo_tools.demo.demo import demo as workflow
-    from mrpo_tools.runs.compare import NOT_COMPARABLE
 
     result = workflow(directory, run)
     if as_json:
         print_json(asdict(result))
         return
-    print("\nOn the test split:\n")
+    print("\nOn the test split, whose operands no model and no run has seen:\n")
     print_table(
-        ("method", "own reward", "untrained", "vs reference 1", "log-prob", "right before",
-         "right after", "margin", "seconds", "peak MB"),
+        ("method", "references", "marks of 10", "content", "form", "KL", "clipped", "log-prob",
+         "margin", "seconds"),
         [
-            (row.method, row.accuracies, row.accuracies_step0, row.accuracies_reference_1,
-             row.accuracies_logp, row.right_before, row.right_after, row.margin,
-             round(row.train_seconds, 1), round(row.peak_memory_mb))
+            (row.method, row.references, with_interval(row.marks, ".2f"), row.right_content,
+             row.right_form, row.kl_nats, row.clipped, row.logp_accuracy, row.margin,
+             None if row.train_seconds is None else round(row.train_seconds, 1))
             for row in result.rows
         ],
     )  # fmt: skip
-    print("\nThe first four are preference accuracies. `right` is the share of greedy answers that")
-    print("the tasks' rule calls right. Accuracy without any training:\n")
-    print_table(("by", "accuracy"), list(result.baselines.items()))
-    print(f"\n{NOT_COMPARABLE}")
-    print(f"Everything took {result.seconds:.0f} s and is in {directory}/.")
+    print(
+        "\nMarks, content and form are of four answers sampled to each prompt: the rule's mean, and"
+    )
+    print("the shares that are right and that are in the form asked for. KL is to reference 1, in")
+    print("nats. Log-prob is a preference accuracy, under one yardstick for all.")
+    print(f"\nEverything took {result.seconds:.0f} s and is in {directory}/.")

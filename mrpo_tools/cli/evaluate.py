@@ -181,15 +181,8 @@ def _of_model(
         return record, None
     from mrpo_tools.evaluation.outcomes import model_outcomes
 
-    return record, model_outcomes(
-        model,
-        source.groups,
-        options["loaded_rules"],
-        cache,
-        sampling_of(options),
-        split=split,
-        reference_1=names[0] if names else None,
-    )
+    rules, sampling, first = options["loaded_rules"], sampling_of(options), next(iter(names), None)
+    return record, model_outcomes(model, source.groups, rules, cache, sampling, split, first)
 
 
 def _precompute(

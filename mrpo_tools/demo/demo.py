@@ -16,28 +16,39 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mrpo_tools.config import Reference, load_project
-from mrpo_tools.demo.tasks import is_right
+from mrpo_tools.demo.results import RULES, Row, rows_of
 from mrpo_tools.errors import MrpoError, UsageError
 from mrpo_tools.files import shipped
-from mrpo_tools.groups import Group, in_split
 from mrpo_tools.progress import bar_to
-from mrpo_tools.runs.read import evaluation_file
-from mrpo_tools.runs.record import EvaluationRecord, Metrics
-from mrpo_tools.runs.run import METRICS, is_finished, load_run
-from mrpo_tools.sampling import generate
-from mrpo_tools.sources import load_groups
+from mrpo_tools.runs.run import is_finished
 
 Execute = Callable[[list[str]], int]
 
 REFERENCES = ("llama", "mistral", "qwen")
-METHODS = {"dpo": "llama", "mrpo": "llama,mistral,qwen", "mpo": "llama,mistral,qwen"}
+PLACEBOS = {"placebo_a": "mistral", "placebo_b": "qwen"}
+"""Noise that stands in for a model: its own numbers, dealt out to responses at random."""
+RADIUS = ("--set", "epsilon_max=4")  # so wide that a part of the numbers is not clipped
+RUNS = {
+    "dpo": ["--loss", "dpo", "--refs", "llama"],
+    "dpo-mistral": ["--loss", "dpo", "--refs", "mistral", "--set", "policy=llama"],
+    "dpo-qwen": ["--loss", "dpo", "--refs", "qwen", "--set", "policy=llama"],
+    "mrpo": ["--loss", "mrpo", "--refs", "llama,mistral,qwen", *RADIUS],
+    "mrpo-placebo": ["--loss", "mrpo", "--refs", "llama,placebo_a,placebo_b", *RADIUS],
+    "mpo": ["--loss", "mpo", "--refs", "llama,mistral,qwen", *RADIUS, "--set", "chosen=top1"],
+}
+"""The options of `mrpo train` by the name of the run. Of a group's four answers two are right and
+one of these is in the form asked for; MPO's own partition would call both chosen."""
 MAX_NEW_TOKENS = 32
-LONGER = "always the longer (a tie counts 0)"
 QUERY = (
     "SELECT reference, count(*) AS responses, sum(num_tokens) AS tokens, "
     "round(avg(logp), 2) AS mean_logp FROM logps GROUP BY reference ORDER BY reference"
 )
+PLACEBO_QUERY = """\
+WITH own AS (SELECT response_id, logp, num_tokens FROM logps WHERE reference = '{model}'),
+  places AS (SELECT response_id, row_number() OVER (ORDER BY response_id) AS place FROM own),
+  dealt AS (
+    SELECT logp, num_tokens, row_number() OVER (ORDER BY md5(response_id)) AS place FROM own)
+SELECT response_id, logp, num_tokens FROM places JOIN dealt USING (place) ORDER BY place"""
 PROJECT = """\
 # Written by `mrpo demo`.
 dataset: demo.jsonl
@@ -49,7 +60,7 @@ references:
 """
 RECIPE = """\
 # The demo's training: LoRA on every linear layer, two passes over 600 groups.
-beta: 0.1                # for every method, also where its own default is another
+beta: 4                  # for every method: at so large a value the references' numbers matter
 finetuning: lora
 lora_r: 8
 lora_alpha: 16
@@ -63,28 +74,10 @@ eval_steps: 19           # the test split is measured every half pass, for the r
 
 
 @dataclass(frozen=True)
-class Row:
-    """One method's line of the demo's table."""
-
-    method: str
-    references: str
-    accuracies: float | None
-    accuracies_step0: float | None
-    accuracies_reference_1: float | None
-    accuracies_logp: float | None
-    right_before: float
-    right_after: float
-    margin: float | None
-    train_seconds: float
-    peak_memory_mb: float
-
-
-@dataclass(frozen=True)
 class Demo:
     """What the demo found; `results.json` in its directory holds the same."""
 
     rows: list[Row]
-    baselines: dict[str, float | None]
     seconds: float
 
 
@@ -116,13 +109,15 @@ def demo(
         _type(execute, show, ["precompute", "--ref", ",".join(REFERENCES)])
         _type(execute, show, ["sql", QUERY])
         _type(execute, show, ["rank"])
-        for method, references in METHODS.items():
-            _train(execute, show, method, references)
-        for method in METHODS:
-            _type(execute, show, ["evaluate", f"runs/{method}"])
+        for name, model in PLACEBOS.items():
+            _import_placebo(execute, show, name, model)
+        for name, options in RUNS.items():
+            _train(execute, show, Path("runs", name), options)
+        runs = [str(Path("runs", name)) for name in RUNS]
+        rules = [word for rule in RULES for word in ("--rule", rule)]
+        _type(execute, show, ["evaluate", *runs, *rules, "--max-new-tokens", str(MAX_NEW_TOKENS)])
         _type(execute, show, ["report", "runs"])
-        rows, baselines = _results(show)
-        result = Demo(rows, baselines, time.monotonic() - started)
+        result = Demo(rows_of(map(Path, runs)), time.monotonic() - started)
         Path("results.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
     return result
 
@@ -168,57 +163,18 @@ def _type(execute: Execute, show: Callable[[str], None], arguments: Sequence[str
         raise error
 
 
-def _train(execute: Execute, show: Callable[[str], None], method: str, references: str) -> None:
-    output = Path("runs", method)
+def _import_placebo(execute: Execute, show: Callable[[str], None], name: str, model: str) -> None:
+    file = f"{name}.jsonl"
+    _type(execute, show, ["sql", PLACEBO_QUERY.format(model=model), "-o", file])
+    _type(execute, show, ["cache", "import", file, "--ref", name, "--origin",
+                          f"the numbers of {model}, dealt out at random"])  # fmt: skip
+
+
+def _train(
+    execute: Execute, show: Callable[[str], None], output: Path, options: Sequence[str]
+) -> None:
     if is_finished(output):
-        show(f"\n(runs/{method} is finished already)")
+        show(f"\n({output} is finished already)")
         return
-    arguments = ["train", "--config", "recipe.yaml", "--loss", method, "--refs", references,
-                 "--output", str(output)]  # fmt: skip
+    arguments = ["train", "--config", "recipe.yaml", *options, "--output", str(output)]
     _type(execute, show, [*arguments, "--resume"] if output.exists() else arguments)
-
-
-def _results(show: Callable[[str], None]) -> tuple[list[Row], dict[str, float | None]]:
-    """Greedy answers before and after, beside what `evaluate` measured."""
-    project = load_project()
-    test = in_split(load_groups("demo.jsonl").groups, "test")
-    show("\nAnswering the test prompts greedily, before and after training …")
-    before = right_share(_answers(project.references["llama"], test), test)
-    rows = []
-    for method, references in METHODS.items():
-        run = load_run(Path("runs", method))
-        metrics = Metrics.read(run.path / METRICS)
-        evaluation = EvaluationRecord.read(evaluation_file(run.path, "test"))
-        rows.append(
-            Row(
-                method=method,
-                references=references,
-                accuracies=evaluation.accuracies,
-                accuracies_step0=(
-                    None if evaluation.untrained_is_tied else evaluation.accuracies_step0
-                ),
-                accuracies_reference_1=evaluation.accuracies_reference_1,
-                accuracies_logp=evaluation.accuracies_logp,
-                right_before=before,
-                right_after=right_share(_answers(run.trained_policy, test), test),
-                margin=evaluation.margins,
-                train_seconds=metrics.train_seconds or 0.0,
-                peak_memory_mb=(metrics.peak_memory_bytes or 0) / 1e6,
-            )
-        )
-    alone = evaluation.references_alone()
-    baselines = {f"{name.partition('@')[0]} alone": accuracy.value for name, accuracy in alone}
-    return rows, {**baselines, LONGER: evaluation.accuracies_longer}
-
-
-def _answers(reference: Reference, groups: Sequence[Group]) -> list[str]:
-    return generate(reference, [group.prompt for group in groups], MAX_NEW_TOKENS)
-
-
-def right_share(answers: Sequence[str], groups: Sequence[Group]) -> float:
-    """Share of answers that the tasks' rule calls right."""
-    hits = [
-        is_right([turn.as_dict() for turn in group.prompt], answer)
-        for group, answer in zip(groups, answers, strict=True)
-    ]
-    return sum(hits) / len(hits)

@@ -10,112 +10,92 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# a word, its opposite, and a relative of each: the near miss for the other one's opposite
-OPPOSITES = (
-    ("hot", "cold", "warm", "cool"),
-    ("big", "small", "large", "tiny"),
-    ("fast", "slow", "quick", "lazy"),
-    ("up", "down", "above", "below"),
-    ("old", "new", "aged", "fresh"),
-    ("happy", "sad", "glad", "upset"),
-    ("light", "dark", "bright", "dim"),
-    ("open", "closed", "ajar", "locked"),
-    ("rich", "poor", "wealthy", "broke"),
-    ("wet", "dry", "damp", "arid"),
-    ("hard", "soft", "firm", "gentle"),
-    ("loud", "quiet", "noisy", "silent"),
-)
-OPPOSITE = {a: b for a, b, _, _ in OPPOSITES} | {b: a for a, b, _, _ in OPPOSITES}
-RELATED = {a: n for a, _, _, n in OPPOSITES} | {b: n for _, b, n, _ in OPPOSITES}
-WORDS = sorted(OPPOSITE) + sorted(RELATED.values())
-LETTERS = "abcdef"
+LETTERS = "bcdefghi"  # the one before and the one after each are letters too
+LENGTH = 3
+MARKS = (5, 7)  # odd, so that a row never has as many x as o
 
 
 @dataclass(frozen=True)
 class Skill:
-    """One kind of question. `draw` makes operands, `solve` the right answer from them."""
+    """One kind of question: a procedure, and another that is easily mistaken for it.
 
-    kind: str  # "number", "letters" or "word": how an answer is found in a text
+    Attributes:
+        kind: `letters` or `number`: how an answer is found in a text.
+        phrasings: with `{0}` in place of the operand.
+        solve: the right answer, from the operand.
+        slip: the habitual wrong one: letters as they were, or the other mark's number. It has no
+            place in common with the right one.
+    """
+
+    kind: str
     phrasings: tuple[str, ...]
-    draw: Callable[[random.Random], tuple[str, ...]]
-    solve: Callable[..., str]
+    solve: Callable[[str], str]
+    slip: Callable[[str], str]
+
+    def draw(self, rng: random.Random) -> str:
+        """An operand for which `slip` is wrong: distinct letters, or marks."""
+        while True:
+            if self.kind == "number":
+                operand = " ".join(rng.choice("xo") for _ in range(rng.choice(MARKS)))
+            else:
+                operand = " ".join(rng.sample(LETTERS, LENGTH))
+            if self.slip(operand) != self.solve(operand):
+                return operand
 
 
-def _draw_sum(rng: random.Random) -> tuple[str, ...]:
-    return str(rng.randint(1, 9)), str(rng.randint(1, 9))
+def _on_letters(change: Callable[[list[str]], list[str]]) -> Callable[[str], str]:
+    return lambda operand: " ".join(change(operand.split()))
 
 
-def _draw_sequence(rng: random.Random) -> tuple[str, ...]:
-    start, step = rng.randint(1, 9), rng.randint(1, 3)
-    return (" ".join(str(start + step * i) for i in range(3)),)
+def _shifted(step: int) -> Callable[[str], str]:
+    return _on_letters(lambda letters: [chr(ord(letter) + step) for letter in letters])
 
 
-def _draw_letters(rng: random.Random) -> tuple[str, ...]:
-    return (" ".join(rng.sample(LETTERS, 3)),)
-
-
-def _draw_marks(rng: random.Random) -> tuple[str, ...]:
-    return (" ".join(rng.choice("xo") for _ in range(rng.randint(4, 6))),)
-
-
-def _next_number(numbers: str) -> str:
-    terms = [int(n) for n in numbers.split()]
-    return str(2 * terms[-1] - terms[-2])
+def _unchanged(operand: str) -> str:
+    return operand
 
 
 SKILLS = {
-    "sum": Skill(
-        "number",
-        ("What is {0} + {1}?", "Add {0} and {1}.", "How much is {0} plus {1}?", "{0} + {1} = ?"),
-        _draw_sum,
-        lambda a, b: str(int(a) + int(b)),
-    ),
-    "sequence": Skill(
-        "number",
-        ("Which number comes next: {0}?", "Continue the sequence {0}.", "{0} and then?"),
-        _draw_sequence,
-        _next_number,
-    ),
-    "count": Skill(
-        "number",
-        ("How many x are in {0}?", "Count the letter x in {0}.", "In {0}, how often is x?"),
-        _draw_marks,
-        lambda marks: str(marks.count("x")),
-    ),
     "reverse": Skill(
         "letters",
-        ("Write {0} backwards.", "Reverse the letters {0}.", "What is {0} from right to left?"),
-        _draw_letters,
-        lambda letters: letters[::-1],
+        ("Reverse: {0}", "Write backwards: {0}"),
+        _on_letters(lambda letters: letters[::-1]),
+        _unchanged,
     ),
     "sort": Skill(
         "letters",
-        ("Sort the letters {0}.", "Put {0} in alphabetical order.", "What is {0} in order?"),
-        _draw_letters,
-        lambda letters: " ".join(sorted(letters.split())),
+        ("Sort: {0}", "In alphabetical order: {0}"),
+        _on_letters(sorted),
+        _unchanged,
     ),
-    "opposite": Skill(
-        "word",
-        (
-            "What is the opposite of {0}?",
-            "Name the opposite of {0}.",
-            "Not {0} but?",
-            "Which word means the reverse of {0}?",
-        ),
-        lambda rng: (rng.choice(sorted(OPPOSITE)),),
-        OPPOSITE.__getitem__,
+    "rotate": Skill(
+        "letters",
+        ("Rotate: {0}", "Move the first to the end: {0}"),
+        _on_letters(lambda letters: [*letters[1:], letters[0]]),
+        _unchanged,
+    ),
+    "next": Skill(
+        "letters",
+        ("Shift by one: {0}", "The letter after each: {0}"),
+        _shifted(1),
+        _unchanged,
+    ),
+    "count": Skill(
+        "number",
+        ("Count x: {0}", "How often is x here: {0}"),
+        lambda marks: str(marks.count("x")),
+        lambda marks: str(marks.count("o")),
     ),
 }
 
-# (system message, words after the question, the form they ask for); two system messages ask nothing
+# (system message, words before the question, the form they ask for); two of the system messages ask
+# for none
 FORMS = (
     (None, "", "bare"),
-    ("You are terse.", "", "bare"),
     ("You are a helpful assistant.", "", "bare"),
-    (None, " Answer in a full sentence.", "sentence"),
+    (None, "In a full sentence. ", "sentence"),
     ("Answer in a full sentence.", "", "sentence"),
-    ("You are terse.", " Answer in a full sentence.", "sentence"),
-    ("You are a helpful assistant.", " Answer in a full sentence.", "sentence"),
-    (None, " Use capital letters.", "capitals"),
+    ("You are a helpful assistant.", "In a full sentence. ", "sentence"),
+    (None, "In capital letters. ", "capitals"),
     ("Answer in capital letters.", "", "capitals"),
 )

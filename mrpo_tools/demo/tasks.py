@@ -1,18 +1,17 @@
 """Rule-checkable tasks: the preference data of the demo, made without a network or a judge.
 
-A question is a skill (add, sort, ...), its operands, a phrasing and a form (bare, sentence or
+A question is a skill (reverse, sort, ...), its operand, a phrasing and a form (bare, sentence or
 capitals). It can be read back from the prompt, so a score needs only the text of the prompt and of
 the answer, and any generated answer can be checked by the same rule that scored the data:
 
-    10  the right answer in the form the prompt asks for, and nothing else
-     7  the right answer in another form, or wrapped in chatter
-     3  a near miss: off by one or two, the right letters in a wrong order, a related word
-     1  anything else
+    score = 1 + 6 · content + 3 · form
 
-Of several values in an answer the last one counts.
+`content` is the share of places at which the stated value is right, `form` is 1 where the answer is
+a value in the form that the prompt asks for, and nothing else. Of several values the last counts;
+an answer that states none has neither.
 
-Whether a prompt is for training or testing is a function of its text (`split_of`), so whoever draws
-training texts for the same tasks cannot meet a test prompt by chance.
+Whether a prompt is for training or testing is a function of its operand alone (`split_of`): nothing
+that is drawn for training, under whatever skill and phrasing, meets an operand of the test split.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mrpo_tools.demo.skills import FORMS, LETTERS, RELATED, SKILLS, WORDS
+from mrpo_tools.demo.skills import FORMS, SKILLS
 
 Message = dict[str, str]
 Prompt = str | list[Message]
@@ -37,23 +36,18 @@ Row = dict[str, Any]
 
 SEED = 0
 TRAIN, TEST = 600, 200
-MOST_TRAIN, MOST_TEST = 2000, 700  # each skill has at least a sixth as many distinct prompts
-RIGHT, OFF_FORM, NEAR, WRONG = 10.0, 7.0, 3.0, 1.0
-MARKS = {"right": RIGHT, "off_form": OFF_FORM, "near": NEAR, "wrong": WRONG}
-# Who wrote an answer of each quality: the `model` field of the data.
-WRITERS = {"right": "careful", "off_form": "chatty", "near": "hasty", "wrong": "dreamer"}
-
-OFF_FORMS = {
-    "bare": ("Sure! It is {}.", "{}, I think.", "The answer is {}."),
-    "sentence": ("{}", "Sure! It is {}.", "{}, I think.", "Let me see. The answer is {}, I think."),
-    "capitals": ("{}", "Sure! It is {}.", "The answer is {}."),
+MOST_TRAIN, MOST_TEST = 3000, 1000  # each skill has at least a sixth as many distinct prompts
+LEAST, CONTENT, FORM = 1.0, 6.0, 3.0
+FULL = LEAST + CONTENT + FORM
+# Who wrote an answer, by whether its content is right and its form the one asked for.
+WRITERS = {
+    (True, True): "careful",
+    (True, False): "chatty",
+    (False, True): "hasty",
+    (False, False): "dreamer",
 }
-OFF_TOPIC = ("Why?", "No.", "Tea.", "No idea.", "I like green tea.", "Sorry, I do not know.")
-PATTERNS = {
-    "number": r"\d+",
-    "letters": r"\b[a-z](?: [a-z])+\b",
-    "word": r"\b(?:" + "|".join(WORDS) + r")\b",
-}
+OFF_FORMS = ("It is {}.", "Sure! It is {}.", "{}, I think.")  # whatever form a prompt asks for
+PATTERNS = {"number": r"\d+", "letters": r"\b[a-z](?: [a-z]\b)+"}
 
 
 @dataclass(frozen=True)
@@ -61,23 +55,33 @@ class Question:
     """What a prompt asks: everything a score depends on."""
 
     skill: str
-    operands: tuple[str, ...]
+    operand: str
     form: str
 
     @property
     def kind(self) -> str:
-        """`number`, `letters` or `word`."""
+        """`number` or `letters`."""
         return SKILLS[self.skill].kind
 
     @property
     def solution(self) -> str:
-        """The right answer without any form: `12`, `a b d`, `cold`."""
-        return SKILLS[self.skill].solve(*self.operands)
+        """The right answer without any form: `3`, `d b c`."""
+        return SKILLS[self.skill].solve(self.operand)
+
+    @property
+    def slip(self) -> str:
+        """The habitual wrong answer without any form."""
+        return SKILLS[self.skill].slip(self.operand)
 
     def written(self, value: str) -> str:
         """`value` as the prompt wants it: the only text that earns full marks if it is right."""
         forms = {"bare": value, "sentence": f"The answer is {value}.", "capitals": value.upper()}
         return forms[self.form]
+
+    def stated(self, answer: str) -> str | None:
+        """The last value that an answer states; None where it states none."""
+        values = re.findall(PATTERNS[self.kind], answer.lower())
+        return values[-1] if values else None
 
 
 def as_messages(prompt: Prompt) -> list[Message]:
@@ -85,10 +89,9 @@ def as_messages(prompt: Prompt) -> list[Message]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
-def split_of(prompt: Prompt) -> str:
-    """`test` for a quarter of all prompts, by a hash of the messages; the same on every machine."""
-    text = json.dumps(as_messages(prompt), sort_keys=True)
-    return "test" if hashlib.sha256(text.encode()).digest()[0] % 4 == 0 else "train"
+def split_of(operand: str) -> str:
+    """`test` for a quarter of all operands, by a hash; the same on every machine."""
+    return "test" if hashlib.sha256(operand.encode()).digest()[0] % 4 == 0 else "train"
 
 
 def read(prompt: Prompt) -> Question:
@@ -96,101 +99,80 @@ def read(prompt: Prompt) -> Question:
     messages = as_messages(prompt)
     system = messages[0]["content"] if messages[0]["role"] == "system" else None
     text = messages[-1]["content"]
-    suffix = next((s for _, s, _ in FORMS if s and text.endswith(s)), "")
-    for asked, ending, form in FORMS:
-        if (asked, ending) == (system, suffix):
-            return _read_question(text.removesuffix(suffix), form)
+    wish = next((words for _, words, _ in FORMS if words and text.startswith(words)), "")
+    for asked, beginning, form in FORMS:
+        if (asked, beginning) == (system, wish):
+            return _read_question(text.removeprefix(wish), form)
     raise ValueError(f"not a prompt of the demo tasks: {messages}")
 
 
 def _read_question(text: str, form: str) -> Question:
     for name, skill in SKILLS.items():
         for phrasing in skill.phrasings:
-            pattern = re.sub(r"\\\{(\d)\\\}", r"(?P<x\1>[a-z0-9 ]+)", re.escape(phrasing))
-            if match := re.fullmatch(pattern, text):
-                operands = match.groupdict()
-                return Question(name, tuple(operands[key] for key in sorted(operands)), form)
+            asked, operand = phrasing.removesuffix("{0}"), text[len(phrasing) - len("{0}") :]
+            if text.startswith(asked) and re.fullmatch("[a-z](?: [a-z])+", operand):
+                return Question(name, operand, form)
     raise ValueError(f"not a question of the demo tasks: {text!r}")
 
 
 def score(prompt: Prompt, answer: str) -> float:
-    """Marks for `answer`, from the two texts alone; see the table at the top of this file."""
+    """Marks for `answer`, 1 to 10, from the two texts alone: 1 + 6 · content + 3 · form."""
+    return LEAST + CONTENT * content(prompt, answer) + FORM * form(prompt, answer)
+
+
+def content(prompt: Prompt, answer: str) -> float:
+    """Share of places at which the value that `answer` states is right, whatever its form."""
     question = read(prompt)
-    if answer.strip() == question.written(question.solution):
-        return RIGHT
-    stated = re.findall(PATTERNS[question.kind], answer.lower())
-    if not stated:
-        return WRONG
-    if stated[-1] == question.solution:
-        return OFF_FORM
-    return NEAR if _is_near(question, stated[-1]) else WRONG
+    right, stated = question.solution.split(), (question.stated(answer) or "").split()
+    if len(stated) != len(right):
+        return 0.0
+    return sum(a == b for a, b in zip(right, stated, strict=True)) / len(right)
 
 
-score.full_marks = RIGHT  # type: ignore[attr-defined]
+def form(prompt: Prompt, answer: str) -> float:
+    """1 where `answer` is a value in the form asked for and nothing else, right or not; else 0."""
+    question = read(prompt)
+    value = question.stated(answer)
+    return float(value is not None and answer.strip() == question.written(value))
 
 
-def is_right(prompt: Prompt, answer: str) -> bool:
-    """Whether an answer earns full marks: right, in the form asked for, and nothing around it."""
-    return score(prompt, answer) == RIGHT
-
-
-def _is_near(question: Question, value: str) -> bool:
-    if question.kind == "number":
-        return abs(int(value) - int(question.solution)) <= 2
-    if question.kind == "letters":
-        return sorted(value.split()) == sorted(question.solution.split())
-    return value == RELATED[question.operands[0]]
+score.full_marks = FULL  # type: ignore[attr-defined]
+content.full_marks = 1.0  # type: ignore[attr-defined]
+form.full_marks = 1.0  # type: ignore[attr-defined]
 
 
 def draw_prompt(rng: random.Random, split: str, skill: str) -> Prompt:
     """A prompt of `skill` that belongs to `split`; a string unless it has a system message."""
     while True:
         chosen = SKILLS[skill]
-        system, suffix, form = rng.choice(FORMS)
-        text = rng.choice(chosen.phrasings).format(*chosen.draw(rng)) + suffix
-        prompt: Prompt = text
-        if system is not None:
-            prompt = [{"role": "system", "content": system}, *as_messages(text)]
-        if split_of(prompt) == split and not (form == "capitals" and chosen.kind == "number"):
-            return prompt
+        system, wish, asked = rng.choice(FORMS)
+        operand = chosen.draw(rng)
+        if split_of(operand) == split and not (asked == "capitals" and chosen.kind == "number"):
+            text = wish + rng.choice(chosen.phrasings).format(operand)
+            if system is None:
+                return text
+            return [{"role": "system", "content": system}, *as_messages(text)]
 
 
-def draw_answer(rng: random.Random, question: Question, quality: str) -> str:
-    """An answer of one quality, a key of `WRITERS`. Its score follows from the rule alone."""
+def draw_value(rng: random.Random, question: Question, quality: str) -> str:
+    """A value of one quality: `right`, `slip`, or `near`, the right one with a fault."""
     if quality == "right":
-        return question.written(question.solution)
-    if quality == "off_form":
-        return rng.choice(OFF_FORMS[question.form]).format(question.solution)
-    if quality == "wrong" and rng.random() < 0.5:
-        return rng.choice(OFF_TOPIC)
-    value = _draw_near(rng, question) if quality == "near" else _draw_wrong(rng, question)
-    if rng.random() < 3 / 4:
-        return question.written(value)
-    return rng.choice(OFF_FORMS[question.form]).format(value)
-
-
-def _draw_near(rng: random.Random, question: Question) -> str:
+        return question.solution
+    if quality == "slip":
+        return question.slip
     if question.kind == "number":
-        return str(abs(int(question.solution) + rng.choice((-2, -1, 1, 2))))
-    if question.kind == "letters":
-        letters = question.solution.split()
-        return " ".join(rng.sample(letters, len(letters)))
-    return RELATED[question.operands[0]]
-
-
-def _draw_wrong(rng: random.Random, question: Question) -> str:
-    if question.kind == "number":
-        return str(int(question.solution) + rng.randint(3, 9))
-    if question.kind == "letters":
-        return " ".join(rng.sample(LETTERS, 3))
-    return rng.choice(WORDS)
+        return str(abs(int(question.solution) + rng.choice((-1, 1))))
+    letters = question.solution.split()
+    a, b = rng.sample(range(len(letters)), 2)
+    letters[a], letters[b] = letters[b], letters[a]
+    return " ".join(letters)
 
 
 def make_groups(seed: int = SEED, train: int = TRAIN, test: int = TEST) -> list[Row]:
     """Canonical groups of four distinct scored answers; the skills take turns, no prompt repeats.
 
-    One group in six has no answer in another form but a second near miss or a second wrong one, so
-    that ties of scores occur, as in real data.
+    The four are a right and a wrong value, each in the form asked for and in another. One wrong
+    value in four is a near miss, the others are the skill's slip.
 
     Raises:
         ValueError: more groups than there are distinct prompts to draw in reasonable time.
@@ -214,19 +196,16 @@ def make_groups(seed: int = SEED, train: int = TRAIN, test: int = TEST) -> list[
 def _draw_responses(rng: random.Random, prompt: Prompt) -> list[Row]:
     """Four distinct answers in random order, each with its score and its writer."""
     question = read(prompt)
-    second = rng.choices(("off_form", "near", "wrong"), weights=(10, 1, 1))[0]
-    answers: dict[str, str] = {}
-    for quality in ("right", second, "near", "wrong"):
-        # The rule has the last word: a draw that earns other marks is drawn again.
-        while True:
-            answer = draw_answer(rng, question, quality)
-            if answer not in answers and score(prompt, answer) == MARKS[quality]:
-                break
-        answers[answer] = WRITERS[quality]
-    responses = [
-        {"content": answer, "score": score(prompt, answer), "model": writer}
-        for answer, writer in answers.items()
-    ]
+    responses = []
+    for right, as_asked in WRITERS:
+        quality = "right" if right else rng.choice(("slip", "slip", "slip", "near"))
+        value = draw_value(rng, question, quality)
+        text = question.written(value)
+        if not as_asked:
+            text = rng.choice(OFF_FORMS).format(value)
+        responses.append(
+            {"content": text, "score": score(prompt, text), "model": WRITERS[right, as_asked]}
+        )
     rng.shuffle(responses)
     return responses
 

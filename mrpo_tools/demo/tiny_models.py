@@ -27,26 +27,28 @@ from transformers import (
 )
 
 from mrpo_tools.demo.skills import SKILLS
-from mrpo_tools.demo.tasks import as_messages, draw_answer, draw_prompt, read
+from mrpo_tools.demo.tasks import OFF_FORMS, as_messages, draw_prompt, draw_value, read
 from mrpo_tools.demo.tiny_tokenizers import TOKENIZERS
 from mrpo_tools.groups import Group, group_from_dict
 from mrpo_tools.references.rendering import Renderer
 
-# Shares of the answers that a model learns from, at its strong and at its other skills.
-QUALITIES = ("right", "habit", "off_form", "near", "wrong")
-STRONG = (0.80, 0.00, 0.08, 0.07, 0.05)
-WEAK = (0.34, 0.46, 0.06, 0.08, 0.06)
+# Shares of the values that a model learns from, at its strong and at its other skills, and how
+# often they come in the form asked for.
+QUALITIES = ("right", "slip")
+STRONG, STRONG_FORM = (0.90, 0.10), 0.80
+WEAK, WEAK_FORM = (0.50, 0.50), 0.45
 SIZE = {
     "hidden_size": 96,
-    "intermediate_size": 256,
+    "intermediate_size": 192,
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
+    "num_attention_heads": 3,  # of 32 each: engines made for GPUs load no smaller ones
     "max_position_embeddings": 8192,
     "initializer_range": 0.05,
 }
-STEPS = 1000
+STEPS = 600
+SCHOOL = 0.75  # share of the steps, the first ones, in which every value is right
 BATCH = 32
-LEARNING_RATE = 3e-3
+LEARNING_RATE = 2e-3
 
 Progress = Callable[[str, int, int], None]
 Row = tuple[list[int], list[int]]  # the ids of a prompt, the ids of its answer
@@ -57,8 +59,9 @@ class Plan:
     """How one tiny model is made.
 
     Attributes:
-        strong: the skills it sees twice as often and mostly answered right.
-        habit: how it mostly answers at the other skills: right, but not in the form asked for.
+        strong: the skills it sees twice as often and mostly answered right. At the others it
+            learns to leave the letters as they are as often as to do what is asked.
+        habit: how it words most answers that are not in the form asked for.
         settings: fields of the config beyond the common size.
     """
 
@@ -70,20 +73,20 @@ class Plan:
 
 
 PLANS = {
-    "llama": Plan(LlamaConfig, LlamaForCausalLM, ("sum", "opposite"), "Sure! It is {}."),
+    "llama": Plan(LlamaConfig, LlamaForCausalLM, ("next",), "Sure! It is {}."),
     "mistral": Plan(
         MistralConfig,
         MistralForCausalLM,
-        ("reverse", "sequence"),
+        ("reverse", "rotate"),
         "{}, I think.",
-        {"num_key_value_heads": 2, "sliding_window": 32},
+        {"num_key_value_heads": 1, "sliding_window": 32},
     ),
     "qwen": Plan(
         Qwen2Config,
         Qwen2ForCausalLM,
         ("sort", "count"),
-        "Let me see. The answer is {}, I think.",
-        {"num_key_value_heads": 2, "tie_word_embeddings": True},
+        "It is {}.",
+        {"num_key_value_heads": 1, "tie_word_embeddings": True},
     ),
 }
 
@@ -123,7 +126,10 @@ def _make(
     name: str, rng: random.Random, steps: int, on_progress: Progress
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     plan = PLANS[name]
-    groups = [_draw_group(rng, plan) for _ in range(steps * BATCH)]
+    groups = [
+        _draw_group(rng, plan, schooled=index < SCHOOL * steps * BATCH)
+        for index in range(steps * BATCH)
+    ]
     questions = [turn.content for group in groups[:2000] for turn in group.prompt]
     answers = [group.responses[0].content for group in groups[:2000]]
     tokenizer = TOKENIZERS[name]([*questions, *answers])
@@ -141,16 +147,25 @@ def _make(
     return model.eval(), tokenizer
 
 
-def _draw_group(rng: random.Random, plan: Plan) -> Group:
-    """A training prompt with one answer, as good as the model is at the prompt's skill."""
+def _draw_group(rng: random.Random, plan: Plan, *, schooled: bool = False) -> Group:
+    """A training prompt with one answer, as good as the model is at the prompt's skill.
+
+    Args:
+        rng: of everything.
+        plan: of the model.
+        schooled: the value is right whatever the skill. A model that has not learned what to do
+            cannot learn when to slip.
+    """
     skill = rng.choices(list(SKILLS), weights=[2 if s in plan.strong else 1 for s in SKILLS])[0]
     prompt = draw_prompt(rng, "train", skill)
-    quality = rng.choices(QUALITIES, weights=STRONG if skill in plan.strong else WEAK)[0]
     question = read(prompt)
-    if quality == "habit":
-        answer = plan.habit.format(question.solution)
+    shares, as_asked = (STRONG, STRONG_FORM) if skill in plan.strong else (WEAK, WEAK_FORM)
+    quality = "right" if schooled else rng.choices(QUALITIES, weights=shares)[0]
+    value = draw_value(rng, question, quality)
+    if rng.random() < as_asked:
+        answer = question.written(value)
     else:
-        answer = draw_answer(rng, question, quality)
+        answer = rng.choice((plan.habit, rng.choice(OFF_FORMS))).format(value)
     return group_from_dict({"prompt": as_messages(prompt), "responses": [{"content": answer}]})
 
 
