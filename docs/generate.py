@@ -2,9 +2,10 @@
 
 `python docs/generate.py`
 
-The tables are made of the code, but for two: that of runs at the end of methods.md comes from
-docs/objectives_on_demo.json, which `python bench/objectives.py` measures, and families.md from
-docs/families.json, which `python bench/families.py` does.
+The tables are made of the code, but for these: that of runs at the end of methods.md comes from
+docs/objectives_on_demo.json, which `python bench/objectives.py` measures, those of false alarms
+from docs/false_alarms.json (`python bench/false_alarms.py`), and families.md from
+docs/families.json (`python bench/families.py`).
 """
 
 from __future__ import annotations
@@ -30,7 +31,46 @@ FAMILY_HEADS = (
 def page() -> str:
     """The whole page: the prose of methods.in.md around the two tables."""
     prose = (DOCS / "methods.in.md").read_text(encoding="utf-8")
-    return prose.replace("{{objectives}}", _objectives()).replace("{{runs}}", _runs())
+    tables = {"objectives": _objectives, "runs": _runs, "false alarms": _alarms, "found": _found}
+    for name, table in tables.items():
+        prose = prose.replace("{{" + name + "}}", table())
+    return prose
+
+
+def _alarms() -> str:
+    """How often something is marked in sweeps without an effect."""
+    heads = ("seeds", "baselines", "methods", "shared", "`compare` marks", "d ≥ 0.5 would")
+    rows = [
+        (
+            *(f"{row[key]:g}" for key in ("seeds", "baselines", "methods", "shared")),
+            _share(row["compare"]),
+            _share(row["mrpos_rule"]),
+        )
+        for row in _simulated()
+        if "compare" in row
+    ]
+    return _table(heads, *rows)
+
+
+def _found() -> str:
+    """How often a method that is better is marked."""
+    rows = [
+        (f"{row['effect']:g}", str(row["seeds"]), str(row["baselines"]), _share(row["found"]))
+        for row in _simulated()
+        if "found" in row
+    ]
+    return _table(("standard deviations", "seeds", "baselines", "marked"), *rows)
+
+
+def _simulated() -> list[dict[str, Any]]:
+    measured = json.loads((DOCS / "false_alarms.json").read_text(encoding="utf-8"))
+    return list(measured["rows"])
+
+
+def _share(rate: dict[str, float]) -> str:
+    """`57.4 % (55.2 to 59.6)`."""
+    percent = [100 * rate[key] for key in ("rate", "low", "high")]
+    return f"{percent[0]:.1f} % ({percent[1]:.1f} to {percent[2]:.1f})"
 
 
 def data_page() -> str:

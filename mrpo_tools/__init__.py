@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from mrpo_tools.cache import Cache
     from mrpo_tools.config import Dataset, Recipe, Reference
     from mrpo_tools.evaluation.evaluate import evaluate
-    from mrpo_tools.groups import Group, Message, Response
+    from mrpo_tools.groups import Group, Response
+    from mrpo_tools.messages import Message, ToolCall
     from mrpo_tools.methods.tensors import look_up as reference_logps
     from mrpo_tools.precomputing.precompute import precompute
     from mrpo_tools.runs.run import Run, load_run
@@ -37,6 +38,7 @@ __all__ = [
     "Reference",
     "Response",
     "Run",
+    "ToolCall",
     "evaluate",
     "load_groups",
     "load_run",
@@ -49,11 +51,12 @@ _HOMES = {
     "Cache": ("mrpo_tools.cache", "Cache"),
     "Dataset": ("mrpo_tools.config", "Dataset"),
     "Group": ("mrpo_tools.groups", "Group"),
-    "Message": ("mrpo_tools.groups", "Message"),
+    "Message": ("mrpo_tools.messages", "Message"),
     "Recipe": ("mrpo_tools.config", "Recipe"),
     "Reference": ("mrpo_tools.config", "Reference"),
     "Response": ("mrpo_tools.groups", "Response"),
     "Run": ("mrpo_tools.runs.run", "Run"),
+    "ToolCall": ("mrpo_tools.messages", "ToolCall"),
     "evaluate": ("mrpo_tools.evaluation.evaluate", "evaluate"),
     "load_groups": ("mrpo_tools.sources", "load_groups"),
     "load_run": ("mrpo_tools.runs.run", "load_run"),

@@ -243,6 +243,8 @@ class Recipe(Words):
     """Tokens of prompt and response together; unset, reference 1's."""
     split: str = "train"
     """What is trained on; `all` for everything."""
+    split_seed: int | None = Field(default=None, ge=0)
+    """Draws the splits anew, where the data names none; None is the data set's own seed."""
 
     # What is measured while it trains: before the first step, every `eval_steps`, after the last
     eval_steps: int | None = Field(default=None, ge=1)
@@ -381,6 +383,13 @@ def pinned(dataset: Dataset, revision: str | None) -> Dataset:
     elif revision:
         source = f"{source.partition('@')[0]}@{revision}"
     return dataset.model_copy(update={"source": source})
+
+
+def drawn_as(dataset: Dataset, recipe: Recipe) -> Dataset:
+    """The data set with the splits that a recipe draws: its own where the recipe says nothing."""
+    if recipe.split_seed is None:
+        return dataset
+    return dataset.model_copy(update={"split_seed": recipe.split_seed})
 
 
 def load_project(path: Path | None = None) -> Project:

@@ -7,6 +7,9 @@ alone and survive shuffling, filtering, new splits and new responses:
 * `prompt_id` of the prompt's messages (splits are keyed by it: no prompt is in two splits),
 * `response_id` of the prompt's messages and the content (log-probs are keyed by it),
 * `group_id` of the prompt and its responses with scores and labels, in any order.
+
+Tools that a prompt offers, a response's calls and its hidden reasoning are of the ids where they
+are there, so the ids of mere text are those of mere text.
 """
 
 from __future__ import annotations
@@ -20,21 +23,9 @@ from functools import cached_property
 from typing import Any
 
 from mrpo_tools.errors import UsageError
+from mrpo_tools.messages import Message, ToolCall, call_from_dict, json_text, message_from_dict
 
-ROLES = ("system", "user", "assistant")
 ID_DIGITS = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a prompt: `role` is system, user or assistant."""
-
-    role: str
-    content: str
-
-    def as_dict(self) -> dict[str, str]:
-        """As chat templates and JSON have it."""
-        return {"role": self.role, "content": self.content}
 
 
 @dataclass(frozen=True)
@@ -42,16 +33,33 @@ class Response:
     """One completion of a prompt.
 
     Attributes:
-        content: the text, exactly as log-probs are computed of it.
+        content: the text, exactly as log-probs are computed of it; empty where it only calls tools.
         score: quality, higher is better; None where the data has none.
         chosen: an explicit label of the data; None where the data has none.
         model: who wrote it, if the data says.
+        reasoning_content: what was thought before it, part of what log-probs are computed of.
+        tool_calls: that it makes, part of it too.
     """
 
     content: str
     score: float | None = None
     chosen: bool | None = None
     model: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def message(self) -> Message:
+        """What is said, without judgements: two responses that say the same have equal ones."""
+        return Message("assistant", self.content, self.reasoning_content, self.tool_calls)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The canonical form, without what is absent."""
+        said = self.message.as_dict()
+        content = {"content": said.pop("content")}
+        about = {"score": self.score, "chosen": self.chosen, "model": self.model}
+        del said["role"]
+        return {**content, **{k: v for k, v in about.items() if v is not None}, **said}
 
 
 @dataclass(frozen=True)
@@ -64,26 +72,30 @@ class Group:
         responses: N distinct responses, in the order of the data.
         source_id: the row's own name in the data, for people; it is no key.
         split: `train`, `test`, … or None where the data names none.
+        tools: JSON text of the list of tools that the prompt offers, as `json_text` writes it.
     """
 
     prompt: tuple[Message, ...]
     responses: tuple[Response, ...]
     source_id: str | None = None
     split: str | None = None
+    tools: str | None = None
 
     @cached_property
     def prompt_id(self) -> str:
-        """Of the prompt's messages."""
-        return content_id([message.as_dict() for message in self.prompt])
+        """Of the prompt's messages, and of its tools where it has any."""
+        messages = [message.id_form() for message in self.prompt]
+        return content_id({"prompt": messages, "tools": self.tools} if self.tools else messages)
 
     @cached_property
     def response_ids(self) -> tuple[str, ...]:
-        """One for each response, of the prompt's messages and its content."""
-        messages = [message.as_dict() for message in self.prompt]
-        return tuple(
-            content_id({"prompt": messages, "content": response.content})
-            for response in self.responses
-        )
+        """One for each response, of the prompt and of what it says."""
+        offered = {"tools": self.tools} if self.tools else {}
+        asked = {"prompt": [message.id_form() for message in self.prompt], **offered}
+        said = [response.message.id_form() for response in self.responses]
+        for answer in said:
+            del answer["role"]
+        return tuple(content_id({**asked, **answer}) for answer in said)
 
     @cached_property
     def group_id(self) -> str:
@@ -104,15 +116,20 @@ class Group:
         """Whether every response is labelled chosen or rejected."""
         return all(response.chosen is not None for response in self.responses)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is text alone: no tools, calls, hidden reasoning, nor roles of these."""
+        turns = (*self.prompt, *(response.message for response in self.responses))
+        return not self.tools and all(turn.is_plain for turn in turns)
+
     def as_dict(self) -> dict[str, Any]:
         """The canonical form: a JSON object without absent fields."""
         row: dict[str, Any] = {
             "prompt": [message.as_dict() for message in self.prompt],
-            "responses": [
-                {key: value for key, value in vars(response).items() if value is not None}
-                for response in self.responses
-            ],
+            "responses": [response.as_dict() for response in self.responses],
         }
+        if self.tools is not None:
+            row["tools"] = json.loads(self.tools)
         if self.source_id is not None:
             row["id"] = self.source_id
         if self.split is not None:
@@ -187,7 +204,7 @@ def in_split(groups: Sequence[Group], split: str | None) -> list[Group]:
 
 
 def merge_duplicates(responses: Sequence[Response]) -> tuple[tuple[Response, ...], int]:
-    """Merge responses of equal content; also the number that was merged away.
+    """Merge responses that say the same; also the number that was merged away.
 
     Scores of duplicates are averaged. Labels must agree: a text that is chosen and rejected in one
     group says nothing.
@@ -195,11 +212,11 @@ def merge_duplicates(responses: Sequence[Response]) -> tuple[tuple[Response, ...
     Raises:
         ValueError: the same text is both chosen and rejected.
     """
-    by_content: dict[str, list[Response]] = {}
+    by_message: dict[Message, list[Response]] = {}
     for response in responses:
-        by_content.setdefault(response.content, []).append(response)
+        by_message.setdefault(response.message, []).append(response)
     merged = []
-    for same in by_content.values():
+    for same in by_message.values():
         if len({response.chosen for response in same}) > 1:
             raise ValueError("the same text is both chosen and rejected")
         scores = [response.score for response in same if response.score is not None]
@@ -209,20 +226,23 @@ def merge_duplicates(responses: Sequence[Response]) -> tuple[tuple[Response, ...
 
 def group_from_dict(row: Mapping[str, Any]) -> Group:
     """A group from its own canonical form, as `Group.as_dict` writes it (not validated)."""
-    prompt = row["prompt"]
+    prompt, tools = row["prompt"], row.get("tools")
     return Group(
         prompt=user_prompt(prompt)
         if isinstance(prompt, str)
-        else tuple(Message(turn["role"], turn["content"]) for turn in prompt),
+        else tuple(map(message_from_dict, prompt)),
         responses=tuple(
             Response(
                 content=response["content"],
                 score=None if response.get("score") is None else float(response["score"]),
                 chosen=response.get("chosen"),
                 model=response.get("model"),
+                reasoning_content=response.get("reasoning_content"),
+                tool_calls=tuple(map(call_from_dict, response.get("tool_calls") or ())),
             )
             for response in row["responses"]
         ),
         source_id=row.get("id"),
         split=row.get("split"),
+        tools=json_text(tools) if tools else None,
     )

@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from tokenizer_families import MAKERS, Family, family
 
-from mrpo_tools.groups import Group, Message, Response
+from mrpo_tools.groups import Group, Response
+from mrpo_tools.messages import Message
 from mrpo_tools.references.rendering import Renderer
 
 ALL = tuple(MAKERS)

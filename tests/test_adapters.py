@@ -132,6 +132,20 @@ SAMPLES: dict[str, tuple[Rows, list[Expected]]] = {
         (["user: A?"], scores(("x", 1.0), ("y", 8.5), ("z", 4.0))),
         (["user: B?"], scores(("x", 7.0), ("y", 7.0))),
     ]),
+    "code-ultrafeedback": ([
+        {"instruction": "Q", "preference": "style",
+         "responses": [{"model": "m", "response": "a"}, {"model": "n", "response": "b"}],
+         "annotations": [{"model": "n", "rating": "2", "rationale": "r"},
+                         {"model": "m", "rating": "5", "rationale": "s"}]},
+        *({"instruction": asked, "responses": [{"model": "m", "response": "a"},
+                                               {"model": "n", "response": "b"}],
+           "annotations": [{"model": "m", "rating": "1"}, {"model": "n", "rating": "3"}]}
+          for asked in "RS"),
+    ], [
+        (["user: Q"], scores(("a", 5.0), ("b", 2.0))),
+        (["user: R"], scores(("a", 1.0), ("b", 3.0))),
+        (["user: S"], scores(("a", 1.0), ("b", 3.0))),
+    ]),
     "nectar": ([
         {"prompt": "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Joke?\n\nAssistant: ",
          "answers": ranked(("Knock knock.", "gpt-4"), ("No.", "llama"), ("…", "anon")), "turns": 2,
@@ -245,6 +259,15 @@ SAMPLES: dict[str, tuple[Rows, list[Expected]]] = {
         (["user: Q"], judged_pair("a", "b", 1.0)),
         (["user: Q"], judged_pair("a", "b")),
         (["user: Q", "assistant: a", "user: R"], judged_pair("b", "c")),
+    ]),
+    "prometheus": ([
+        {"orig_instruction": asked, "orig_response_A": "a", "orig_response_B": "b",
+         "orig_preference": better, "instruction": "###Task", "output": "[RESULT] A"}
+        for asked, better in (("Q", "A"), ("R", "B"), ("S", "A"))
+    ], [
+        (["user: Q"], judged_pair("a", "b", 1.0)),
+        (["user: R"], judged_pair("a", "b", 0.0)),
+        (["user: S"], judged_pair("a", "b", 1.0)),
     ]),
     "shp": ([
         {"post_id": "mr0w2o", "domain": "askculinary_train", "history": "Salt?",
@@ -401,6 +424,16 @@ SAMPLES: dict[str, tuple[Rows, list[Expected]]] = {
     ], [
         (["user: Q"], scores(("a", 0.5), ("b", -2.0))),
         (["user: R"], scores(("x", 1.0), ("y", 1.0))),
+    ]),
+    "step-dpo": ([
+        {"prompt": "Q", "initial_reason_steps": "Step 1: x\nStep 2:", "chosen": " y",
+         "rejected": " z", "full_chosen": " y\nStep 3", "answer": "2"},
+        {"prompt": "R", "initial_reason_steps": "", "chosen": "y", "rejected": "z"},
+        {"prompt": "S", "initial_reason_steps": "Step 1:", "chosen": "y", "rejected": "z"},
+    ], [
+        (["user: Q", "assistant: Step 1: x\nStep 2:"], pair(" y", " z")),
+        (["user: R"], pair("y", "z")),
+        (["user: S", "assistant: Step 1:"], pair("y", "z")),
     ]),
     "transcript-pairs": ([
         {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Hello", "rejected": "Go"},

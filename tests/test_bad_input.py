@@ -30,7 +30,7 @@ NO_PARQUET = (
 )
 ANSWER = "text, a message or a list of messages"
 PROMPT = "text or a list of messages"
-ROLE = "one of system, user, assistant, human, gpt"
+ROLE = "one of system, developer, user, assistant, tool, human, gpt"
 FINITE = "a finite number of at most 1e+30"
 IN_TURN = "expected [system] user assistant user …"
 CUT = "ends in the middle of a value (is the file cut short?)"
@@ -155,8 +155,8 @@ BAD_GROUPS: dict[str, tuple[bytes, str]] = {
         "responses: 1 of 3 have a 'chosen', expected all of them or none"),
     "text label": (group({"content": "a", "chosen": "yes"}, {"content": "b", "chosen": False}),
         "responses[0].chosen: found the text 'yes', expected true or false"),
-    "unknown role": (roles("user", "tool", "user"),
-        f"prompt[1].role: found the text 'tool', expected {ROLE}"),
+    "unknown role": (roles("user", "robot", "user"),
+        f"prompt[1].role: found the text 'robot', expected {ROLE}"),
     "role missing": (group(*AB, prompt=[{"content": "Q"}]),
         f"prompt[0].role: missing, expected {ROLE}"),
     "role null": (group(*AB, prompt=[{"role": None, "content": "Q"}]),

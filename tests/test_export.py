@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from small_data import run_script, write_lines
 
 from mrpo_tools.errors import UsageError
-from mrpo_tools.groups import Group, Message, Response, user_prompt
+from mrpo_tools.groups import Group, Response, user_prompt
 from mrpo_tools.maths import contrasts
+from mrpo_tools.messages import Message
 from mrpo_tools.pairing import pairs_of
 from mrpo_tools.sources import load_groups
 from mrpo_tools.sources.export import FORMS

@@ -13,7 +13,7 @@ from small_data import pairs, write_lines
 from test_adapters import SAMPLES
 
 from mrpo_tools.errors import DataError, UsageError
-from mrpo_tools.groups import Message
+from mrpo_tools.messages import Message
 from mrpo_tools.sources import ADAPTERS, Source, load_groups, read_rows
 from mrpo_tools.sources.export import FORMS
 
@@ -82,28 +82,22 @@ LOST = "is no part of the text and would be lost, expected none"
 
 
 @pytest.mark.parametrize(
-    ("row", "problem"),
+    ("turn", "problem"),
     [
-        (PAIR | {"tools": CALL}, "tools: cannot be shown to a model and would be lost, expected "),
-        (PAIR | {"tools": json.dumps(CALL)}, "tools: cannot be shown to a model and would be"),
-        (PAIR | {"prompt": [USER | {"tool_calls": CALL}]}, f"prompt[0].tool_calls: {LOST}"),
-        (PAIR | {"prompt": [USER | {"function_call": {"name": "f"}}]},
-         f"prompt[0].function_call: {LOST}"),
-        (PAIR | {"prompt": [USER | {"reasoning_content": "Hm."}]},
-         f"prompt[0].reasoning_content: {LOST}"),
-        (PAIR | {"prompt": [USER | {"role": "tool"}]}, "prompt[0].role: found the text 'tool', "),
-        (PAIR | {"prompt": [USER | {"role": "developer"}]}, "prompt[0].role: found the text 'dev"),
-        (PAIR | {"prompt": [USER | {"content": [{"type": "image_url", "image_url": "u"}]}]},
-         "prompt[0].content[0].type: found the text 'image_url', expected text, the only kind of"),
-        (PAIR | {"prompt": [USER | {"content": [{"type": "text", "text": 5}]}]},
-         "prompt[0].content[0].text: found the number 5, expected text"),
-        ({"input": {"messages": [USER], "tools": CALL}, "preferred_output": [
-            {"role": "assistant", "content": "a"}], "non_preferred_output": [
-            {"role": "assistant", "content": "b"}]}, "input.tools: cannot be shown to a model"),
+        ({"tool_calls": CALL}, ".tool_calls: is in a message of the user, expected it in the assi"),
+        ({"reasoning_content": "Hm."}, ".reasoning_content: is in a message of the user, expected"),
+        ({"function_call": {"name": "f"}}, ".function_call: is not read, expected tool_calls in "),
+        ({"reasoning": "Hm."}, ".reasoning: is not read, expected reasoning_content in its place"),
+        ({"images": ["a"]}, f".images: {LOST}"),
+        ({"role": "function"}, ".role: found the text 'function', expected one of system, develop"),
+        ({"content": [{"type": "image_url", "image_url": "u"}]},
+         ".content[0].type: found the text 'image_url', expected text, the only kind of"),
+        ({"content": [{"type": "text", "text": 5}]},
+         ".content[0].text: found the number 5, expected text"),
     ],
 )  # fmt: skip
-def test_what_no_model_would_see_is_refused_by_name(row: dict[str, Any], problem: str) -> None:
-    assert problem_of(row).startswith(problem)
+def test_what_is_not_read_is_refused_by_name(turn: dict[str, Any], problem: str) -> None:
+    assert problem_of(PAIR | {"prompt": [USER | turn]}).startswith(f"prompt[0]{problem}")
 
 
 @pytest.mark.parametrize("nothing", [None, [], {}, "", "[]"])
@@ -253,3 +247,27 @@ def test_rows_are_read_as_they_are() -> None:
     assert [next(rows), next(rows)] == BAD[:2]
     with pytest.raises(DataError, match="a row cannot be read"):
         next(rows)
+
+
+def test_conversations_may_be_json_text() -> None:
+    talks = [json.dumps([USER, {"role": "assistant", "content": text}]) for text in "ab"]
+    row = {"conversation_a": talks[0], "conversation_b": talks[1], "winner": "model_b"}
+    (group,) = load([row]).groups
+    assert [(r.content, r.chosen) for r in group.responses] == [("a", False), ("b", True)]
+
+
+def test_a_prompt_beside_the_conversations_is_used_where_it_stands_in_them() -> None:
+    talks = {key: [USER, {"role": "assistant", "content": key}] for key in ("chosen", "rejected")}
+    scores = {"rating_chosen": 4, "rating_rejected": 2}
+    source = load([{"prompt": "Q", **talks, **scores}])
+    assert not source.unused
+    assert [response.score for response in source.groups[0].responses] == [4.0, 2.0]
+    assert load([{"prompt": "P", **talks}]).unused == {"prompt": 1}
+
+
+def test_when2calls_answers_are_messages() -> None:
+    said = [{"role": "assistant", "content": text} for text in "ab"]
+    row = {"messages": [USER], "chosen_response": said[0], "rejected_response": said[1],
+           "tools": ['{"name": "f"}']}  # fmt: skip
+    (group,) = load([row]).groups
+    assert (group.tools, group.responses[0].content) == ('[{"name":"f"}]', "a")

@@ -166,20 +166,22 @@ def test_the_page_says_what_the_numbers_are(page):
         assert words in page.text, words
 
 
+FIVE = [0.78, 0.79, 0.80, 0.81, 0.82]
 VERDICTS = {
-    # by hand: d = (0.90 − 0.80) / √((2e-4 + 2e-4) / 2) = 7.07
-    "better": (([0.79, 0.81], [0.89, 0.91]),
-               "mrpo beats the best baseline (d +7.07, 2 seeds): mrpo ranks 90.0 ± 1.4 % of the "
-               "pairs right by its own log-prob, dpo 80.0 ± 1.4 %."),
-    "worse": (([0.89, 0.91], [0.79, 0.81]),
-              "No method reaches the best baseline (d -7.07, 2 seeds)"),
-    "as good": (([0.79, 0.81], [0.792, 0.812]),
-                "No method is clearly better or worse than the best baseline (d +0.14, 2 seeds)"),
-    "one seed": (([0.80], [0.90]), "cannot be said of one seed: mrpo ranks 90.0 % of the pairs"),
+    # differences 0.09, 0.10, 0.11, 0.10, 0.10: mean 0.1, s 0.00707, t 31.6, 2.776·s/√5 = 0.0088
+    "better": ((FIVE, [0.87, 0.89, 0.91, 0.91, 0.92]),
+               "Better than every baseline: mrpo (+10.0 (+9.1 to +10.9), p <0.001, 5 seeds): mrpo "
+               "90.0 ± 2.0 % by its own log-prob, dpo 80.0 ± 1.6 %."),
+    "worse": (([0.87, 0.89, 0.91, 0.91, 0.92], FIVE),
+              "Every method is worse than every baseline (-10.0 (-10.9 to -9.1), p <0.001, 5"),
+    # differences ±0.01 and 0: t 0
+    "as good": ((FIVE, [0.79, 0.78, 0.80, 0.82, 0.81]),
+                "No method is shown to be better than every baseline (+0.0 (-1.2 to +1.2), p 1"),
+    "two seeds": (([0.79, 0.81], [0.89, 0.92]),
+                  "2 seeds cannot say whether any method is better, 5 can: mrpo 90.5 ± 2.1 % by"),
     "one method": (([0.80], []),
-                   "dpo ranks 80.0 % of the pairs right by its own log-prob; there is nothing to "
-                   "compare it with."),
-    "no baseline": (([], [0.80, 0.82]), "mrpo ranks 81.0 ± 1.4 % of the pairs right"),
+                   "dpo 80.0 % by its own log-prob; there is nothing to compare it with."),
+    "no baseline": (([], [0.80, 0.82]), "mrpo 81.0 ± 1.4 % by its own log-prob"),
 }  # fmt: skip
 
 
@@ -227,8 +229,8 @@ def test_what_is_not_comparable_comes_last(page):
     places = [page.text.index(words) for words in ("Accuracy", "Each run", "Loss over training")]
     assert places == sorted(places)
     titles = re.findall(r'<th scope="col">([^<]+)</th>', page.source)
-    assert titles[:9] == ["method", "seeds", "log-prob", "d", "per token", "vs reference 1",
-                          "margin", "own, untrained", "own reward"]  # fmt: skip
+    assert titles[:11] == ["method", "seeds", "log-prob", "difference", "p", "d", "per token",
+                           "vs reference 1", "margin", "own, untrained", "own reward"]  # fmt: skip
     pictures = re.findall(r'<section aria-labelledby="(\w+)">\n<h2[^\n]*\n<figure>', page.source)
     assert set(pictures) == PICTURES
     assert pictures[-1] == "accuracy"

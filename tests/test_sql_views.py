@@ -21,14 +21,14 @@ from sql_world import (
 
 from mrpo_tools.cache import STATUSES, Cache, LogpRow
 from mrpo_tools.errors import CacheStale, UsageError
-from mrpo_tools.groups import Message
+from mrpo_tools.messages import Message
 from mrpo_tools.sql import MACROS, VIEWS, open_sql
 
 
 def test_responses_are_the_groups_responses(world, database):
     expected = [
         (group.group_id, group.prompt_id, group.response_ids[place], "toy", group.split, place,
-         response.content, response.score, response.chosen, response.model)
+         response.content, response.score, response.chosen, response.model, None, None)
         for group in world.groups
         for place, response in enumerate(group.responses)
     ]  # fmt: skip

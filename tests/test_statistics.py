@@ -38,6 +38,55 @@ def test_cohens_d_at_the_edges():
     assert statistics.cohens_d([1.0, 1.0], [1.0, 1.0]) == 0.0
 
 
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 9, 10, 60])
+def test_students_t_is_scipys(freedom):
+    for t in (0.0, 0.3, 1.0, -2.5, 7.0):
+        expected = 2 * scipy.stats.t.sf(abs(t), freedom)
+        assert statistics.two_sided_p(t, freedom) == pytest.approx(expected, abs=1e-12)
+    for confidence in (0.5, 0.95, 0.99):
+        expected = scipy.stats.t.ppf((1 + confidence) / 2, freedom)
+        assert statistics.t_quantile(freedom, confidence) == pytest.approx(expected)
+
+
+def test_paired_difference_is_scipys():
+    rng = random.Random(3)
+    first, second = ([rng.gauss(mean, 1) for _ in range(7)] for mean in (0.4, 0.0))
+    expected = scipy.stats.ttest_rel(first, second)
+    ends = expected.confidence_interval(0.95)
+    difference = statistics.paired_difference(first, second)
+    assert difference.p == pytest.approx(expected.pvalue)
+    assert (difference.low, difference.high) == pytest.approx((ends.low, ends.high))
+
+
+def test_differences_without_spread_say_nothing_of_chance():
+    """Rounding makes 0.1 + 0.2 − 0.2 and 0.3 + 0.1 − 0.3 differ in the last digit alone."""
+    assert statistics.paired_difference([], []) is None
+    assert statistics.paired_difference([2.0], [1.0]).p is None
+    shifted = statistics.paired_difference([0.1 + 0.2, 0.3 + 0.1, 0.8], [0.2, 0.3, 0.7])
+    assert (shifted.low, shifted.high, shifted.p) == (None, None, None)
+    assert statistics.paired_difference([0.5, 0.7], [0.5, 0.7]).p == 1.0
+    assert statistics.paired_difference([0.0, 0.0], [0.0, 0.0]).p == 1.0
+
+
+def test_holm_is_bonferroni_in_every_family_that_holds_a_comparison():
+    """Closed testing (Marcus et al. 1976): rejected where every family of it is, by Bonferroni."""
+    rng = random.Random(8)
+    for size in (1, 2, 3, 5):
+        ps = [rng.random() ** 3 for _ in range(size)]
+        families = [
+            [place for place in range(size) if bits >> place & 1] for bits in range(1, 2**size)
+        ]
+        expected = [
+            max(
+                min(len(family) * min(ps[other] for other in family), 1.0)
+                for family in families
+                if place in family
+            )
+            for place in range(size)
+        ]
+        assert statistics.holm(ps) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("counts", [(45, 15, 25, 15), (20, 5, 10, 15), (0, 3, 4, 0), (9, 0, 0, 1)])
 def test_kappa_with_scipys_expected_counts(counts):
     both, first, second, neither = counts

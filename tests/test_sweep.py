@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from mrpo_tools.errors import MrpoError, UsageError
 from mrpo_tools.evaluation.evaluate import evaluate
 from mrpo_tools.references.identity import imported_identity
 from mrpo_tools.runs.formats import render
-from mrpo_tools.sources import Source, load_dataset
+from mrpo_tools.sources import Source, load_dataset, load_groups
 from mrpo_tools.sweep.grid import parse_grid, parse_seeds, plan
 from mrpo_tools.sweep.sweep import Steps, Work, sweep
 from mrpo_tools.training.train import train
@@ -317,6 +318,72 @@ def test_what_is_missing_is_told_before_training(project, capsys, words, code, m
     assert run(["sweep", "recipe.yaml", *words]) == code
     assert message in capsys.readouterr().err
     assert not Path("runs").exists()
+
+
+def test_seeds_that_redraw_the_split():
+    """Each seed is the split's too; or the split is a key of the grid, in the runs' names."""
+    planned = plan({"refs": REFS}, parse_grid(["loss=mrpo"]), [3, 4], redraw_split=True)
+    assert {(run.recipe.seed, run.recipe.split_seed) for run in planned} == {(3, 3), (4, 4)}
+    assert planned[-1].name == "mrpo/seed-4"
+    of_grid = names({}, "loss=mrpo", "split_seed=0,1", baselines=False)
+    assert {name: recipe.split_seed for name, recipe in of_grid.items()} == {
+        "mrpo-split_seed=0": 0, "mrpo-split_seed=1": 1,
+    }  # fmt: skip
+    for words, grid in (({"split_seed": 1}, []), ({}, ["split_seed=0,1"])):
+        with pytest.raises(UsageError, match="makes each seed the split_seed"):
+            plan({"refs": REFS, **words}, parse_grid(grid), [0], redraw_split=True)
+
+
+def test_a_sweep_over_draws_of_the_split(project, some_groups, capsys):
+    """Each run trains and is measured on its own draw, as reading the data with that seed has it;
+    they are one method; again, nothing is trained; `evaluate` measures the same prompts."""
+    write_groups(Path("data.jsonl"), (group.with_split(None) for group in some_groups))
+    arguments = ["sweep", "recipe.yaml", "--refs", "llama", "--grid", "loss=dpo", "--seeds", "0..1",
+                 "--no-baselines", "--redraw-split", "--test-size", "0.4"]  # fmt: skip
+    assert run(arguments) == 0
+    assert "| `dpo` \\* | 2 |" in capsys.readouterr().out
+    prompts = []
+    for seed in range(2):
+        path = Path(f"runs/sweep/dpo-llama/seed-{seed}")
+        groups = load_groups("data.jsonl", test_size=0.4, seed=seed).groups
+        held_out = sorted(group.group_id for group in groups if group.split == "test")
+        record, evaluation = (
+            json.loads((path / name).read_text()) for name in ("run.json", "evaluation/test.json")
+        )
+        assert evaluation["groups_hash"] == sha256("\n".join(held_out).encode()).hexdigest()
+        assert record["dataset"]["split_seed"] == seed
+        assert (
+            record["data_hash"]
+            == sha256("\n".join(sorted(group.group_id for group in groups)).encode()).hexdigest()
+        )
+        before = (path / "evaluation/test.json").read_bytes()
+        assert run(["evaluate", str(path)]) == 0
+        assert (path / "evaluation/test.json").read_bytes() == before
+        prompts.append(held_out)
+    assert prompts[0] != prompts[1]
+    before = stamps()
+    assert run(arguments) == 0
+    assert stamps() == before
+
+
+def test_data_with_splits_of_its_own_is_not_redrawn(project, capsys):
+    for words in (
+        ["sweep", "recipe.yaml", "--redraw-split"],
+        ["train", "--refs", "llama", "--set", "split_seed=1", "--output", "runs/a"],
+    ):
+        assert run(words) == 2  # fmt: skip
+        assert "data names its own splits" in capsys.readouterr().err
+    words = ["train", "--refs", "llama", "--set", "split_seed=1", "--split-seed", "2"]
+    assert run([*words, "--output", "runs/a"]) == 2
+    assert "leave one of them out" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_groups_that_were_drawn_otherwise_are_not_trained_on(project, cached, tmp_path):
+    recipe, groups = Recipe(refs=["llama"], split_seed=1), load_groups("data.jsonl").groups
+    for dataset in (None, Dataset(source="data.jsonl", split_seed=2)):
+        with pytest.raises(UsageError, match="split_seed is 1, the groups were"):
+            train(recipe, groups, cached, {}, tmp_path / "run", dataset)
 
 
 def test_dry_run(project, capsys):

@@ -344,7 +344,13 @@ def test_more_processes_than_groups_to_measure(some_groups, cached, run, tmp_pat
 def test_sigterm_saves_and_exits_75(some_groups, cached, run, tmp_path):
     """The process ends with 75, a checkpoint and the command that goes on."""
     data = write_lines(tmp_path / "data.jsonl", (group.as_dict() for group in some_groups))
-    words = {"split": "all", "max_steps": 400, "logging_steps": 1, "save_steps": 1000}
+    words = {
+        "split": "all",
+        "max_steps": 400,
+        "eval_steps": 3,
+        "eval_split": "all",
+        "save_steps": 1000,
+    }
     process = subprocess.Popen(
         [sys.executable, *command(data, cached, run, "llama", loss="dpo", **words)],
         stderr=subprocess.PIPE, text=True,

@@ -2,12 +2,16 @@
 
 Of a data set the latest file counts, alone: a score or a label that was corrected makes another
 group, and the wrong one must not live on.
+
+A group of more than text (tools, calls, hidden reasoning) is in `structured` as it is; its other
+columns hold all that is said as text.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +23,8 @@ import pyarrow.parquet as pq
 from mrpo_tools.cache import files
 from mrpo_tools.errors import CacheDamaged
 from mrpo_tools.files import make_directory, sweep_temporaries
-from mrpo_tools.groups import Group, Message, Response, canonical_json
+from mrpo_tools.groups import Group, Response, canonical_json, group_from_dict
+from mrpo_tools.messages import json_text, message_from_dict
 from mrpo_tools.progress import say
 
 _MESSAGE = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])
@@ -41,8 +46,11 @@ GROUPS_SCHEMA = pa.schema(
         pa.field("source_id", pa.string()),
         pa.field("prompt", pa.list_(_MESSAGE), nullable=False),
         pa.field("responses", pa.list_(_RESPONSE), nullable=False),
+        pa.field("structured", pa.string()),
     ]
 )
+_WITHOUT_STRUCTURE = GROUPS_SCHEMA.names[:-1]
+"""The columns of files of before, all of whose groups are text."""
 
 
 CLOCK_STEP = 1e-3
@@ -158,6 +166,8 @@ def load(path: Path) -> Saved:
         FileNotFoundError: the file went away.
     """
     table, metadata = files.read_verified(path)
+    if table.schema.names == _WITHOUT_STRUCTURE:
+        table = table.append_column("structured", pa.nulls(table.num_rows, pa.string()))
     if table.schema.names != GROUPS_SCHEMA.names:
         raise CacheDamaged(f"{path} has other columns than saved data of a cache")
     return Saved(
@@ -185,8 +195,10 @@ def _load_listed(directory: Path) -> list[Saved]:
 
 def group_from_row(row: Mapping[str, Any]) -> Group:
     """A group as `save` stored it."""
+    if row["structured"] is not None:
+        return group_from_dict(json.loads(row["structured"]))
     return Group(
-        tuple(Message(turn["role"], turn["content"]) for turn in row["prompt"]),
+        tuple(map(message_from_dict, row["prompt"])),
         tuple(
             Response(response["content"], response["score"], response["chosen"], response["model"])
             for response in row["responses"]
@@ -213,15 +225,23 @@ def _footers(directory: Path, dataset: str) -> Iterator[Footer]:
 
 
 def _row(dataset: str, group: Group) -> dict[str, object]:
+    structured = {} if group.is_plain else {"structured": json_text(group.as_dict())}
     return {
         "group_id": group.group_id,
         "prompt_id": group.prompt_id,
         "dataset": dataset,
         "split": group.split,
         "source_id": group.source_id,
-        "prompt": [message.as_dict() for message in group.prompt],
+        "prompt": [{"role": turn.role, "content": turn.written} for turn in group.prompt],
         "responses": [
-            {"response_id": response_id, **vars(response)}
+            {
+                "response_id": response_id,
+                "content": response.message.written,
+                "score": response.score,
+                "chosen": response.chosen,
+                "model": response.model,
+            }
             for response_id, response in zip(group.response_ids, group.responses, strict=True)
         ],
+        **structured,
     }

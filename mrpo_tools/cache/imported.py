@@ -18,7 +18,8 @@ from mrpo_tools.cache.records import ImportedFile, WriterRecord
 from mrpo_tools.cache.reference import ReferenceStore
 from mrpo_tools.cache.store import Cache
 from mrpo_tools.errors import DataError, UsageError
-from mrpo_tools.groups import Group, Message, Response, user_prompt
+from mrpo_tools.groups import Group, Response, user_prompt
+from mrpo_tools.messages import json_text, message_from_dict
 from mrpo_tools.references.identity import imported_identity
 from mrpo_tools.sources.readers.strict_json import JsonError, parse_line
 
@@ -164,9 +165,10 @@ def _response_id(row: Mapping[str, Any]) -> str:
             turns = (
                 user_prompt(prompt)
                 if isinstance(prompt, str)
-                else tuple(Message(turn["role"], turn["content"]) for turn in prompt)
+                else tuple(map(message_from_dict, prompt))
             )
-            return Group(turns, (Response(response),)).response_ids[0]
+            tools = json_text(row["tools"]) if row.get("tools") else None
+            return Group(turns, (Response(response),), tools=tools).response_ids[0]
         except (KeyError, TypeError):
             raise ValueError("prompt: a text or a list of messages is needed") from None
         except UnicodeEncodeError:
@@ -222,7 +224,7 @@ def _logp_row(key: str, group: Group, response: Response, number: Number) -> Log
         prompt_id=group.prompt_id,
         logp=number.logp,
         num_tokens=number.tokens,
-        num_bytes=len(response.content.encode()),
+        num_bytes=len(response.message.written.encode()),
         status="ok",
         truncated=False,
         token_hash="",

@@ -136,6 +136,8 @@ def _pairs(
 ) -> tuple[list[dict[str, object]], Counter[str]]:
     """The pairs of a saved group as rows; and what could not be one."""
     group = group_from_row(row)
+    if not group.is_plain:
+        return [], Counter({"groups of more than text": 1})
     ids = dict(zip(group.responses, group.response_ids, strict=True))
     statuses = {response: numbers[key].status for response, key in ids.items()}
     skipped = Counter(status for status in statuses.values() if status != "ok")

@@ -30,10 +30,11 @@ def compare(
     form: words.TableFormat,
     output: Path | None,
 ) -> None:
-    """Compare evaluated runs: mean ± std over seeds, and Cohen's d against the best baseline.
+    """Compare evaluated runs: mean ± std over seeds, and differences paired by seed.
 
     RUN is a run or a directory with runs at any depth. Runs that differ only in their seed are one
-    method. Bold is the best of a column if it is better by d ≥ 0.5; italics the second best.
+    method. The first column, an outcome where there is one, is marked from five seeds on: bold is
+    better than every baseline, italics worse, at p < 0.05 by Holm over the methods.
 
     \b
     Example:

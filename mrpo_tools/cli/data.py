@@ -151,6 +151,7 @@ def convert(
     ):
         for group in stream:
             before = written
+            FORMS[form].check(group, target.suffix.lower())
             for row in FORMS[form].rows(group, pairing):
                 put(row)
                 written += 1

@@ -172,15 +172,18 @@ def _print_lengths(summary: Summary, tokens: Mapping[str, Tokens]) -> None:
 
 def _print_group(group: Group) -> None:
     print()
+    if group.tools:
+        print(_indented("tools: ", group.tools))
     for turn in group.prompt:
-        print(_indented(f"{turn.role}: ", turn.content))
+        print(_indented(f"{turn.role}: ", turn.written))
     for response in group.responses:
         marks = [
             f"score {response.score:g}" if response.score is not None else "",
             {True: "chosen", False: "rejected", None: ""}[response.chosen],
         ]
         head = ", ".join(mark for mark in marks if mark)
-        print(_indented(f"  [{head}] " if head else "  - ", response.content))
+        text = response.message.written
+        print(_indented(f"  [{head}] " if head else "  - ", text))
 
 
 def _indented(head: str, text: str) -> str:

@@ -171,30 +171,18 @@ def _of_model(
     cache = Cache(options["cache"] or project.cache)
     if options["precompute"]:
         _precompute(names=names, source=source, cache=cache, project=project, split=split)
+    known = project.references
     record = evaluate_model(
-        word if word in project.references else "model",
-        model,
-        source.groups,
-        cache,
-        refs=names,
-        split=split,
-        project=project.references,
-        truncated=options["truncated"] or "drop",
-    ).record
+        word if word in known else "model", model, source.groups, cache, names, split, known,
+        options["truncated"] or "drop",
+    ).record  # fmt: skip
     record = record.model_copy(update={"model": word})
     if not options["loaded_rules"]:
         return record, None
     from mrpo_tools.evaluation.outcomes import model_outcomes
 
-    return record, model_outcomes(
-        model,
-        source.groups,
-        options["loaded_rules"],
-        cache,
-        sampling_of(options),
-        split=split,
-        reference_1=names[0] if names else None,
-    )
+    rules, sampling, first = options["loaded_rules"], sampling_of(options), next(iter(names), None)
+    return record, model_outcomes(model, source.groups, rules, cache, sampling, split, first)
 
 
 def _precompute(

@@ -51,8 +51,9 @@ def generate(
     prompts = {group.prompt_id: group for group in in_split(source.groups, split)}
     unique = dict(itertools.islice(prompts.items(), limit))
     from mrpo_tools.sampling import generate as verb
+    from mrpo_tools.sampling import prompts_of
 
-    answers = verb(reference, [group.prompt for group in unique.values()], max_new_tokens)
+    answers = verb(reference, prompts_of(list(unique.values())), max_new_tokens)
     text = "".join(map(_line, unique.values(), answers))
     if output:
         output.write_text(text, encoding="utf-8")

@@ -14,6 +14,7 @@ SECTIONS = {
     "beta": "The objective's own hyper-parameters: `mrpo losses NAME` has their defaults",
     "finetuning": "How the policy is trained",
     "eval_steps": "What is measured while it trains",
+    "trainer": "What the engine takes beside all that",
 }
 """The first key of each part of a recipe, and the part's name."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +18,11 @@ from mrpo_tools.cli.options import (
     recipe_keys,
     set_option,
 )
+from mrpo_tools.cli.outcomes import rule_options, sampling_of
+
+if TYPE_CHECKING:
+    from mrpo_tools.config import Project
+    from mrpo_tools.sweep.grid import Planned
 
 
 @click.command(cls=Command)
@@ -28,6 +34,8 @@ from mrpo_tools.cli.options import (
 @set_option
 @click.option("--refs", metavar="A,B,…", shell_complete=references,
               help="Reference 1 first.  [default: the recipe's, or the project's]")  # fmt: skip
+@click.option("--redraw-split", is_flag=True,
+              help="Each seed draws the splits too, where the data names none.")  # fmt: skip
 @click.option("--no-baselines", is_flag=True, help="Leave out DPO with each single reference.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True,
               help="Runs at a time, each in a process and on a GPU of its own.")  # fmt: skip
@@ -35,23 +43,21 @@ from mrpo_tools.cli.options import (
               show_default=True, metavar="DIR", help="Of the runs and the table.")  # fmt: skip
 @click.option("--split", default="test", show_default=True, help="To evaluate on.")
 @click.option("--dry-run", is_flag=True, help="List the runs; train nothing.")
+@rule_options
 @dataset_options
 @cache_option
 def sweep(
     recipe: Path,
-    seeds: str,
-    grid: tuple[str, ...],
-    settings: tuple[str, ...],
-    refs: str | None,
     jobs: int,
     output: Path,
     split: str,
     *,
-    no_baselines: bool,
     dry_run: bool,
     **options: Any,
 ) -> None:
     """Train and evaluate a grid of recipes over several seeds, and compare them.
+
+    With --rule every run's answers are marked, which is what methods are judged by.
 
     Resumes by itself: what is done is not done again. Keys that mean nothing for a loss are left
     out of its runs; `dpo` takes reference 1 alone. The table goes to stdout and, in four formats,
@@ -60,26 +66,17 @@ def sweep(
     \b
     Example:
         mrpo sweep recipe.yaml --seeds 0..4 --grid loss=dpo,mrpo,multi_dpo,mean_ref
+        mrpo sweep recipe.yaml --seeds 0..4 --redraw-split --test-size 0.2
         mrpo sweep recipe.yaml --grid loss=mrpo --grid epsilon_max=0,0.01,0.1,1,1e6
+        mrpo sweep recipe.yaml --grid learning_rate=1e-4,1e-3 --rule rules:score
         mrpo sweep recipe.yaml --grid "refs=[llama],[llama,mistral]"
     """
-
-    from mrpo_tools.config import load_project, load_recipe, pinned
+    from mrpo_tools.config import load_project, pinned
 
     project = load_project()
-    words = load_recipe(recipe) | recipe_keys(settings)
-    if refs is not None:
-        words["refs"] = [name for name in refs.split(",") if name]
-    elif not words.get("refs"):
-        words["refs"] = list(project.references)
-    from mrpo_tools.sweep.grid import parse_grid, parse_seeds, plan
-
-    planned = plan(words, parse_grid(grid), parse_seeds(seeds), baselines=not no_baselines)
+    planned = _planned(recipe, project, options)
     if dry_run:
-        print_table(
-            ("run", "loss", "references"),
-            [(run.name, run.recipe.loss, ", ".join(run.recipe.refs) or "–") for run in planned],
-        )
+        _print_plan(planned)
         return
     from mrpo_tools.runs.formats import render
     from mrpo_tools.sweep.sweep import Work
@@ -87,5 +84,34 @@ def sweep(
 
     cache = Path(options["cache"] or project.cache)
     dataset = pinned(dataset_of(project, options), None)
-    work = Work(output, dataset=dataset, cache=cache, references=project.references, split=split)
+    work = Work(
+        output, dataset=dataset, cache=cache, references=project.references, split=split,
+        rules=options["rules"], full_marks=options["full_marks"], sampling=sampling_of(options),
+    )  # fmt: skip
     print(render(workflow(planned, work, jobs), "markdown"), end="")
+
+
+def _print_plan(planned: Sequence[Planned]) -> None:
+    print_table(
+        ("run", "loss", "references"),
+        [(run.name, run.recipe.loss, ", ".join(run.recipe.refs) or "–") for run in planned],
+    )
+
+
+def _planned(recipe: Path, project: Project, options: dict[str, Any]) -> list[Planned]:
+    """The runs that the recipe, the grid and the seeds mean."""
+    from mrpo_tools.config import load_recipe
+    from mrpo_tools.sweep.grid import parse_grid, parse_seeds, plan
+
+    words = load_recipe(recipe) | recipe_keys(options["settings"])
+    if options["refs"] is not None:
+        words["refs"] = [name for name in options["refs"].split(",") if name]
+    elif not words.get("refs"):
+        words["refs"] = list(project.references)
+    return plan(
+        words,
+        parse_grid(options["grid"]),
+        parse_seeds(options["seeds"]),
+        baselines=not options["no_baselines"],
+        redraw_split=options["redraw_split"],
+    )

@@ -25,8 +25,9 @@ from mrpo_tools.cli.recipe_options import KEYS, RecipeCommand, given
 
 if TYPE_CHECKING:
     from mrpo_tools.cache import Cache
-    from mrpo_tools.config import Project, Recipe, Reference
+    from mrpo_tools.config import Dataset, Project, Recipe, Reference
     from mrpo_tools.groups import Group
+    from mrpo_tools.sources import Source
     from mrpo_tools.training.estimate import TrainingEstimate
     from mrpo_tools.training.train import TrainResult
 
@@ -95,11 +96,9 @@ def train(
     recipe = _with_references(_recipe(config, options, settings, names), project)
     placed = [*options["definitions"], *placed]
     models = {**project.references, **references_named(placed, project, {})}
-    dataset, cache = dataset_of(project, options), Cache(options["cache"] or project.cache)
-    if recipe.refs and cache.references():  # a name that is not there, before anything is read
-        for name in recipe.refs:
-            cache.require(name)
-    source = read_groups(dataset)
+    dataset = _drawn(dataset_of(project, options), recipe, options["split_seed"])
+    cache = Cache(options["cache"] or project.cache)
+    source = _read(dataset, recipe, cache)
     _begin()
     if output is None or options["dry_run"]:
         estimate = _estimate(recipe, source.groups, cache, models)
@@ -117,6 +116,31 @@ def train(
         resume=resume,
     )
     _print(result, recipe.loss, as_json=options["as_json"])
+
+
+def _drawn(dataset: Dataset, recipe: Recipe, split_seed: int | None) -> Dataset:
+    """The data set with the splits that the recipe draws."""
+    from mrpo_tools.config import drawn_as
+    from mrpo_tools.errors import UsageError
+
+    if recipe.split_seed is not None and split_seed not in (None, recipe.split_seed):
+        raise UsageError(
+            f"--split-seed {split_seed}, but the recipe's split_seed is {recipe.split_seed}",
+            "leave one of them out",
+        )
+    return drawn_as(dataset, recipe)
+
+
+def _read(dataset: Dataset, recipe: Recipe, cache: Cache) -> Source:
+    """The data, with splits that were drawn where the recipe draws them."""
+    from mrpo_tools.sources import check_drawn
+
+    if recipe.refs and cache.references():  # a name that is not there, before anything is read
+        for name in recipe.refs:
+            cache.require(name)
+    source = read_groups(dataset)
+    check_drawn(source, recipe)
+    return source
 
 
 def _begin() -> None:

@@ -2,7 +2,9 @@
 
 KL(π‖π_1) is estimated from the policy's own samples: the mean of ℓ − r_1 over answers drawn at
 temperature 1 from all tokens, both of the very ids that were drawn. It is a mean over prompts, nats
-a whole answer; of an answer that the token limit cut, it counts what was drawn.
+a whole answer; of an answer that the token limit cut, it counts what was drawn. In place of
+reference 1 stands the untrained policy, which began as it unless the recipe names another `policy`;
+so the distance is one thing for every method of a sweep, and 0 before training.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from mrpo_tools.references.resolved import ResolvedReference, resolve
 from mrpo_tools.runs.answers import answers_file, write_answers
 from mrpo_tools.runs.outcomes import OUTCOMES, OutcomesRecord, outcomes_file, read_outcomes
 from mrpo_tools.runs.run import Run
-from mrpo_tools.sampling import GREEDY, Sampler, Sampling
+from mrpo_tools.sampling import GREEDY, Sampler, Sampling, prompts_of
 from mrpo_tools.sampling.kept import KeptAnswers
 
 ANSWERS = "answers"
@@ -62,10 +64,9 @@ def measure_outcomes(
     asked = asked_of(groups, split)
     trained = resolve("policy", run.trained_policy)
     untrained = resolve("policy-step0", run.record.policy)
-    first, note = _reference_1(run, untrained, cache)
-    ways = ways_of(sampling)
-    after = _given(asked, trained, run.path / OUTCOMES / ANSWERS, ways, first, note)
-    before = _given(asked, untrained, cache.path / ANSWERS, ways, first, note)
+    note, ways = _began_elsewhere(run), ways_of(sampling)
+    after = _given(asked, trained, run.path / OUTCOMES / ANSWERS, ways, untrained, note)
+    before = _given(asked, untrained, cache.path / ANSWERS, ways, untrained, note)
     record, rows = judged(asked, rules, after, before)
     stem = _stem(run, asked, split, dataset)
     about = {"split": split, "prompts_hash": hash_prompts(asked)}
@@ -87,6 +88,28 @@ def measured_outcomes(
     record = read_outcomes(run.path, _stem(run, asked, split, dataset))
     same = record is not None and record.prompts_hash == hash_prompts(asked)
     return record if same else None
+
+
+def is_measured(
+    run: Run,
+    groups: Sequence[Group],
+    rules: Sequence[Rule],
+    sampling: Sampling | None = None,
+    split: str = "test",
+) -> bool:
+    """Whether a run has an outcome of each of these rules, as they are now, on its own data.
+
+    Raises:
+        UsageError: no group is in the split, or the record cannot be read.
+    """
+    record = measured_outcomes(run, groups, split)
+    measured = [] if record is None else record.outcomes
+    kinds = [(each.identity, each.full_marks, each.sampling) for each in measured]
+    return all(
+        (rule.identity, rule.full_marks, way.as_dict()) in kinds
+        for rule in rules
+        for way in ways_of(sampling)
+    )
 
 
 def model_outcomes(
@@ -160,7 +183,7 @@ def _given(
     note: str | None,
 ) -> list[Given]:
     """A policy's answers in every way, with log-ratios to reference 1 where they are of π."""
-    prompts = [group.prompt for group in asked]
+    prompts = prompts_of(asked)
     sampler = Sampler(policy)
     kept = [KeptAnswers(home, sampler, way) for way in ways]
     answers = [each.answers(prompts) for each in kept]
@@ -171,14 +194,14 @@ def _given(
     if first is not None and plain:
         reference = Sampler(first)
         theirs = {each.identity: each.logps(prompts, reference) for each in plain}
-        reference.release()
+        reference.release()  # one model at a time
     return [
         Given(
             sampling=each.sampling,
             answers=each_answers,
             logps=own.get(each.identity),
             logps_reference_1=theirs.get(each.identity),
-            note=_no_kl(each.sampling) or note,
+            note=(_no_kl(each.sampling) or note) if each.sampling.temperature else None,
         )
         for each, each_answers in zip(kept, answers, strict=True)
     ]
@@ -186,7 +209,7 @@ def _given(
 
 def _no_kl(sampling: Sampling) -> str | None:
     """Why answers drawn so say nothing of KL(π‖reference 1)."""
-    if sampling.is_plain or not sampling.temperature:
+    if sampling.is_plain:
         return None
     return (
         "no KL: these answers are not drawn from π itself, which takes temperature 1, top-p 1 and "
@@ -194,18 +217,15 @@ def _no_kl(sampling: Sampling) -> str | None:
     )
 
 
-def _reference_1(
-    run: Run, untrained: ResolvedReference, cache: Cache
-) -> tuple[ResolvedReference | None, str | None]:
-    """The model of reference 1 and None, or None and why KL to it cannot be measured.
-
-    A policy that began as reference 1 is compared with itself untrained, in its own arithmetic; so
-    is one of a run without references.
-    """
+def _began_elsewhere(run: Run) -> str | None:
+    """What to say of KL where the policy did not begin as reference 1; None where it did."""
     references = run.record.references
     if run.recipe.policy is None or not references:
-        return untrained, None
-    return _cached_reference(untrained, cache.find(references[0]))
+        return None
+    name, _, digits = references[0].partition("@")
+    if (run.record.policy_identity or "").startswith(digits):
+        return None
+    return f"KL is from the untrained policy, which is not reference 1 ({name})"
 
 
 def _cached_reference(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mrpo_tools.errors import UsageError, did_you_mean, shorten
-from mrpo_tools.groups import Message
+from mrpo_tools.messages import Message
 
 SHOWN = 60
 """Characters of a prompt and an answer in an error."""

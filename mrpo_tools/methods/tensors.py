@@ -113,7 +113,7 @@ def look_up(
         num_tokens[(*at, k)] = table["num_tokens"].to_numpy()[present]
     if tables:
         token_hashes[rows, columns] = tables[0]["token_hash"].to_numpy()
-    contents = (response.content for group in groups for response in group.responses)
+    contents = (response.message.written for group in groups for response in group.responses)
     num_bytes = np.zeros(shape, dtype=np.int64)
     num_bytes[at] = np.array([len(content.encode()) for content in contents], np.int64)[present]
     return GroupTensors(

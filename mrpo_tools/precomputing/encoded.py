@@ -50,7 +50,7 @@ class Place:
             prompt_id=group.prompt_id,
             logp=logp,
             num_tokens=len(response.ids),
-            num_bytes=len(group.responses[self.index].content.encode()),
+            num_bytes=len(group.responses[self.index].message.written.encode()),
             status=status,
             truncated=response.truncated,
             token_hash=response.token_hash,
@@ -86,6 +86,6 @@ def trees_of(prompts: Sequence[EncodedPrompt]) -> list[Row]:
 
 def text_bytes(group: Group) -> int:
     """Bytes of a group's text."""
-    texts = [turn.content for turn in group.prompt]
-    texts += [response.content for response in group.responses]
-    return sum(len(text.encode()) for text in texts)
+    texts = [turn.written for turn in group.prompt]
+    texts += [response.message.written for response in group.responses]
+    return sum(len(text.encode()) for text in [group.tools or "", *texts])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from mrpo_tools.cache import Cache
 from mrpo_tools.cache.parts import PART_ROWS
 from mrpo_tools.groups import Group, Response
+from mrpo_tools.messages import Message
 from mrpo_tools.precomputing.summary import Summary
 from mrpo_tools.references.resolved import ResolvedReference
 
@@ -84,15 +85,15 @@ def in_shard(group: Group, shard: tuple[int, int]) -> bool:
 
 def _by_prompt(groups: Iterable[Group], shard: tuple[int, int]) -> list[Group]:
     """One group for each prompt of this shard, with every response of that prompt."""
-    merged: dict[str, dict[str, Response]] = {}
+    merged: dict[str, dict[Message, Response]] = {}
     first: dict[str, Group] = {}
     for group in groups:
         if in_shard(group, shard):
             first.setdefault(group.prompt_id, group)
-            contents = merged.setdefault(group.prompt_id, {})
+            said = merged.setdefault(group.prompt_id, {})
             for response in group.responses:
-                contents.setdefault(response.content, Response(response.content))
-    return [Group(first[key].prompt, tuple(merged[key].values())) for key in merged]
+                said.setdefault(response.message, response)
+    return [replace(first[key], responses=tuple(merged[key].values())) for key in merged]
 
 
 def _only(group: Group, response_ids: set[str]) -> Group | None:
@@ -104,4 +105,4 @@ def _only(group: Group, response_ids: set[str]) -> Group | None:
     )
     if len(responses) == len(group.responses):
         return group
-    return Group(group.prompt, responses) if responses else None
+    return replace(group, responses=responses) if responses else None

@@ -26,6 +26,9 @@ PRIVATE = 0xF0000
 PLACEHOLDER = 0x100000
 PLACEHOLDERS = "\U00100000-\U0010fffd"
 PLACEHOLDER_COUNT = 0xFFFE
+SALT = 4
+MARK = 1 + SALT
+"""Characters of a mark."""
 
 
 class ControlSafeEncoder:
@@ -47,7 +50,8 @@ class ControlSafeEncoder:
             or token["content"] in special
             or (added_tokens == "plain" and not _is_space(token["content"]))
         ]
-        salt = "".join(chr(PRIVATE + 0x8000 + secrets.randbelow(0x7000)) for _ in range(4))
+        salt, self._mark_salt = _salt(), _salt()
+        self._marks = re.compile(f"[{chr(PRIVATE)}-{chr(PRIVATE + 0x7FFF)}]{self._mark_salt}")
         self._names = {
             token["content"]: chr(PRIVATE + index) + salt for index, token in enumerate(controls)
         }
@@ -79,8 +83,31 @@ class ControlSafeEncoder:
         hidden = first + hidden[1:-1] + last if len(hidden) > 1 else first
         return content[:start] + hidden + content[start + len(core) :]
 
+    def mark(self, content: str, number: int) -> str:
+        """Content with placeholders for literals of control tokens, between two marks.
+
+        A mark is unguessable and is taken away again in the end, so what stands between two in a
+        rendering is this content and no other, and the template's own text cannot complete a
+        literal with it. White space at the ends stays outside.
+        """
+        core = content.strip()
+        mark = chr(PRIVATE + number % 0x8000) + self._mark_salt
+        hidden = self._in_content.sub(lambda match: self._placeholder(match[0]), core)
+        start = content.index(core)
+        return f"{content[:start]}{mark}{hidden}{mark}{content[start + len(core) :]}"
+
+    def may_stand(self, word: str) -> bool:
+        """Whether a word can stand unmarked: no literal holds it, or begins or ends with a part."""
+        ends = [word[cut:] for cut in range(1, len(word))]
+        starts = [word[:cut] for cut in range(1, len(word))]
+        return not any(
+            word in literal or literal.startswith(tuple(ends)) or literal.endswith(tuple(starts))
+            for literal in self._names
+        )
+
     def reveal(self, text: str) -> str:
-        """The text behind the placeholders."""
+        """The text behind the placeholders, without marks."""
+        text = self._marks.sub("", text)
         return text.translate({ord(char): literal for literal, char in self._hidden.items()})
 
     def has_control(self, rendered: str) -> bool:
@@ -122,6 +149,10 @@ class ControlSafeEncoder:
                 )
             self._hidden[literal] = chr(PLACEHOLDER + len(self._hidden))
         return self._hidden[literal]
+
+
+def _salt() -> str:
+    return "".join(chr(PRIVATE + 0x8000 + secrets.randbelow(0x7000)) for _ in range(SALT))
 
 
 def _rename(state: State, names: dict[str, str]) -> State:

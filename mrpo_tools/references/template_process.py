@@ -180,12 +180,13 @@ def _text(
 ) -> tuple[str, str]:
     try:
         with _limited():
-            text = render(**conversation, **variables)
+            text = render(**{**variables, **conversation})
     except MemoryError:
         raise
     except Exception as error:
         return "error", first_line(error)[:200]
     given = sum(len(str(turn)) for turn in conversation["messages"])
+    given += len(str(conversation.get("tools") or ""))
     if len(text) > 2 * given + OWN_CHARS:
         return "error", f"it writes {len(text):,} characters for a conversation of {given:,}"
     return "text", text

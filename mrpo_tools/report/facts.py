@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mrpo_tools.maths.statistics import LARGE_ENOUGH
-from mrpo_tools.runs.compare import COLUMNS, Comparison, Row
-from mrpo_tools.runs.formats import cell_text, effect_text
+from mrpo_tools.runs.columns import LOGP
+from mrpo_tools.runs.compare import Comparison, Row
+from mrpo_tools.runs.formats import cell_text, difference_text, p_text
+from mrpo_tools.runs.marks import BETTER, FEWEST_PAIRS, WORSE
 from mrpo_tools.runs.methods import MethodRuns, differing, setting_text
 from mrpo_tools.runs.read import Result
 from mrpo_tools.runs.record import HARDLY_MOVED, Estimate, RunRecord
 
-JUDGED_BY = COLUMNS[0]
-"""The accuracy of the policy's own log-prob, which is one thing for every method."""
 RECIPE = (
     "finetuning", "quantization", "learning_rate", "lr_scheduler_type", "warmup_ratio",
     "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
@@ -92,52 +91,54 @@ def differences_table(methods: Sequence[MethodRuns]) -> Table:
 
 
 def verdict(comparison: Comparison) -> str:
-    """One sentence of who ranks the pairs best, and whether by enough to say so."""
-    rows = [row for row in comparison.rows if _judged(row)[0] is not None]
+    """One sentence of who is better than the baselines, and whether that can be said."""
+    key, by = comparison.marked.key, _judged_by(comparison)
+    means = {row.label: row.cells[key].mean for row in comparison.rows}
+    rows = [row for row in comparison.rows if means[row.label] is not None]
     if not rows:
-        return (
-            "No method has an accuracy of its own log-prob: nothing can be said of which is best."
-        )
-    best = max(rows, key=lambda row: _judged(row)[0] or 0.0)
+        return f"No method was measured by {by}: nothing can be said of which is best."
+    rows.sort(key=lambda row: -(means[row.label] or 0.0))
     if len(rows) == 1:
-        return f"{_score(best)} by its own log-prob; there is nothing to compare it with."
+        return f"{_score(rows[0], comparison)} by {by}; there is nothing to compare it with."
     others = [row for row in rows if not row.baseline]
     baselines = [row for row in rows if row.baseline]
     if not baselines or not others:
         return (
-            f"{_score(best)} by its own log-prob, the most of {len(rows)} methods; no baseline "
+            f"{_score(rows[0], comparison)} by {by}, the most of {len(rows)} methods; no baseline "
             "stands beside them."
         )
-    first = max(others, key=lambda row: _judged(row)[0] or 0.0)
-    baseline = max(baselines, key=lambda row: _judged(row)[0] or 0.0)
-    return (
-        f"{_against(first)}: {_score(first)} by its own log-prob, {_score(baseline, brief=True)}."
-    )
+    first, baseline = _score(others[0], comparison), _score(baselines[0], comparison)
+    return f"{_against(others, comparison)}: {first} by {by}, {baseline}."
 
 
-def _against(first: Row) -> str:
-    """What the effect of the best method says beside the best baseline."""
-    d = _judged(first)[1]
-    if d is None:
-        return "Whether any method beats the best baseline cannot be said of one seed"
-    words = f"(d {effect_text(first)}, {len(first.seeds)} seeds)"
-    if d >= LARGE_ENOUGH:
-        return f"{first.label} beats the best baseline {words}"
-    if d <= -LARGE_ENOUGH:
-        return f"No method reaches the best baseline {words}"
-    return f"No method is clearly better or worse than the best baseline {words}"
+def _against(others: Sequence[Row], comparison: Comparison) -> str:
+    """Which methods are better than every baseline; the best of them stands first."""
+    cells = [row.cells[comparison.marked.key] for row in others]
+    better = [row for row, cell in zip(others, cells, strict=True) if cell.mark == BETTER]
+    first = cells[0]
+    seeds = f"{others[0].pairs} seeds" if others[0].pairs != 1 else "1 seed"
+    beside = f"({difference_text(first, comparison.marked)}, p {p_text(first.p)}, {seeds})"
+    if better:
+        labels = ", ".join(row.label for row in better)
+        return f"Better than every baseline: {labels} {beside}"
+    if not comparison.pairs or comparison.pairs[-1] < FEWEST_PAIRS:
+        return f"{seeds} cannot say whether any method is better, {FEWEST_PAIRS} can"
+    if all(cell.mark == WORSE for cell in cells):
+        return f"Every method is worse than every baseline {beside}"
+    return f"No method is shown to be better than every baseline {beside}"
 
 
-def _judged(row: Row) -> tuple[float | None, float | None]:
-    """(mean, Cohen's d) of the accuracy that methods are judged by."""
-    cell = row.cells[JUDGED_BY.key]
-    return cell.mean, cell.d
+def _judged_by(comparison: Comparison) -> str:
+    """What a sentence calls the marked column."""
+    title = comparison.marked.title
+    return "its own log-prob" if comparison.marked.key == LOGP else f"the {title}"
 
 
-def _score(row: Row, *, brief: bool = False) -> str:
-    """`mrpo ranks 87.3 ± 0.6 % of the pairs right`."""
-    share = f"{cell_text(row.cells[JUDGED_BY.key], JUDGED_BY)} %"
-    return f"{row.label} {share}" if brief else f"{row.label} ranks {share} of the pairs right"
+def _score(row: Row, comparison: Comparison) -> str:
+    """`mrpo 87.3 ± 0.6 %`."""
+    column = comparison.marked
+    unit = " %" if column.scale != 1.0 else ""
+    return f"{row.label} {cell_text(row.cells[column.key], column)}{unit}"
 
 
 def hardly_moved(methods: Sequence[MethodRuns]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from mrpo_tools.report.facts import (
     summary,
     verdict,
 )
+from mrpo_tools.report.outcomes import answers_table, frontier_picture, outcomes_table
 from mrpo_tools.report.palette import DARK, LIGHT
 from mrpo_tools.report.references import (
     choices_picture,
@@ -32,14 +34,16 @@ from mrpo_tools.report.references import (
     ranking_picture,
     weights_picture,
 )
+from mrpo_tools.runs.caption import caption
 from mrpo_tools.runs.compare import NOT_COMPARABLE, Comparison, compare
-from mrpo_tools.runs.formats import caption, cell_text, effect_text, header, percentages, render
+from mrpo_tools.runs.formats import cells_of, header, percentages, render
 from mrpo_tools.runs.methods import by_method
 from mrpo_tools.runs.read import read_results
 
 PAGE = "report.html"
 MARKDOWN = "report.md"
 PICTURES = (
+    (frontier_picture, "no run has outcomes with KL (mrpo evaluate RUN --rule MODULE:FUNCTION)"),
     (ranking_picture, "no run was compared with references"),
     (loss_picture, "no run has a log of training"),
     (learning_rate_picture, "no run has a log of its learning rate"),
@@ -80,11 +84,16 @@ def report(
     methods = by_method(results)
     drawn = [(draw(methods), reason) for draw, reason in PICTURES]
     pictures = [picture for picture, _ in drawn if picture is not None]
+    answered = [outcomes_table(methods), answers_table(methods, split)]
     words: dict[str, object] = {
         "verdict": verdict(comparison),
         "summary": " ".join(filter(None, [summary(methods, split), hardly_moved(methods)])),
         "pictures": pictures,
-        "facts": [about_table(methods), runs_table(methods)],
+        "facts": [
+            *(table for table in answered if table is not None),
+            about_table(methods),
+            runs_table(methods),
+        ],
         "tables": [differences_table(methods), cost_table(methods)],
         "missing": sorted({reason for picture, reason in drawn if picture is None}),
     }
@@ -104,9 +113,8 @@ def _page(comparison: Comparison, words: dict[str, object]) -> str:
     return _template("page.html").render(
         comparison=comparison,
         header=header(comparison),
-        caption=caption(comparison).replace("`d`", "d"),
-        cell_text=cell_text,
-        effect_text=effect_text,
+        caption=caption(comparison).replace("`", ""),
+        cells_of=cells_of,
         percentages=percentages,
         note=NOT_COMPARABLE,
         light=LIGHT,
@@ -124,8 +132,15 @@ def _template(name: str) -> Template:
         lstrip_blocks=True,
     )
     environment.filters["inline"] = _inline
-    environment.filters["cell"] = lambda text: text.replace("|", "\\|")
+    environment.filters["cell"] = _cell
     return environment.get_template(name)
+
+
+def _cell(text: str) -> str:
+    """A text as a cell of a Markdown table shows it, whoever wrote it."""
+    for mark in ("\\", "|", "`", "*", "["):
+        text = text.replace(mark, f"\\{mark}")
+    return html.escape(text, quote=False).replace("\n", "<br>")
 
 
 def _inline(png: bytes) -> str:

@@ -1,81 +1,67 @@
-"""Methods side by side: mean ± std over seeds, marked as in MRPO's Tables 1 and 5."""
+"""Methods side by side: mean ± std over seeds, differences paired by seed, and marks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 
-from mrpo_tools.errors import UsageError, did_you_mean
-from mrpo_tools.maths.statistics import LARGE_ENOUGH, cohens_d, mean_and_std
+from mrpo_tools.maths.statistics import PairedDifference, cohens_d, mean_and_std
 from mrpo_tools.progress import say
+from mrpo_tools.runs.columns import UNTRAINED, Column, columns_of
+from mrpo_tools.runs.comparable import check_comparable
+from mrpo_tools.runs.marks import Judged, Values, difference, is_crossed, judge
 from mrpo_tools.runs.methods import MethodRuns, by_method
-from mrpo_tools.runs.read import Result, plain_names
+from mrpo_tools.runs.read import DATA_SPLIT, Replicate, Result, plain_names
 
 NOT_COMPARABLE = (
     "The accuracy of the own reward is not comparable between methods: a reference that ranks well "
     "lowers it, one that ranks badly lifts it, with no training at all."
 )
-BEST, SECOND = "best", "second"
 LONGER = "always the longer"
-
-
-@dataclass(frozen=True)
-class Column:
-    """A metric of evaluations.
-
-    Attributes:
-        key: its name in `RUN/evaluation/<split>.json`.
-        title: for people.
-        scale: shown is value × scale.
-        decimals: shown.
-        marked: whether the best is marked: only what is one thing for every method.
-    """
-
-    key: str
-    title: str
-    scale: float = 100.0
-    decimals: int = 1
-    marked: bool = False
-
-
-COLUMNS = (
-    Column("accuracies_logp", "log-prob", marked=True),
-    Column("accuracies_logp_per_token", "per token"),
-    Column("accuracies_reference_1", "vs reference 1"),
-    Column("margins", "margin", 1.0, 3),
-    Column("accuracies_step0", "own, untrained"),
-    Column("accuracies", "own reward"),
-)
-"""What is one thing for every method first, what is not comparable last."""
+TIES = "ties"
+"""In place of an untrained policy's accuracy where every pair was tied: no pair is ranked wrong."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One metric of one method.
+    """One number of one method.
 
     Attributes:
-        values: one for each seed that was evaluated.
-        mean: over seeds; None without any.
+        values: one for each run that measured it.
+        mean: over runs; None without any.
         std: sample standard deviation; None for fewer than two.
         d: Cohen's d against the best baseline; None for that baseline itself and without spread.
-        mark: `best`, `second` or None.
+        difference: to the best baseline, paired by seed; None for that baseline itself.
+        p: of the difference to every baseline, corrected; None where nothing is marked.
+        mark: `better` or `worse` than every baseline, or None.
+        tied: whether the untrained policy tied every pair.
     """
 
     values: tuple[float, ...]
     mean: float | None = None
     std: float | None = None
     d: float | None = None
+    difference: PairedDifference | None = None
+    p: float | None = None
     mark: str | None = None
+    tied: bool = False
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method with its evaluated seeds and its cells, by column key."""
+    """A method with its evaluated seeds and its cells, by column key.
+
+    Attributes:
+        pairs: the fewest runs in the marked column that it shares with any baseline; None of
+            baselines.
+    """
 
     label: str
     baseline: bool
     seeds: tuple[int, ...]
     cells: dict[str, Cell]
+    pairs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +85,7 @@ class Comparison:
 
     Attributes:
         split: of the evaluations.
-        columns: in order.
+        columns: in order; the first is the one that is marked.
         rows: baselines first.
         untrained: each reference alone, and always preferring the longer.
     """
@@ -109,15 +95,26 @@ class Comparison:
     rows: tuple[Row, ...]
     untrained: tuple[Untrained, ...]
 
+    @property
+    def marked(self) -> Column:
+        """The column that tells methods apart: an outcome where there is one."""
+        return self.columns[0]
+
+    @property
+    def pairs(self) -> list[int]:
+        """How many runs each method shares with every baseline, the fewest first."""
+        return sorted(row.pairs for row in self.rows if row.pairs is not None)
+
 
 def compare(
     results: Sequence[Result], split: str = "test", baselines: Sequence[str] = ()
 ) -> Comparison:
     """Group runs into methods and compare them.
 
-    The best baseline of a column is the one with the largest mean. In a marked column, the largest
-    mean is `best` if it is a clear one: Cohen's d of at least 0.5 against the best baseline, or, if
-    it is that baseline itself, against every other method. The second largest is `second`.
+    Runs of two methods with the same seed (and the same draw of the split) are a pair. In the
+    first column a method is marked that differs from every baseline in one direction, by paired t
+    tests with Holm's correction over the methods, from five pairs on (docs/methods.md §7). The
+    baseline beside which differences and Cohen's d are shown is the one with the largest mean.
 
     Args:
         results: finished runs.
@@ -125,123 +122,126 @@ def compare(
         baselines: labels; none means DPO with a single reference.
 
     Raises:
-        UsageError: no run was evaluated on the split, or a baseline that is none of the methods.
+        UsageError: no run was evaluated on the split, runs were measured on different data, or a
+            baseline that is none of the methods.
     """
     methods = by_method(results)
-    _check(methods, split, baselines)
+    check_comparable(methods, split, baselines)
     is_baseline = [
         method.label in baselines if baselines else method.baseline for method in methods
     ]
-    columns = [_column(column, methods, is_baseline) for column in COLUMNS]
+    columns = columns_of([run for method in methods for run in method.runs])
+    marked = [_values(method, columns[0]) for method in methods]
+    judged = judge(marked, is_baseline)
+    _tell_unpaired(methods, marked, is_baseline)
+    cells = {column.key: _cells(column, methods, is_baseline) for column in columns}
+    cells[columns[0].key] = _marked(cells[columns[0].key], judged)
     rows = tuple(
         Row(
             method.label,
             baseline,
             tuple(run.seed for run in method.runs if run.evaluation is not None),
-            {column.key: cells[place] for column, cells in zip(COLUMNS, columns, strict=True)},
+            {key: of_column[place] for key, of_column in cells.items()},
+            None if judgement is None else judgement.pairs,
         )
-        for place, (method, baseline) in enumerate(zip(methods, is_baseline, strict=True))
+        for place, (method, baseline, judgement) in enumerate(
+            zip(methods, is_baseline, judged, strict=True)
+        )
     )
-    return Comparison(split, COLUMNS, rows, _untrained(results))
+    return Comparison(split, columns, rows, _untrained(results))
 
 
-def _check(methods: Sequence[MethodRuns], split: str, baselines: Sequence[str]) -> None:
-    labels = [method.label for method in methods]
-    for wanted in baselines:
-        if wanted not in labels:
-            raise UsageError(
-                f"no method is labelled {wanted!r}; there are: {', '.join(labels)}",
-                did_you_mean(wanted, labels),
-            )
-    runs = [run for method in methods for run in method.runs]
-    missing = [run for run in runs if run.evaluation is None]
-    if len(missing) == len(runs):
-        raise UsageError(
-            f"no run was evaluated on split {split!r}", f"mrpo evaluate RUN --split {split}"
-        )
-    for run in missing:
-        say(f"warning: {run.path} was not evaluated on split {split!r}: mrpo evaluate {run.path}")
-    for run in runs:
-        if run.evaluation and run.evaluation.hardly_moved:
-            say(f"warning: {run.path}: {run.evaluation.hardly_moved}")
-    _check_data(runs, split)
-    sizes = {run.evaluation.groups for run in runs if run.evaluation}
-    if len(sizes) > 1:
-        say("warning: the runs were evaluated on different numbers of groups")
+def _values(method: MethodRuns, column: Column) -> dict[Replicate, float]:
+    values = {run.replicate: column.of(run) for run in method.runs}
+    return {each: value for each, value in values.items() if value is not None}
 
 
-def _check_data(runs: Sequence[Result], split: str) -> None:
-    """Refuse evaluations of different groups; older ones do not say which theirs were."""
-    first: dict[str, Result] = {}
-    for run in runs:
-        if run.evaluation and run.evaluation.groups_hash:
-            first.setdefault(run.evaluation.groups_hash, run)
-    if len(first) > 1:
-        named = ", ".join(f"{run.path} (groups {key[:8]})" for key, run in first.items())
-        raise UsageError(
-            f"split {split!r} was not the same groups for all runs: {named}",
-            f"mrpo evaluate RUN --split {split} with the same data for all, or compare them apart",
-        )
-
-
-def _values(method: MethodRuns, key: str) -> tuple[float, ...]:
-    evaluations = [run.evaluation for run in method.runs if run.evaluation]
-    if key == "accuracies_step0":
-        evaluations = [each for each in evaluations if not each.untrained_is_tied]
-    values = [getattr(evaluation, key) for evaluation in evaluations]
-    return tuple(value for value in values if value is not None)
-
-
-def _column(
+def _cells(
     column: Column, methods: Sequence[MethodRuns], is_baseline: Sequence[bool]
 ) -> list[Cell]:
-    """A column's cell of each method."""
-    values = [_values(method, column.key) for method in methods]
-    summary = {place: mean_and_std(seeds) for place, seeds in enumerate(values) if seeds}
-    order = sorted(summary, key=lambda place: -summary[place][0])
-    best_baseline = next((place for place in order if is_baseline[place]), None)
-    effects: dict[int, float | None] = {}
-    if best_baseline is not None:
-        effects = {
-            place: cohens_d(values[place], values[best_baseline])
-            for place in summary
-            if place != best_baseline
-        }
-    marks: dict[int, str] = {}
-    if column.marked and len(order) > 1:
-        if _is_clear(order, best_baseline, values):
-            marks[order[0]] = BEST
-        marks[order[1]] = SECOND
+    """A column's cell of each method, without marks."""
+    values = [_values(method, column) for method in methods]
+    measured = [place for place, of_method in enumerate(values) if of_method]
+    rivals = [place for place in measured if is_baseline[place]]
+    best = max(rivals, key=lambda place: fmean(values[place].values()), default=None)
+    crossed = is_crossed(values)
+    cells = []
+    for place, (method, mine) in enumerate(zip(methods, values, strict=True)):
+        if not mine:
+            cells.append(Cell((), tied=_is_tied(column, method)))
+            continue
+        numbers = tuple(mine.values())
+        beside = None if best in (None, place) else values[best]
+        cells.append(
+            Cell(
+                numbers,
+                *mean_and_std(numbers),
+                None if beside is None else cohens_d(numbers, tuple(beside.values())),
+                None if beside is None else difference(mine, beside, crossed=crossed),
+            )
+        )
+    return cells
+
+
+def _is_tied(column: Column, method: MethodRuns) -> bool:
+    evaluations = [run.evaluation for run in method.runs if run.evaluation is not None]
+    return (
+        column.key == UNTRAINED
+        and bool(evaluations)
+        and all(evaluation.untrained_is_tied for evaluation in evaluations)
+    )
+
+
+def _marked(cells: Sequence[Cell], judged: Sequence[Judged | None]) -> list[Cell]:
     return [
-        Cell(seeds, *summary[place], effects.get(place), marks.get(place)) if seeds else Cell(())
-        for place, seeds in enumerate(values)
+        cell if verdict is None else replace(cell, p=verdict.p, mark=verdict.mark)
+        for cell, verdict in zip(cells, judged, strict=True)
     ]
 
 
-def _is_clear(
-    order: Sequence[int], best_baseline: int | None, values: Sequence[tuple[float, ...]]
-) -> bool:
-    """Whether the first of the order is better by d ≥ 0.5 than what it is measured against."""
-    if best_baseline is None:
-        return False
-    rivals = order[1:] if order[0] == best_baseline else [best_baseline]
-    effects = [cohens_d(values[order[0]], values[rival]) for rival in rivals]
-    return all(d is not None and d >= LARGE_ENOUGH for d in effects)
+def _tell_unpaired(
+    methods: Sequence[MethodRuns], values: Sequence[Values], is_baseline: Sequence[bool]
+) -> None:
+    """Warn of runs that no baseline's run pairs with."""
+    places = [place for place, baseline in enumerate(is_baseline) if baseline and values[place]]
+    for place, mine in enumerate(values):
+        for other in places if mine and not is_baseline[place] else []:
+            alone = sorted(mine.keys() ^ values[other].keys())
+            if alone:
+                say(
+                    f"warning: {methods[place].label} and {methods[other].label} do not both have "
+                    f"{', '.join(map(_named, alone))}: left out of their difference"
+                )
+
+
+def _named(replicate: Replicate) -> str:
+    drawn = replicate.split_seed
+    return f"seed {replicate.seed}" + ("" if drawn == DATA_SPLIT else f" (split seed {drawn})")
 
 
 def _untrained(results: Sequence[Result]) -> tuple[Untrained, ...]:
-    """Each reference alone and always the longer; every run of the same data has the same."""
-    evaluations = [result.evaluation for result in results if result.evaluation is not None]
-    names = plain_names(name for evaluation in evaluations for name in evaluation.references)
-    alone: dict[str, Untrained] = {}
-    longer: float | None = None
-    for evaluation in evaluations:
-        per_token = dict(evaluation.references_alone("per_token"))
-        for name, accuracy in evaluation.references_alone():
-            if accuracy.value is not None:
-                what = f"{names[name]} alone"
-                beside = per_token[name].value if name in per_token else None
-                alone.setdefault(what, Untrained(what, accuracy.value, beside))
-        longer = evaluation.accuracies_longer if longer is None else longer
-    rows = tuple(alone[what] for what in sorted(alone))
-    return rows if longer is None else (*rows, Untrained(LONGER, longer))
+    """Each reference alone and always the longer, over the draws of the split; every run of one
+    draw has the same."""
+    measured = [(run.replicate.split_seed, run.evaluation) for run in results if run.evaluation]
+    names = plain_names(name for _, evaluation in measured for name in evaluation.references)
+    summed: dict[str, dict[int, float]] = {}
+    per_token: dict[str, dict[int, float]] = {}
+    for drawn, evaluation in measured:
+        for kind, values in (("summed", summed), ("per_token", per_token)):
+            for name, accuracy in evaluation.references_alone(kind):
+                if accuracy.value is not None:
+                    of_draws = values.setdefault(f"{names[name]} alone", {})
+                    of_draws.setdefault(drawn, accuracy.value)
+    longer: dict[int, float] = {}
+    for drawn, evaluation in measured:
+        if evaluation.accuracies_longer is not None:
+            longer.setdefault(drawn, evaluation.accuracies_longer)
+    rows = [
+        Untrained(what, fmean(values.values()), _mean(per_token.get(what)))
+        for what, values in sorted(summed.items())
+    ]
+    return (*rows, Untrained(LONGER, fmean(longer.values()))) if longer else tuple(rows)
+
+
+def _mean(of_draws: dict[int, float] | None) -> float | None:
+    return fmean(of_draws.values()) if of_draws else None

@@ -7,51 +7,65 @@ import io
 import json
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
-from mrpo_tools.runs.compare import (
-    BEST,
-    NOT_COMPARABLE,
-    SECOND,
-    Cell,
-    Column,
-    Comparison,
-    Row,
-    Untrained,
-)
+from mrpo_tools.runs.caption import caption
+from mrpo_tools.runs.columns import LOGP, PER_TOKEN, Column
+from mrpo_tools.runs.compare import NOT_COMPARABLE, TIES, Cell, Comparison, Row, Untrained
+from mrpo_tools.runs.marks import BETTER, WORSE
 from mrpo_tools.words import TableFormat
 
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": "$<$", "≥": r"$\ge$", "±": r"$\pm$", "−": "$-$", "∞": r"$\infty$",
     "ε": r"$\epsilon$", "β": r"$\beta$", "–": "--", "…": r"\dots{}",
 }  # fmt: skip
-
-
-def caption(comparison: Comparison) -> str:
-    """What the numbers and marks are."""
-    return (
-        f"Split {comparison.split}: mean ± sample std over seeds; accuracies in %. Reference 1 is "
-        "the method's own: of a single-reference baseline, that reference. `d`: Cohen's d of the "
-        "log-prob accuracy against the best baseline (*). That accuracy and the one per token are "
-        "comparable between all methods; the first is marked: bold is the best if it is better by "
-        "d ≥ 0.5, italics the second best. Untrained, a policy that is its own reference ties "
-        "every pair (–)."
-    )
+SYMBOLS = "±≥−∞–<"
+"""What stands in numbers and captions, where `LATEX` has another form of it."""
+EFFECTS = ("difference", "p", "d")
+MarkedText: TypeAlias = tuple[str, str | None]
+"""What a cell says, and its mark."""
 
 
 def cell_text(cell: Cell, column: Column, plus_minus: str = " ± ") -> str:
     """`86.4 ± 0.3`, without the deviation for one seed, a dash without a value."""
     if cell.mean is None:
-        return "–"
+        return TIES if cell.tied else "–"
     mean = f"{cell.mean * column.scale:.{column.decimals}f}"
     if cell.std is None:
         return mean
     return f"{mean}{plus_minus}{cell.std * column.scale:.{column.decimals}f}"
 
 
-def effect_text(row: Row) -> str:
-    """Cohen's d of the accuracy that is comparable between methods."""
-    d = row.cells["accuracies_logp"].d
+def effects(row: Row, comparison: Comparison) -> list[str]:
+    """What tells a method from the best baseline in the marked column: the columns `EFFECTS`."""
+    cell = row.cells[comparison.marked.key]
+    return [difference_text(cell, comparison.marked), p_text(cell.p), effect_text(cell)]
+
+
+def difference_text(cell: Cell, column: Column) -> str:
+    """`+1.2 (+0.3 to +2.1)`, the interval only where pairs differ from each other."""
+    if cell.difference is None:
+        return "–"
+    one = cell.difference
+    mean, *ends = [
+        None if value is None else f"{value * column.scale:+.{column.decimals}f}"
+        for value in (one.mean, one.low, one.high)
+    ]
+    return f"{mean}" if None in ends else f"{mean} ({ends[0]} to {ends[1]})"
+
+
+def p_text(p: float | None) -> str:
+    """`0.012`, a dash where nothing is marked."""
+    if p is None:
+        return "–"
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def effect_text(cell: Cell) -> str:
+    """Cohen's d."""
+    d = cell.d
     if d is None:
         return "–"
     return f"{d:+.2f}" if math.isfinite(d) else ("∞" if d > 0 else "−∞")
@@ -70,20 +84,26 @@ def label_text(row: Row) -> str:
 def header(comparison: Comparison) -> list[str]:
     """The titles of the columns."""
     first, *others = (column.title for column in comparison.columns)
-    return ["method", "seeds", first, "d", *others]
+    return ["method", "seeds", first, *EFFECTS, *others]
+
+
+def cells_of(row: Row, comparison: Comparison, plus_minus: str = " ± ") -> list[MarkedText]:
+    """The texts of a row behind its label and seeds, each with its mark."""
+    texts: list[MarkedText] = []
+    for column in comparison.columns:
+        cell = row.cells[column.key]
+        texts.append((cell_text(cell, column, plus_minus), cell.mark))
+    return [texts[0], *((text, None) for text in effects(row, comparison)), *texts[1:]]
 
 
 def markdown(comparison: Comparison) -> str:
     """Tables for a README or an issue, with what the marks mean."""
-    marks = {BEST: "**{}**", SECOND: "*{}*", None: "{}"}
-    lines = [_bar(header(comparison)), "|---|" + "---:|" * (len(comparison.columns) + 2)]
+    marks = {BETTER: "**{}**", WORSE: "*{}*", None: "{}"}
+    titles = header(comparison)
+    lines = [_bar(titles), "|---|" + "---:|" * (len(titles) - 1)]
     for row in comparison.rows:
-        cells = [
-            marks[row.cells[column.key].mark].format(cell_text(row.cells[column.key], column))
-            for column in comparison.columns
-        ]
         label = f"`{row.label}`" + (" \\*" if row.baseline else "")
-        cells.insert(1, effect_text(row))
+        cells = [marks[mark].format(text) for text, mark in cells_of(row, comparison)]
         lines.append(_bar([label, str(len(row.seeds)), *cells]))
     lines += ["", caption(comparison).replace("(*)", "(\\*)"), "", NOT_COMPARABLE, ""]
     lines += ["| without any training | log-prob | per token |", "|---|---:|---:|"]
@@ -93,30 +113,24 @@ def markdown(comparison: Comparison) -> str:
 
 def latex(comparison: Comparison) -> str:
     """A `tabular` with booktabs' rules."""
-    marks = {BEST: r"\textbf{{{}}}", SECOND: r"\textit{{{}}}", None: "{}"}
+    marks = {BETTER: r"\textbf{{{}}}", WORSE: r"\textit{{{}}}", None: "{}"}
+    titles = header(comparison)
     lines = [
-        r"\begin{tabular}{l" + "r" * (len(comparison.columns) + 2) + "}",
+        r"\begin{tabular}{l" + "r" * (len(titles) - 1) + "}",
         r"\toprule",
-        _row([_escaped(title) for title in header(comparison)]),
+        _row([_escaped(title) for title in titles]),
         r"\midrule",
     ]
     for row in comparison.rows:
-        cells = [
-            marks[row.cells[column.key].mark].format(
-                cell_text(row.cells[column.key], column, r" $\pm$ ").replace("–", "--")
-            )
-            for column in comparison.columns
-        ]
-        effect = effect_text(row).replace("–", "--").replace("−", "-").replace("∞", r"$\infty$")
-        cells.insert(1, effect)
+        cells = [marks[mark].format(_in_latex(text)) for text, mark in cells_of(row, comparison)]
         lines.append(_row([_escaped(label_text(row)), str(len(row.seeds)), *cells]))
     lines += [r"\midrule"]
     for alone in comparison.untrained:
-        summed, per_token = (text.replace("–", "--") for text in percentages(alone))
-        empty = [""] * (len(comparison.columns) - 2)
-        lines.append(_row([_escaped(alone.what), "", summed, "", per_token, *empty]))
-    text = caption(comparison).replace("`d`", "$d$").replace("±", r"$\pm$").replace("≥", r"$\ge$")
-    text = text.replace(" %", r" \%").replace("(–)", "(--)")
+        texts = dict(zip((LOGP, PER_TOKEN), percentages(alone), strict=True))
+        shown = [_in_latex(texts.get(column.key, "")) for column in comparison.columns]
+        empty = [""] * len(EFFECTS)
+        lines.append(_row([_escaped(alone.what), "", shown[0], *empty, *shown[1:]]))
+    text = _in_latex(caption(comparison)).replace(" %", r" \%")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", f"% {text}", f"% {NOT_COMPARABLE}",
                       ""])  # fmt: skip
 
@@ -125,25 +139,35 @@ def comma_separated(comparison: Comparison) -> str:
     """A line for each method and metric, unrounded: for other programs."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "baseline", "metric", "seeds", "mean", "std", "cohens_d", "mark"])
+    writer.writerow(["method", "baseline", "metric", "seeds", "mean", "std", "cohens_d", "mark",
+                     "difference", "low", "high", "pairs", "p"])  # fmt: skip
     for row in comparison.rows:
         for column in comparison.columns:
             cell = row.cells[column.key]
             writer.writerow([row.label, int(row.baseline), column.key, len(cell.values),
-                             cell.mean, cell.std, cell.d, cell.mark])  # fmt: skip
+                             cell.mean, cell.std, cell.d, cell.mark,
+                             *_difference(cell).values(), cell.p])  # fmt: skip
     for alone in comparison.untrained:
-        writer.writerow([alone.what, 0, "accuracy", 0, alone.summed, None, None, None])
+        empty = [None] * 8
+        writer.writerow([alone.what, 0, "accuracy", 0, alone.summed, *empty])
         if alone.per_token is not None:
-            writer.writerow(
-                [alone.what, 0, "accuracy_per_token", 0, alone.per_token, None, None, None]
-            )
+            writer.writerow([alone.what, 0, "accuracy_per_token", 0, alone.per_token, *empty])
     return text.getvalue()
+
+
+def _difference(cell: Cell) -> dict[str, float | None]:
+    """The paired difference to the best baseline, part by part; None without one."""
+    one = cell.difference
+    parts = (None,) * 4 if one is None else (one.mean, one.low, one.high, one.pairs)
+    return dict(zip(("mean", "low", "high", "pairs"), parts, strict=True))
 
 
 def as_json(comparison: Comparison) -> str:
     """Everything, every seed's value included; an infinite d is null."""
     values = {
         "split": comparison.split,
+        "marked": comparison.marked.key,
+        "caption": caption(comparison),
         "note": NOT_COMPARABLE,
         "methods": [
             {
@@ -156,7 +180,10 @@ def as_json(comparison: Comparison) -> str:
                         "mean": cell.mean,
                         "std": cell.std,
                         "cohens_d": cell.d if cell.d is None or math.isfinite(cell.d) else None,
+                        "difference": _difference(cell) if cell.difference else None,
+                        "p": cell.p,
                         "mark": cell.mark,
+                        "tied": cell.tied,
                     }
                     for key, cell in row.cells.items()
                 },
@@ -195,3 +222,8 @@ def _row(cells: Sequence[str]) -> str:
 
 def _escaped(text: str) -> str:
     return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def _in_latex(text: str) -> str:
+    """Numbers and prose: signs have their form, everything else stays."""
+    return "".join(LATEX[letter] if letter in SYMBOLS else letter for letter in text)

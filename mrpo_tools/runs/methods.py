@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but their seed are one method."""
+"""Runs that differ in nothing but their seed, and the draw of their split, are one method."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TypeAlias
 from pydantic import JsonValue
 
 from mrpo_tools.progress import say
-from mrpo_tools.runs.read import Result
+from mrpo_tools.runs.read import Replicate, Result
 
 Settings: TypeAlias = dict[str, JsonValue]
 """Everything that determines a method, by name, as it was resolved."""
@@ -27,8 +27,8 @@ BRIEFLY = {
 HASHES = ("identities", "policy_identity", "groups_hash")
 """Of what `refs`, `policy` and `dataset` name."""
 NO_SETTING = (
-    "seed", "loss", "accuracies", "logging_steps", "save_steps", "save_total_limit", "eval_steps",
-    "eval_split",
+    "seed", "split_seed", "loss", "accuracies", "logging_steps", "save_steps", "save_total_limit",
+    "eval_steps", "eval_split",
 )  # fmt: skip
 """What labels show otherwise, or what changes no result: the log, checkpoints, measurements."""
 
@@ -40,7 +40,7 @@ class MethodRuns:
     Attributes:
         label: the loss, and what tells it from other methods of that loss.
         settings: everything that determines the method, as it was resolved.
-        runs: by seed.
+        runs: by seed, and draw of the split.
         baseline: whether it is DPO with a single reference.
     """
 
@@ -56,9 +56,9 @@ class MethodRuns:
 
 
 def by_method(results: Sequence[Result]) -> list[MethodRuns]:
-    """Group runs by all of their settings but the seed: baselines first, then by loss and settings.
+    """Group runs by all settings but the seeds: baselines first, then by loss and settings.
 
-    Of two runs with the same settings and seed the first that was evaluated counts, and a warning
+    Of two runs with the same settings and seeds the first that was evaluated counts, and a warning
     names the other: counting both would make the spread over seeds smaller than it is.
     """
     groups: dict[str, list[Result]] = {}
@@ -67,19 +67,22 @@ def by_method(results: Sequence[Result]) -> list[MethodRuns]:
     settings: list[Settings] = [json.loads(key) for key in groups]
     methods = []
     for mine, runs in zip(settings, groups.values(), strict=True):
-        by_seed: dict[int, Result] = {}
+        repeats: dict[Replicate, Result] = {}
         for run in sorted(runs, key=lambda result: result.evaluation is None):
-            if by_seed.setdefault(run.seed, run) is not run:
-                say(f"warning: {run.path} is left out: {by_seed[run.seed].path} has its seed and "
-                    "settings")  # fmt: skip
-        ordered = [by_seed[seed] for seed in sorted(by_seed)]
+            if repeats.setdefault(run.replicate, run) is not run:
+                say(f"warning: {run.path} is left out: {repeats[run.replicate].path} has its seed "
+                    "and settings")  # fmt: skip
+        ordered = [repeats[each] for each in sorted(repeats)]
         label = _label(mine, [other for other in settings if other["loss"] == mine["loss"]])
         methods.append(MethodRuns(label, mine, tuple(ordered), _is_baseline(mine)))
     return sorted(methods, key=_order)
 
 
 def settings_of(result: Result) -> Settings:
-    """Everything about a run but its seed: the recipe, defaults resolved; policy and data."""
+    """Everything about a run but its seeds: the recipe, defaults resolved; policy and data.
+
+    Where the split is drawn anew, runs of one method train on different groups of the same data.
+    """
     recipe, record = result.run.recipe, result.run.record
     several = len(record.references) > 1
     combination = record.combination.model_dump() if several else {}
@@ -93,7 +96,7 @@ def settings_of(result: Result) -> Settings:
         "dataset": Path(record.dataset.source).name if record.dataset else None,
         "identities": list(record.references),
         "policy_identity": record.policy_identity,
-        "groups_hash": record.groups_hash,
+        "groups_hash": record.groups_hash if recipe.split_seed is None else record.data_hash,
     }
     settings = {key: value for key, value in values.items() if key not in NO_SETTING}
     return {**settings, "loss": recipe.loss}

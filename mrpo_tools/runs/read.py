@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mrpo_tools.errors import UsageError
 from mrpo_tools.progress import say
 from mrpo_tools.runs.outcomes import OutcomesRecord, read_outcomes
 from mrpo_tools.runs.record import EvaluationRecord, Metrics, read_object
 from mrpo_tools.runs.run import EVALUATION, METRICS, RUN, STATE, Run, is_finished, is_run, read_run
+
+DATA_SPLIT = -1
+"""In place of a split seed: the data's own split, the same for every run."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,18 @@ class LogEntry:
 
     step: int | None
     values: dict[str, float]
+
+
+class Replicate(NamedTuple):
+    """One of a method's repeated runs: runs of two methods with the same one are a pair.
+
+    Attributes:
+        seed: of the training.
+        split_seed: of the split, where the recipe draws one anew; else `DATA_SPLIT`.
+    """
+
+    seed: int
+    split_seed: int = DATA_SPLIT
 
 
 @dataclass(frozen=True)
@@ -54,6 +69,12 @@ class Result:
     def seed(self) -> int:
         """Of the recipe."""
         return self.run.recipe.seed
+
+    @property
+    def replicate(self) -> Replicate:
+        """What is drawn anew in each run of a method."""
+        split_seed = self.run.recipe.split_seed
+        return Replicate(self.seed, DATA_SPLIT if split_seed is None else split_seed)
 
     @property
     def references(self) -> list[str]:

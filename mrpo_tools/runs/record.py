@@ -203,6 +203,8 @@ class RunRecord(Record):
         report: what preparing the data found.
         versions: of the libraries.
         split_hash: of all groups of the split, usable or not.
+        data_hash: of all groups in the order of their ids, whatever their split; None where a
+            limit takes the first ones of each split, which are others in each draw.
         created: when it began, as ISO 8601 has it, in UTC.
     """
 
@@ -219,6 +221,7 @@ class RunRecord(Record):
     report: DataReport = Field(default_factory=DataReport)
     versions: dict[str, str] = Field(default_factory=dict)
     split_hash: str | None = None
+    data_hash: str | None = None
     created: str | None = None
 
     @field_validator("hyper")

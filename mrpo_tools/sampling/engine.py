@@ -13,7 +13,9 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from mrpo_tools.config import Reference
-from mrpo_tools.groups import Group, Message, Response, user_prompt
+from mrpo_tools.errors import UsageError, shorten
+from mrpo_tools.groups import Group, Response, user_prompt
+from mrpo_tools.messages import Message
 from mrpo_tools.progress import bar
 from mrpo_tools.references.devices import free_memory, memory_errors, pick_device
 from mrpo_tools.references.rendering import Renderer
@@ -211,6 +213,22 @@ def generate(
     sampler = Sampler(resolve("model", reference))
     sampling = dataclasses.replace(GREEDY, max_new_tokens=max_new_tokens)
     return [answer.content for [answer] in sampler.sample(prompts, sampling)]
+
+
+def prompts_of(groups: Sequence[Group]) -> list[Prompt]:
+    """What a model is asked.
+
+    Raises:
+        UsageError: a prompt offers tools, which nobody would answer for.
+    """
+    for group in groups:
+        if group.tools:
+            raise UsageError(
+                f"the prompt {shorten(group.prompt[-1].written)} offers tools, and answers to such "
+                "are not generated",
+                "drop the column tools, or leave these rows out",
+            )
+    return [group.prompt for group in groups]
 
 
 def prompt_id_of(prompt: Prompt) -> str:

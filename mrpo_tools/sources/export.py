@@ -2,15 +2,21 @@
 
 The canonical form keeps everything. The other forms are pairs, so a group of more responses must
 be taken apart, as `pairing` does it. Rows are JSON objects: what the other tool publishes.
+
+Tools, calls and hidden reasoning go to JSONL in the canonical form and TRL's alone: arguments have
+many shapes, and the columns of a table one.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mrpo_tools.groups import Group, Message, Response
+from mrpo_tools.errors import UsageError, shorten
+from mrpo_tools.groups import Group, Response
+from mrpo_tools.messages import Message
 from mrpo_tools.pairing import Pair, pairs_of
 from mrpo_tools.words import DataForm, DeterministicPairing
 
@@ -28,12 +34,29 @@ class Form:
         rows: a group and a pairing to its rows.
         adapter: which of our own adapters reads the form back.
         columns: what a table of it has.
+        structured: whether a row can hold more than text: tools, calls, hidden reasoning.
     """
 
     about: str
     rows: Callable[[Group, DeterministicPairing], Iterator[JsonRow]]
     adapter: str
     columns: Mapping[str, Kind]
+    structured: bool = False
+
+    def check(self, group: Group, suffix: str) -> None:
+        """See that a group can be written.
+
+        Raises:
+            UsageError: it holds more than text, and the form or the kind of file does not.
+        """
+        if group.is_plain or (self.structured and suffix == ".jsonl"):
+            return
+        words = "parquet" if self.structured else self.about
+        raise UsageError(
+            f"{words} cannot hold the tools, calls, reasoning or roles of the group "
+            f"{group.source_id or shorten(group.prompt[-1].written)}",
+            "write JSONL in a form that can: --to canonical, or --to trl",
+        )
 
 
 def _canonical(group: Group, _pairing: DeterministicPairing) -> Iterator[JsonRow]:
@@ -46,7 +69,8 @@ def _trl(group: Group, pairing: DeterministicPairing) -> Iterator[JsonRow]:
     prompt = [turn.as_dict() for turn in group.prompt]
     for pair in pairs_of(group, pairing):
         chosen, rejected = ([_answer(response)] for response in pair)
-        yield {"prompt": prompt, "chosen": chosen, "rejected": rejected, **_about(group, pair)}
+        row = {"prompt": prompt, "chosen": chosen, "rejected": rejected, **_about(group, pair)}
+        yield {**row, "tools": json.loads(group.tools)} if group.tools else row
 
 
 def _openrlhf(group: Group, pairing: DeterministicPairing) -> Iterator[JsonRow]:
@@ -64,7 +88,7 @@ def _llama_factory(group: Group, pairing: DeterministicPairing) -> Iterator[Json
     system = [turn.content for turn in group.prompt if turn.role == "system"]
     turns = [_turn(turn) for turn in group.prompt if turn.role != "system"]
     for pair in pairs_of(group, pairing):
-        chosen, rejected = (_turn(Message("assistant", response.content)) for response in pair)
+        chosen, rejected = (_turn(response.message) for response in pair)
         yield {
             "conversations": turns,
             "system": "".join(system),
@@ -83,8 +107,8 @@ def _whole_answers(group: Group) -> Group:
     return replace(group, prompt=tuple(prompt), responses=tuple(responses))
 
 
-def _answer(response: Response) -> dict[str, str]:
-    return Message("assistant", response.content).as_dict()
+def _answer(response: Response) -> dict[str, Any]:
+    return response.message.as_dict()
 
 
 def _turn(message: Message) -> dict[str, str]:
@@ -113,12 +137,14 @@ FORMS: dict[DataForm, Form] = {
         _canonical,
         "canonical",
         {"prompt": [_MESSAGE], "responses": [_RESPONSE], "id": "string", "split": "string"},
+        structured=True,
     ),
     "trl": Form(
         "TRL's pairs of messages",
         _trl,
         "conversational",
         {"prompt": [_MESSAGE], "chosen": [_MESSAGE], "rejected": [_MESSAGE], **_ABOUT},
+        structured=True,
     ),
     "llama-factory": Form(
         "LLaMA-Factory's sharegpt ranking",

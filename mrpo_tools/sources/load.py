@@ -29,6 +29,7 @@ class Source:
             responses with a key that is not, by its path.
         revision: the commit of a hub data set, else None.
         skipped: what was wrong with the rows that were left out on request.
+        drawn: how many groups are in a split by draw, not because the data says so.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Source:
     revision: str | None = None
     unused: dict[str, int] = field(default_factory=dict)
     skipped: list[Problem] = field(default_factory=list)
+    drawn: int = 0
 
 
 def load_groups(
@@ -140,4 +142,5 @@ def _whole(source: str | Path, options: Options) -> Source:
         revision=stream.revision,
         unused=dict(stream.unused),
         skipped=stream.problems,
+        drawn=stream.drawn,
     )

@@ -43,6 +43,11 @@ class Draw:
         shares = {"test": self.test_size, "validation": self.validation_size}
         return {"train", *(name for name, share in shares.items() if share)}
 
+    @property
+    def holds_out(self) -> bool:
+        """Whether any prompt may go to `test`, so that another seed is another draw."""
+        return self.test_size > 0 or self.train_groups is not None
+
     def splits(self, groups: Iterable[Group], counts: Counter[str]) -> Iterator[Group]:
         """The groups, each in a split."""
         room = self.validation_size * 2**64

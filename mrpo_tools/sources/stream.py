@@ -13,7 +13,7 @@ from mrpo_tools.config import Dataset
 from mrpo_tools.errors import DataError, UsageError, did_you_mean, shorten
 from mrpo_tools.groups import Group, Response
 from mrpo_tools.sources.adapters.adapter import Adapter
-from mrpo_tools.sources.adapters.conversation import refuse_tools, with_system
+from mrpo_tools.sources.adapters.conversation import with_system
 from mrpo_tools.sources.adapters.detect import SAMPLE_ROWS, choose
 from mrpo_tools.sources.adapters.fields import Field, says
 from mrpo_tools.sources.adapters.pairs import has_one_sided_score
@@ -88,6 +88,7 @@ class GroupStream:
         problems: of all rows so far.
         unused: rows that hold anything in a column that is not read, and messages with a key that
             is not; by the column's name or the key's path.
+        drawn: groups whose split was drawn so far: the data names none for them.
     """
 
     def __init__(self, source: str | Path, options: Options | None = None) -> None:
@@ -96,6 +97,7 @@ class GroupStream:
         self.counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
         self.problems: list[Problem] = []
         self.unused: Counter[str] = Counter()
+        self.drawn = 0
         self._splits: Counter[str | None] = Counter()
         located = locate(source)
         self.name = located.name
@@ -180,7 +182,7 @@ class GroupStream:
 
     def _adapted(self, root: Field, split: str | None) -> list[Group]:
         parsed = self.adapter.parse(root, self._score)
-        refuse_tools(root)
+        tools = self.adapter.tools(root)
         name = root["id"].name() if root.has("id") else None
         prompts = [with_system(root, prompt) for prompt, _ in parsed]
         if root.problems:
@@ -192,7 +194,7 @@ class GroupStream:
                 continue
             self.counts["one_sided_scores"] += has_one_sided_score(root)
             distinct = self._checked(root, responses, 1 if self.adapter.one_response_a_row else 2)
-            groups.append(Group(prompt, distinct, source_id=name, split=split))
+            groups.append(Group(prompt, distinct, source_id=name, split=split, tools=tools))
         return groups
 
     def _checked(
@@ -211,7 +213,7 @@ class GroupStream:
         for same in by_prompt.values():
             self.counts["prompts_in_two_splits"] += len({group.split for group in same}) > 1
             responses = [response for group in same for response in group.responses]
-            if len({response.content for response in responses}) < 2:
+            if len({response.message for response in responses}) < 2:
                 self.counts["prompts_with_one_response"] += 1
                 continue
             problems: list[Problem] = []
@@ -229,7 +231,7 @@ class GroupStream:
         wanted = self.options.split
         drawn = None if self._names_splits else self._draw.names
         room = Room(self.options.limit, drawn if wanted in (None, "all") else {wanted})
-        for group in self._draw.splits(groups, self.counts):
+        for group in self._draw.splits(self._counting_drawn(groups), self.counts):
             group = noticing.settle_split(group)
             self._splits[group.split] += 1
             if wanted in (None, "all", group.split) and room.takes(group.split):
@@ -238,6 +240,11 @@ class GroupStream:
                 yield group
             if room.is_full:
                 return
+
+    def _counting_drawn(self, groups: Iterator[Group]) -> Iterator[Group]:
+        for group in groups:
+            self.drawn += group.split is None and self._draw.holds_out
+            yield group
 
     def _doubt_verdicts(self) -> None:
         """Warn of a verdict that always names the same side; refuse it where that is no chance.

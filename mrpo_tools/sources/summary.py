@@ -53,7 +53,7 @@ class Summary:
         self.sizes[count] += 1
         self.splits[str(group.split)] += 1
         self.labelled += group.has_labels
-        self.characters.extend(len(response.content) for response in group.responses)
+        self.characters.extend(len(response.message.written) for response in group.responses)
         if group.has_scores:
             scores = [r.score for r in group.responses if r.score is not None]
             self.scores.extend(scores)

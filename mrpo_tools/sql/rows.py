@@ -23,6 +23,8 @@ from mrpo_tools.cache import LISTINGS, check_format, created
 from mrpo_tools.cache.files import texts
 from mrpo_tools.errors import CacheDamaged, CacheError
 
+LATER = ("structured",)
+"""Columns that files of before do not have; there they are null."""
 Losers = npt.NDArray[np.int64]
 
 
@@ -188,7 +190,7 @@ def _open(path: Path, schema: pa.Schema) -> Stored:
     except (pa.ArrowException, OSError) as error:
         raise CacheDamaged(f"{path} is no Parquet file: {error}") from None
     check_format(path, metadata)
-    if names[: len(schema)] != schema.names:
+    if names[: len(schema)] not in (schema.names, [n for n in schema.names if n not in LATER]):
         raise CacheDamaged(f"{path} has other columns than its kind of file in a cache")
     return Stored(
         path=path,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +11,7 @@ import pyarrow.dataset as ds
 
 from mrpo_tools.errors import UsageError
 from mrpo_tools.progress import say
+from mrpo_tools.runs.outcomes import OUTCOMES, Outcome, OutcomesRecord
 from mrpo_tools.runs.read import numbers, read_history, run_directories
 from mrpo_tools.runs.record import EvaluationRecord, Metrics, Record
 from mrpo_tools.runs.run import EVALUATION, METRICS, Run, read_run
@@ -113,7 +114,8 @@ def _metrics_table(path: Path, name: str) -> pa.Table:
 
 
 def _measured(path: Path) -> Iterator[tuple[int | None, str, float]]:
-    """(step, name, number): of training's end, of evaluation as `evaluation.<split>.…`, of the log.
+    """(step, name, number): of training's end, of evaluation as `evaluation.<split>.…`, of outcomes
+    as `outcomes.<split>.<scorer> <decoding>.…`, of the log.
 
     Only entries of the log have a step. What is no measurement is left out.
     """
@@ -126,6 +128,18 @@ def _measured(path: Path) -> Iterator[tuple[int | None, str, float]]:
         values = {key: inner for key, inner in record.as_json().items() if key not in NOT_MEASURED}
         for metric, value in numbers(values, prefix):
             yield None, metric, value
+    for file in sorted(path.glob(f"{OUTCOMES}/*.json")):
+        outcomes = OutcomesRecord.read(file)
+        prefix = f"{OUTCOMES}.{file.stem}"
+        yield from _of_outcomes(prefix, outcomes.outcomes)
+        yield from _of_outcomes(f"{prefix}.untrained", outcomes.untrained)
     for entry in read_history(path):
         for metric, value in entry.values.items():
             yield entry.step, metric, value
+
+
+def _of_outcomes(prefix: str, outcomes: Iterable[Outcome]) -> Iterator[tuple[None, str, float]]:
+    """Every number of each outcome."""
+    for outcome in outcomes:
+        for metric, value in numbers(outcome.model_dump(mode="json"), f"{prefix}.{outcome.key}"):
+            yield None, metric, value

@@ -20,14 +20,15 @@ class View:
 VIEWS = (
     View(
         "responses",
-        "a row per response of each group",
+        "a row per response of each group; its reasoning and calls are in the content too",
         ("group_id", "prompt_id", "response_id", "dataset", "split", "position", "content",
-         "score", "chosen", "model"),
+         "score", "chosen", "model", "tool_calls", "reasoning_content"),
     ),
     View(
         "groups",
         "a row per group; the prompt as text",
-        ("group_id", "prompt_id", "dataset", "split", "source_id", "prompt", "turns", "responses"),
+        ("group_id", "prompt_id", "dataset", "split", "source_id", "prompt", "turns", "responses",
+         "tools"),
     ),
     View(
         "datasets",
@@ -69,8 +70,11 @@ _RESPONSES = """
 CREATE VIEW responses AS
 SELECT group_id, prompt_id, response.response_id AS response_id, dataset, split, position,
        response.content AS content, response.score AS score, response.chosen AS chosen,
-       response.model AS model
-FROM (SELECT group_id, prompt_id, dataset, split, unnest(responses) AS response,
+       response.model AS model,
+       json_extract(structured, '$.responses[' || position || '].tool_calls') AS tool_calls,
+       json_extract_string(structured, '$.responses[' || position || '].reasoning_content')
+           AS reasoning_content
+FROM (SELECT group_id, prompt_id, dataset, split, structured, unnest(responses) AS response,
              generate_subscripts(responses, 1) - 1 AS position
       FROM stored_groups)"""
 
@@ -82,7 +86,8 @@ SELECT group_id, prompt_id, dataset, split, source_id,
                 list_transform(prompt, lambda turn: turn.role || ': ' || turn.content),
                 chr(10) || chr(10))
        END AS prompt,
-       len(prompt) AS turns, len(responses) AS responses
+       len(prompt) AS turns, len(responses) AS responses,
+       json_extract(structured, '$.tools') AS tools
 FROM stored_groups"""
 
 _DATASETS = """

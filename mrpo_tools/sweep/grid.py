@@ -87,6 +87,7 @@ def plan(
     seeds: Sequence[int],
     *,
     baselines: bool = True,
+    redraw_split: bool = False,
 ) -> list[Planned]:
     """The runs of a sweep, seed by seed within each method.
 
@@ -101,10 +102,17 @@ def plan(
         seeds: each method is trained with all of them.
         baselines: add DPO with each single reference, trained from the same initial policy, for
             every combination of the grid's other keys.
+        redraw_split: each seed is also the `split_seed` of its runs.
 
     Raises:
-        UsageError: a recipe that cannot be meant, too many runs, or no references.
+        UsageError: a recipe that cannot be meant, too many runs, no references, or two wishes of
+            one `split_seed`.
     """
+    if redraw_split and ("split_seed" in grid or words.get("split_seed") is not None):
+        raise UsageError(
+            "--redraw-split makes each seed the split_seed, which the grid or the recipe sets too",
+            "leave one of them out",
+        )
     refs = list(words.get("refs") or [])
     if not refs:
         raise UsageError("a sweep needs references", "mrpo sweep recipe.yaml --refs A,B")
@@ -127,9 +135,10 @@ def plan(
         raise UsageError(f"{len(methods) * len(seeds):,} runs; at most {MOST_RUNS:,} are taken on")
     _check_names(list(methods.values()))
     return [
-        Planned(f"{method.name}/seed-{seed}", method.recipe.model_copy(update={"seed": seed}))
+        Planned(f"{method.name}/seed-{seed}", method.recipe.model_copy(update=drawn))
         for method in methods.values()
         for seed in seeds
+        for drawn in [{"seed": seed, "split_seed": seed} if redraw_split else {"seed": seed}]
     ]
 
 

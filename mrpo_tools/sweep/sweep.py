@@ -19,9 +19,11 @@ from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from mrpo_tools.cache import Cache
-from mrpo_tools.config import Dataset, Reference, pinned
+from mrpo_tools.config import Dataset, Recipe, Reference, drawn_as, pinned
 from mrpo_tools.errors import MrpoError, Preempted, UsageError
 from mrpo_tools.evaluation.evaluate import evaluate
+from mrpo_tools.evaluation.outcomes import is_measured, measure_outcomes
+from mrpo_tools.evaluation.rules import Rule, load_rule
 from mrpo_tools.groups import Group, hash_groups, in_split
 from mrpo_tools.progress import name_lines, say
 from mrpo_tools.references.devices import visible_gpus
@@ -29,7 +31,8 @@ from mrpo_tools.runs.compare import Comparison, compare
 from mrpo_tools.runs.formats import FORMATS, render
 from mrpo_tools.runs.read import read_evaluation, read_results
 from mrpo_tools.runs.run import Run, is_finished, is_run, load_run, read_run
-from mrpo_tools.sources import Source, load_dataset
+from mrpo_tools.sampling import Sampling
+from mrpo_tools.sources import Draws, Source, load_dataset
 from mrpo_tools.sweep.grid import Planned
 from mrpo_tools.sweep.worker import start_worker, turns
 from mrpo_tools.training.policy import resolve_policy
@@ -50,6 +53,9 @@ class Work:
         cache: directory.
         references: by name, where the project knows them.
         split: to evaluate on.
+        rules: that mark each run's answers, `MODULE:FUNCTION`.
+        full_marks: of the rules; None takes their own.
+        sampling: of the answers, beside the greedy ones.
     """
 
     output: Path
@@ -57,6 +63,17 @@ class Work:
     cache: Path
     references: Mapping[str, Reference]
     split: str
+    rules: tuple[str, ...] = ()
+    full_marks: float | None = None
+    sampling: Sampling | None = None
+
+    def loaded_rules(self) -> list[Rule]:
+        """The rules, in this process.
+
+        Raises:
+            UsageError: one cannot be loaded.
+        """
+        return [load_rule(name, self.full_marks) for name in self.rules]
 
 
 @dataclass(frozen=True)
@@ -66,6 +83,7 @@ class Steps:
     load: Callable[[Dataset], Source] = load_dataset
     train: Callable[..., object] = train
     evaluate: Callable[..., object] = evaluate
+    measure: Callable[..., object] = measure_outcomes
 
 
 STEPS = Steps()
@@ -92,15 +110,17 @@ def sweep(
 
     Raises:
         UsageError: before anything is trained: a directory that holds a run of another recipe,
-            data, references or policy, or data without the split to evaluate on.
+            data, references or policy, data without the split to evaluate on, or no such rule.
         MrpoError: some run failed; all others are done and in the table; its exit code is kept.
         Preempted: stopped by a signal.
     """
-    source = steps.load(work.dataset)
-    in_split(source.groups, work.split)
+    work.loaded_rules()
+    planned = sorted(planned, key=lambda run: run.recipe.split_seed or 0)  # each draw once
+    data = Draws(steps.load)
+    source = data.source(work.dataset, planned[0].recipe if planned else Recipe())
     dataset = pinned(work.dataset, source.revision)
     work = replace(work, references=_references(planned, work), dataset=dataset)
-    todo = [run for run in planned if not _is_done(run, work, source.groups)]
+    todo = _todo(planned, work, data)
     say(f"{len(planned):,} runs, {len(planned) - len(todo):,} of them done already")
     gpus = visible_gpus() if gpus is None else gpus
     if jobs < min(len(gpus), len(todo)):
@@ -110,7 +130,7 @@ def sweep(
             todo=todo, work=work, jobs=min(jobs, len(todo)), steps=steps, gpus=gpus
         )
     else:
-        attempts = _in_this_process(todo, work, source.groups, steps)
+        attempts = _in_this_process(todo, work, data, steps)
     failures: list[tuple[Planned, MrpoError]] = []
     for done, (run, error) in enumerate(attempts, len(planned) - len(todo) + 1):
         say(f"[{done}/{len(planned)}] {run.name}: {'done' if error is None else error}")
@@ -123,6 +143,17 @@ def sweep(
     if failures:
         raise _failed(failures, len(planned))
     return comparison
+
+
+def _todo(planned: Sequence[Planned], work: Work, data: Draws) -> list[Planned]:
+    """The runs that are not done; everything that can be refused is refused here."""
+    todo = []
+    for run in planned:
+        groups = data.source(work.dataset, run.recipe).groups
+        in_split(groups, work.split)
+        if not _is_done(run, work, groups):
+            todo.append(run)
+    return todo
 
 
 def _tabulate(paths: Sequence[Path], work: Work) -> Comparison:
@@ -172,7 +203,9 @@ def _is_done(planned: Planned, work: Work, groups: Sequence[Group]) -> bool:
     if not run.finished or evaluation is None:
         return False
     measured = sorted(in_split(groups, work.split), key=lambda group: group.group_id)
-    return evaluation.groups_hash in (None, hash_groups(measured))
+    if evaluation.groups_hash not in (None, hash_groups(measured)):
+        return False
+    return is_measured(run, groups, work.loaded_rules(), work.sampling, work.split)
 
 
 def _check_same(run: Run, work: Work, groups: Sequence[Group]) -> None:
@@ -183,7 +216,7 @@ def _check_same(run: Run, work: Work, groups: Sequence[Group]) -> None:
     """
     stores = [Cache(work.cache).find(name) for name in run.recipe.refs]
     now: dict[str, object] = {
-        "dataset": work.dataset.model_dump(mode="json"),
+        "dataset": drawn_as(work.dataset, run.recipe).model_dump(mode="json"),
         "references": [str(store) for store in stores],
         "split_hash": hash_groups(in_split(groups, run.recipe.split)),
     }
@@ -214,19 +247,22 @@ def _make(planned: Planned, work: Work, groups: Sequence[Group], steps: Steps) -
             cache=cache,
             references=work.references,
             output=path,
-            dataset=work.dataset,
+            dataset=drawn_as(work.dataset, planned.recipe),
             resume=is_run(path),
         )
-    steps.evaluate(load_run(path), groups, cache, work.split)
+    run = load_run(path)
+    steps.evaluate(run, groups, cache, work.split)
+    if rules := work.loaded_rules():
+        steps.measure(run, groups, rules, cache, work.sampling, work.split)
 
 
 def _in_this_process(
-    todo: Sequence[Planned], work: Work, groups: Sequence[Group], steps: Steps
+    todo: Sequence[Planned], work: Work, data: Draws, steps: Steps
 ) -> Iterator[Attempt]:
     """Each run as it ends, one after another."""
     for run in todo:
         try:
-            _make(run, work, groups, steps)
+            _make(run, work, data.source(work.dataset, run.recipe).groups, steps)
         except Preempted:
             raise
         except MrpoError as error:
@@ -288,7 +324,8 @@ def make_alone(planned: Planned, work: Work, steps: Steps) -> MrpoError | None:
     """
     name_lines(planned.name)
     try:
-        _make(planned, work, _groups(steps.load, work.dataset.model_dump_json()), steps)
+        groups = _draws(steps.load).source(work.dataset, planned.recipe).groups
+        _make(planned, work, groups, steps)
     except Preempted as error:
         print(f"{planned.name}: {error}", file=sys.stderr, flush=True)
         os._exit(error.exit_code)
@@ -300,9 +337,9 @@ def make_alone(planned: Planned, work: Work, steps: Steps) -> MrpoError | None:
 
 
 @lru_cache(maxsize=1)
-def _groups(load: Callable[[Dataset], Source], dataset: str) -> Sequence[Group]:
-    """The data, read once in each process."""
-    return load(Dataset.model_validate_json(dataset)).groups
+def _draws(load: Callable[[Dataset], Source]) -> Draws:
+    """One for all runs of a process."""
+    return Draws(load)
 
 
 def _failed(failures: Sequence[tuple[Planned, MrpoError]], runs: int) -> MrpoError:

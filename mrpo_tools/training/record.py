@@ -48,7 +48,30 @@ def run_record(
         report=prepared.report,
         versions={"mrpo-tools": version("mrpo-tools"), **library_versions()},
         split_hash=hash_groups(in_split(groups, recipe.split)),
+        data_hash=_data_hash(groups, dataset),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _data_hash(groups: Sequence[Group], dataset: Dataset | None) -> str | None:
+    if dataset is not None and dataset.limit is not None:
+        return None
+    return hash_groups(sorted(groups, key=lambda group: group.group_id))
+
+
+def check_split(recipe: Recipe, dataset: Dataset | None) -> None:
+    """Refuse groups that were split otherwise than the recipe says.
+
+    Raises:
+        UsageError: the recipe draws the splits, and the data was read with another seed.
+    """
+    wanted = recipe.split_seed
+    if wanted is None or (dataset is not None and dataset.split_seed == wanted):
+        return
+    read = "read from no data set" if dataset is None else f"drawn with {dataset.split_seed}"
+    raise UsageError(
+        f"the recipe's split_seed is {wanted}, the groups were {read}",
+        "load_dataset(drawn_as(dataset, recipe)) reads them so, and train takes the same dataset",
     )
 
 

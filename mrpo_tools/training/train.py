@@ -48,7 +48,7 @@ from mrpo_tools.training.callbacks import (
 from mrpo_tools.training.groups import TrainingGroups
 from mrpo_tools.training.policy import scorer_of
 from mrpo_tools.training.prepare import Prepared, prepare
-from mrpo_tools.training.record import model_card, open_run, run_record
+from mrpo_tools.training.record import check_split, model_card, open_run, run_record
 from mrpo_tools.training.saturation import tell_saturated
 from mrpo_tools.training.step0 import check_step0
 from mrpo_tools.training.trainer import GroupTrainer
@@ -103,6 +103,7 @@ def train(
         Preempted: SIGTERM; a checkpoint is saved.
     """
     started = time.monotonic()
+    check_split(recipe, dataset)
     trainer_words(recipe)  # refused before anything is read
     stage = stage_of(output)
     if stage not in (Stage.EMPTY, Stage.BEGUN):
@@ -125,14 +126,19 @@ def train(
         **fitted.model_dump(exclude={"version"}),
         total_seconds=time.monotonic() - started,
     )
+    _finish(output, metrics, model_card(recipe, prepared), trainer)
+    return TrainResult(output, metrics)
+
+
+def _finish(output: Path, metrics: Metrics, card: str, trainer: GroupTrainer) -> None:
+    """Write what makes the run a finished one, and push it where the recipe says so."""
     if metrics.hardly_moved:
         say_once(f"warning: {metrics.hardly_moved}")
     if is_first_process():
-        (output / "README.md").write_text(model_card(recipe, prepared), encoding="utf-8")
+        (output / "README.md").write_text(card, encoding="utf-8")
         metrics.write(output / METRICS)
     if trainer.args.push_to_hub:
         trainer.push_run()
-    return TrainResult(output, metrics)
 
 
 def _tell(prepared: Prepared) -> None:

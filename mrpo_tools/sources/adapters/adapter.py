@@ -9,6 +9,7 @@ from typing import Any
 from mrpo_tools.groups import Response
 from mrpo_tools.sources.adapters.conversation import Prompt
 from mrpo_tools.sources.adapters.fields import Field, as_number, as_truth
+from mrpo_tools.sources.adapters.tools import tools_of
 
 Parsed = tuple[Prompt, list[Response]]
 
@@ -44,6 +45,7 @@ class Adapter:
         whole: the columns hold the conversation too, so none stands in another column.
         verdict: the columns of two responses in no order, and the one that says which is better;
             empty where the order says it.
+        offers: the column whose object offers the tools; empty where the row does.
     """
 
     name: str
@@ -56,6 +58,12 @@ class Adapter:
     several_a_row: bool = False
     whole: bool = False
     verdict: tuple[str, ...] = ()
+    offers: str = ""
+
+    def tools(self, row: Field) -> str | None:
+        """JSON text of the tools that a row's prompt offers."""
+        offering = row[self.offers] if self.offers else row
+        return tools_of(offering["tools"]) if offering.has("tools") else None
 
     def parse(self, row: Field, score: str) -> list[Parsed]:
         """The prompts and responses of a row; `score` matters where there are several kinds."""
@@ -100,6 +108,9 @@ CONVERSATIONS = Shape("[[message, …], …]", lambda value: _messages(_first(va
 TRANSCRIPT = Shape("transcript", _is_transcript)
 CHOSEN_REJECTED = Shape("[chosen, rejected]", lambda value: TEXTS.fits(value) and len(value) == 2)
 JSON_TEXTS = Shape("JSON [text, …]", lambda value: TEXTS.fits(value) or _is_json_list(value))
+JSON_MESSAGES = Shape(
+    "[message, …] or JSON of it", lambda value: MESSAGES.fits(value) or _is_json_list(value)
+)
 OBJECT_OF_MESSAGES = Shape("{messages}", _holds_messages)
 TREE = Shape("{text, role, replies}", lambda value: _holding("replies")([value]))
 PROMPT = Shape("text or [message, …]", lambda value: TEXT.fits(value) or MESSAGES.fits(value))

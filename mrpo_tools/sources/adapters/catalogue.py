@@ -7,6 +7,7 @@ from mrpo_tools.sources.adapters.adapter import (
     ANSWER,
     CHOSEN_REJECTED,
     CONVERSATIONS,
+    JSON_MESSAGES,
     JSON_TEXTS,
     LABEL,
     MESSAGE,
@@ -52,6 +53,16 @@ _TABLE = (
         columns={"instruction": TEXT, "completions": objects_with("response", "annotations")},
         read=scored.read_ultrafeedback,
         scores=scored.ULTRAFEEDBACK_SCORES,
+    ),
+    Adapter(
+        "code-ultrafeedback",
+        "CodeUltraFeedback: responses, and their judge's ratings by the model",
+        columns={
+            "instruction": TEXT,
+            "responses": objects_with("response", "model"),
+            "annotations": objects_with("rating", "model"),
+        },
+        read=scored.read_code_ultrafeedback,
     ),
     Adapter(
         "nectar",
@@ -129,9 +140,25 @@ _TABLE = (
     Adapter(
         "arena",
         "Chatbot Arena's battles and MT-bench's judgements: model_a, model_b or a tie",
-        columns={"conversation_a": MESSAGES, "conversation_b": MESSAGES, "winner": TEXT},
+        columns={
+            "conversation_a": JSON_MESSAGES,
+            "conversation_b": JSON_MESSAGES,
+            "winner": TEXT,
+        },
         read=verdicts.read_arena,
         verdict=("conversation_a", "conversation_b", "winner"),
+    ),
+    Adapter(
+        "prometheus",
+        "the Preference Collection: A or B is the better",
+        columns={
+            "orig_instruction": TEXT,
+            "orig_response_A": TEXT,
+            "orig_response_B": TEXT,
+            "orig_preference": TEXT,
+        },
+        read=verdicts.read_prometheus,
+        verdict=("orig_response_A", "orig_response_B", "orig_preference"),
     ),
     Adapter(
         "shp",
@@ -210,6 +237,7 @@ _TABLE = (
             "non_preferred_output": MESSAGES,
         },
         read=pairs.read_openai,
+        offers="input",
     ),
     Adapter(
         "simpo",
@@ -235,6 +263,12 @@ _TABLE = (
         columns={"prompt": PROMPT, "response": ANSWER, "reward": NUMBER},
         read=scored.read_rewarded,
         one_response_a_row=True,
+    ),
+    Adapter(
+        "step-dpo",
+        "Step-DPO: the next step of a solution that begins",
+        columns={"prompt": TEXT, "initial_reason_steps": TEXT, "chosen": TEXT, "rejected": TEXT},
+        read=pairs.read_steps,
     ),
     Adapter(
         "transcript-pairs",
@@ -281,8 +315,8 @@ _TABLE = (
     ),
     Adapter(
         "distilabel",
-        "distilabel's chosen_response and rejected_response, with their ratings",
-        columns={"chosen_response": TEXT, "rejected_response": TEXT},
+        "distilabel's and When2Call's chosen_response and rejected_response, with their ratings",
+        columns={"chosen_response": ANSWER, "rejected_response": ANSWER},
         read=pairs.read_distilabel,
     ),
     Adapter(

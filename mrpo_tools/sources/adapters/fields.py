@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from mrpo_tools.errors import shorten
 from mrpo_tools.sources.readers.rows import MAX_TEXT_CHARS, Cell, Problem
+from mrpo_tools.sources.readers.strict_json import JsonError, parse_line
 
 MAX_SCORE = 1e30  # squares and exponents of larger numbers leave float32
 MAX_ITEMS = 4096
@@ -82,6 +83,12 @@ class Field:
                 path = _PLACE.sub("[]", self.path)
                 self.unread.update(f"{path}.{key}" for key in others)
 
+    def forgive(self, key: str, values: Container[object]) -> None:
+        """Count a key as read where its text is one of those that were read elsewhere."""
+        value = self.value.get(key) if isinstance(self.value, Mapping) else None
+        if self.read is not None and isinstance(value, str) and value in values:
+            self.read.add(key)
+
     def items(self, exactly: int | None = None, of: str = "a list") -> list[Field]:
         """The elements of a list; of the wished number of them whatever happens."""
         value = self.value if isinstance(self.value, (list, tuple)) else None
@@ -95,6 +102,17 @@ class Field:
             Field(item, f"{self.path}[{index}]", self.where, self.problems, self.unread)
             for index, item in enumerate(value)
         ]
+
+    def decoded(self, of: str) -> Field:
+        """The JSON value that a text holds; anything but text as it is."""
+        if not isinstance(self.value, str):
+            return self
+        try:
+            value = parse_line(self.value)
+        except JsonError as error:
+            self.bad(f"not JSON: {error.reason}; expected {of}")
+            return Field(_MISSING, self.path, self.where, [])
+        return Field(value, self.path, self.where, self.problems, self.unread)
 
     def text(self, of: str = "text") -> str:
         """A text that says something: not empty, not only spaces, encodable."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mrpo_tools.groups import Response, user_prompt
+from mrpo_tools.messages import Message
 from mrpo_tools.sources.adapters.adapter import Parsed
 from mrpo_tools.sources.adapters.conversation import (
     Prompt,
@@ -12,7 +15,6 @@ from mrpo_tools.sources.adapters.conversation import (
     completion_of,
     messages,
     prompt_of,
-    refuse_tools,
 )
 from mrpo_tools.sources.adapters.fields import Field
 from mrpo_tools.sources.adapters.transcripts import transcript, transcript_prompt
@@ -22,12 +24,13 @@ _SCORES = (
     ("chosen_score", "rejected_score"),
     ("chosen_rating", "rejected_rating"),
     ("chosen-rating", "rejected-rating"),
+    ("rating_chosen", "rating_rejected"),
 )
 _MODELS = (("chosen_model", "rejected_model"), ("chosen-model", "rejected-model"))
-_PROMPTS = ("instruction", "prompt", "question", "input")
+_PROMPTS = ("instruction", "prompt", "question", "input", "messages")
 
 
-def pair(row: Field, prompt: Prompt, chosen: str, rejected: str) -> Parsed:
+def pair(row: Field, prompt: Prompt, chosen: Response, rejected: Response) -> Parsed:
     """A pair, with the scores and models of whichever columns the row has for both of them."""
     scores: list[float | None] = [None, None]
     for columns in _SCORES:
@@ -38,8 +41,8 @@ def pair(row: Field, prompt: Prompt, chosen: str, rejected: str) -> Parsed:
         if row.has(*columns):
             models = [row[column].optional_text() for column in columns]
     return prompt, [
-        Response(chosen, scores[0], chosen=True, model=models[0]),
-        Response(rejected, scores[1], chosen=False, model=models[1]),
+        replace(chosen, score=scores[0], chosen=True, model=models[0]),
+        replace(rejected, score=scores[1], chosen=False, model=models[1]),
     ]
 
 
@@ -59,12 +62,22 @@ def read_pairs(row: Field) -> Parsed:
     return _answers(row, prompt_of(row["prompt"]))
 
 
+def read_steps(row: Field) -> Parsed:
+    """`prompt, initial_reason_steps, chosen, rejected`: the next step of a solution that begins."""
+    prompt = user_prompt(row["prompt"].text())
+    begun = row["initial_reason_steps"].optional_text()
+    prompt = (*prompt, Message("assistant", begun)) if begun else prompt
+    return _answers(row, prompt)
+
+
 def read_binarized(row: Field) -> Parsed:
     """`prompt` text, `chosen, rejected` messages: the answers, or the whole conversations."""
     answers = (row["chosen"].value, row["rejected"].value)
     if any(isinstance(answer, (list, tuple)) and len(answer) == 1 for answer in answers):
         return read_pairs(row)
-    return read_conversations(row)
+    parsed = read_conversations(row)
+    row.forgive("prompt", {turn.content for turn in parsed[0]})
+    return parsed
 
 
 def read_conversations(row: Field) -> Parsed:
@@ -89,13 +102,14 @@ def read_transcripts(row: Field) -> Parsed:
 def read_transcript_pairs(row: Field) -> Parsed:
     """`prompt` a transcript, `chosen, rejected` texts that may follow it after a space."""
     prompt = transcript_prompt(row["prompt"])
-    return pair(row, prompt, *(row[column].text().lstrip() for column in ("chosen", "rejected")))
+    texts = (row[column].text().lstrip() for column in ("chosen", "rejected"))
+    return pair(row, prompt, *map(Response, texts))
 
 
 def read_output_pair(row: Field) -> Parsed:
     """`instruction, input, output: [chosen, rejected]`."""
     chosen, rejected = row["output"].items(2, of="[chosen, rejected]")
-    return pair(row, alpaca_prompt(row), chosen.text(), rejected.text())
+    return pair(row, alpaca_prompt(row), Response(chosen.text()), Response(rejected.text()))
 
 
 def read_alpaca(row: Field) -> Parsed:
@@ -114,9 +128,8 @@ def read_question(row: Field) -> Parsed:
 
 
 def read_openai(row: Field) -> Parsed:
-    """`input: {messages}, preferred_output, non_preferred_output`."""
+    """`input: {messages, tools?}, preferred_output, non_preferred_output`."""
     asked = row["input"]
-    refuse_tools(asked)
     asked.uses("messages", "tools")
     prompt = prompt_of(asked["messages"])
     columns = ("preferred_output", "non_preferred_output")
@@ -127,4 +140,5 @@ def read_distilabel(row: Field) -> Parsed:
     """`instruction` (or `prompt`, …), `chosen_response, rejected_response` and their ratings."""
     column = next((column for column in _PROMPTS if row.has(column)), _PROMPTS[0])
     prompt = prompt_of(row[column])
-    return pair(row, prompt, row["chosen_response"].text(), row["rejected_response"].text())
+    columns = ("chosen_response", "rejected_response")
+    return pair(row, prompt, *(completion_of(row[column], prompt) for column in columns))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from mrpo_tools.groups import Response, user_prompt
 from mrpo_tools.sources.adapters.adapter import Parsed
 from mrpo_tools.sources.adapters.conversation import (
+    SAID_BESIDES,
     Prompt,
+    answer_of,
     completion_of,
     ending_with_user,
     prompt_of,
+    said_in,
     tree_turn,
 )
 from mrpo_tools.sources.adapters.fields import Field
@@ -22,7 +26,7 @@ HELPSTEER_SCORES = ("helpfulness", "correctness", "coherence", "complexity", "ve
 
 
 def read_canonical(row: Field) -> Parsed:
-    """`prompt, responses: [{content, score?, chosen?, model?}]`."""
+    """`prompt, responses: [{content, score?, chosen?, model?, tool_calls?, …}]`."""
     return _responses(row, "content")
 
 
@@ -38,9 +42,9 @@ def _responses(row: Field, content: str) -> Parsed:
 
 
 def _response(response: Field, content: str) -> Response:
-    response.uses(content, "score", "chosen", "model")
-    return Response(
-        content=response[content].text(),
+    response.uses(content, "score", "chosen", "model", *SAID_BESIDES)
+    return replace(
+        answer_of(said_in(response, "assistant", content)),
         score=response["score"].number() if response.has("score") else None,
         chosen=response["chosen"].boolean() if response.has("chosen") else None,
         model=response["model"].optional_text(),
@@ -57,6 +61,19 @@ def read_ultrafeedback(row: Field, score: str) -> Parsed:
             model=completion["model"].optional_text(),
         )
         for completion in row["completions"].items()
+    ]
+
+
+def read_code_ultrafeedback(row: Field) -> Parsed:
+    """`instruction, responses: [{model, response}], annotations: [{model, rating}]`."""
+    ratings = {note["model"].text(): _rating(note["rating"]) for note in row["annotations"].items()}
+    return user_prompt(row["instruction"].text()), [
+        Response(
+            content=response["response"].text(),
+            score=ratings.get(response["model"].text()),
+            model=response["model"].optional_text(),
+        )
+        for response in row["responses"].items()
     ]
 
 
@@ -121,7 +138,8 @@ def read_completions(row: Field) -> Parsed:
 def read_rewarded(row: Field) -> Parsed:
     """`prompt, response, reward`: one response a row."""
     prompt = prompt_of(row["prompt"])
-    return prompt, [Response(completion_of(row["response"], prompt), row["reward"].number())]
+    answer = completion_of(row["response"], prompt)
+    return prompt, [replace(answer, score=row["reward"].number())]
 
 
 def read_stack_exchange(row: Field) -> Parsed:
@@ -167,7 +185,7 @@ def read_sets(row: Field) -> Parsed:
     """`prompt, chosen: [answer, …], rejected: [answer, …]`, answers as text or messages."""
     prompt = prompt_of(row["prompt"])
     return prompt, [
-        Response(completion_of(answer, prompt), chosen=column == "chosen")
+        replace(completion_of(answer, prompt), chosen=column == "chosen")
         for column in ("chosen", "rejected")
         for answer in row[column].items()
     ]
@@ -176,8 +194,8 @@ def read_sets(row: Field) -> Parsed:
 def read_unpaired(row: Field) -> Parsed:
     """`prompt, completion, label`: one response a row."""
     prompt = prompt_of(row["prompt"])
-    content = completion_of(row["completion"], prompt)
-    return prompt, [Response(content, chosen=row["label"].boolean())]
+    answer = completion_of(row["completion"], prompt)
+    return prompt, [replace(answer, chosen=row["label"].boolean())]
 
 
 def _mean(numbers: Sequence[float]) -> float:

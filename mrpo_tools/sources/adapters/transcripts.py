@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from mrpo_tools.groups import Message, user_prompt
+from mrpo_tools.groups import user_prompt
+from mrpo_tools.messages import Message
 from mrpo_tools.sources.adapters.conversation import Prompt, ending_with_user
 from mrpo_tools.sources.adapters.fields import Field
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
-from mrpo_tools.groups import Message, Response, user_prompt
+from mrpo_tools.groups import Response, user_prompt
+from mrpo_tools.messages import Message
 from mrpo_tools.sources.adapters.adapter import Parsed
 from mrpo_tools.sources.adapters.conversation import (
     Prompt,
@@ -23,7 +25,6 @@ from mrpo_tools.sources.adapters.conversation import (
 )
 from mrpo_tools.sources.adapters.fields import Field, as_number, as_truth
 from mrpo_tools.sources.adapters.transcripts import transcript_prompt
-from mrpo_tools.sources.readers.strict_json import JsonError, parse_line
 
 SAFE_RLHF_SCORES = ("better", "safer")
 STRENGTH = 3
@@ -31,19 +32,20 @@ STRENGTH = 3
 TIE = 0.5
 _KIND = re.compile(r"^(model|response|output|answer|conversation|assistant|option)[ _-]?")
 _NAMES = {"a": 1.0, "1": 1.0, "first": 1.0, "b": 0.0, "2": 0.0, "second": 0.0}
+_TURNS = "a JSON list of texts"
 _TIES = re.compile(r"(tie|draw|both ?_?bad|neither)\b.*")
 
 
 def compared(
     prompt: Prompt,
-    texts: Sequence[str],
+    answers: Sequence[Response],
     scores: Sequence[float],
     models: Sequence[str | None] = (None, None),
 ) -> Parsed:
     """Two responses by their scores; equal ones are a tie, and nothing is labelled."""
     return prompt, [
-        Response(
-            content=texts[place],
+        replace(
+            answers[place],
             score=scores[place] + 0.0,
             chosen=None if scores[0] == scores[1] else scores[place] > scores[1 - place],
             model=models[place],
@@ -56,9 +58,9 @@ def _judged(
     row: Field, prompt: Prompt, columns: Sequence[str], points: float, models: Sequence[str] = ()
 ) -> Parsed:
     """The responses of two columns; the first has so many points."""
-    texts = [completion_of(row[column], prompt) for column in columns]
+    answers = [completion_of(row[column], prompt) for column in columns]
     names = [row[model].optional_text() for model in models] or [None, None]
-    return compared(prompt, texts, (points, 1 - points), names)
+    return compared(prompt, answers, (points, 1 - points), names)
 
 
 def one_or_two(verdict: Field) -> float:
@@ -129,8 +131,8 @@ def read_a_wins(row: Field) -> Parsed:
 def read_two_scores(row: Field) -> Parsed:
     """`prompt, a, b, score_a, score_b`: each answer with a score of its own."""
     prompt = prompt_of(row["prompt"])
-    texts = [completion_of(row[column], prompt) for column in "ab"]
-    return compared(prompt, texts, [row[f"score_{column}"].number() for column in "ab"])
+    answers = [completion_of(row[column], prompt) for column in "ab"]
+    return compared(prompt, answers, [row[f"score_{column}"].number() for column in "ab"])
 
 
 _OUTPUTS = ("output_1", "output_2")
@@ -160,7 +162,7 @@ def read_lmsys(row: Field) -> Parsed:
     The two share their first question; where they go on, there is no one answer to compare.
     """
     asked, *said = (
-        [turn.text() for turn in _decoded(row[column]).items(of="a JSON list of texts")]
+        [turn.text() for turn in row[column].decoded(_TURNS).items(of=_TURNS)]
         for column in ("prompt", "response_a", "response_b")
     )
     if any(len(texts) != len(asked) for texts in said):
@@ -180,22 +182,20 @@ def _talk(asked: Sequence[str], said: Sequence[str]) -> Prompt:
     )
 
 
-def _decoded(field: Field) -> Field:
-    """The JSON value that a text holds; anything but text as it is."""
-    if not isinstance(field.value, str):
-        return field
-    try:
-        value = parse_line(field.value)
-    except JsonError as error:
-        field.bad(f"not JSON: {error.reason}; expected a JSON list of texts")
-        return Field([], field.path, field.where, [])
-    return Field(value, field.path, field.where, field.problems, field.unread)
+def read_prometheus(row: Field) -> Parsed:
+    """`orig_instruction, orig_response_A, orig_response_B, orig_preference`: A, B or a tie."""
+    prompt = user_prompt(row["orig_instruction"].text())
+    columns = ("orig_response_A", "orig_response_B")
+    return _judged(row, prompt, columns, name(row["orig_preference"]))
 
 
 def read_arena(row: Field) -> Parsed:
-    """`conversation_a, conversation_b, winner`; `turn` says how many answers were judged."""
+    """`conversation_a, conversation_b, winner`; `turn` says how many answers were judged.
+
+    The conversations may be JSON text.
+    """
     columns = ("conversation_a", "conversation_b")
-    talks = [messages(row[column]) for column in columns]
+    talks = [messages(row[column].decoded("a list of messages")) for column in columns]
     if row.has("turn"):
         judged = int(row["turn"].number(1, 1000))
         talks = [turns[: 2 * judged] for turns in talks]
@@ -227,9 +227,9 @@ def read_summaries(row: Field) -> Parsed:
     """`info: {title, post or article}, summaries: [{text}, {text}], choice`: 0 or 1."""
     summaries = row["summaries"].items(2, of="two summaries")
     points = index(row["choice"])
-    texts = [summary["text"].text() for summary in summaries]
+    answers = [Response(summary["text"].text()) for summary in summaries]
     models = [summary["policy"].optional_text() for summary in summaries]
-    return compared(_to_summarise(row["info"]), texts, (points, 1 - points), models)
+    return compared(_to_summarise(row["info"]), answers, (points, 1 - points), models)
 
 
 def _to_summarise(info: Field) -> Prompt:
@@ -255,5 +255,5 @@ def read_helpsteer2_preference(row: Field) -> Parsed:
 def _by_strength(row: Field, prompt: Prompt, response: str, strength: str) -> Parsed:
     """-3: the first is much better, 3: the second is. The difference of the scores says so."""
     half = row[strength].number(-STRENGTH, STRENGTH) / 2
-    texts = [row[f"{response}{number}"].text() for number in (1, 2)]
-    return compared(prompt, texts, (-half, half))
+    answers = [Response(row[f"{response}{number}"].text()) for number in (1, 2)]
+    return compared(prompt, answers, (-half, half))

@@ -126,8 +126,17 @@ def _converted(batch: pa.RecordBatch, name: str, start: int) -> Iterator[Row | P
         for index in range(batch.num_rows):
             yield from _converted(batch.slice(index, 1), name, start + index)
         return
+    nested = [field.name for field in batch.schema if pa.types.is_nested(field.type)]
     for number, value in enumerate(values, start + 1):
+        value |= {column: _without_nulls(value[column]) for column in nested}
         yield Row(f"{name}:row {number}", value)
+
+
+def _without_nulls(value: Any) -> Any:
+    """A value without the null fields of its objects: a table has every field in every object."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _expanded_bytes(data: Any) -> int:
