@@ -523,19 +523,20 @@ def test_overlong_responses_are_left_out(scored, ready):
 
 def test_truncated_responses_take_part_when_asked_alone(scored, some_groups):
     """Left out and counted by training, evaluation and rank alike; with `keep` all of them are in,
-    and nothing is counted."""
+    and only those that have no number are counted."""
     fit, summary = scored(max_length=28, overlong="truncate")
     cut = sum(summary.store.table()["truncated"].to_pylist())
     assert cut > 0
+    unread = {"overlong": summary.computed["overlong"]}
     cache, output = fit.keywords["cache"], fit.keywords["output"]
-    for truncated, dropped in (("drop", {"truncated": cut}), ("keep", {})):
+    for truncated, dropped in (("drop", {"truncated": cut, **unread}), ("keep", unread)):
         path = output.with_name(truncated)
         result = fit(recipe(**LLAMA, truncated=truncated), output=path)
         assert result.metrics.dropped_responses == dropped
         record = evaluate(load_run(path), some_groups, cache, "all").record
         assert record.dropped_responses == dropped
         assert rank(cache, split="all", truncated=truncated).dropped_responses == dropped
-    assert rank(cache, split="all").dropped_responses == {"truncated": cut}
+    assert rank(cache, split="all").dropped_responses == {"truncated": cut, **unread}
 
 
 def test_a_policy_that_would_read_less_leaves_it_out(references, ready, some_groups):
@@ -545,8 +546,11 @@ def test_a_policy_that_would_read_less_leaves_it_out(references, ready, some_gro
     both = {**references, **policy}
     report = ready(recipe(**LLAMA, policy="cut"), references=both).report
     renderer = renderer_of(resolve("cut", policy["cut"]))
-    cut = [r.truncated for group in some_groups for r in renderer.encode(group).responses]
-    assert report.dropped_responses == {"truncated_for_policy": sum(cut)}
+    responses = [r for group in some_groups for r in renderer.encode(group).responses]
+    assert report.dropped_responses == {
+        "truncated_for_policy": sum(r.truncated for r in responses),
+        "overlong_for_policy": sum(r.overlong for r in responses),
+    }
     with pytest.raises(CacheStale, match="cut elsewhere"):
         ready(recipe(**LLAMA, policy="cut", truncated="keep"), references=both)
 
