@@ -56,8 +56,9 @@ def main(directory: str) -> None:
         for name in ("oracle", "opposite"):
             write_numbers(name)
             typed(f"cache import {name}.jsonl --ref {name} --origin 'bench/demo_gate.py {name}'")
+            again = "--resume" if Path("gate", name).exists() else ""
             typed(f"train --config recipe.yaml --loss mrpo --refs llama,{name} "
-                  f"{shlex.join(RADIUS)} --output gate/{name}")  # fmt: skip
+                  f"{shlex.join(RADIUS)} --output gate/{name} {again}")  # fmt: skip
             typed(f"evaluate gate/{name} {rules} --max-new-tokens {MAX_NEW_TOKENS}")
         rows = rows_of([Path("gate/oracle"), Path("gate/opposite")])
     measured = {

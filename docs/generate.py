@@ -4,8 +4,9 @@
 
 The tables are made of the code, but for these: that of runs at the end of methods.md comes from
 docs/objectives_on_demo.json, which `python bench/objectives.py` measures, those of false alarms
-from docs/false_alarms.json (`python bench/false_alarms.py`), and families.md from
-docs/families.json (`python bench/families.py`).
+from docs/false_alarms.json (`python bench/false_alarms.py`), that of simulated rankings from
+docs/rank_simulated.json (`python bench/rank.py`), and families.md from docs/families.json
+(`python bench/families.py`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ FAMILY_HEADS = (
 def page() -> str:
     """The whole page: the prose of methods.in.md around the two tables."""
     prose = (DOCS / "methods.in.md").read_text(encoding="utf-8")
-    tables = {"objectives": _objectives, "runs": _runs, "false alarms": _alarms, "found": _found}
+    tables = {
+        "objectives": _objectives, "ranked": _ranked, "runs": _runs, "false alarms": _alarms,
+        "found": _found,
+    }  # fmt: skip
     for name, table in tables.items():
         prose = prose.replace("{{" + name + "}}", table())
     return prose
@@ -190,6 +194,30 @@ def _objectives() -> str:
         cells = (f"`{row.name}`", row.formula, row.source, row.needs, defaults)
         table.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(table)
+
+
+def _ranked() -> str:
+    """How often the advice of `mrpo rank` is right where the truth is known."""
+    measured = json.loads((DOCS / "rank_simulated.json").read_text(encoding="utf-8"))
+    verdicts = ("right", "cannot tell", "wrong")
+    rows = [
+        (
+            row["scenario"],
+            *(
+                " / ".join(f"{row[kind].get(word, 0) / measured['seeds']:.0%}" for word in verdicts)
+                for kind in ("first", "combination")
+            ),
+            f"{row['advised'] / measured['seeds']:.0%}",
+        )
+        for row in measured["rows"]
+    ]
+    said = "right / cannot tell / wrong"
+    heads = ("references", f"which is first: {said}", f"combining: {said}", "a combination advised")
+    return (
+        f"On simulated caches of known truth ({measured['groups']} groups each, "
+        f"{measured['seeds']} seeds; `{measured['command']}`, {measured['date']}), judged on fresh "
+        f"groups in which no length is liked:\n\n{_table(heads, *rows)}"
+    )
 
 
 def _runs() -> str:

@@ -36,14 +36,16 @@ CHOICES = [name for name, of in vars(words).items() if get_origin(of) is Literal
 
 
 def commands(
-    command: click.Command = cli, path: tuple[str, ...] = ("mrpo",)
+    command: click.Command = cli,
+    path: tuple[str, ...] = ("mrpo",),
+    parent: click.Context | None = None,
 ) -> Iterator[tuple[str, click.Command, click.Context]]:
     """Every command of the tree, groups too, with its words and a context to ask it in."""
-    context = click.Context(command, info_name=path[-1])
+    context = click.Context(command, info_name=path[-1], parent=parent, **command.context_settings)
     yield " ".join(path), command, context
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
-            yield from commands(command.get_command(context, name), (*path, name))
+            yield from commands(command.get_command(context, name), (*path, name), context)
 
 
 def options() -> Iterator[tuple[str, click.Option, click.Context]]:
@@ -107,7 +109,7 @@ def test_the_help_of_train_has_headed_sections_and_each_option_once():
     heads = re.findall(r"^(\w[^:\n]*):$", text, re.MULTILINE)
     assert [*KEYS] == [head for head in heads if head in KEYS]
     assert {"Data and cache", "Output"} <= set(heads)
-    train_options = [option.opts[0] for path, option, _ in options() if path == "mrpo train"]
+    train_options = [option.opts[-1] for path, option, _ in options() if path == "mrpo train"]
     listed = re.findall(r"^  (?:-h, )?(--[a-z-]+)", text, re.MULTILINE)
     assert sorted(listed) == sorted(train_options)
 

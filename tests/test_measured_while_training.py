@@ -151,7 +151,7 @@ def test_a_signal_ends_measuring_and_the_checkpoint_comes_first(fit, tmp_path):
     """Told to stop in the second measurement: it ends, nothing half is logged, then one step and a
     checkpoint without another measurement; the resumed run ends as ever."""
     third = AtEachBatch(lambda batch: batch == 3 and os.kill(os.getpid(), signal.SIGTERM))
-    words, run = recipe(eval_steps=2, batch_tokens=600), tmp_path / "run"
+    words, run = recipe(eval_steps=2, batch_tokens=300), tmp_path / "run"
     with pytest.raises(Preempted):
         fit(words, output=run, callbacks=[third])
     assert third.batches == 3

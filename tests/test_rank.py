@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 
@@ -125,9 +126,10 @@ def test_one_reference_is_enough_where_the_others_add_nothing(ranking):
     advice = ranking.recommendation
     assert list(ranking.as_json()["recommendation"].items()) == [
         ("reference_1", "good"), ("others", []), ("combination", None), ("epsilon_max", None),
-        ("why", advice.why), ("confidence", "high"),
+        ("why", advice.why), ("confidence", "high"), ("combination_confidence", "low"),
+        ("combination_gain", asdict(advice.combination_gain)), ("notes", []),
     ]  # fmt: skip
-    assert "one well-chosen reference is enough" in advice.why
+    assert "no gain is shown" in advice.why
     assert "2512.10040" in advice.why
 
 
@@ -154,20 +156,20 @@ def test_few_groups_give_no_confidence(tmp_path):
     ranking = rank(made_up_cache(tmp_path / "cache", groups, {"sure": knowing(0.0)}))
     assert ranking.references[0].accuracy["summed"] == Estimate(1.0, 1.0, 1.0)
     assert ranking.recommendation.confidence == "low"
-    assert "Prompts with a pair: 5, too few" in ranking.recommendation.why
+    assert "Prompts to judge by: 5, too few" in ranking.recommendation.why
 
 
 def test_groups_of_one_prompt_count_once(tmp_path):
     """Eighty groups of four prompts: no more evidence than four, and wider intervals for it."""
     few = [
-        Group(user_prompt(f"{i % 4}"), (Response(f"good {i}", 1.0), Response(f"bad {i}", 0.0)))
+        Group(user_prompt(f"{i % 4}"), (Response(f"good {i}", 1.0), Response(f"poor {i}", 0.0)))
         for i in range(80)
     ]
     many = [Group(user_prompt(f"{i}"), group.responses) for i, group in enumerate(few)]
     right = {"half": lambda rng, index, text: (text.score or 0) * (1 if index % 4 < 2 else -1) - 9}
     clustered = rank(made_up_cache(tmp_path / "few", few, right))
     single = rank(made_up_cache(tmp_path / "many", many, right))
-    assert "Prompts with a pair: 4, too few" in clustered.recommendation.why
+    assert "Prompts to judge by: 4, too few" in clustered.recommendation.why
     assert "too few" not in single.recommendation.why
     wide, narrow = (measured.references[0].accuracy["summed"] for measured in (clustered, single))
     assert wide.value == narrow.value == 0.5
@@ -176,16 +178,21 @@ def test_groups_of_one_prompt_count_once(tmp_path):
 
 
 def test_labels_without_scores_and_without_splits(tmp_path):
-    """A pair of each prompt; the longer one is always chosen, which the advice mentions."""
+    """A pair of each prompt; the longer one is always chosen: nothing else can be told."""
     groups = [
         Group(user_prompt(f"{i}"), (Response("long one", None, True), Response("no", None, False)))
         for i in range(40)
     ]
-    blind = {"blind": lambda rng, index, text: -10 + rng.gauss(0, 1)}
-    ranking = rank(made_up_cache(tmp_path / "cache", groups, blind))
+    sure = {"sure": lambda rng, index, text: -10 + 9 * bool(text.chosen)}
+    ranking = rank(made_up_cache(tmp_path / "cache", groups, sure))
     assert ranking.split == "all"
-    assert ranking.longer.value == 1.0
-    assert "the longer response ranks more: 100.0%" in ranking.recommendation.why
+    assert (ranking.longer.value, ranking.shorter.value) == (1.0, 0.0)
+    assert ranking.better_length == "longer"
+    assert ranking.references[0].accuracy["summed"].value == 1.0
+    assert ranking.references[0].leading == Estimate(None, None, None)
+    assert "the longer response ranks 100.0% right" in ranking.recommendation.why
+    assert "Prompts to judge by: 0, too few" in ranking.recommendation.why
+    assert ranking.recommendation.confidence == "low"
 
 
 def test_a_single_reference(cache):
@@ -203,8 +210,11 @@ def test_the_command(cache, ranking, capsys, tmp_path, monkeypatch):
     assert run(["rank", "--cache", str(cache.path)]) == 0
     out = capsys.readouterr().out
     good = ranking.references[0].accuracy["summed"]
-    assert f"good               {good.value:.3f} [{good.low:.3f}, {good.high:.3f}]" in out
+    assert f"good                {good.value:.3f} [{good.low:.3f}, {good.high:.3f}]" in out
     assert "  reference 1  good\n  others       none\n" in out
+    assert "  confidence   high: good is the best reference\n" in out
+    assert "  combining    low: no gain of a combination is shown, and none ruled out\n" in out
+    assert f"always the shorter  {ranking.shorter.value:.3f}" in out
     assert run(["rank", "--cache", str(cache.path), "--json", "--epsilon-max", "0.5"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert [row["epsilon_max"] for row in printed["clipped"]] == [0.5]

@@ -38,7 +38,7 @@ def test_a_file_without_a_version_is_read_whole(name, tmp_path):
         for words in (before["policy"], *before["models"].values()):
             words["autocast"] = None  # words that came later have their defaults
     if "dataset" in before:
-        before["dataset"]["skip_bad"] = False
+        before["dataset"] |= {"skip_bad": False, "validation_size": 0.0}
     assert json.loads((tmp_path / "again.json").read_text()) == {"version": 1, **before}
     assert FILES[name].read(tmp_path / "again.json") == record
 

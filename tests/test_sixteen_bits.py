@@ -153,7 +153,7 @@ def test_a_policy_is_evaluated_as_it_was_trained(made, name):
             squares += [x**2 for x in _apart(model, encoded, cached, narrow=narrow)]
         rms[narrow] = (sum(squares) / len(squares)) ** 0.5
     assert rms[True] < 0.01
-    assert name != "full" or rms[True] < 0.5 * rms[False], rms
+    assert name != "full" or rms[True] < 0.7 * rms[False], rms
 
 
 def test_float16_is_not_trained_where_nothing_scales_the_loss(tiny_models):

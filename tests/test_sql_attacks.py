@@ -453,8 +453,8 @@ def test_ctrl_c_stops_a_query(scene):
         time.sleep(0.05)
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
-    assert time.monotonic() - started < 20
+    _, err = process.communicate(timeout=120)
+    assert time.monotonic() - started < 60
     assert process.returncode == 130
     assert "Traceback" not in err
 

@@ -260,7 +260,7 @@ def test_references_with_imported_numbers(project, capsys, cached):
 
 def test_sigterm_reaches_every_process_and_the_sweep_goes_on(project):
     """Both runs are stopped in training: 75, the way to go on, a checkpoint each, no process."""
-    Path("recipe.yaml").write_text("max_steps: 3000\nlogging_steps: 1\nsave_steps: 10000\n")
+    Path("recipe.yaml").write_text("max_steps: 3000\neval_steps: 3\nsave_steps: 10000\n")
     command = [sys.executable, "-m", "mrpo_tools", *ARGUMENTS, "--seeds", "0", "--no-baselines"]
     process = subprocess.Popen([*command, "--jobs", "2"], stderr=subprocess.PIPE, text=True,
                                env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip

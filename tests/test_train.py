@@ -493,9 +493,9 @@ def scored(references, some_groups, fit, tmp_path):
 
 def test_a_policy_that_cuts_elsewhere_is_refused(scored):
     """With `overlong: truncate` another max_length means other tokens, so other log-probs."""
-    fit, _ = scored(max_length=60, overlong="truncate")
-    with pytest.raises(CacheStale, match=r"cut elsewhere for the policy \(max_length 40\)"):
-        fit(recipe(**LLAMA, max_length=40, truncated="keep"))
+    fit, _ = scored(max_length=30, overlong="truncate")
+    with pytest.raises(CacheStale, match=r"cut elsewhere for the policy \(max_length 24\)"):
+        fit(recipe(**LLAMA, max_length=24, truncated="keep"))
     fit(recipe(**LLAMA, truncated="keep"))
 
 
@@ -513,40 +513,44 @@ def test_a_reference_that_lies_is_found_at_step_0(scored):
 def test_overlong_responses_are_left_out(scored, ready):
     """A short max_length leaves numbers out, training skips them and says how many; the same for a
     policy of a shorter max_length than its reference."""
-    fit, summary = scored(max_length=40)
+    fit, summary = scored(max_length=24)
     count = summary.computed["overlong"]
     assert count > 0
     assert fit(recipe(**LLAMA)).metrics.dropped_responses["overlong"] == count
-    report = ready(recipe(**LLAMA, max_length=40)).report
+    report = ready(recipe(**LLAMA, max_length=24)).report
     assert report.dropped_responses == {"overlong_for_policy": count}
 
 
 def test_truncated_responses_take_part_when_asked_alone(scored, some_groups):
     """Left out and counted by training, evaluation and rank alike; with `keep` all of them are in,
-    and nothing is counted."""
-    fit, summary = scored(max_length=40, overlong="truncate")
+    and only those that have no number are counted."""
+    fit, summary = scored(max_length=28, overlong="truncate")
     cut = sum(summary.store.table()["truncated"].to_pylist())
     assert cut > 0
+    unread = {"overlong": summary.computed["overlong"]}
     cache, output = fit.keywords["cache"], fit.keywords["output"]
-    for truncated, dropped in (("drop", {"truncated": cut}), ("keep", {})):
+    for truncated, dropped in (("drop", {"truncated": cut, **unread}), ("keep", unread)):
         path = output.with_name(truncated)
         result = fit(recipe(**LLAMA, truncated=truncated), output=path)
         assert result.metrics.dropped_responses == dropped
         record = evaluate(load_run(path), some_groups, cache, "all").record
         assert record.dropped_responses == dropped
         assert rank(cache, split="all", truncated=truncated).dropped_responses == dropped
-    assert rank(cache, split="all").dropped_responses == {"truncated": cut}
+    assert rank(cache, split="all").dropped_responses == {"truncated": cut, **unread}
 
 
 def test_a_policy_that_would_read_less_leaves_it_out(references, ready, some_groups):
     """Its own limit cuts what the reference read whole; the two have other words for it."""
-    words = {"max_length": 40, "overlong": "truncate"}
+    words = {"max_length": 28, "overlong": "truncate"}
     policy = {"cut": references["llama"].model_copy(update=words)}
     both = {**references, **policy}
     report = ready(recipe(**LLAMA, policy="cut"), references=both).report
     renderer = renderer_of(resolve("cut", policy["cut"]))
-    cut = [r.truncated for group in some_groups for r in renderer.encode(group).responses]
-    assert report.dropped_responses == {"truncated_for_policy": sum(cut)}
+    responses = [r for group in some_groups for r in renderer.encode(group).responses]
+    assert report.dropped_responses == {
+        "truncated_for_policy": sum(r.truncated for r in responses),
+        "overlong_for_policy": sum(r.overlong for r in responses),
+    }
     with pytest.raises(CacheStale, match="cut elsewhere"):
         ready(recipe(**LLAMA, policy="cut", truncated="keep"), references=both)
 

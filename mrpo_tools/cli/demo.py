@@ -47,9 +47,7 @@ def demo(directory: Path, *, as_json: bool) -> None:
             for row in result.rows
         ],
     )  # fmt: skip
-    print(
-        "\nMarks, content and form are of four answers sampled to each prompt: the rule's mean, and"
-    )
-    print("the shares that are right and that are in the form asked for. KL is to reference 1, in")
-    print("nats. Log-prob is a preference accuracy, under one yardstick for all.")
+    print("\nMarks, content and form are of four answers sampled to each prompt: the rule's mean,")
+    print("and the shares that are right and in the form asked for. KL is to the untrained policy,")
+    print("in nats. Log-prob is a preference accuracy, under one yardstick for all.")
     print(f"\nEverything took {result.seconds:.0f} s and is in {directory}/.")

@@ -43,8 +43,10 @@ def rank(refs: str | None, split: str, dataset: str | None, epsilons: str, **opt
     """Compare the cached references before training, and recommend.
 
     Reads the cache alone: no model is loaded, no data is read. How often each reference prefers
-    what was preferred, how far they agree, what their weights and the trust region would be, and
-    how well virtual references would rank. Ends with a recommendation and how sure it is.
+    what was preferred, beside always the longer and always the shorter response; how far they
+    agree, what their weights and the trust region would be, and how well virtual references would
+    rank. Ends with a recommendation: which reference is first, whether a combination helps, and
+    how sure each is.
 
     \b
     Example:
@@ -132,24 +134,41 @@ def _print(ranking: Ranking) -> None:
         )
     print("\nRecommendation")
     for key, value in _in_words(ranking.recommendation).items():
-        print(f"  {key:<13}{value}")
+        if value:
+            print(f"  {key:<13}{value}")
+    for note in ranking.recommendation.notes:
+        print(f"note: {note}")
 
 
 def _print_references(ranking: Ranking) -> None:
+    leads = ranking.leading_figure != "summed"
     rows: list[tuple[object, ...]] = []
     for reference in ranking.references:
         margins = reference.margin_nats
         ends = (f"{margins.quantiles[point]:.1f}" for point in ("0.05", "0.5", "0.95"))
-        accuracies = (with_interval(accuracy) for accuracy in reference.accuracy.values())
+        accuracies = [with_interval(accuracy) for accuracy in reference.accuracy.values()]
+        leading = [with_interval(reference.leading)] if leads else []
         rows.append(
-            (reference.name, *accuracies, margins.mean, " | ".join(ends), reference.mean_weight)
-        )
-    rows.append(("always the longer", with_interval(ranking.longer), *[""] * 5))
-    header = ("reference", "accuracy", "per token", "per byte", "margin", "5 | 50 | 95 %", "weight")
-    print_table(header, rows)
+            (reference.name, *leading, *accuracies, margins.mean, " | ".join(ends),
+             reference.mean_weight)
+        )  # fmt: skip
+    blank = [""] if leads else []
+    for length, accuracy in (("longer", ranking.longer), ("shorter", ranking.shorter)):
+        rows.append((f"always the {length}", *blank, *[with_interval(accuracy)] * 3, *[""] * 3))
+    figures = ["at equal length"] if leads else []
+    print_table(
+        ("reference", *figures, "accuracy", "per token", "per byte", "margin", "5 | 50 | 95 %",
+         "weight"), rows,
+    )  # fmt: skip
     print(
         "margin: mean log-prob (nats) of the chosen less the rejected. weight: MRPO's, over groups."
     )
+    if leads:
+        print(
+            f"The {ranking.better_length} response is better more often than chance, so references "
+            "are ordered, and combinations\njudged, by the log-prob per byte at equal length: over "
+            "pairs weighted so that length says nothing."
+        )
 
 
 def _print_agreement(agreements: list[Agreement]) -> None:
@@ -209,5 +228,25 @@ def _in_words(advice: Recommendation) -> dict[str, str]:
         "combination": advice.combination or "none",
         "ε_max": epsilon if advice.others else "none",
         "why": advice.why,
-        "confidence": advice.confidence,
+        "confidence": f"{advice.confidence}: {_about_the_first(advice)}",
+        "combining": _about_combinations(advice),
     }
+
+
+def _about_the_first(advice: Recommendation) -> str:
+    if advice.confidence == "low":
+        return "which reference is the best cannot be told"
+    return f"{advice.reference_1} is the best reference"
+
+
+def _about_combinations(advice: Recommendation) -> str:
+    """The second confidence, in words."""
+    if advice.combination_confidence is None:
+        return ""
+    if advice.others:
+        said = "this combination ranks better than reference 1 alone"
+    elif advice.combination_confidence == "low":
+        said = "no gain of a combination is shown, and none ruled out"
+    else:
+        said = "no combination ranks a point better"
+    return f"{advice.combination_confidence}: {said}"

@@ -24,7 +24,7 @@ class Row:
         marks: the rule's, 1 to 10: mean over sampled answers, with its 95 % interval.
         right_content: share of sampled answers whose value is right, whatever the form.
         right_form: share in the form asked for, whatever the value.
-        kl_nats: KL(π‖reference 1) of a whole answer; None where reference 1 reads other tokens.
+        kl_nats: KL of a whole answer to the untrained policy.
         clipped: share of the other references' numbers that the trust region moved.
         logp_accuracy: preference accuracy by the policy's log-prob.
         margin: mean own reward of chosen less that of rejected responses.

@@ -10,37 +10,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from mrpo_tools.cache import Cache, ReferenceStore, group_from_row
 from mrpo_tools.cache.current import stores_of
 from mrpo_tools.config import Reference
 from mrpo_tools.errors import CacheMissing, UsageError
-from mrpo_tools.evaluation.estimates import (
-    accuracy_columns,
-    estimates,
-    number,
-    references_alone,
-)
+from mrpo_tools.evaluation.estimates import accuracy_columns, number, references_alone
+from mrpo_tools.evaluation.evidence import Evidence, gather
+from mrpo_tools.evaluation.leading import Figure, Length, Shares, leading_figure, length_rules
 from mrpo_tools.evaluation.ranking import (
     Agreement,
     Margins,
     VirtualReference,
     agreement,
-    candidates,
     clipped_shares,
     margin_distribution,
     parts_of,
-    virtual_logps,
 )
-from mrpo_tools.evaluation.recommendation import Evidence, Recommendation, recommend
+from mrpo_tools.evaluation.recommendation import Recommendation, recommend
 from mrpo_tools.groups import Group, in_split
-from mrpo_tools.maths import references
-from mrpo_tools.maths.resampling import (
-    bootstrap_means,
-    percentile_interval,
-    simultaneous_intervals,
-)
 from mrpo_tools.methods.tensors import GroupTensors, look_up
 from mrpo_tools.runs.record import VERSION, Estimate
 from mrpo_tools.words import Truncated
@@ -56,6 +43,7 @@ class RankedReference:
         name: with digits of the identity where two references share it.
         identity: its first digits.
         accuracy: preference accuracy, by kind of reward.
+        leading: the accuracy that references are ordered by.
         margin_nats: of its log-probs.
         mean_weight: over groups, as MRPO weights it.
     """
@@ -63,6 +51,7 @@ class RankedReference:
     name: str
     identity: str
     accuracy: dict[str, Estimate]
+    leading: Estimate
     margin_nats: Margins
     mean_weight: float
 
@@ -77,7 +66,7 @@ class Clipped:
 
 @dataclass(frozen=True)
 class PartOfData:
-    """Groups of one kind by their ids, and each reference's accuracy on them."""
+    """Groups of one kind by their ids, and each reference's accuracy, by the leading figure."""
 
     part: str
     groups: int
@@ -94,8 +83,11 @@ class Ranking:
         groups_without_pairs: of them.
         dropped_responses: how many were left out, by reason.
         references: in order.
+        leading_figure: the accuracy that references are ordered by and combinations judged by.
         longer: accuracy of always preferring the longer response.
-        agreement: of every two references.
+        shorter: accuracy of always preferring the shorter response.
+        better_length: which of the two predicts the label better than chance, if one does.
+        agreement: of every two references, by the reward of the leading figure.
         clipped: for each ε_max; empty for one reference.
         virtual: every virtual reference tried.
         parts: of the data, where ids name some.
@@ -107,7 +99,10 @@ class Ranking:
     groups_without_pairs: int
     dropped_responses: dict[str, int]
     references: list[RankedReference]
+    leading_figure: Figure
     longer: Estimate
+    shorter: Estimate
+    better_length: Length | None
     agreement: list[Agreement]
     clipped: list[Clipped]
     virtual: list[VirtualReference]
@@ -149,26 +144,29 @@ def rank(
     groups = cached_groups(cache, split, dataset)
     tensors = look_up(stores, groups, truncated)
     labels = _labels(stores)
-    accuracies = accuracy_columns(tensors, tensors.logps)
-    if not bool(accuracies.isfinite().any()):
+    unpaired = accuracy_columns(tensors, tensors.logps)[:, 0].isnan()
+    if bool(unpaired.all()):
         raise UsageError("no group has a pair with different scores or labels; nothing to rank")
-    order = sorted(range(len(labels)), key=lambda k: (-float(accuracies[:, k].nanmean()), k))
+    rules = length_rules(tensors)
+    figure = leading_figure(tensors, rules)
+    accuracies = figure.shares(tensors, tensors.logps).accuracies.nan_to_num(0.0).tolist()
+    order = sorted(range(len(labels)), key=lambda k: (-accuracies[k], k))
     labels, tensors = [labels[k] for k in order], tensors.of_references(order)
-    evidence = _evidence(tensors, labels, epsilons)
+    evidence = gather(tensors, labels, epsilons, figure, rules)
     return Ranking(
         split=split if any(group.split for group in groups) else "all",
         groups=len(groups),
-        groups_without_pairs=int(accuracies[:, 0].isnan().sum()),
+        groups_without_pairs=int(unpaired.sum()),
         dropped_responses={reason: n for reason, n in tensors.dropped.items() if n},
-        references=_references(tensors, labels, [stores[k] for k in order]),
-        longer=estimates(_longer(tensors), tensors.prompts)[0],
-        agreement=agreement(tensors, labels, groups),
+        references=_references(tensors, evidence, [stores[k] for k in order]),
+        leading_figure=figure.name,
+        longer=rules.longer,
+        shorter=rules.shorter,
+        better_length=rules.better,
+        agreement=agreement(tensors, figure.rewards(tensors.logps), labels, groups),
         clipped=_clipped(tensors, labels, epsilons),
         virtual=list(evidence.tried),
-        parts=[
-            _part(name, accuracies[places][:, order], labels)
-            for name, places in parts_of(groups).items()
-        ],
+        parts=_parts(figure.shares(tensors, tensors.logps), labels, groups),
         recommendation=recommend(evidence),
     )
 
@@ -211,20 +209,20 @@ def _labels(stores: Sequence[ReferenceStore]) -> list[str]:
 
 
 def _references(
-    tensors: GroupTensors, labels: Sequence[str], stores: Sequence[ReferenceStore]
+    tensors: GroupTensors, evidence: Evidence, stores: Sequence[ReferenceStore]
 ) -> list[RankedReference]:
     accuracies = references_alone(tensors)
     margins = margin_distribution(tensors)
-    weights = references.confidence_weights(tensors.logps, tensors.mask).mean(0).tolist()
     return [
         RankedReference(
             name=label,
             identity=store.short,
             accuracy={kind: estimates[k] for kind, estimates in accuracies.items()},
+            leading=evidence.alone[k],
             margin_nats=margins[k],
-            mean_weight=weights[k],
+            mean_weight=evidence.mean_weights[k],
         )
-        for k, (label, store) in enumerate(zip(labels, stores, strict=True))
+        for k, (label, store) in enumerate(zip(evidence.labels, stores, strict=True))
     ]
 
 
@@ -239,43 +237,9 @@ def _clipped(
     ]
 
 
-def _part(name: str, accuracies: torch.Tensor, labels: Sequence[str]) -> PartOfData:
-    means = [number(mean) for mean in accuracies.nanmean(0)]
-    return PartOfData(name, len(accuracies), dict(zip(labels, means, strict=True)))
-
-
-def _longer(tensors: GroupTensors) -> torch.Tensor:
-    """[G, 1] accuracies of always preferring the longer response."""
-    return accuracy_columns(tensors, tensors.num_bytes.double().unsqueeze(-1))
-
-
-def _evidence(tensors: GroupTensors, labels: Sequence[str], epsilons: Sequence[float]) -> Evidence:
-    """Each virtual reference's accuracy and its gain over reference 1, and what else counts."""
-    tried = candidates(labels, epsilons)
-    rewards = [virtual_logps(tensors, labels, candidate) for candidate in tried]
-    columns = accuracy_columns(tensors, torch.stack([*tensors.logps.unbind(-1), *rewards], dim=-1))
-    means = bootstrap_means(columns, clusters=tensors.prompts)
-    count = len(labels)
-    alone = columns.nanmean(0)
-    gain = alone[count:] - alone[0]
-    gains = simultaneous_intervals(means[:, count:] - means[:, :1], gain)
-    accuracy = estimates(columns[:, count:], tensors.prompts)
-    ahead = percentile_interval(means[:, :1] - means[:, 1:2])[0].tolist() if count > 1 else None
-    return Evidence(
-        labels=labels,
-        alone=[number(mean) or 0.0 for mean in alone[:count]],
-        ahead=ahead,
-        above_chance=float(percentile_interval(means[:, :1])[0, 0]) > 0.5,
-        prompts=len(set(tensors.prompts[columns[:, 0].isfinite()].tolist())),
-        longer=float(_longer(tensors).nanmean()),
-        tried=[
-            VirtualReference(
-                candidate.references,
-                candidate.combination,
-                candidate.epsilon_max,
-                accuracy=accuracy[place],
-                gain=Estimate(*map(number, (gain[place], *gains[place]))),
-            )
-            for place, candidate in enumerate(tried)
-        ],
-    )
+def _parts(shares: Shares, labels: Sequence[str], groups: Sequence[Group]) -> list[PartOfData]:
+    parts = []
+    for name, places in parts_of(groups).items():
+        accuracies = map(number, shares.of_groups(places).accuracies)
+        parts.append(PartOfData(name, len(places), dict(zip(labels, accuracies, strict=True))))
+    return parts

@@ -51,7 +51,7 @@ class VirtualReference(Candidate):
     """A candidate as measured.
 
     Attributes:
-        accuracy: preference accuracy of its log-probs.
+        accuracy: preference accuracy of its log-probs, by the leading figure.
         gain: over reference 1 alone; the intervals hold for all candidates together.
     """
 
@@ -126,12 +126,19 @@ def margin_distribution(tensors: GroupTensors) -> list[Margins]:
 
 
 def agreement(
-    tensors: GroupTensors, names: Sequence[str], groups: Sequence[Group]
+    tensors: GroupTensors, rewards: Tensor, names: Sequence[str], groups: Sequence[Group]
 ) -> list[Agreement]:
-    """For every two references: on how many pairs both, one or none of them is right, and kappa."""
+    """For every two references: on how many pairs both, one or none of them is right, and kappa.
+
+    Args:
+        tensors: of the groups.
+        rewards: [G, N, K] each reference's, by the leading figure.
+        names: of the references.
+        groups: G of them.
+    """
     pairs = tensors.judged.pairs
-    right = [pair_differences(fill(logps, tensors.mask)) > 0 for logps in tensors.logps.unbind(-1)]
-    accuracies = accuracy_columns(tensors, tensors.logps)
+    right = [pair_differences(fill(reward, tensors.mask)) > 0 for reward in rewards.unbind(-1)]
+    accuracies = accuracy_columns(tensors, rewards)
     agreements = []
     for a, b in itertools.combinations(range(len(names)), 2):
         counts = [

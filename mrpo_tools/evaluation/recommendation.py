@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mrpo_tools.evaluation.ranking import VirtualReference
+from mrpo_tools.evaluation.evidence import Confidence, Evidence
+from mrpo_tools.runs.record import Estimate
 
-CLEAR_GAP = 0.01
-"""Accuracy between reference 1 and the next that counts as something even if it is not certain."""
 ENOUGH_PROMPTS = 30
 """With fewer, bootstrap intervals are narrower than the truth."""
+SURE: tuple[Confidence, ...] = ("low", "medium", "high")
 PAPER = (
     "arXiv 2512.10040 reports that DPO with a single reference, for 6 of 7 references, beat every "
     "multi-reference method it tried"
 )
+ONE_SIDED = (
+    "but not both where the longer response is better and where the shorter is, so it may be a "
+    "taste for length"
+)
+FIGURES = {"summed": "", "per_byte_at_equal_length": ", per byte and at equal length,"}
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Which references to train against.
+    """Which references to train against, and what is sure of it.
 
     Attributes:
         reference_1: its name.
-        others: that join it; empty where one is enough.
-        combination: of them; None where one is enough.
-        epsilon_max: of the trust region; None where one is enough, or without clipping.
+        others: that join it; empty where no combination is shown to help.
+        combination: of them; None without others.
+        epsilon_max: of the trust region; None without others, or without clipping.
         why: the numbers behind it, in sentences.
-        confidence: `low`, `medium` or `high`.
+        confidence: that reference 1 is the best: `low` (it cannot be told), `medium` or `high`.
+        combination_confidence: that this combination helps, or without others that none does:
+            `low` (a gain is neither shown nor ruled out), `medium` or `high`; None for a single
+            reference.
+        combination_gain: in accuracy, to expect of choosing a combination by these numbers: chosen
+            on one half of the prompts, measured on the other; None for a single reference.
+        notes: what else to know, in sentences.
     """
 
     reference_1: str
@@ -35,105 +45,127 @@ class Recommendation:
     combination: str | None
     epsilon_max: float | None
     why: str
-    confidence: str
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What advice is made from.
-
-    Attributes:
-        labels: references, the largest accuracy first.
-        alone: their summed accuracies.
-        ahead: 95 % interval of the gap between the first two; None for one reference.
-        above_chance: whether reference 1's interval lies above 0.5.
-        prompts: with a group that has a pair.
-        longer: accuracy of always preferring the longer response.
-        tried: the virtual references, in the order of `candidates`.
-    """
-
-    labels: Sequence[str]
-    alone: Sequence[float]
-    ahead: Sequence[float] | None
-    above_chance: bool
-    prompts: int
-    longer: float
-    tried: Sequence[VirtualReference]
-
-    @property
-    def best(self) -> VirtualReference | None:
-        """The one tried with the largest gain, the first of equal ones."""
-        return max(self.tried, key=lambda virtual: virtual.gain.value or 0.0, default=None)
-
-    @property
-    def winner(self) -> VirtualReference | None:
-        """The best one if it certainly beats reference 1 alone."""
-        return self.best if self.best is not None and (self.best.gain.low or 0.0) > 0 else None
+    confidence: Confidence
+    combination_confidence: Confidence | None
+    combination_gain: Estimate | None
+    notes: list[str]
 
 
 def recommend(evidence: Evidence) -> Recommendation:
     """The recommendation, by these rules.
 
-    * Reference 1 is the reference with the largest summed accuracy.
-    * Others join it only if the best of the virtual references tried beats reference 1 alone:
-      the interval of the paired gain, at 95 % for all of those tried together, lies above 0. Of
-      equal ones the first in the order of `candidates` wins: fewer references, harmonic, smaller
-      ε_max. Otherwise one well-chosen reference is enough.
-    * Confidence is `low` where reference 1 is not above chance (its interval holds 0.5) or fewer
-      than 30 prompts have a pair; else `high` where it is ahead of the next reference (95 %
-      interval above 0) or alone, `medium` where the gap is at least 0.01 but not certain, `low`
-      otherwise.
+    * Reference 1 is the reference with the largest accuracy by the leading figure.
+    * Confidence in that is `low` with fewer than 30 prompts, where reference 1 is not above chance
+      (the interval for all references together holds 0.5) or not ahead of every other one (the
+      interval of each paired gap above 0).
+    * Others join it only if the best of the virtual references tried beats reference 1 alone and
+      chance: the interval of the paired gain for all of those tried together lies above 0, and so
+      does that of the gain when the choice is made on one half of the prompts and measured on the
+      other; at equal length it gains on both sides. Of equal ones the first in the order of
+      `candidates` wins: fewer references, harmonic, smaller ε_max.
+    * Otherwise no gain is shown; confidence that there is none is `low` unless none of those tried
+      gains 0.01 by their intervals.
+    * Confidence is `high` where all of that holds by intervals at 99 %, `medium` at 97.5 %.
     """
-    winner = evidence.winner
+    known = evidence.prompts >= ENOUGH_PROMPTS
+    helps = evidence.helps if known else "low"
+    winner = evidence.best if helps != "low" else None
+    useless = evidence.useless if known else "low"
     return Recommendation(
         reference_1=evidence.labels[0],
         others=list(winner.references[1:]) if winner else [],
         combination=winner.combination if winner else None,
         epsilon_max=winner.epsilon_max if winner else None,
-        why=" ".join(_reasons(evidence)),
-        confidence=_confidence(evidence),
+        why=" ".join([*_about_the_first(evidence), *_about_combinations(evidence, helps, useless)]),
+        confidence=min(evidence.above_chance, evidence.ahead, key=SURE.index) if known else "low",
+        combination_confidence=(helps if winner else useless) if evidence.tried else None,
+        combination_gain=evidence.crossed,
+        notes=_notes(evidence),
     )
 
 
-def _confidence(evidence: Evidence) -> str:
-    if not evidence.above_chance or evidence.prompts < ENOUGH_PROMPTS:
-        return "low"
-    if evidence.ahead is None or evidence.ahead[0] > 0:
-        return "high"
-    return "medium" if evidence.alone[0] - evidence.alone[1] >= CLEAR_GAP else "low"
-
-
-def _reasons(evidence: Evidence) -> list[str]:
-    """The numbers behind the recommendation, in sentences."""
+def _about_the_first(evidence: Evidence) -> list[str]:
+    """What is known of reference 1, in sentences."""
     first = evidence.labels[0]
-    reasons = [f"{first} alone ranks {evidence.alone[0]:.1%} of a group's pairs right."]
-    if not evidence.above_chance:
-        reasons.append("That is not above chance: no reference here knows what is preferred.")
-    if evidence.longer > evidence.alone[0]:
-        reasons.append(f"Always preferring the longer response ranks more: {evidence.longer:.1%}.")
+    sentences = [] if evidence.rules.better is None else [_about_length(evidence)]
+    sentences.append(
+        f"{first} alone{FIGURES[evidence.figure]} ranks {_percent(evidence.alone[0])} of a group's "
+        "pairs right."
+    )
+    if evidence.above_chance == "low":
+        sentences.append(
+            "That is not above chance: no reference here is shown to know what is preferred."
+        )
     if evidence.prompts < ENOUGH_PROMPTS:
-        reasons.append(f"Prompts with a pair: {evidence.prompts}, too few to be sure of anything.")
-    if evidence.ahead is not None:
-        reasons.append(
-            f"It is {_points(evidence.alone[0] - evidence.alone[1])} points ahead of "
-            f"{evidence.labels[1]} (95 % interval {_points(evidence.ahead[0])} to "
-            f"{_points(evidence.ahead[1])})."
+        sentences.append(
+            f"Prompts to judge by: {evidence.prompts}, too few to be sure of anything."
         )
-    if evidence.best is not None:
-        gain = evidence.best.gain
-        reasons.append(
-            f"The best of {len(evidence.tried)} virtual references ({evidence.best}) changes the "
-            f"accuracy by {_points(gain.value)} points (95 % interval for all of them together "
-            f"{_points(gain.low)} to {_points(gain.high)})."
+    if evidence.behind:
+        gap = evidence.behind[0]
+        sentences.append(
+            f"It is {_points(gap.value)} points ahead of {evidence.labels[1]} ({_interval(gap)})."
         )
-        if evidence.winner:
-            reasons.append(
-                "That a combination ranks better is no promise that training against it does: "
-                f"compare it with single-reference DPO (mrpo sweep); {PAPER}."
-            )
-        elif evidence.above_chance:
-            reasons.append(f"So one well-chosen reference is enough; {PAPER}.")
-    return reasons
+        if evidence.ahead == "low":
+            sentences.append("Which reference is first cannot be told from these groups at 97.5 %.")
+    return sentences
+
+
+def _about_length(evidence: Evidence) -> str:
+    rules = evidence.rules
+    rule = rules.longer if rules.better == "longer" else rules.shorter
+    return (
+        f"Always preferring the {rules.better} response ranks {_percent(rule)} right, so a summed "
+        "log-prob may know no more than length: log-probs per byte are compared, over pairs "
+        "weighted so that the longer response is the better one as often as the shorter."
+    )
+
+
+def _about_combinations(evidence: Evidence, helps: Confidence, useless: Confidence) -> list[str]:
+    """Whether others should join reference 1, in sentences."""
+    if evidence.best is None or evidence.crossed is None:
+        return []
+    gain = evidence.best.gain
+    tried = (
+        f"The best of {len(evidence.tried)} virtual references ({evidence.best}) changes the "
+        f"accuracy by {_points(gain.value)} points ({_interval(gain)} for all of them together)"
+    )
+    crossed = (
+        f"chosen on one half of the prompts and measured on the other by "
+        f"{_points(evidence.crossed.value)} ({_interval(evidence.crossed)})"
+    )
+    if helps != "low":
+        return [
+            f"{tried}, {crossed}.",
+            "That a combination ranks better is no promise that training against it does: "
+            f"compare it with single-reference DPO (mrpo sweep); {PAPER}.",
+        ]
+    if evidence.one_sided:
+        tried, crossed = f"{tried}, {crossed}", ONE_SIDED
+    more = "None of them gains a point" if useless != "low" else "A gain is not ruled out either"
+    return [f"{tried}, {crossed}: no gain is shown at 97.5 %. {more}; {PAPER}."]
+
+
+def _notes(evidence: Evidence) -> list[str]:
+    """Where the weights that methods use by default favour the reference that is worst."""
+    equal = 1 / len(evidence.labels)
+    last, weight = evidence.labels[-1], evidence.mean_weights[-1]
+    if not evidence.behind or (evidence.behind[-1].low or 0.0) <= 0 or weight <= equal:
+        return []
+    accuracy = evidence.alone[-1].value
+    return [
+        f"Confidence weights favour the worst reference: {last} has accuracy {accuracy:.3f} and "
+        f"weight {weight:.3f}, where an equal share is {equal:.3f}. They say how far apart a "
+        "reference holds the responses, not how often it is right; compare with --weights uniform "
+        "(mrpo sweep)."
+    ]
+
+
+def _percent(accuracy: Estimate) -> str:
+    return "–" if accuracy.value is None else f"{accuracy.value:.1%}"
+
+
+def _interval(difference: Estimate) -> str:
+    return f"95 % interval {_points(difference.low)} to {_points(difference.high)}"
 
 
 def _points(share: float | None) -> str:

@@ -73,6 +73,13 @@ PRIVATE_NAMES = (
         reason="overridden: what is loaded is the model inside the scorer",
         last_seen="5.23",
     ),
+    PrivateName(
+        module="transformers",
+        name="Trainer._load_best_model",
+        parameters=(),
+        reason="overridden: the best checkpoint is loaded into the model inside the scorer",
+        last_seen="5.23",
+    ),
 )
 
 
