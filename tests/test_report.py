@@ -391,7 +391,7 @@ def test_the_committed_example_is_whole():
     assert {path for path in files if path.suffix == ".png"} <= named
     assert all(path.exists() for path in named)
     assert sum(path.stat().st_size for path in files) < 1.5e6
-    assert "log-prob accuracy" in (folder / "epsilon" / "report.md").read_text(encoding="utf-8")
+    assert "](frontier.png)" in (folder / "report.md").read_text(encoding="utf-8")
 
 
 CONTRASTS = """
