@@ -153,8 +153,9 @@ def test_a_run_without_gain_stops_and_a_resumed_one_stops_where_it_would_have(fi
     assert log_of(run)[-1]["step"] == 4, "the first is the best, and three without a better one"
     adapter = (run / ADAPTER).read_bytes()
     cut_short(run, "metrics.json", ADAPTER, "checkpoint-4")
-    for checkpoint in run.glob("checkpoint-[^3]"):
+    for checkpoint in run.glob("checkpoint-[!3]"):
         shutil.rmtree(checkpoint)
+    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-3"]
     result = fit(words, output=run, resume=True)
     assert (result.metrics.steps, (run / ADAPTER).read_bytes()) == (4, adapter)
 
