@@ -142,6 +142,14 @@ _PHRASES[TableFormat] = {
     "json": "everything, every seed's value too",
 }
 
+Advantage = Literal["normalized", "centred", "leave_one_out"]
+"""What a sample's reward is compared with, and whether the spread divides it."""
+_PHRASES[Advantage] = {
+    "normalized": "the group's mean, in units of its spread (GRPO)",
+    "centred": "the group's mean",
+    "leave_one_out": "the mean of the others: the unbiased one",
+}
+
 Finetuning = Literal["lora", "full"]
 _PHRASES[Finetuning] = {
     "lora": "a small adapter; the weights stay",
