@@ -498,12 +498,11 @@ def rlhf(group: Group, h: SimpleNamespace) -> float:
             zip(scores_of(group), group.behaviour, group.reference, strict=True)]  # fmt: skip
     total = 0.0
     for i, value in enumerate(kept):
-        others = [other for j, other in enumerate(kept) if j != i]
-        advantage = {
-            "centred": lambda: value - mean(kept),
-            "normalized": lambda: (value - mean(kept)) / population_std(kept),
-            "leave_one_out": lambda: value - mean(others),
-        }[h.advantage]()
+        advantage = value - mean(kept)
+        if h.advantage == "normalized":
+            advantage /= population_std(kept)
+        if h.advantage == "leave_one_out":
+            advantage = value - mean([other for j, other in enumerate(kept) if j != i])
         ratio = math.exp(min(max(group.policy[i] - group.behaviour[i], -20.0), 20.0))
         total += min(ratio * advantage, min(max(ratio, 1 - h.clip), 1 + h.clip) * advantage)
     return -total / group.size
@@ -588,7 +587,8 @@ SET_LOSSES = {**by_name(mpo, swepo, mpo_reference_free), "w_mpo": swepo, "mpo_1v
 LIST_LOSSES = by_name(infonca, nca, plackett_luce, mppo_list_mle)
 POINT_LOSSES = by_name(mppo_point_ce, mppo_point_mse)
 LOSSES = {
-    **PAIR_LOSSES, **SET_LOSSES, **LIST_LOSSES, **POINT_LOSSES, **by_name(grpo_offline, rlhf, kd, sft)
+    **PAIR_LOSSES, **SET_LOSSES, **LIST_LOSSES, **POINT_LOSSES,
+    **by_name(grpo_offline, rlhf, kd, sft),
 }  # fmt: skip
 REFERENCE_FREE = {name for name in LOSSES if name.startswith("mppo_")} | {
     "mpo_reference_free", "slic", "rrhf", "cpo", "orpo", "simpo", "sft"

@@ -140,9 +140,7 @@ def test_the_mean_gradient_of_kd_is_that_of_dpo_and_the_kl_to_the_others(logits)
     distance = sum(ALPHAS[k] * kl(policy, k) for k in (1, 2))
     value = -torch.nn.functional.logsigmoid(margin) + BETA * distance
     (exact,) = torch.autograd.grad(value, logits, retain_graph=True)
-    torch.testing.assert_close(
-        estimate("kd", logits, batch, chances), exact, rtol=1e-9, atol=1e-9
-    )
+    torch.testing.assert_close(estimate("kd", logits, batch, chances), exact, rtol=1e-9, atol=1e-9)
 
 
 def test_repeated_samples_count_as_often_as_they_were_drawn(logits):
@@ -150,9 +148,7 @@ def test_repeated_samples_count_as_often_as_they_were_drawn(logits):
     policy = logps(logits)
     batch, chances = rlhf_batch(3, policy)
     drawn, _ = groups(3, policy)
-    first = torch.stack(
-        [(drawn[:, :n] != drawn[:, n : n + 1]).all(-1) for n in range(3)], -1
-    )
+    first = torch.stack([(drawn[:, :n] != drawn[:, n : n + 1]).all(-1) for n in range(3)], -1)
     exact = -gradient_of_eq_6(logits, policy)
     once = estimate("rlhf", logits, batch | {"mask": first}, chances, advantage="leave_one_out")
     assert float((once - exact).norm() / exact.norm()) > 0.05

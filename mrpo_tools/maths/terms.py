@@ -1,9 +1,9 @@
 """The numbers of a batch, and the symbols that objectives are written in.
 
 ℓ policy log-prob, r reference log-prob, b that of the policy which a response was sampled from
-(nats, summed over the response's tokens), L response tokens under the policy's tokenizer, Δ = ℓ − r,
-ρ = e^{ℓ − b}, s score, δ its deviation from the group's mean, q = ℓ/L, p = e^q. Shapes: B groups of
-up to N responses, K references.
+(nats, summed over the response's tokens), L response tokens under the policy's tokenizer,
+Δ = ℓ − r, ρ = e^{ℓ − b}, s score, δ its deviation from the group's mean, q = ℓ/L, p = e^q. Shapes:
+B groups of up to N responses, K references.
 """
 
 from __future__ import annotations

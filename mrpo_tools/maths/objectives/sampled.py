@@ -9,8 +9,6 @@ name, over samples of b at temperature 1; each keeps the sum of a group's advant
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
