@@ -150,6 +150,13 @@ _PHRASES[Advantage] = {
     "leave_one_out": "the mean of the others: the unbiased one",
 }
 
+RoundStart = Literal["last", "base"]
+"""Where each round's training begins."""
+_PHRASES[RoundStart] = {
+    "last": "the last round's policy",
+    "base": "the first policy, anew each round",
+}
+
 Finetuning = Literal["lora", "full"]
 _PHRASES[Finetuning] = {
     "lora": "a small adapter; the weights stay",
