@@ -77,7 +77,8 @@ class Dataset(Words):
     `test_size` None means the share its paper used for a named data set, else 0. `validation_size`
     is the share of the prompts in `train` that go to `validation`. `limit` takes the first groups
     of each split, so many. `skip_bad` leaves rows out that have problems; without it one bad row
-    refuses the data.
+    refuses the data. `keep_status` keeps sampled answers of these statuses, which are left out
+    otherwise.
     """
 
     source: str
@@ -89,6 +90,7 @@ class Dataset(Words):
     split_seed: int = 0
     limit: int | None = Field(default=None, ge=1)
     skip_bad: bool = False
+    keep_status: tuple[words.KeptStatus, ...] = ()
 
 
 class Project(Words):

@@ -9,6 +9,7 @@
     │   └── CacheDamaged         3   bytes that are not the bytes that were written
     ├── ResourceError            4   no disk or memory left
     ├── NonFiniteError           5   training reached NaN or infinity
+    ├── ServerError              1   a server that does not answer, or not as it was asked
     └── Preempted               75   stopped by a signal; `--resume` goes on
 
 An error says what happened, why, and the next command. Ctrl-C ends with 130.
@@ -99,6 +100,10 @@ class NonFiniteError(MrpoError):
     """Training reached NaN or infinity."""
 
     exit_code = 5
+
+
+class ServerError(MrpoError):
+    """A server does not answer, or not as it was asked."""
 
 
 class Preempted(MrpoError):

@@ -15,7 +15,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -66,6 +66,63 @@ def write_whole(path: Path, content: bytes | memoryview, *, durable: bool = Fals
     except OSError as error:
         raise disk_error(path.parent, error) from None
     return path
+
+
+class AppendedFile:
+    """A file of this process's own, to which lines are added; it is made with the first of them.
+
+    No other process writes to it, so lines of several never mix. Names sort by the time they were
+    made. After a kill the last line may be torn, which `whole_lines` leaves out.
+
+    Args:
+        directory: it is made with the file.
+        suffix: of the file's name.
+    """
+
+    def __init__(self, directory: Path, suffix: str = ".jsonl") -> None:
+        self.directory, self.suffix = directory, suffix
+        self._descriptor: int | None = None
+
+    def append(self, lines: Iterable[str]) -> None:
+        """Add lines, which hold no line break; they are on the disk on return.
+
+        Raises:
+            ResourceError: the disk is full, or refuses; what comes next goes to another file.
+        """
+        left = memoryview("".join(f"{line}\n" for line in lines).encode())
+        try:
+            if self._descriptor is None:
+                make_directory(self.directory)
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+                self._descriptor = os.open(self._name(), flags, 0o666)
+                _fsync_directory(self.directory)
+            while left:
+                left = left[os.write(self._descriptor, left) :]
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self.close()
+            raise disk_error(self.directory, error) from None
+
+    def close(self) -> None:
+        """No more lines; others go to another file."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def _name(self) -> Path:
+        mark = f"{time.time_ns():020d}~{host()}~{os.getpid()}~{secrets.token_hex(4)}"
+        return self.directory / f"{mark}{self.suffix}"
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file that somebody appends to, or did until a kill: those that have an end.
+
+    Raises:
+        OSError: it cannot be read.
+        UnicodeDecodeError: it is no text.
+    """
+    *whole, _torn = path.read_bytes().split(b"\n")
+    return [line.decode() for line in whole]
 
 
 @contextlib.contextmanager

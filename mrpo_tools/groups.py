@@ -24,6 +24,7 @@ from typing import Any
 
 from mrpo_tools.errors import UsageError
 from mrpo_tools.messages import Message, ToolCall, call_from_dict, json_text, message_from_dict
+from mrpo_tools.words import Status
 
 ID_DIGITS = 32
 
@@ -39,6 +40,8 @@ class Response:
         model: who wrote it, if the data says.
         reasoning_content: what was thought before it, part of what log-probs are computed of.
         tool_calls: that it makes, part of it too.
+        finish_reason: of a sampled answer: `stop`, or `length` where the token limit cut it.
+        status: what is amiss with a sampled answer; None where nothing is.
     """
 
     content: str
@@ -47,6 +50,8 @@ class Response:
     model: str | None = None
     reasoning_content: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+    finish_reason: str | None = None
+    status: Status | None = None
 
     @property
     def message(self) -> Message:
@@ -57,7 +62,8 @@ class Response:
         """The canonical form, without what is absent."""
         said = self.message.as_dict()
         content = {"content": said.pop("content")}
-        about = {"score": self.score, "chosen": self.chosen, "model": self.model}
+        names = ("score", "chosen", "model", "finish_reason", "status")
+        about = {name: getattr(self, name) for name in names}
         del said["role"]
         return {**content, **{k: v for k, v in about.items() if v is not None}, **said}
 
@@ -186,6 +192,14 @@ def kinds_of_judgement(groups: Sequence[Group]) -> tuple[bool, bool]:
     return all(group.has_scores for group in judged), all(group.has_labels for group in judged)
 
 
+def one_a_prompt(groups: Iterable[Group]) -> list[Group]:
+    """The first group of each prompt."""
+    unique: dict[str, Group] = {}
+    for group in groups:
+        unique.setdefault(group.prompt_id, group)
+    return list(unique.values())
+
+
 def in_split(groups: Sequence[Group], split: str | None) -> list[Group]:
     """The groups of a split; all of them when `split` is None or `all`.
 
@@ -239,6 +253,8 @@ def group_from_dict(row: Mapping[str, Any]) -> Group:
                 model=response.get("model"),
                 reasoning_content=response.get("reasoning_content"),
                 tool_calls=tuple(map(call_from_dict, response.get("tool_calls") or ())),
+                finish_reason=response.get("finish_reason"),
+                status=response.get("status"),
             )
             for response in row["responses"]
         ),

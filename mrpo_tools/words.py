@@ -39,6 +39,18 @@ _PHRASES[Truncated] = {
     "drop": "they are left out, and counted",
     "keep": "the number of their beginning stands for them",
 }
+Status = Literal["truncated", "empty", "duplicate"]
+"""What is amiss with a sampled answer, so that it is left out of training unless it is kept."""
+_PHRASES[Status] = {
+    "truncated": "the token limit cut it",
+    "empty": "it says nothing",
+    "duplicate": "an earlier finished answer to the same prompt says the same",
+}
+KeptStatus = Literal["truncated", "empty"]
+"""The statuses whose answers can be kept; a duplicate is one response with what it repeats."""
+_PHRASES[KeptStatus] = {
+    name: phrase for name, phrase in _PHRASES[Status].items() if name != "duplicate"
+}
 System = Literal["fold", "drop", "error"]
 _PHRASES[System] = {
     "fold": "goes before the first user message",

@@ -17,7 +17,7 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 LEVELS = [
     ["errors", "messages", "words"],
     ["files", "groups", "progress"],
-    ["config", "pairing"],
+    ["config", "pairing", "server"],
     ["maths", "paper_tables", "sources"],
     ["references", "runs"],
     ["cache", "scorer"],
@@ -33,6 +33,7 @@ HOMES = {
     "duckdb": {"sql", "sources"},
     "pyarrow": {"cache", "methods", "sources", "sql"},
     "datasets": {"sources"},
+    "httpx2": {"server"},
     "transformers": {"demo", "references", "sampling", "scorer", "training"},
     "tokenizers": {"demo", "references"},
     "peft": {"references"},
@@ -48,7 +49,7 @@ HOMES = {
 }
 TORCHLESS = {
     "cache", "config", "errors", "files", "groups", "messages", "pairing", "paper_tables",
-    "progress", "report", "runs", "sources", "sql", "words",
+    "progress", "report", "runs", "server", "sources", "sql", "words",
 }  # fmt: skip
 """Parts that work where torch is not installed; so what they import does too."""
 TORCHLESS_MODULES = {

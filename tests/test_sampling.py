@@ -192,12 +192,12 @@ def test_answers_are_kept_and_only_what_is_missing_is_generated(model, prompts, 
     resolved = resolve("llama", Reference(model=str(model), dtype="float32"))
     kept = KeptAnswers(tmp_path / "kept", Sampler(resolved), SAMPLED)
     answers = kept.answers(prompts[:4])
-    logps = kept.logps(prompts[:4], kept.sampler)
+    logps = kept.logps(prompts[:4], kept.engine)
     shutil.rmtree(model)
     again = KeptAnswers(tmp_path / "kept", Sampler(resolved), SAMPLED)
     assert again.path == kept.path
     assert again.answers(prompts[1:4]) == answers[1:4]
-    assert again.logps(prompts[:4], again.sampler) == logps
+    assert again.logps(prompts[:4], again.engine) == logps
     with pytest.raises(UsageError):
         again.answers(prompts[:5])
     other = KeptAnswers(tmp_path / "kept", Sampler(resolved), replace(SAMPLED, seed=6))

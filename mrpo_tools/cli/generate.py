@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,62 +14,188 @@ import click
 
 from mrpo_tools.cli.completion import runs
 from mrpo_tools.cli.help import Command
-from mrpo_tools.cli.options import dataset_of, dataset_options, read_groups
+from mrpo_tools.cli.options import (
+    cache_option,
+    dataset_of,
+    dataset_options,
+    decorate,
+    read_groups,
+)
 
 if TYPE_CHECKING:
+    from mrpo_tools.config import Project, Reference
     from mrpo_tools.groups import Group
+    from mrpo_tools.runs.run import Run
+    from mrpo_tools.sampling import Samples
+    from mrpo_tools.server import Server
+
+sampling_options = decorate(
+    click.option("--n", default=1, show_default=True, help="Answers to each prompt."),
+    click.option("--temperature", default=0.0, show_default=True,
+                 help="0: the likeliest token each time (greedy)."),
+    click.option("--top-p", default=1.0, show_default=True,
+                 help="Draw from the likeliest tokens that together have this probability."),
+    click.option("--top-k", default=0, show_default=True,
+                 help="Draw from so many of the likeliest tokens; 0: all."),
+    click.option("--max-new-tokens", default=256, show_default=True, help="Of an answer."),
+    click.option("--seed", default=0, show_default=True, help="Another one gives other answers."),
+)  # fmt: skip
+server_options = decorate(
+    click.option("--server", "url", metavar="URL",
+                 help="Let this OpenAI-compatible server answer: http://HOST:PORT/v1. The key is "
+                 "MRPO_SERVER_KEY's or OPENAI_API_KEY's."),
+    click.option("--server-model", metavar="NAME",
+                 help="As the server calls it.  [default: the only one that it serves]"),
+    click.option("--concurrency", default=16, show_default=True, help="Requests at a time."),
+    click.option("--timeout", default=600.0, show_default=True, help="Seconds of a request."),
+)  # fmt: skip
+SECTIONS = {
+    "Sampling": ("n", "temperature", "top_p", "top_k", "max_new_tokens", "seed"),
+    "A server": ("url", "server_model", "concurrency", "timeout"),
+}
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, sections=SECTIONS)
 @click.argument("model", metavar="RUN_OR_MODEL", shell_complete=runs)
+@sampling_options
+@server_options
 @dataset_options
-@click.option("--split", default="test", show_default=True, help="`all` for everything.")
-@click.option("--max-new-tokens", default=256, show_default=True, type=int, help="Of an answer.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="JSONL; stdout by default.")
+@cache_option
+@click.option("--split", help="Whose prompts; `all` for everything.  [default: train]")
+@click.option("-o", "--output", type=click.Path(path_type=Path),
+              help="FILE.jsonl; stdout by default.")  # fmt: skip
 def generate(
-    model: str, split: str, max_new_tokens: int, output: Path | None, **options: Any
+    *, model: str, split: str | None, output: Path | None, cache: str | None, **options: Any
 ) -> None:
-    """Greedy answers of a run, a reference or a model to a data set's prompts.
+    """Sample answers of a run, a reference or a model to a data set's prompts, as data.
+
+    One greedy answer to each prompt by default. Answers are kept, so the same command goes on where
+    it was stopped, and a larger --n samples only what is new.
 
     \b
     Example:
+        mrpo generate runs/mrpo --n 5 --temperature 1 -o samples.jsonl
         mrpo generate runs/mrpo --split test -o answers.jsonl
     """
     from mrpo_tools.config import Project, Reference, load_project
     from mrpo_tools.errors import UsageError
-    from mrpo_tools.groups import in_split
     from mrpo_tools.runs.run import is_run, load_run
 
-    if output is not None and not output.parent.is_dir():
-        raise UsageError(f"no directory {output.parent}", f"mkdir -p {output.parent}")
+    _check_target(output)
+    if options["limit"] is not None and options["limit"] < 1:
+        raise UsageError(f"--limit {options['limit']}: expected 1 or more")
     project = load_project()
     reference = project.references.get(model) or Reference(model=model)
-    if is_run(Path(model)):
-        run = load_run(Path(model))
+    run = load_run(Path(model)) if is_run(Path(model)) else None
+    if run is not None:
         reference = run.trained_policy
         if project.dataset is None:
-            project = Project(dataset=run.record.dataset)
-    limit = options.pop("limit")
-    source = read_groups(dataset_of(project, options))
-    prompts = {group.prompt_id: group for group in in_split(source.groups, split)}
-    unique = dict(itertools.islice(prompts.items(), limit))
-    from mrpo_tools.sampling import generate as verb
-    from mrpo_tools.sampling import prompts_of
+            project = Project(dataset=run.record.dataset, cache=project.cache)
+    with _home(run, cache, project, output) as home:
+        samples = _sampled(model, reference, project, split, home, options)
+    _report(samples, model, run, output)
 
-    answers = verb(reference, prompts_of(list(unique.values())), max_new_tokens)
-    text = "".join(map(_line, unique.values(), answers))
-    if output:
-        output.write_text(text, encoding="utf-8")
-        print(f"{len(unique):,} answers in {output}")
+
+def _check_target(output: Path | None) -> None:
+    from mrpo_tools.errors import UsageError
+
+    if output is None:
+        return
+    if not output.parent.is_dir():
+        raise UsageError(f"no directory {output.parent}", f"mkdir -p {output.parent}")
+    if output.suffix != ".jsonl":
+        raise UsageError(
+            f"{output}: answers are written as JSON lines", f"-o {output.with_suffix('.jsonl')}"
+        )
+
+
+@contextlib.contextmanager
+def _home(
+    run: Run | None, cache: str | None, project: Project, output: Path | None
+) -> Iterator[Path]:
+    """Where answers are kept: a run's in the run, others' in the cache; without it beside FILE."""
+    from mrpo_tools.errors import UsageError
+    from mrpo_tools.evaluation.outcomes import ANSWERS
+    from mrpo_tools.progress import rank_and_count, say_once
+    from mrpo_tools.runs.outcomes import OUTCOMES
+
+    if run is not None:
+        yield run.path / OUTCOMES / ANSWERS
+    elif cache is not None or Path(project.cache).is_dir():
+        yield Path(cache or project.cache) / ANSWERS
+    elif output is not None:
+        yield output.with_name(f"{output.name}.{ANSWERS}")
+    elif rank_and_count() != (0, 1):
+        raise UsageError("several processes need a place for their answers", "-o FILE.jsonl")
     else:
-        print(text, end="")
-    from mrpo_tools.progress import say
-
-    say(f"next: mrpo merge {model} --output DIR" if is_run(Path(model)) else
-        f"next: mrpo evaluate {model}")  # fmt: skip
+        say_once("note: answers are kept nowhere: there is no cache and no FILE (-o, --cache)")
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
 
 
-def _line(group: Group, answer: str) -> str:
-    prompt = [turn.as_dict() for turn in group.prompt]
-    values = {"prompt_id": group.prompt_id, "prompt": prompt, "answer": answer}
-    return json.dumps(values, ensure_ascii=False) + "\n"
+def _sampled(
+    model: str,
+    reference: Reference,
+    project: Project,
+    split: str | None,
+    home: Path,
+    options: dict[str, Any],
+) -> Samples:
+    """The answers to the prompts that are asked for."""
+    limit = options.pop("limit")
+    groups = _asked(read_groups(dataset_of(project, options)).groups, split, limit)
+    from mrpo_tools.sampling import Sampling, sample_groups
+
+    names = ("n", "temperature", "top_p", "top_k", "max_new_tokens", "seed")
+    sampling = Sampling(**{name: options[name] for name in names})
+    server = _server(options)
+    return sample_groups(reference, groups, sampling, home, server=server, name=model)
+
+
+def _asked(groups: list[Group], split: str | None, limit: int | None) -> list[Group]:
+    """A group of each prompt of a split. Unless told otherwise, of what may be trained on."""
+    from mrpo_tools.groups import in_split, one_a_prompt
+    from mrpo_tools.progress import say_once
+
+    asked = one_a_prompt(in_split(groups, split or "train"))
+    if split is None and len({group.split for group in groups}) > 1:
+        say_once("sampling the prompts of split train; --split test, or all, for others")
+    return list(itertools.islice(asked, limit))
+
+
+def _server(options: dict[str, Any]) -> Server | None:
+    from mrpo_tools.server import Server
+
+    if options["url"] is None:
+        return None
+    return Server(
+        options["url"],
+        options["server_model"],
+        concurrency=options["concurrency"],
+        timeout=options["timeout"],
+    )
+
+
+def _report(samples: Samples, model: str, run: Run | None, output: Path | None) -> None:
+    """The file and what is in it; without one, the rows on stdout."""
+    from mrpo_tools.progress import is_first_process, say
+
+    if not is_first_process():
+        return
+    counts = samples.counts
+    several = counts.total() - counts["prompts_with_one_response"] > len(samples.answered)
+    if not several:
+        del counts["prompts_with_one_response"]
+    said = ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items() if n)
+    every = sum(len(group.responses) for group in samples.answered)
+    if output:
+        samples.write(output)
+        print(f"{every:,} answers to {len(samples.answered):,} prompts in {output}: {said}")
+    else:
+        for row in samples.rows():
+            print(json.dumps(row, ensure_ascii=False))
+        say(said)
+    if several:
+        say(f"next: mrpo data show {output or 'FILE'}")
+    else:
+        say(f"next: mrpo merge {model} --output DIR" if run else f"next: mrpo evaluate {model}")

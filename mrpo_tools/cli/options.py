@@ -94,6 +94,12 @@ dataset_options = decorate(
         default=None,
         help="Leave bad rows out; each is listed in NAME.skipped.txt.",
     ),
+    click.option(
+        "--keep-status",
+        type=choice(words.KeptStatus),
+        multiple=True,
+        help="Keep sampled answers that are left out otherwise. Repeats.",
+    ),
 )
 
 cache_option = click.option(
@@ -185,6 +191,7 @@ def dataset_of(project: Project, options: Mapping[str, Any]) -> Dataset:
         "split_seed": options.get("split_seed"),
         "limit": options.get("limit"),
         "skip_bad": options.get("skip_bad"),
+        "keep_status": options.get("keep_status") or None,
     }
     fields = {key: value for key, value in named.items() if value is not None}
     if project.dataset and "source" not in fields:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 DATA = (
     "dataset", "data_adapter", "mapping", "score", "test_size", "split_seed", "limit", "skip_bad",
+    "keep_status",
 )  # fmt: skip
 SECTIONS = {
     "What is optimised": ("loss", "refs", "definitions", *KEYS["What is optimised"][1:]),

@@ -17,7 +17,7 @@ from mrpo_tools.cache import Cache, ReferenceStore
 from mrpo_tools.config import Dataset, Reference
 from mrpo_tools.evaluation.judging import Given, judged
 from mrpo_tools.evaluation.rules import Rule
-from mrpo_tools.groups import Group, content_id, in_split
+from mrpo_tools.groups import Group, content_id, in_split, one_a_prompt
 from mrpo_tools.references.resolved import ResolvedReference, resolve
 from mrpo_tools.runs.answers import answers_file, write_answers
 from mrpo_tools.runs.outcomes import OUTCOMES, OutcomesRecord, outcomes_file, read_outcomes
@@ -155,10 +155,7 @@ def _stem(run: Run, asked: Sequence[Group], split: str, dataset: Dataset | None)
 
 def asked_of(groups: Sequence[Group], split: str) -> list[Group]:
     """A group of each prompt of a split, the first of those that share one."""
-    unique: dict[str, Group] = {}
-    for group in in_split(groups, split):
-        unique.setdefault(group.prompt_id, group)
-    return list(unique.values())
+    return one_a_prompt(in_split(groups, split))
 
 
 def hash_prompts(asked: Sequence[Group]) -> str:

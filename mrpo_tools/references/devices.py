@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import gc
 import os
 import resource
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -30,12 +32,18 @@ def pick_device() -> torch.device:
     return torch.device(kind.type, index)
 
 
-def wait_for_everyone() -> None:
-    """Under torchrun, accelerate or srun: until every process has come here."""
+def wait_for_everyone(patience: datetime.timedelta | None = None) -> None:
+    """Under torchrun, accelerate or srun: until every process has come here.
+
+    Args:
+        patience: how long processes wait for each other, from the first time this is asked; None
+            takes torch's own, some minutes.
+    """
     if _several():
         from accelerate import PartialState
 
-        state = PartialState(cpu=pick_device().type == "cpu", backend=process_backend())
+        words: dict[str, Any] = {} if patience is None else {"timeout": patience}
+        state = PartialState(cpu=pick_device().type == "cpu", backend=process_backend(), **words)
         state.wait_for_everyone()
 
 

@@ -102,8 +102,6 @@ def identify(
         memo: remembers the hashes of weight files by path, size and time.
     """
     memo = memo or HashMemo()
-    template = template_text(files.model, reference.chat_template)
-    settings = tokenizer_settings(files.model)
     weights = memo.hash_files(weight_files(files.model))
     if not weights:
         raise UsageError(
@@ -111,7 +109,6 @@ def identify(
         )
     return Identity(
         {
-            "rendering_version": RENDERING_VERSION,
             "model": files.hub_id,
             "revision": files.revision,
             "weights": _hash_names(weights),
@@ -120,24 +117,50 @@ def identify(
             "adapter": _adapter_hash(files.adapter, memo),
             "dtype": dtype,
             "quantization": reference.quantization,
-            "tokenizer": _hash_names(
-                {
-                    name: hash_file(path)
-                    for name in TOKENIZER_FILES
-                    if (path := own_file(files.model, name))
-                }
-            ),
-            "chat_template": template,
-            "pinned_date": PINNED_DATE if template and uses_date(template) else None,
-            "bos_token": settings.get("bos_token"),
-            "eos_token": settings.get("eos_token"),
-            "system": reference.system,
-            "added_tokens": reference.added_tokens,
-            "max_length": reference.max_length or context_length(files.model),
-            "overlong": reference.overlong,
+            **_reading(reference, files),
             **_narrow(reference, dtype),
         }
     )
+
+
+def identify_reader(reference: Reference, files: ModelFiles) -> Identity:
+    """The identity of a model that a server runs: which ids a text has, and of which weights it is
+    said to be. Those of the hub are known by their commit, and those that lie here by their hash.
+
+    Args:
+        reference: the words of the project file.
+        files: what `locate` found, weights or not.
+    """
+    memo = HashMemo()
+    weights = {} if files.hub_id else memo.hash_files(weight_files(files.model))
+    return Identity(
+        {
+            "model": files.hub_id,
+            "revision": files.revision,
+            "weights": _hash_names(weights) if weights else None,
+            "adapter": _adapter_hash(files.adapter, memo),
+            **_reading(reference, files),
+        }
+    )
+
+
+def _reading(reference: Reference, files: ModelFiles) -> dict[str, Any]:
+    """The fields that decide which ids a text has."""
+    template = template_text(files.model, reference.chat_template)
+    settings = tokenizer_settings(files.model)
+    tokenizer = {name: own_file(files.model, name) for name in TOKENIZER_FILES}
+    return {
+        "rendering_version": RENDERING_VERSION,
+        "tokenizer": _hash_names({n: hash_file(path) for n, path in tokenizer.items() if path}),
+        "chat_template": template,
+        "pinned_date": PINNED_DATE if template and uses_date(template) else None,
+        "bos_token": settings.get("bos_token"),
+        "eos_token": settings.get("eos_token"),
+        "system": reference.system,
+        "added_tokens": reference.added_tokens,
+        "max_length": reference.max_length or context_length(files.model),
+        "overlong": reference.overlong,
+    }
 
 
 def _narrow(reference: Reference, dtype: str) -> dict[str, str]:

@@ -14,7 +14,8 @@ DOWNLOADED = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.t
 NOT_READ = ("consolidated*.safetensors", "original/*")
 """Second copies of the weights in other layouts, which some repositories hold."""
 
-Download = Callable[[str, str | None, Sequence[str]], tuple[str, Path]]
+Found = tuple[str, Path]
+Download = Callable[[str, str | None, Sequence[str]], Found]
 """(hub id, revision, patterns of file names) -> (commit, directory with the files)."""
 
 

@@ -133,6 +133,18 @@ class Renderer:
         prompt_text, _ = self._chat.texts(prompt, tools)
         return self._prompt_ids(prompt_text)
 
+    def prompt_text(self, prompt: Sequence[Message]) -> str | None:
+        """A text of which the tokenizer as it is, special tokens added, makes the ids of
+        `encode_prompt`; None where there is none, as where the prompt names control tokens."""
+        rendered = self._encoder.reveal(self._chat.texts(prompt, None)[0])
+        ids = self.encode_prompt(prompt)
+        bos = self.tokenizer.bos_token or ""
+        for text in (rendered, rendered.removeprefix(bos)):
+            with self._tokenizing():
+                if self.tokenizer(text)["input_ids"] == ids:
+                    return text
+        return None
+
     def _prompt_ids(self, prompt_text: str) -> list[int]:
         with self._tokenizing():
             ids = self._encoder.encode(prompt_text)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mrpo_tools.config import Reference
-from mrpo_tools.references.identity import Identity, identify, products_dtype
-from mrpo_tools.references.locate import Download, download, locate
+from mrpo_tools.references.identity import (
+    Identity,
+    identify,
+    identify_reader,
+    products_dtype,
+)
+from mrpo_tools.references.locate import Download, Found, download, locate
 from mrpo_tools.references.model_files import ModelFiles, config_size
 
 if TYPE_CHECKING:
@@ -23,7 +28,7 @@ class ResolvedReference:
         name: as the project calls it.
         reference: its words.
         files: where they lie.
-        dtype: of the weights, also where the words leave it open.
+        dtype: of the weights, also where the words leave it open; empty where a server has them.
         identity: which numbers are its.
     """
 
@@ -69,6 +74,27 @@ def resolve(
     identity = identify(reference, files, dtype)
     return ResolvedReference(
         name=name, reference=reference, files=files, dtype=dtype, identity=identity
+    )
+
+
+def resolve_reader(
+    name: str, reference: Reference, *, download: Download = download
+) -> ResolvedReference:
+    """Find the files by which a reference reads text, where a server has its weights: its
+    tokenizer, template and configuration. No weights are downloaded.
+
+    Raises:
+        UsageError: the files are not there, or are no model's.
+    """
+
+    def without_weights(hub_id: str, revision: str | None, patterns: Sequence[str]) -> Found:
+        small = [pattern for pattern in patterns if pattern != "*.safetensors"]
+        return download(hub_id, revision, [*small, "adapter_model.safetensors"])
+
+    files = locate(reference, download=without_weights)
+    identity = identify_reader(reference, files)
+    return ResolvedReference(
+        name=name, reference=reference, files=files, dtype="", identity=identity
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mrpo_tools.errors import UsageError
-from mrpo_tools.files import make_directory, write_whole
+from mrpo_tools.files import make_directory, whole_lines, write_whole
 from mrpo_tools.groups import Group, group_from_dict
 from mrpo_tools.runs.outcomes import OUTCOMES
 
@@ -78,7 +78,7 @@ def read_answers(path: Path) -> list[Prompted]:
     if not path.exists():
         return []
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in whole_lines(path)]
         return [
             Prompted(group_from_dict(row), [Judged(**answer) for answer in row["responses"]])
             for row in rows

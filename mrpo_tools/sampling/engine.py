@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -12,15 +11,21 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from mrpo_tools.config import Reference
 from mrpo_tools.errors import UsageError, shorten
 from mrpo_tools.groups import Group, Response, user_prompt
-from mrpo_tools.messages import Message
-from mrpo_tools.progress import bar
 from mrpo_tools.references.devices import free_memory, memory_errors, pick_device
 from mrpo_tools.references.rendering import Renderer
-from mrpo_tools.references.resolved import ResolvedReference, renderer_of, resolve
-from mrpo_tools.sampling.answers import GREEDY, Answer, Sampling
+from mrpo_tools.references.resolved import ResolvedReference, renderer_of
+from mrpo_tools.sampling.answers import (
+    GREEDY,
+    Answer,
+    Asked,
+    Prompt,
+    Sampling,
+    every_asked,
+    prompt_id_of,
+    text_of,
+)
 from mrpo_tools.sampling.draws import Draws, row_key
 from mrpo_tools.scorer.loaded import LoadedReference, load_reference
 from mrpo_tools.scorer.scorer import ALONE, ResponseScorer
@@ -31,8 +36,6 @@ BATCH_TOKENS = 32_768
 """Tokens of a batch with all that its answers may add."""
 CHECKED_TREES, CHECKED_TOKENS = 4, 512
 """Prompts of each kind that a scorer's self-check sees, and their tokens at most."""
-
-Prompt = Sequence[Message]
 
 
 class _Line(NamedTuple):
@@ -55,6 +58,11 @@ class Sampler:
         self.resolved, self.batch_tokens = resolved, batch_tokens
         self._device = pick_device()
 
+    @property
+    def identity(self) -> dict[str, object]:
+        """What determines the answers, besides how they are drawn."""
+        return {"engine": "transformers", "policy": self.resolved.identity.hash}
+
     @cached_property
     def _renderer(self) -> Renderer:
         return renderer_of(self.resolved)
@@ -66,7 +74,8 @@ class Sampler:
 
     @cached_property
     def _stops(self) -> frozenset[int]:
-        return stop_tokens(self._loaded.scorer, self._renderer)
+        named = self._loaded.scorer.causal_lm.generation_config.eos_token_id
+        return stop_tokens(named, self._renderer)
 
     def release(self) -> None:
         """Give the model's memory back; asked again, it is loaded again."""
@@ -83,24 +92,26 @@ class Sampler:
             ResourceError: out of memory.
             UsageError: the model's files cannot be used, or its template cannot render a prompt.
         """
-        lines = [
-            _Line(prompt_id, number, ids)
-            for prompt_id, ids in zip(
-                map(prompt_id_of, prompts), self._prompt_ids(prompts), strict=True
-            )
-            for number in range(sampling.n)
+        answers: dict[tuple[str, int], Answer] = {}
+        for batch in self.draw(every_asked(prompts, sampling.n), sampling):
+            answers.update({(answer.prompt_id, answer.index): answer for answer in batch})
+        return [
+            [answers[prompt_id_of(prompt), number] for number in range(sampling.n)]
+            for prompt in prompts
         ]
-        answers: dict[int, Answer] = {}
-        with (
-            bar("generating", len(lines), "answers") as advance,
-            memory_errors("generating", "lower --max-new-tokens, or use a smaller model"),
-        ):
+
+    def draw(self, asked: Sequence[Asked], sampling: Sampling) -> Iterator[list[Answer]]:
+        """Answers as `sample` gives them, a batch at a time, those to the longest prompts first.
+
+        Raises:
+            As `sample`.
+        """
+        prompts = {each.prompt_id: each.prompt for each in asked}
+        ids = dict(zip(prompts, self._prompt_ids(list(prompts.values())), strict=True))
+        lines = [_Line(each.prompt_id, each.index, ids[each.prompt_id]) for each in asked]
+        with memory_errors("generating", "lower --max-new-tokens, or use a smaller model"):
             for places in self._batches(lines, sampling.max_new_tokens):
-                drawn = self._answered([lines[place] for place in places], sampling)
-                answers.update(zip(places, drawn, strict=True))
-                advance(len(places))
-        ordered = [answers[place] for place in range(len(lines))]
-        return [ordered[i : i + sampling.n] for i in range(0, len(ordered), sampling.n)]
+                yield self._answered([lines[place] for place in places], sampling)
 
     def logps(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[Answer]]) -> list[float]:
         """Log-probs (nats) of the tokens that were drawn, answer after answer.
@@ -157,7 +168,7 @@ class Sampler:
             Answer(
                 prompt_id=line.prompt_id,
                 index=line.number,
-                content=text.strip(),
+                content=text_of(text),
                 ids=tuple(row),
                 finish_reason="stop" if row and row[-1] in self._stops else "length",
             )
@@ -196,25 +207,6 @@ class Sampler:
         return ids[:end]
 
 
-def generate(
-    reference: Reference, prompts: Sequence[Prompt], max_new_tokens: int = 256
-) -> list[str]:
-    """Greedy answers, rendered and tokenised as in phase 1; special tokens are left out.
-
-    Args:
-        reference: the model.
-        prompts: messages each.
-        max_new_tokens: of an answer.
-
-    Raises:
-        ResourceError: out of memory.
-        UsageError: the model's files or its template cannot be used.
-    """
-    sampler = Sampler(resolve("model", reference))
-    sampling = dataclasses.replace(GREEDY, max_new_tokens=max_new_tokens)
-    return [answer.content for [answer] in sampler.sample(prompts, sampling)]
-
-
 def prompts_of(groups: Sequence[Group]) -> list[Prompt]:
     """What a model is asked.
 
@@ -231,16 +223,10 @@ def prompts_of(groups: Sequence[Group]) -> list[Prompt]:
     return [group.prompt for group in groups]
 
 
-def prompt_id_of(prompt: Prompt) -> str:
-    """The key of a prompt, as groups have it."""
-    return Group(tuple(prompt), ()).prompt_id
-
-
-def stop_tokens(scorer: ResponseScorer, renderer: Renderer) -> frozenset[int]:
+def stop_tokens(named: int | list[int] | None, renderer: Renderer) -> frozenset[int]:
     """Tokens that end an answer: those that the model's files name, its tokenizer's end, and what
     its template writes after an answer, which log-probs of answers count."""
     tokenizer: Any = renderer.tokenizer
-    named = scorer.causal_lm.generation_config.eos_token_id
     stops = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
     probe = renderer.encode(Group(user_prompt("Probe."), (Response("Yes."),)))
     special = set(tokenizer.all_special_ids)

@@ -1,33 +1,44 @@
-"""Answers at rest: JSON lines, a file for each model and way of sampling.
+"""Answers at rest: JSON lines, a directory for each model and way of sampling.
 
-A file's name carries the hash of both, so what lies there is never another model's. Beside an
-answer stand log-probs of its tokens, by the identity of the model that computed them.
+A directory's name carries the hash of both, so what lies there is never another model's; how many
+answers were asked for is no part of it. Every process that samples adds to a file of its own, a
+batch at a time and durably, so a kill loses the batch at hand. Lines hold an answer, or log-probs
+of answers' tokens by the identity of the model that computed them. Of an answer that two processes
+drew at once, the one that was on the disk first counts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mrpo_tools.errors import UsageError
-from mrpo_tools.files import make_directory, write_whole
+from mrpo_tools.files import AppendedFile, save_json, whole_lines
 from mrpo_tools.groups import content_id
-from mrpo_tools.sampling.answers import Answer, Sampling
-from mrpo_tools.sampling.engine import Prompt, Sampler, prompt_id_of
+from mrpo_tools.progress import bar
+from mrpo_tools.sampling.answers import Answer, Engine, Prompt, Sampling, every_asked, prompt_id_of
+from mrpo_tools.sampling.engine import Sampler
 
-VERSION = 1
+VERSION = 2
 """Of how answers are drawn and kept; another one makes them anew."""
+ABOUT = "sampler.json"
+"""What a directory's answers were sampled by, for people."""
+
+Key = tuple[str, int]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Kept:
     """An answer with its log-probs (nats), by the identity of the model."""
 
     answer: Answer
-    logps: dict[str, float]
+    at: int
+    logps: dict[str, float] = field(default_factory=dict)
 
 
 class KeptAnswers:
@@ -35,41 +46,65 @@ class KeptAnswers:
 
     Args:
         directory: made when there is something to keep.
-        sampler: the model; it is loaded only for what is not there.
+        engine: the model; it is loaded only for what is not there.
         sampling: the way.
+
+    Attributes:
+        about: what determines an answer of a number.
+        path: where they are.
     """
 
-    def __init__(self, directory: Path, sampler: Sampler, sampling: Sampling) -> None:
-        self.sampler, self.sampling = sampler, sampling
-        identity = sampler.resolved.identity
-        self.identity = content_id(
-            {"version": VERSION, "policy": identity.hash, "sampling": sampling.as_dict()}
-        )
-        self.path = directory / f"{sampling.decoding}-{self.identity[:12]}.jsonl"
+    def __init__(self, directory: Path, engine: Engine, sampling: Sampling) -> None:
+        self.engine, self.sampling = engine, sampling
+        self.about = {"version": VERSION, **engine.identity, **sampling.way}
+        self.identity = content_id(self.about)
+        self.path = directory / f"{sampling.decoding}-{self.identity[:12]}"
 
     def answers(self, prompts: Sequence[Prompt]) -> list[list[Answer]]:
         """The answers to each prompt; those that are missing are generated and kept.
 
         Raises:
             ResourceError: out of memory or disk.
-            UsageError: the file, the model's files or its template cannot be used.
+            ServerError: see `server.together`; what was answered is kept.
+            UsageError: the files, the model's files or its template cannot be used.
+        """
+        self.complete(prompts)
+        return self.read(prompts)
+
+    def read(self, prompts: Sequence[Prompt]) -> list[list[Answer]]:
+        """The answers to each prompt, which are there.
+
+        Raises:
+            UsageError: a file cannot be read.
         """
         kept = self._read()
-        absent = [prompt for prompt in prompts if (prompt_id_of(prompt), 0) not in kept]
-        if absent:
-            for answers in self.sampler.sample(absent, self.sampling):
-                kept |= {(each.prompt_id, each.index): Kept(each, {}) for each in answers}
-            self._write(kept)
-        return [
-            [kept[prompt_id_of(prompt), index].answer for index in range(self.sampling.n)]
-            for prompt in prompts
+        numbers = range(self.sampling.n)
+        return [[kept[prompt_id_of(prompt), n].answer for n in numbers] for prompt in prompts]
+
+    def complete(self, prompts: Sequence[Prompt]) -> int:
+        """Generate the answers that are missing; returns how many these were.
+
+        Raises:
+            As `answers`.
+        """
+        kept = self._read()
+        asked = [
+            each
+            for each in every_asked(prompts, self.sampling.n)
+            if (each.prompt_id, each.index) not in kept
         ]
+        with self._appending() as file, bar("generating", len(asked), "answers") as advance:
+            for batch in self.engine.draw(asked, self.sampling) if asked else ():
+                at = time.time_ns()
+                file.append(_line(asdict(answer) | {"at": at}) for answer in batch)
+                advance(len(batch))
+        return len(asked)
 
     def logps(self, prompts: Sequence[Prompt], under: Sampler) -> list[list[float]]:
         """Log-probs (nats) of the answers' tokens under a model that reads the same tokens.
 
         Args:
-            prompts: that were answered.
+            prompts: that were answered by a model here, whose tokens are known.
             under: the sampler itself, or another model with its tokenizer and template.
 
         Raises:
@@ -79,38 +114,63 @@ class KeptAnswers:
         kept, model = self._read(), under.resolved.identity.hash
         places = [
             place
-            for place, prompt in enumerate(prompts)
-            if any(model not in kept[each.prompt_id, each.index].logps for each in answers[place])
+            for place, own in enumerate(answers)
+            if any(model not in kept[each.prompt_id, each.index].logps for each in own)
         ]
         if places:
             chosen = [answers[place] for place in places]
             logps = iter(under.logps([prompts[place] for place in places], chosen))
-            for answer in (each for own in chosen for each in own):
-                kept[answer.prompt_id, answer.index].logps[model] = next(logps)
-            self._write(kept)
+            new = [(each.prompt_id, each.index, next(logps)) for own in chosen for each in own]
+            with self._appending() as file:
+                file.append(
+                    _line({"prompt_id": prompt, "index": index, "logps": {model: logp}})
+                    for prompt, index, logp in new
+                )
+            for prompt, index, logp in new:
+                kept[prompt, index].logps[model] = logp
         return [[kept[each.prompt_id, each.index].logps[model] for each in own] for own in answers]
 
-    def _read(self) -> dict[tuple[str, int], Kept]:
-        if not self.path.exists():
-            return {}
+    @contextlib.contextmanager
+    def _appending(self) -> Iterator[AppendedFile]:
+        """A file of this process's own; the directory says whose answers these are."""
+        file = AppendedFile(self.path)
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            every = [_kept(json.loads(line)) for line in lines]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(
-                f"{self.path} cannot be read: {error}", "remove it; the answers are generated anew"
-            ) from None
-        return {(each.answer.prompt_id, each.answer.index): each for each in every}
+            yield file
+        finally:
+            file.close()
+        if self.path.is_dir() and not (self.path / ABOUT).exists():
+            save_json(self.path / ABOUT, self.about)
 
-    def _write(self, kept: dict[tuple[str, int], Kept]) -> None:
-        make_directory(self.path.parent)
-        lines = [
-            json.dumps(asdict(kept[key].answer) | {"logps": kept[key].logps}, ensure_ascii=False)
-            for key in sorted(kept)
-        ]
-        write_whole(self.path, "".join(f"{line}\n" for line in lines).encode())
+    def _read(self) -> dict[Key, Kept]:
+        kept: dict[Key, Kept] = {}
+        logps: list[tuple[Key, dict[str, float]]] = []
+        for path in sorted(self.path.glob("*.jsonl")):
+            try:
+                rows = [_row(json.loads(line)) for line in whole_lines(path)]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise UsageError(
+                    f"{path} cannot be read: {error}",
+                    "remove it; the answers are generated anew",
+                ) from None
+            for key, row in rows:
+                if not isinstance(row, Kept):
+                    logps.append((key, row))
+                elif key not in kept or row.at < kept[key].at:
+                    kept[key] = row
+        for key, own in logps:
+            if key in kept:
+                kept[key].logps.update(own)
+        return kept
 
 
-def _kept(row: dict[str, Any]) -> Kept:
-    logps = row.pop("logps")
-    return Kept(Answer(**{**row, "ids": tuple(row["ids"])}), logps)
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False)
+
+
+def _row(row: dict[str, Any]) -> tuple[Key, Kept | dict[str, float]]:
+    """The key of a line, and its answer or its log-probs."""
+    if "logps" in row:
+        return (row["prompt_id"], row["index"]), {k: float(v) for k, v in row["logps"].items()}
+    at = int(row.pop("at"))
+    answer = Answer(**{**row, "ids": tuple(row["ids"])})
+    return (answer.prompt_id, answer.index), Kept(answer, at)

@@ -13,6 +13,9 @@ COUNTS = {
     "rows": "rows that could be parsed",
     "groups": "groups that were kept",
     "empty_lines": "lines without anything, skipped",
+    "truncated_responses": "sampled responses that the token limit cut, left out",
+    "empty_responses": "sampled responses that say nothing, left out",
+    "duplicate_responses": "sampled responses that repeat another one of their prompt, left out",
     "merged_responses": "responses that repeat another one of their group, merged into it",
     "tied_groups": "groups whose responses all have the same score, kept",
     "unjudged_groups": "groups without scores and without labels that differ, kept",
@@ -67,6 +70,11 @@ def _too_few(total: int, at_least: int) -> str:
     if total >= at_least:
         return f"all {total} are the same text, expected at least {at_least} different ones"
     return f"found {total or 'none'}, expected at least {at_least}"
+
+
+def is_sampled(response: Response) -> bool:
+    """Whether a model was asked for it, so that it may be the only one of its prompt."""
+    return response.finish_reason is not None
 
 
 def says_nothing(group: Group) -> bool:

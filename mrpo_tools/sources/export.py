@@ -128,7 +128,10 @@ def _about(group: Group, pair: Pair) -> JsonRow:
 
 _MESSAGE = {"role": "string", "content": "string"}
 _TURN = {"from": "string", "value": "string"}
-_RESPONSE = {"content": "string", "score": "double", "chosen": "bool", "model": "string"}
+_RESPONSE = {
+    "content": "string", "score": "double", "chosen": "bool", "model": "string",
+    "finish_reason": "string", "status": "string",
+}  # fmt: skip
 _ABOUT = {"score_chosen": "double", "score_rejected": "double", "split": "string"}
 
 FORMS: dict[DataForm, Form] = {

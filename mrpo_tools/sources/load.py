@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from mrpo_tools.groups import Group
 from mrpo_tools.sources.locate import locate
 from mrpo_tools.sources.readers.rows import Problem, Reading, Row, ignore_progress
 from mrpo_tools.sources.stream import GroupStream, Options
+from mrpo_tools.words import KeptStatus
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def load_groups(
     seed: int = 0,
     score: str | None = None,
     skip_bad: bool = False,
+    keep_status: Collection[KeptStatus] = (),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Source:
     """Read and check a data set; nothing is returned unless every row is good.
@@ -77,6 +79,7 @@ def load_groups(
         seed: of these choices.
         score: which kind of score, for data that has several.
         skip_bad: leave rows with problems out and count them; False refuses the source.
+        keep_status: sampled answers of these statuses are kept, which are left out otherwise.
         on_progress: called with (done, total), in bytes of files or rows of a hub data set.
 
     Raises:
@@ -96,6 +99,7 @@ def load_groups(
             seed=seed,
             score=score,
             skip_bad=skip_bad,
+            keep_status=keep_status,
             on_progress=on_progress or ignore_progress,
         ),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,14 @@ from mrpo_tools.sources.checks import (
     FEW_VERDICTS,
     Noticing,
     checked_responses,
+    is_sampled,
     preferred_side,
 )
 from mrpo_tools.sources.columns import Columns
 from mrpo_tools.sources.locate import locate, split_name
 from mrpo_tools.sources.readers.rows import Problem, Reading, Row, ignore_progress
 from mrpo_tools.sources.splits import Draw, Room
+from mrpo_tools.words import KeptStatus
 
 MAX_PROBLEMS = 100_000
 
@@ -46,6 +48,7 @@ class Options:
     seed: int = 0
     score: str | None = None
     skip_bad: bool = False
+    keep_status: Collection[KeptStatus] = ()
     on_progress: Callable[[int, int], None] = ignore_progress
 
     @classmethod
@@ -60,6 +63,7 @@ class Options:
             seed=dataset.split_seed,
             score=dataset.score,
             skip_bad=dataset.skip_bad,
+            keep_status=dataset.keep_status,
             **more,
         )
 
@@ -189,13 +193,27 @@ class GroupStream:
             return []
         groups = []
         for prompt, (_, responses) in zip(prompts, parsed, strict=True):
-            if self.adapter.several_a_row and len(responses) < 2:
+            usable = self._usable(responses)
+            different = {response.message for response in usable}
+            if (self.adapter.several_a_row and len(usable) < 2) or (
+                any(map(is_sampled, responses)) and len(different) < 2
+            ):
                 self.counts["prompts_with_one_response"] += 1
                 continue
             self.counts["one_sided_scores"] += has_one_sided_score(root)
-            distinct = self._checked(root, responses, 1 if self.adapter.one_response_a_row else 2)
+            distinct = self._checked(root, usable, 1 if self.adapter.one_response_a_row else 2)
             groups.append(Group(prompt, distinct, source_id=name, split=split, tools=tools))
         return groups
+
+    def _usable(self, responses: Sequence[Response]) -> list[Response]:
+        """The responses without those whose status leaves them out, which are counted."""
+        usable = []
+        for response in responses:
+            if response.status is None or response.status in self.options.keep_status:
+                usable.append(response)
+            else:
+                self.counts[f"{response.status}_responses"] += 1
+        return usable
 
     def _checked(
         self, root: Field, responses: Sequence[Response], at_least: int
@@ -284,7 +302,11 @@ class GroupStream:
                 "name one of these, or hold some prompts out with --test-size 0.1",
             )
         counts = ", ".join(f"{name} {number:,}" for name, number in self.counts.items() if number)
-        return UsageError(f"{self.source}: no group to read ({counts or 'no rows'})")
+        cut = self.counts["truncated_responses"]
+        return UsageError(
+            f"{self.source}: no group to read ({counts or 'no rows'})",
+            "--keep-status truncated keeps answers that were cut" if cut else None,
+        )
 
 
 def _number(number: int, noun: str) -> str:

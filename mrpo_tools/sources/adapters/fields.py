@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Container, Mapping
-from typing import Any
+from collections.abc import Container, Mapping, Sequence
+from typing import Any, TypeVar
 
 from mrpo_tools.errors import shorten
 from mrpo_tools.sources.readers.rows import MAX_TEXT_CHARS, Cell, Problem
 from mrpo_tools.sources.readers.strict_json import JsonError, parse_line
+
+Name = TypeVar("Name", bound=str)
 
 MAX_SCORE = 1e30  # squares and exponents of larger numbers leave float32
 MAX_ITEMS = 4096
@@ -83,6 +85,11 @@ class Field:
                 path = _PLACE.sub("[]", self.path)
                 self.unread.update(f"{path}.{key}" for key in others)
 
+    def reads(self, *keys: str) -> None:
+        """Count keys of a row as read that are there for people."""
+        if self.read is not None:
+            self.read.update(keys)
+
     def forgive(self, key: str, values: Container[object]) -> None:
         """Count a key as read where its text is one of those that were read elsewhere."""
         value = self.value.get(key) if isinstance(self.value, Mapping) else None
@@ -147,6 +154,13 @@ class Field:
         else:
             return float(value) + 0.0  # no negative zero
         return 0.0
+
+    def one_of(self, names: Sequence[Name]) -> Name | None:
+        """One of some names."""
+        name = next((name for name in names if name == self.value), None)
+        if name is None:
+            self.expected(f"one of {', '.join(names)}")
+        return name
 
     def boolean(self) -> bool:
         """True or false, or 1 or 0 for them, not "yes"."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import get_args
 
 from mrpo_tools.groups import Response, user_prompt
 from mrpo_tools.sources.adapters.adapter import Parsed
@@ -19,6 +20,7 @@ from mrpo_tools.sources.adapters.conversation import (
 )
 from mrpo_tools.sources.adapters.fields import Field
 from mrpo_tools.sources.adapters.transcripts import transcript_prompt
+from mrpo_tools.words import Status
 
 ULTRAFEEDBACK_SCORES = ("overall", "fine-grained", "mean")
 _ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
@@ -26,7 +28,8 @@ HELPSTEER_SCORES = ("helpfulness", "correctness", "coherence", "complexity", "ve
 
 
 def read_canonical(row: Field) -> Parsed:
-    """`prompt, responses: [{content, score?, chosen?, model?, tool_calls?, …}]`."""
+    """`prompt, responses: [{content, score?, chosen?, model?, tool_calls?, …}], sampler?`."""
+    row.reads("sampler")
     return _responses(row, "content")
 
 
@@ -42,13 +45,27 @@ def _responses(row: Field, content: str) -> Parsed:
 
 
 def _response(response: Field, content: str) -> Response:
-    response.uses(content, "score", "chosen", "model", *SAID_BESIDES)
+    response.uses(content, "score", "chosen", "model", "finish_reason", "status", *SAID_BESIDES)
+    finish_reason = response["finish_reason"].optional_text()
+    status = _status(response, finish_reason)
+    is_empty = status == "empty" and response[content].value == ""
+    said = Response("") if is_empty else answer_of(said_in(response, "assistant", content))
     return replace(
-        answer_of(said_in(response, "assistant", content)),
+        said,
         score=response["score"].number() if response.has("score") else None,
         chosen=response["chosen"].boolean() if response.has("chosen") else None,
         model=response["model"].optional_text(),
+        finish_reason=finish_reason,
+        status=status,
     )
+
+
+def _status(response: Field, finish_reason: str | None) -> Status | None:
+    """What the row says is amiss with an answer; one that was cut need not say it."""
+    if response.has("status"):
+        statuses: tuple[Status, ...] = get_args(Status)
+        return response["status"].one_of(statuses)
+    return "truncated" if finish_reason == "length" else None
 
 
 def read_ultrafeedback(row: Field, score: str) -> Parsed:

@@ -1,0 +1,10 @@
+"""OpenAI-compatible servers: a request that is tried again, completions, many at a time. No torch.
+
+The key comes from the environment and stands in no output, error or record.
+"""
+
+from mrpo_tools.server.client import Client, Refused, Server
+from mrpo_tools.server.completions import Completion, Completions
+from mrpo_tools.server.together import together
+
+__all__ = ["Client", "Completion", "Completions", "Refused", "Server", "together"]
