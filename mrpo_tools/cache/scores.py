@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mrpo_tools.cache import files
@@ -37,17 +36,18 @@ class ScoreStore(PartStore):
             )
         return words[-1]
 
-    @cached_property
-    def _noise(self) -> float:
-        """The largest root mean square difference of a score from the same one alone that a writer
-        measured, and no less than products in this format have."""
-        measured = [record.noise.rms for record in self.recorded()]
-        return max(measured, default=0.0)
-
-    def _allowed(self, row: Row) -> float:
-        size = max(1.0, abs(row["score"] or 0.0))
+    def apart(self, pairs: Sequence[tuple[Row, Row]]) -> list[float]:
+        """As any store has it, by the largest noise that a writer measured, and no less than
+        products in this format have."""
         rounding = RESPONSE * least_noise(self.identity.fields.get("dtype")).rms
-        return max(EXACT_SCORE * size, rounding * size, RESPONSE * self._noise)
+        measured = RESPONSE * max((each.noise.rms for each in self.recorded()), default=0.0)
+        sizes = []
+        for first, other in pairs:
+            mine, theirs = first["score"], other["score"]
+            nearest = max(EXACT_SCORE, rounding) * max(1.0, abs(mine or 0.0))
+            distance = 0.0 if mine is None or theirs is None else abs(mine - theirs)
+            sizes.append(distance / max(nearest, measured))
+        return sizes
 
     def _way_to_more(self) -> str:
         return f"mrpo score{self._asked()}{files.cache_option(self.cache_path)}"
