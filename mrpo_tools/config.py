@@ -11,13 +11,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     field_validator,
     model_validator,
@@ -71,6 +73,28 @@ class Reference(Words):
     batch_tokens: int | None = Field(default=None, ge=16)
 
 
+class ScoringRule(Words):
+    """A function of the user's own that gives marks to an answer, `MODULE:FUNCTION`.
+
+    `full_marks` None takes the function's own attribute of that name, if it has one.
+    """
+
+    rule: str
+    full_marks: float | None = None
+
+
+def _kind_of_scorer(value: object) -> str:
+    fields = value if isinstance(value, Mapping) else vars(value) if value is not None else {}
+    return "rule" if "rule" in fields else "reward"
+
+
+ScorerWords = Annotated[
+    Annotated[Reference, Tag("reward")] | Annotated[ScoringRule, Tag("rule")],
+    Discriminator(_kind_of_scorer),
+]
+"""A scorer: a reward model has the words of a reference."""
+
+
 class Dataset(Words):
     """Preference data: where it is and how it is read and split.
 
@@ -99,15 +123,16 @@ class Project(Words):
     dataset: Dataset | None = None
     cache: str = DEFAULT_CACHE
     references: dict[str, Reference] = Field(default_factory=dict)
+    scorers: dict[str, ScorerWords] = Field(default_factory=dict)
 
     @field_validator("dataset", mode="before")
     @classmethod
     def _dataset_by_source(cls, value: object) -> object:
         return {"source": value} if isinstance(value, str) else value
 
-    @field_validator("references", mode="before")
+    @field_validator("references", "scorers", mode="before")
     @classmethod
-    def _references_by_model(cls, value: object) -> object:
+    def _by_model(cls, value: object) -> object:
         if not isinstance(value, Mapping):
             return value
         return {
@@ -147,6 +172,10 @@ class Recipe(Words):
     """The largest radius of the trust region, relative to reference 1's log-prob."""
     behaviour: str | None = None
     """Cached reference that samples were drawn from, for `rlhf` and `kd`."""
+    score: str | None = None
+    """A scorer of `mrpo score` whose scores count; unset, the data's own scores and labels."""
+    held_out_score: str | None = None
+    """Another scorer, whose mean is reported beside, so that a hacked reward shows."""
     truncated: words.Truncated = "drop"
     """Whether responses take part that a reference, or the policy, read cut."""
     chosen: words.Chosen = "auto"
@@ -291,7 +320,8 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def check_name(name: str) -> str:
-    """A reference's name: it becomes a directory and a column, so it is short and plain.
+    """A name of a reference or scorer: it becomes a directory and a column, so it is short and
+    plain.
 
     Raises:
         UsageError: anything but letters, digits, `.`, `_` and `-`, or more than 64 of them.
@@ -337,7 +367,9 @@ def _in_words(problem: ErrorDetails) -> str:
 
 def _near_key(model: type[BaseModel], path: tuple[int | str, ...]) -> str | None:
     """A hint to the keys that are accepted where an unknown one stands."""
-    nested: dict[str, type[BaseModel]] = {"dataset": Dataset, "references": Reference}
+    nested: dict[str, type[BaseModel]] = {
+        "dataset": Dataset, "references": Reference, "scorers": Reference,
+    }  # fmt: skip
     owner = nested.get(str(path[0]), model) if len(path) > 1 else model
     return did_you_mean(str(path[-1]), owner.model_fields)
 

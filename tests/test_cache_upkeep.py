@@ -11,7 +11,7 @@ from stores import IDENTITY, row, said
 
 from mrpo_tools.cache import WriterRecord, datasets, files, upkeep
 from mrpo_tools.cache.pairs import export_pairs
-from mrpo_tools.cache.parts import table_of
+from mrpo_tools.cache.parts import LOGPS
 from mrpo_tools.groups import Group, Response, user_prompt
 from mrpo_tools.maths.noise import Noise
 from mrpo_tools.methods.tensors import look_up
@@ -27,7 +27,7 @@ def test_the_earliest_row_counts_everywhere(cache, store, capsys):
         logps = zip(group.response_ids, (first, first - 1), strict=True)
         ids = {"prompt_id": group.prompt_id}
         rows = [replace(row(0, logp), response_id=key, **ids) for key, logp in logps]
-        return store.write(table_of(rows), created, [])
+        return store.write(LOGPS.table(rows), created, [])
 
     names = [write(-3.0, 2000.0), write(-1.0, 1000.0)]
     write(-1.0 - 6.9e-5, 3000.0)  # noise: 7 tokens of 1e-5 each are allowed

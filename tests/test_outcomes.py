@@ -20,7 +20,7 @@ from mrpo_tools.cache import Cache
 from mrpo_tools.config import Dataset, Recipe, Reference
 from mrpo_tools.evaluation.judging import Given, judged
 from mrpo_tools.evaluation.outcomes import is_measured, measure_outcomes, model_outcomes
-from mrpo_tools.evaluation.rules import Rule, load_rule
+from mrpo_tools.scoring.rules import Rule, load_rule
 from mrpo_tools.groups import in_split, user_prompt
 from mrpo_tools.references.resolved import renderer_of, resolve
 from mrpo_tools.report.outcomes import chosen, frontiers, measured_key

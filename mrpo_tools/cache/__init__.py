@@ -1,9 +1,10 @@
-"""The store of log-probs: immutable, content-addressed Parquet parts in a directory.
+"""The store of log-probs and scores: immutable, content-addressed Parquet parts in a directory.
 
     cache/
       groups/<dataset>-<sha256 of the bytes, 16 hex>.parquet      the data
       references/<name>-<identity, 12 hex>/identity.json          written first, never changed
       references/<name>-<identity, 12 hex>/part-<sha256, 16 hex>.parquet
+      scores/<name>-<identity, 12 hex>/…                          the same of scorers
 
 A file's name carries the hash of its bytes, so the directory listing is the truth: there is no
 index to corrupt and no lock to hold. A writer writes to a temporary name, flushes it to the disk
@@ -12,11 +13,13 @@ byte is hashed at every read.
 
     files.py      a file that appears whole under the hash of its bytes, or not at all
     records.py    what the writer of a part says of itself
-    parts.py      rows of log-probs, and one part of them
-    reference.py  the parts of one identity of one reference
+    parts.py      kinds of rows, and one part of them
+    store_of_parts.py    the parts of one identity, of any kind
+    reference.py  scores.py    what is particular to log-probs, and to scores
     writer.py     rows on their way into parts
     datasets.py   the data, as it is saved
-    store.py      the cache directory: which references, which data
+    store.py      the cache directory: which references and scorers, which data
+    missing.py    which responses have no row yet
     upkeep.py     damage, repair, compaction, upgrade, rows that disagree
     coverage.py   which data have numbers under which reference
     pairs.py      pairs with their log-probs, for other programs
@@ -37,14 +40,18 @@ from mrpo_tools.cache.parts import (
     LOGPS_SCHEMA,
     PART_ROWS,
     PART_SECONDS,
+    SCORES_SCHEMA,
     STATUSES,
     LogpRow,
     Part,
+    ScoreRow,
     first_of_each,
 )
 from mrpo_tools.cache.records import WriterRecord
 from mrpo_tools.cache.reference import ReferenceStore
+from mrpo_tools.cache.scores import ScoreStore
 from mrpo_tools.cache.store import Cache
+from mrpo_tools.cache.store_of_parts import PartStore
 from mrpo_tools.cache.writer import PartWriter
 
 __all__ = [
@@ -54,12 +61,16 @@ __all__ = [
     "LOGPS_SCHEMA",
     "PART_ROWS",
     "PART_SECONDS",
+    "SCORES_SCHEMA",
     "STATUSES",
     "Cache",
     "LogpRow",
     "Part",
+    "PartStore",
     "PartWriter",
     "ReferenceStore",
+    "ScoreRow",
+    "ScoreStore",
     "WriterRecord",
     "check_format",
     "created",

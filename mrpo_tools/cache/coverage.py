@@ -1,4 +1,4 @@
-"""Which data have numbers under which reference."""
+"""Which data have numbers under which reference, and scores by which scorer."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mrpo_tools.cache.datasets import GROUPS_SCHEMA
-from mrpo_tools.cache.parts import STATUSES
 from mrpo_tools.cache.records import WriterRecord
-from mrpo_tools.cache.reference import ReferenceStore
 from mrpo_tools.cache.store import Cache
+from mrpo_tools.cache.store_of_parts import PartStore
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """Responses of one split of one data set under one reference.
+    """Responses of one split of one data set under one reference or scorer.
 
-    `dataset` None counts the rows whose responses are in no saved data.
+    `dataset` None counts the rows whose responses are in no saved data; `whose` is `reference` or
+    `scorer`, and `failed` is of scorers.
     """
 
+    whose: str
     reference: str
     identity: str
     dataset: str | None
@@ -32,13 +33,15 @@ class Coverage:
     missing: int
     overlong: int
     nonfinite: int
+    failed: int = 0
 
 
 @dataclass(frozen=True)
 class Holding:
-    """What one identity of a reference holds.
+    """What one identity of a reference or a scorer holds.
 
     Attributes:
+        whose: `reference` or `scorer`.
         reference: its name.
         identity: its twelve digits.
         parts: files.
@@ -51,6 +54,7 @@ class Holding:
         origin: where imported numbers come from; None for those computed here.
     """
 
+    whose: str
     reference: str
     identity: str
     parts: int
@@ -63,20 +67,21 @@ class Holding:
     origin: str | None
 
 
-def coverage(cache: Cache) -> list[Coverage]:
-    """Each reference × data set × split, in this order.
+def coverage(cache: Cache, stores: Sequence[PartStore] | None = None) -> list[Coverage]:
+    """Each store × data set × split, in this order; None takes the references.
 
     Raises:
         CacheMissing: there is no cache.
         CacheDamaged: a file is not what its name says.
     """
     wanted = _wanted(cache)
-    return [cell for store in cache.references() for cell in _cells(store, wanted)]
+    chosen = cache.references() if stores is None else stores
+    return [cell for store in chosen for cell in _cells(store, wanted)]
 
 
-def holdings(cache: Cache) -> list[Holding]:
-    """What each identity of each reference holds."""
-    return [_holding(store) for store in cache.references()]
+def holdings(stores: Sequence[PartStore]) -> list[Holding]:
+    """What each store holds."""
+    return [_holding(store) for store in stores]
 
 
 def _wanted(cache: Cache) -> pa.Table:
@@ -90,7 +95,7 @@ def _wanted(cache: Cache) -> pa.Table:
     return table.group_by(table.column_names, use_threads=False).aggregate([])
 
 
-def _cells(store: ReferenceStore, wanted: pa.Table) -> Iterator[Coverage]:
+def _cells(store: PartStore, wanted: pa.Table) -> Iterator[Coverage]:
     rows = store.table().select(["response_id", "status"])
     joined = wanted.join(rows, "response_id", use_threads=False)
     grouped = joined.group_by(["dataset", "split", "status"], use_threads=False)
@@ -108,29 +113,31 @@ def _cells(store: ReferenceStore, wanted: pa.Table) -> Iterator[Coverage]:
 
 
 def _cell(
-    store: ReferenceStore, dataset: str | None, split: str | None, counts: Counter[str | None]
+    store: PartStore, dataset: str | None, split: str | None, counts: Counter[str | None]
 ) -> Coverage:
     return Coverage(
+        whose=store.whose,
         reference=store.name,
         identity=store.short,
         dataset=dataset,
         split=split,
         responses=counts.total(),
         missing=counts[None],
-        **{status: counts[status] for status in STATUSES},
+        **{status: counts[status] for status in store.kind.statuses},
     )
 
 
-def _holding(store: ReferenceStore) -> Holding:
+def _holding(store: PartStore) -> Holding:
     parts = store.parts()
     records = [record for part in parts for record in part.records]
     times = [record.created for record in records if record.created is not None]
     times += [part.created for part in parts]
     return Holding(
+        whose=store.whose,
         reference=store.name,
         identity=store.short,
         parts=len(parts),
-        rows=len(store.response_ids()),
+        rows=store.table().num_rows,
         bytes=sum(part.path.stat().st_size for part in parts),
         first=min(times, default=None),
         last=max(times, default=None),

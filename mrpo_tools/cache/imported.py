@@ -92,7 +92,7 @@ def import_logps(
     store = cache.store(name, imported_identity(origin, model))
     numbers, ignored = _read(path, wanted)
     _check_agreement(store, numbers, origin)
-    present = store.response_ids()
+    present = store.keys()
     fresh = [_logp_row(key, *wanted[key], numbers[key]) for key in wanted if key not in present]
     if fresh:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,10 +1,16 @@
-"""Rows of log-probs, and one part of them."""
+"""Kinds of rows that a cache stores, and one part of them.
+
+Every kind is stored alike: immutable Parquet parts under the hash of their bytes, in a directory of
+one identity. A kind says what its rows are; another one is a schema, its statuses and a line in
+`store.py`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -28,8 +34,97 @@ LOGPS_SCHEMA = pa.schema(
     ]
 )
 """One row per response: `logp` in nats, absent unless `status` is `ok`."""
+SCORES_SCHEMA = pa.schema(
+    [
+        pa.field("response_id", pa.string(), nullable=False),
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("score", pa.float64()),
+        pa.field("num_tokens", pa.int32()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("truncated", pa.bool_(), nullable=False),
+        pa.field("reason", pa.string()),
+    ]
+)
+"""One row per response: `score` absent unless `status` is `ok`, `num_tokens` of prompt and response
+where a model read them, `reason` why a scorer failed."""
 
 STATUSES = ("ok", "overlong", "nonfinite")
+FAILED = "failed"
+"""Of a score: the scorer gave none. It is asked again, and another row then counts."""
+
+Row: TypeAlias = Mapping[str, Any]
+"""A row by its columns."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the rows of some stores are.
+
+    Attributes:
+        folder: of the cache, in which each identity has a directory.
+        noun: of a row's number, for messages.
+        schema: columns of a part; the first is the key, of which each value counts once.
+        number: the column of the number, which a row has where its status is `ok`, and only there.
+        statuses: that a row may have.
+        same: columns that two rows of a key share, whatever the noise.
+        provisional: statuses of rows that count only where a key has no other.
+    """
+
+    folder: str
+    noun: str
+    schema: pa.Schema
+    number: str
+    statuses: tuple[str, ...]
+    same: tuple[str, ...]
+    provisional: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The column by which rows are found."""
+        return str(self.schema.names[0])
+
+    def table(self, rows: Sequence[object]) -> pa.Table:
+        """Rows as a part holds them.
+
+        Raises:
+            ValueError: one has no such status, or a number against its status, or one that is not
+                finite.
+        """
+        columns = {field.name: [getattr(row, field.name) for row in rows] for field in self.schema}
+        table = pa.table(columns, schema=self.schema)
+        unknown = set(columns["status"]) - set(self.statuses)
+        good = pc.equal(table["status"], "ok")
+        finite = pc.is_finite(table[self.number]).fill_null(fill_value=False)
+        if unknown or not pc.all(pc.equal(good, finite), min_count=0).as_py():
+            raise ValueError(f"rows with status {unknown or 'ok'} that no part of {self.noun} has")
+        return table
+
+    def counting(self, tables: Sequence[pa.Table]) -> pa.Table:
+        """Every key once: of rows present twice the first one, a provisional one last."""
+        rows = pa.concat_tables([self.schema.empty_table(), *tables])
+        if self.provisional:
+            waiting = pc.is_in(rows["status"], value_set=pa.array(self.provisional))
+            rows = pa.concat_tables([rows.filter(pc.invert(waiting)), rows.filter(waiting)])
+        return first_of_each(rows, self.key)
+
+
+LOGPS = Kind(
+    folder="references",
+    noun="log-probs",
+    schema=LOGPS_SCHEMA,
+    number="logp",
+    statuses=STATUSES,
+    same=("token_hash", "num_tokens", "status", "truncated"),
+)
+SCORES = Kind(
+    folder="scores",
+    noun="scores",
+    schema=SCORES_SCHEMA,
+    number="score",
+    statuses=(*STATUSES, FAILED),
+    same=("num_tokens", "status", "truncated"),
+    provisional=(FAILED,),
+)
 
 
 @dataclass(frozen=True)
@@ -46,10 +141,17 @@ class LogpRow:
     token_hash: str
 
 
-def table_of(rows: Sequence[LogpRow]) -> pa.Table:
-    """Rows as a part holds them."""
-    columns = {field.name: [getattr(row, field.name) for row in rows] for field in LOGPS_SCHEMA}
-    return pa.table(columns, schema=LOGPS_SCHEMA)
+@dataclass(frozen=True)
+class ScoreRow:
+    """A scorer's number for one response, as `SCORES_SCHEMA` stores it."""
+
+    response_id: str
+    prompt_id: str
+    score: float | None
+    status: str = "ok"
+    num_tokens: int | None = None
+    truncated: bool = False
+    reason: str | None = None
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ class WriterRecord:
 
     Attributes:
         reference: the words under which the model was loaded, as `Reference` takes them: where it
-            lies, among others; None for imported numbers.
+            lies, among others; None for imported numbers and for scores.
+        scorer: the words of a scorer, as a project's `scorers:` has them; None for log-probs.
         device: the numbers were computed on.
         attention: the kernel that computed them.
         dtype: of the weights.
@@ -51,6 +52,7 @@ class WriterRecord:
     """
 
     reference: Mapping[str, Any] | None = None
+    scorer: Mapping[str, Any] | None = None
     device: str | None = None
     attention: str | None = None
     dtype: str | None = None

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,21 +19,16 @@ import pyarrow.compute as pc
 
 from mrpo_tools.cache import datasets, files
 from mrpo_tools.cache.files import FORMAT_VERSION
-from mrpo_tools.cache.parts import LOGPS_SCHEMA, first_of_each
+from mrpo_tools.cache.parts import Row
 from mrpo_tools.cache.records import distinct
-from mrpo_tools.cache.reference import IDENTITY, ReferenceStore
-from mrpo_tools.cache.store import Cache
+from mrpo_tools.cache.store import Cache, store_at
+from mrpo_tools.cache.store_of_parts import IDENTITY, PartStore
 from mrpo_tools.errors import CacheDamaged
 from mrpo_tools.files import TEMPORARY, remove, sweep_temporaries, write_whole
-from mrpo_tools.maths.noise import Apart, allowed, beyond
 from mrpo_tools.runs.run import EVALUATION
 
 MERGED_ROWS = 1_000_000
 """Rows of a part that compaction writes."""
-SAME = ("token_hash", "num_tokens", "status", "truncated")
-"""Columns that two rows of a response share, whatever the noise."""
-
-_Row: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -49,9 +44,11 @@ class Disagreement:
     """One response with two numbers under one identity, and more than noise between them.
 
     Attributes:
+        reference: or scorer, with its identity.
+        response_id: whose numbers they are.
         earliest: the number of the earliest part, which counts everywhere; None if it has none.
         other: the number in a later part that is farthest from it.
-        field: what differs: `logp`, or a column that should not differ at all.
+        field: what differs: the number's column, or one that should not differ at all.
     """
 
     reference: str
@@ -63,10 +60,10 @@ class Disagreement:
 
 @dataclass(frozen=True)
 class Merged:
-    """What `compact` did to one reference, or to the saved data.
+    """What `compact` did to one reference or scorer, or to the saved data.
 
     Attributes:
-        name: of the reference; `groups` for the saved data.
+        name: of the store; `groups` for the saved data.
         before: files.
         after: files.
         dropped_rows: repeated ones, or groups of files that were replaced.
@@ -81,7 +78,7 @@ class Merged:
 def damaged(cache: Cache) -> list[Damaged]:
     """Every file that is not what its name says, of all references and data sets."""
     unreadable: list[Damaged] = []
-    for store in cache.references():
+    for store in cache.stores():
         try:
             _ = store.identity
         except CacheDamaged as error:
@@ -119,12 +116,12 @@ def repair(cache: Cache) -> list[tuple[Damaged, str]]:
 def _mend(path: Path) -> str:
     """What was done: with an identity the whole parts beside it can help."""
     if path.name == IDENTITY:
-        return _restore_identity(ReferenceStore(path.parent))
+        return _restore_identity(store_at(path.parent))
     remove(path)
     return "removed"
 
 
-def _restore_identity(store: ReferenceStore) -> str:
+def _restore_identity(store: PartStore) -> str:
     identity = store.identity_in_parts()
     if identity is not None:
         write_whole(store.identity_path, identity.content, durable=True)
@@ -152,18 +149,18 @@ def compact(cache: Cache, *, merged_rows: int = MERGED_ROWS) -> list[Merged]:
         ResourceError: no space; what was there is still there.
     """
     refuse_damage(cache)
-    merged = [_compact_reference(store, merged_rows) for store in cache.references()]
+    merged = [_compact_store(store, merged_rows) for store in cache.stores()]
     return [*merged, _compact_datasets(cache)]
 
 
-def _compact_reference(store: ReferenceStore, merged_rows: int) -> Merged:
+def _compact_store(store: PartStore, merged_rows: int) -> Merged:
     sweep_temporaries(store.directory)
     parts = store.parts()
     if len(parts) < 2:
         return Merged(str(store), len(parts), len(parts), 0)
     rows = pa.concat_tables([part.table for part in parts])
-    table = first_of_each(rows, "response_id").sort_by(
-        [("prompt_id", "ascending"), ("response_id", "ascending")]
+    table = store.kind.counting([rows]).sort_by(
+        [("prompt_id", "ascending"), (store.kind.key, "ascending")]
     )
     created = parts[0].created
     records = distinct(record for part in parts for record in part.records)
@@ -202,7 +199,7 @@ def upgrade(cache: Cache) -> list[tuple[Path, Path]]:
     """
     refuse_damage(cache)
     renewed = []
-    for store in cache.references():
+    for store in cache.stores():
         for part in store.parts():
             if part.format < FORMAT_VERSION:
                 renewed.append((part.path, store.write(part.table, part.created, part.records)))
@@ -228,62 +225,58 @@ def refuse_damage(cache: Cache) -> None:
         raise CacheDamaged("\n".join(reasons), files.repair_command(cache.path))
 
 
-def disagreements(store: ReferenceStore) -> list[Disagreement]:
+def disagreements(store: PartStore) -> list[Disagreement]:
     """Responses that have two numbers, with more than noise between them.
 
     Raises:
         CacheDamaged: a part is not what its name says.
     """
-    parts = store.parts()
-    rows = pa.concat_tables([LOGPS_SCHEMA.empty_table(), *(part.table for part in parts)])
+    kind, key = store.kind, store.kind.key
+    rows = pa.concat_tables([kind.schema.empty_table(), *(part.table for part in store.parts())])
+    waiting = pc.is_in(rows["status"], value_set=pa.array(kind.provisional, pa.string()))
+    rows = rows.filter(pc.invert(waiting))
     rows = rows.append_column("place", pa.array(np.arange(rows.num_rows)))
-    grouped = rows.group_by("response_id", use_threads=False)
+    grouped = rows.group_by(key, use_threads=False)
     counts = grouped.aggregate([("place", "count"), ("place", "min")])
     twice = counts.filter(pc.greater(counts["place_count"], 1))
-    earliest = {row["response_id"]: row for row in rows.take(twice["place_min"]).to_pylist()}
-    later = rows.filter(pc.is_in(rows["response_id"], value_set=twice["response_id"]))
-    pairs = [(earliest[row["response_id"]], row) for row in later.to_pylist()]
+    earliest = {row[key]: row for row in rows.take(twice["place_min"]).to_pylist()}
+    later = rows.filter(pc.is_in(rows[key], value_set=twice[key]))
+    pairs = [(earliest[row[key]], row) for row in later.to_pylist()]
     strange = _strange([pair for pair in pairs if pair[0]["place"] != pair[1]["place"]], store)
-    worst = {
-        each.first["response_id"]: each for each in sorted(strange, key=lambda each: each.size)
-    }
+    worst = {each.first[key]: each for each in sorted(strange, key=lambda each: each.size)}
     return [
         Disagreement(
             reference=str(store),
-            response_id=key,
+            response_id=of,
             field=each.field,
             earliest=each.first[each.field],
             other=each.other[each.field],
         )
-        for key, each in worst.items()
+        for of, each in worst.items()
     ]
 
 
 class _Pair(NamedTuple):
     """Two rows of a response: the column in which they differ, by how much of what is allowed."""
 
-    first: _Row
-    other: _Row
+    first: Row
+    other: Row
     field: str
     size: float
 
 
-def _strange(rows: Sequence[tuple[_Row, _Row]], store: ReferenceStore) -> list[_Pair]:
-    """What noise does not explain; of rows that only together lean to one side, the farthest."""
-    noise, pairs, distances = store.noise(), [], []
+def _strange(rows: Sequence[tuple[Row, Row]], store: PartStore) -> list[_Pair]:
+    """What noise does not explain."""
+    kind, alike, pairs = store.kind, [], []
     for first, other in rows:
-        field = next((name for name in SAME if first[name] != other[name]), "logp")
-        if field != "logp":
+        field = next((name for name in kind.same if first[name] != other[name]), None)
+        if field is None:
+            alike.append((first, other))
+        else:
             pairs.append(_Pair(first, other, field, math.inf))
-        elif first["logp"] is not None and other["logp"] is not None:
-            apart = Apart(other["logp"] - first["logp"], first["num_tokens"])
-            distances.append(apart)
-            size = abs(apart.nats) / allowed(apart.tokens, noise)
-            pairs.append(_Pair(first, other, field, size))
-    strange = [pair for pair in pairs if pair.size > 1]
-    if strange or not distances or beyond(distances, noise) is None:
-        return strange
-    return [max(pairs, key=lambda pair: pair.size)]
+    sizes = zip(alike, store.apart(alike), strict=True)
+    pairs += [_Pair(first, other, kind.number, size) for (first, other), size in sizes]
+    return [pair for pair in pairs if pair.size > 1]
 
 
 def foreign(cache: Cache) -> list[Path]:
@@ -291,7 +284,7 @@ def foreign(cache: Cache) -> list[Path]:
 
     The cache of evaluated models is one of its own: `mrpo cache verify --cache CACHE/evaluation`.
     """
-    stores = cache.references()
+    stores = cache.stores()
     own = {path for store in stores for path in (store.identity_path, *store.part_paths())}
     own |= set(files.listed(cache.groups_path, "*.parquet"))
     return sorted(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from mrpo_tools.cache.parts import PART_ROWS, PART_SECONDS, LogpRow
+from mrpo_tools.cache.parts import PART_ROWS, PART_SECONDS
 from mrpo_tools.cache.records import WriterRecord
-from mrpo_tools.cache.reference import ReferenceStore
+from mrpo_tools.cache.store_of_parts import PartStore
+from mrpo_tools.errors import Preempted
 
 WORTH_A_THREAD = 500
 """Rows of a part from which on writing it takes long enough to be done beside the model."""
@@ -35,7 +39,7 @@ class PartWriter:
 
     def __init__(
         self,
-        store: ReferenceStore,
+        store: PartStore,
         record: WriterRecord | None = None,
         *,
         seconds: float = PART_SECONDS,
@@ -44,7 +48,7 @@ class PartWriter:
     ) -> None:
         self.store, self.record, self.clock = store, record, clock
         self.seconds, self.rows = seconds / 2, max(1, rows // 2)
-        self._pending: list[LogpRow] = []
+        self._pending: list[object] = []
         self._since = clock()
         self._thread: ThreadPoolExecutor | None = None
         self._writing: Future[Path] | None = None
@@ -59,7 +63,7 @@ class PartWriter:
             if self._thread is not None:
                 self._thread.shutdown()
 
-    def add(self, rows: Iterable[LogpRow]) -> None:
+    def add(self, rows: Iterable[object]) -> None:
         """Take rows; they are on the disk soon.
 
         Raises:
@@ -93,3 +97,24 @@ class PartWriter:
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as an error does, rows at hand written; in a main thread only."""
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the rows are being written
+        raise Preempted(
+            "stopped by a signal; what was computed so far is kept",
+            "the same command computes what is missing",
+        )
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

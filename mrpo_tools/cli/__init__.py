@@ -28,6 +28,7 @@ COMMANDS = {
     "recipe": "mrpo_tools.cli.recipe",
     "data": "mrpo_tools.cli.data",
     "precompute": "mrpo_tools.cli.precompute",
+    "score": "mrpo_tools.cli.score",
     "train": "mrpo_tools.cli.train",
     "rank": "mrpo_tools.cli.rank",
     "evaluate": "mrpo_tools.cli.evaluate",
@@ -42,7 +43,7 @@ COMMANDS = {
 """Command: the module that holds it under its own name."""
 SECTIONS = {
     "Begin": ("demo", "init", "doctor"),
-    "Look at the data": ("data",),
+    "Data and their scores": ("data", "score"),
     "Phase 1: numbers of the references": ("precompute", "cache", "sql", "rank"),
     "Phase 2: a policy": ("train", "sweep", "evaluate", "generate", "merge"),
     "Results": ("compare", "report"),

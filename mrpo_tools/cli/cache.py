@@ -23,7 +23,7 @@ from mrpo_tools.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from mrpo_tools.cache import Cache, ReferenceStore
+    from mrpo_tools.cache import Cache, PartStore, ReferenceStore
     from mrpo_tools.cache.coverage import Coverage, Holding
     from mrpo_tools.config import Reference
     from mrpo_tools.precomputing.rescore import Rescored
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=Group)
 def cache() -> None:
-    """Look after the cache of log-probs."""
+    """Look after the cache of log-probs and scores."""
 
 
 cache.add_command(export)
@@ -43,7 +43,7 @@ cache.add_command(import_)
 @cache_option
 @json_option
 def status(*, cache: str | None, as_json: bool) -> None:
-    """What is stored: each reference x data set x split, and by whom.
+    """What is stored: each reference x data set x split, and by whom; the same of scorers.
 
     \b
     Example:
@@ -52,15 +52,25 @@ def status(*, cache: str | None, as_json: bool) -> None:
     from mrpo_tools.cache.coverage import coverage, holdings
 
     opened = open_cache(cache)
-    held, cells = holdings(opened), coverage(opened)
+    printed = False
+    listed: list[Row] = []
+    for stores in (opened.references(), opened.scorers()):
+        held, cells = holdings(stores), coverage(opened, stores)
+        if as_json:
+            listed += [
+                {**_named(asdict(holding)), "coverage": _of(holding, cells)} for holding in held
+            ]
+        elif held:
+            if printed:
+                print()
+            printed = True
+            if cells:
+                print_records([_named(asdict(cell)) for cell in cells])
+                print()
+            print_records([_named(_holding(holding)) for holding in held])
     if as_json:
-        print_json([asdict(holding) | {"coverage": _of(holding, cells)} for holding in held])
-    elif held:
-        if cells:
-            print_records([asdict(cell) for cell in cells])
-            print()
-        print_records([_holding(holding) for holding in held])
-    else:
+        print_json(listed)
+    elif not printed:
         print("no reference is cached yet; mrpo precompute --ref NAME")
 
 
@@ -89,19 +99,22 @@ def verify(*, cache: str | None, rescore: int | None, refs: tuple[str, ...], as_
     opened = open_cache(cache)
     upkeep.refuse_damage(opened)
     stores = opened.references()
+    scored = opened.scorers()
     counts = [_counts(store) for store in stores]
+    marks = [_counts(store) for store in scored]
     named = [opened.find(name) for word in refs for name in word.split(",")] or stores
     again = [(store, _rescore(opened, store, rescore)) for store in named if rescore]
     rows = [_rescored(store, result) for store, result in again]
     if as_json:
-        print_json({"rows": counts, "rescored": rows})
+        print_json({"rows": counts, "rescored": rows, **({"scores": marks} if marks else {})})
     else:
         print(f"{opened.path}: every file has the hash in its name")
         print_records(counts)
+        print_records(marks)
         print_records(rows)
     for path in upkeep.foreign(opened):
         print(f"note: {path} is no file of mrpo's; nothing reads it", file=sys.stderr)
-    problems = [line for store in stores for line in _disagreements(store)]
+    problems = [line for store in [*stores, *scored] for line in _disagreements(store)]
     problems += [line for store, result in again for line in _changed(store, result)]
     if problems:
         raise CacheStale("\n".join(problems), _AFTER_DISAGREEMENT)
@@ -147,7 +160,7 @@ def compact(cache: str | None) -> None:
     from mrpo_tools.cache import upkeep
 
     opened = open_cache(cache)
-    lost = [line for store in opened.references() for line in _disagreements(store)]
+    lost = [line for store in opened.stores() for line in _disagreements(store)]
     merged = upkeep.compact(opened)
     print_table(
         ("reference", "files before", "files after", "rows dropped"),
@@ -190,7 +203,7 @@ def diff(*, first: str, second: str, cache: str | None, as_json: bool) -> None:
     from mrpo_tools.references.identity import excerpts
 
     opened = open_cache(cache)
-    left, right = opened.find(first), opened.find(second)
+    left, right = _store(opened, first), _store(opened, second)
     differing = left.identity.differences(right.identity)
     if as_json:
         print_json([{"field": name, str(left): a, str(right): b} for name, a, b in differing])
@@ -201,10 +214,27 @@ def diff(*, first: str, second: str, cache: str | None, as_json: bool) -> None:
         print(f"{left} and {right} have the same identity")
 
 
+def _named(values: Row) -> Row:
+    """The row of a store under the word for what it is: of a scorer with what failed."""
+    rest = {key: value for key, value in values.items() if key not in ("whose", "reference")}
+    if values["whose"] == "reference":
+        rest.pop("failed", None)
+    return {str(values["whose"]): values["reference"], **rest}
+
+
+def _store(opened: Cache, name: str) -> PartStore:
+    """The store of a reference, or else of a scorer."""
+    if not opened.named(name) and any(
+        store.name == name.partition("@")[0] for store in opened.scorers()
+    ):
+        return opened.find_scores(name)
+    return opened.find(name)
+
+
 def _of(holding: Holding, cells: list[Coverage]) -> list[Row]:
     """The coverage of one identity, without its names."""
-    names = {"reference": holding.reference, "identity": holding.identity}
-    rows = map(asdict, cells)
+    names = {holding.whose: holding.reference, "identity": holding.identity}
+    rows = [_named(asdict(cell)) for cell in cells]
     return [
         {key: value for key, value in row.items() if key not in names}
         for row in rows
@@ -215,6 +245,7 @@ def _of(holding: Holding, cells: list[Coverage]) -> list[Row]:
 def _holding(holding: Holding) -> Row:
     versions = (f"{library} {'/'.join(used)}" for library, used in holding.versions.items())
     return {
+        "whose": holding.whose,
         "reference": holding.reference,
         "identity": holding.identity,
         "parts": holding.parts,
@@ -232,16 +263,16 @@ def _when(seconds: float | None) -> str | None:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else None
 
 
-def _counts(store: ReferenceStore) -> Row:
+def _counts(store: PartStore) -> Row:
     return {
-        "reference": store.name,
+        store.whose: store.name,
         "identity": store.short,
         "parts": len(store.part_paths()),
         **store.count_by_status(),
     }
 
 
-def _disagreements(store: ReferenceStore) -> list[str]:
+def _disagreements(store: PartStore) -> list[str]:
     """Rows with two numbers and more than noise between them, a few of them by name."""
     from mrpo_tools.cache.upkeep import disagreements
 

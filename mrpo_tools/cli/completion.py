@@ -43,14 +43,27 @@ def references(ctx: click.Context, _param: click.Parameter, incomplete: str) -> 
     return _beginning(incomplete, [f"{before}{comma}{name}" for name in names])
 
 
+def scorers(ctx: click.Context, _param: click.Parameter, incomplete: str) -> Completions:
+    """Scorers of the project and of the cache."""
+    project = _project()
+    if project is None:
+        return []
+    known = [*project.scorers, *_cached(ctx.params.get("cache"), project, "scores")]
+    return _beginning(incomplete, list(dict.fromkeys(known)))
+
+
 def _references(cache: str | None) -> list[str]:
     """Names, those of the project first, each once."""
     project = _project()
     if project is None:
         return []
-    folder = Path(cache or project.cache) / "references"
-    cached = sorted(path.name[: -IDENTITY_DIGITS - 1] for path in _inside(folder))
-    return list(dict.fromkeys([*project.references, *cached]))
+    return list(dict.fromkeys([*project.references, *_cached(cache, project, "references")]))
+
+
+def _cached(cache: str | None, project: Project, kind: str) -> list[str]:
+    """Names in a folder of the cache."""
+    folder = Path(cache or project.cache) / kind
+    return sorted(path.name[: -IDENTITY_DIGITS - 1] for path in _inside(folder))
 
 
 def _project() -> Project | None:

@@ -10,9 +10,9 @@ import click
 from mrpo_tools.cli.options import decorate, print_table, with_interval
 
 if TYPE_CHECKING:
-    from mrpo_tools.evaluation.rules import Rule
     from mrpo_tools.runs.outcomes import Outcome, OutcomesRecord
     from mrpo_tools.sampling.answers import Sampling
+    from mrpo_tools.scoring.rules import Rule
 
 rule_options = decorate(
     click.option("--rule", "rules", multiple=True, metavar="MODULE:FUNCTION",
@@ -31,7 +31,7 @@ def rules_of(options: Mapping[str, Any]) -> list[Rule]:
     """The rules of `rule_options`, loaded."""
     if not options["rules"]:
         return []
-    from mrpo_tools.evaluation.rules import load_rule
+    from mrpo_tools.scoring.rules import load_rule
 
     return [load_rule(name, options["full_marks"]) for name in options["rules"]]
 

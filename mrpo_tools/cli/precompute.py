@@ -71,7 +71,7 @@ def precompute(refs: tuple[str, ...], split: str | None, shard: str | None, **op
     references = references_named(wanted, project, options)
     if not references:
         raise UsageError("--ref names no reference", "mrpo precompute --ref NAME=PATH_OR_HUB_ID")
-    part = _shard(shard)
+    part = shard_of(shard)
     dataset = dataset_of(project, options)
     source = read_groups(dataset)
     cache = Cache(options["cache"] or project.cache)
@@ -95,8 +95,12 @@ def precompute(refs: tuple[str, ...], split: str | None, shard: str | None, **op
     _print(summaries, as_json=options["as_json"])
 
 
-def _shard(text: str | None) -> tuple[int, int]:
-    """`3/16` -> (2, 16); without one, this process's share of those that work together."""
+def shard_of(text: str | None) -> tuple[int, int]:
+    """`3/16` -> (2, 16); without one, this process's share of those that work together.
+
+    Raises:
+        UsageError: it is no such share.
+    """
     from mrpo_tools.errors import UsageError
     from mrpo_tools.progress import rank_and_count
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from mrpo_tools.evaluation.estimates import estimates
-from mrpo_tools.evaluation.rules import Rule
 from mrpo_tools.groups import Group
 from mrpo_tools.runs.answers import TRAINED, UNTRAINED, Judged, Prompted
 from mrpo_tools.runs.outcomes import Outcome, OutcomesRecord
 from mrpo_tools.runs.record import Estimate
 from mrpo_tools.sampling import Answer, Sampling
+from mrpo_tools.scoring.rules import Rule
 
 
 @dataclass(frozen=True)

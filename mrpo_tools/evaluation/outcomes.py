@@ -16,7 +16,6 @@ from pathlib import Path
 from mrpo_tools.cache import Cache, ReferenceStore
 from mrpo_tools.config import Dataset, Reference
 from mrpo_tools.evaluation.judging import Given, judged
-from mrpo_tools.evaluation.rules import Rule
 from mrpo_tools.groups import Group, content_id, in_split, one_a_prompt
 from mrpo_tools.references.resolved import ResolvedReference, resolve
 from mrpo_tools.runs.answers import answers_file, write_answers
@@ -24,6 +23,7 @@ from mrpo_tools.runs.outcomes import OUTCOMES, OutcomesRecord, outcomes_file, re
 from mrpo_tools.runs.run import Run
 from mrpo_tools.sampling import GREEDY, Sampler, Sampling, prompts_of
 from mrpo_tools.sampling.kept import KeptAnswers
+from mrpo_tools.scoring.rules import Rule
 
 ANSWERS = "answers"
 """Where answers are kept: of a trained policy in its run, of others in the cache."""

@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mrpo_tools.cache import Cache
+from mrpo_tools.cache.missing import Shard, missing_from
 from mrpo_tools.cache.parts import PART_ROWS
-from mrpo_tools.groups import Group, Response
-from mrpo_tools.messages import Message
+from mrpo_tools.groups import Group
 from mrpo_tools.precomputing.summary import Summary
 from mrpo_tools.references.resolved import ResolvedReference
 
@@ -25,7 +25,7 @@ def ensure(
     cache: Cache,
     resolved: ResolvedReference,
     groups: Iterable[Group],
-    shard: tuple[int, int] = (0, 1),
+    shard: Shard = (0, 1),
     *,
     load: LoadReference | None = None,
     part_rows: int = PART_ROWS,
@@ -67,42 +67,7 @@ def missing_responses(
     cache: Cache,
     resolved: ResolvedReference,
     groups: Iterable[Group],
-    shard: tuple[int, int] = (0, 1),
+    shard: Shard = (0, 1),
 ) -> tuple[list[Group], int]:
     """Each prompt with its responses that have no number yet, and how many responses have one."""
-    prompts = _by_prompt(groups, shard)
-    wanted = {key for prompt in prompts for key in prompt.response_ids}
-    absent = wanted - cache.store(resolved.name, resolved.identity).response_ids()
-    parts = (_only(prompt, absent) for prompt in prompts)
-    return [part for part in parts if part is not None], len(wanted) - len(absent)
-
-
-def in_shard(group: Group, shard: tuple[int, int]) -> bool:
-    """Whether a group belongs to shard (i, n); all groups of a prompt belong to the same."""
-    index, count = shard
-    return int(group.prompt_id, 16) % count == index
-
-
-def _by_prompt(groups: Iterable[Group], shard: tuple[int, int]) -> list[Group]:
-    """One group for each prompt of this shard, with every response of that prompt."""
-    merged: dict[str, dict[Message, Response]] = {}
-    first: dict[str, Group] = {}
-    for group in groups:
-        if in_shard(group, shard):
-            first.setdefault(group.prompt_id, group)
-            said = merged.setdefault(group.prompt_id, {})
-            for response in group.responses:
-                said.setdefault(response.message, response)
-    return [replace(first[key], responses=tuple(merged[key].values())) for key in merged]
-
-
-def _only(group: Group, response_ids: set[str]) -> Group | None:
-    """The group with these responses only; None when none is left."""
-    responses = tuple(
-        response
-        for response, key in zip(group.responses, group.response_ids, strict=True)
-        if key in response_ids
-    )
-    if len(responses) == len(group.responses):
-        return group
-    return replace(group, responses=responses) if responses else None
+    return missing_from(cache.store(resolved.name, resolved.identity), groups, shard)

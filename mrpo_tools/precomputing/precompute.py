@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mrpo_tools.cache import Cache, ReferenceStore
 from mrpo_tools.cache.parts import PART_ROWS
+from mrpo_tools.cache.writer import ended_by_sigterm
 from mrpo_tools.config import Reference
-from mrpo_tools.errors import Preempted
 from mrpo_tools.groups import Group, in_split
 from mrpo_tools.precomputing.ensure import ensure
 from mrpo_tools.precomputing.summary import Summary
@@ -57,7 +54,7 @@ def precompute(
         cache.save_groups(dataset, groups)
     summaries = []
     for resolved in every:
-        with _ended_by_sigterm():
+        with ended_by_sigterm():
             summary = ensure(cache, resolved, in_question, shard, load=load, part_rows=part_rows)
         summaries.append(summary)
         _tell_namesakes(cache, summary.store)
@@ -70,27 +67,6 @@ def precompute(
     if shard[0] != 0:
         cache.save_groups(dataset, groups)
     return summaries
-
-
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the block as an error does, rows at hand written; in a main thread only."""
-
-    def end(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the rows are being written
-        raise Preempted(
-            "stopped by a signal; what was computed so far is kept",
-            "the same command computes what is missing",
-        )
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _tell_namesakes(cache: Cache, store: ReferenceStore) -> None:

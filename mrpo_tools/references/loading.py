@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+HEAD = "score"
+"""What transformers calls the head of a decoder that classifies sequences; nf4 leaves it alone."""
+
+
 def load_tokenizer(files: ModelFiles, reference: Reference) -> PreTrainedTokenizerBase:
     """A model's own tokenizer."""
     from transformers import AutoTokenizer
@@ -66,18 +70,13 @@ def load_model(
         ResourceError: it does not fit into memory.
         UsageError: the files cannot be loaded.
     """
+    from transformers import AutoModelForCausalLM
+
     device = device or pick_device()
-    options: dict[str, Any] = {
-        "dtype": getattr(torch, dtype),
-        "device_map": {"": device},
-        "use_safetensors": True,
-    }
-    if reference.attention in ("sdpa", "eager"):
-        options["attn_implementation"] = reference.attention
-    if reference.quantization == "nf4" and quantized:
-        options["quantization_config"] = nf4(dtype)
+    options = _options(reference, dtype, device, quantized=quantized)
+    trusted, auto = reference.trust_remote_code, AutoModelForCausalLM
     with _named(f"model {reference.model}"):
-        model: Any = _load_whole(files.model, options, trusted=reference.trust_remote_code)
+        model: Any = _load_whole(files.model, options, trusted=trusted, auto=auto)
         if files.adapter is not None:
             from peft import LoraConfig, PeftModel
 
@@ -89,33 +88,102 @@ def load_model(
     return cast("PreTrainedModel", model)
 
 
-def load_config(path: Path, *, trusted: bool = False) -> Any:
+def load_reward_model(
+    files: ModelFiles, reference: Reference, dtype: str, device: torch.device
+) -> Any:
+    """A sequence classifier of one label, whose head computes in float32.
+
+    Args:
+        files: where it lies.
+        reference: quantisation, attention kernel, remote code.
+        dtype: the arithmetic of all but the head.
+        device: where to.
+
+    Raises:
+        ResourceError: it does not fit into memory.
+        UsageError: the files cannot be loaded, or have not one label, or no trained head.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    if files.adapter is not None:
+        raise UsageError(
+            f"reward model {reference.model} has an adapter, which is not read",
+            "merge it into its model first",
+        )
+    options = _options(reference, dtype, device)
+    if "quantization_config" in options:
+        options["quantization_config"].llm_int8_skip_modules = [HEAD]
+    trusted, auto = reference.trust_remote_code, AutoModelForSequenceClassification
+    with _named(f"reward model {reference.model}"):
+        _check_label(reference, load_config(files.model, trusted=trusted, auto=auto))
+        model = _load_whole(files.model, options, trusted=trusted, auto=auto)
+        _widen_head(model)
+        model.eval()
+        _try(model, device)
+    return model
+
+
+def _check_label(reference: Reference, config: Any) -> None:
+    if config.num_labels != 1:
+        raise UsageError(
+            f"{reference.model} has {config.num_labels} labels, and a reward model has one: which "
+            "of several is the score cannot be known, and a plain language model has none",
+            "give a sequence classifier whose config.json has one label",
+        )
+
+
+def _widen_head(model: Any) -> None:
+    """Compute the score of a linear head in float32: 16 bits round a score of 20 to eighths."""
+    head = getattr(model, HEAD, None)
+    if isinstance(head, torch.nn.Linear):
+        head.float()
+        head.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(), *inputs[1:]))
+
+
+def _options(
+    reference: Reference, dtype: str, device: torch.device, *, quantized: bool = True
+) -> dict[str, Any]:
+    """What `from_pretrained` is told."""
+    options: dict[str, Any] = {
+        "dtype": getattr(torch, dtype),
+        "device_map": {"": device},
+        "use_safetensors": True,
+    }
+    if reference.attention in ("sdpa", "eager"):
+        options["attn_implementation"] = reference.attention
+    if reference.quantization == "nf4" and quantized:
+        options["quantization_config"] = nf4(dtype)
+    return options
+
+
+def load_config(path: Path, *, trusted: bool = False, auto: Any = None) -> Any:
     """A model's configuration as the library has it, once its weights are those of such a model.
+
+    Args:
+        path: of its directory.
+        trusted: its code may run.
+        auto: the class of transformers that makes such a model; None takes that of causal LMs.
 
     Raises:
         UsageError: they are not, or a file asks for what is refused.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     held = check_counts(path)
     with staged(path, trusted=trusted) as stage:
         config = AutoConfig.from_pretrained(stage, trust_remote_code=trusted, local_files_only=True)
     if not trusted:
-        check_promised(path, config, held)
+        check_promised(path, config, held, auto or AutoModelForCausalLM)
     return config
 
 
-def _load_whole(path: Path, options: dict[str, Any], *, trusted: bool) -> Any:
+def _load_whole(path: Path, options: dict[str, Any], *, trusted: bool, auto: Any) -> Any:
     """A model of all the weights that its configuration promises, and of no others."""
-    from transformers import AutoModelForCausalLM
-
     options = {**options, "trust_remote_code": trusted, "local_files_only": True}
     if not trusted:
-        options["config"] = load_config(path)
+        options["config"] = load_config(path, auto=auto)
     with staged(path, trusted=trusted, weights=True) as stage:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            stage, output_loading_info=True, **options
-        )
+        loaded: Any = auto.from_pretrained(stage, output_loading_info=True, **options)
     model, info = loaded
     refuse_missing(path, missing_keys(info))
     model.name_or_path = model.config._name_or_path = str(path)

@@ -39,16 +39,20 @@ def check_counts(model: Path) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
 
 
-def check_promised(model: Path, config: Any, held: int) -> None:
+def check_promised(model: Path, config: Any, held: int, auto: Any) -> None:
     """Refuse a configuration of a far larger model than its weights are; builds it without any.
+
+    Args:
+        model: its directory.
+        config: of it.
+        held: parameters of its weights.
+        auto: the class of transformers that makes such a model.
 
     Raises:
         UsageError: it is one.
     """
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config)
+        empty = auto.from_config(config)
     promised = sum(parameter.numel() for parameter in empty.parameters())
     if promised > SLACK * held:
         raise UsageError(

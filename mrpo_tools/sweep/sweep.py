@@ -23,7 +23,6 @@ from mrpo_tools.config import Dataset, Recipe, Reference, drawn_as, pinned
 from mrpo_tools.errors import MrpoError, Preempted, UsageError
 from mrpo_tools.evaluation.evaluate import evaluate
 from mrpo_tools.evaluation.outcomes import is_measured, measure_outcomes
-from mrpo_tools.evaluation.rules import Rule, load_rule
 from mrpo_tools.groups import Group, hash_groups, in_split
 from mrpo_tools.progress import name_lines, say
 from mrpo_tools.references.devices import visible_gpus
@@ -32,6 +31,7 @@ from mrpo_tools.runs.formats import FORMATS, render
 from mrpo_tools.runs.read import read_evaluation, read_results
 from mrpo_tools.runs.run import Run, is_finished, is_run, load_run, read_run
 from mrpo_tools.sampling import Sampling
+from mrpo_tools.scoring.rules import Rule, load_rule
 from mrpo_tools.sources import Draws, Source, load_dataset
 from mrpo_tools.sweep.grid import Planned
 from mrpo_tools.sweep.worker import start_worker, turns

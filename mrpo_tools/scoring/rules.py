@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import math
 import numbers
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from mrpo_tools.cache import ScoreRow, WriterRecord
+from mrpo_tools.cache.parts import FAILED
 from mrpo_tools.errors import UsageError, did_you_mean, shorten
+from mrpo_tools.groups import Group
 from mrpo_tools.messages import Message
+from mrpo_tools.references.identity import Identity
+from mrpo_tools.scoring.protocol import SCORING_VERSION, KindOfScorer, Scoring
 
 SHOWN = 60
 """Characters of a prompt and an answer in an error."""
@@ -29,12 +36,44 @@ class Rule:
         function: of a prompt's messages (dicts of role and content) and an answer's text.
         identity: hash of its source file and its name.
         full_marks: the largest marks; None where there are none.
+        called: as the cache calls it; empty for a name made of the rule's own.
     """
 
     name: str
     function: Callable[[list[dict[str, str]], str], float]
     identity: str
     full_marks: float | None = None
+    called: str = ""
+    kind: ClassVar[KindOfScorer] = "rule"
+
+    @property
+    def store_name(self) -> str:
+        """`rules.score` of `rules:score`."""
+        return self.called or ".".join(self.name.replace(":", ".").split(".")[-2:])
+
+    @property
+    def stored_identity(self) -> Identity:
+        """Its name and the hash of its source."""
+        fields = {"scorer": "rule", "scoring_version": SCORING_VERSION}
+        return Identity({**fields, "rule": self.name, "source": self.identity})
+
+    @property
+    def words(self) -> Mapping[str, Any]:
+        """As a project's `scorers:` has them."""
+        return {"rule": self.name, "full_marks": self.full_marks}
+
+    def begin(self, groups: Sequence[Group]) -> Scoring:
+        """Give marks to every response; one that gets none is `failed`, with the reason."""
+        rows = ([self._row(group, place)] for group in groups for place in _places(group))
+        return Scoring(rows, WriterRecord(scorer=self.words, started=time.time()))
+
+    def _row(self, group: Group, place: int) -> ScoreRow:
+        key, answer = group.response_ids[place], group.responses[place]
+        try:
+            marks = self.marks(group.prompt, answer.content)
+        except UsageError as error:
+            return ScoreRow(key, group.prompt_id, None, FAILED, reason=error.what)
+        return ScoreRow(key, group.prompt_id, marks)
 
     def marks(self, prompt: Sequence[Message], answer: str) -> float:
         """The marks of an answer.
@@ -56,12 +95,13 @@ class Rule:
         return None if self.full_marks is None else marks >= self.full_marks
 
 
-def load_rule(name: str, full_marks: float | None = None) -> Rule:
+def load_rule(name: str, full_marks: float | None = None, called: str = "") -> Rule:
     """A rule by its name; its module lies in the working directory or is installed.
 
     Args:
         name: `MODULE:FUNCTION`.
         full_marks: None takes the function's own attribute `full_marks`, if it has one.
+        called: as the cache calls it.
 
     Raises:
         UsageError: there is no such function, or its module fails as it is imported.
@@ -81,31 +121,59 @@ def load_rule(name: str, full_marks: float | None = None) -> Rule:
     if own is not None and not isinstance(own, numbers.Real):
         raise UsageError(f"rule {name}: its full_marks are {own!r:.60}, no number")
     most = own if full_marks is None else full_marks
-    return Rule(name, function, _identity(module, name), None if most is None else float(most))
+    largest = None if most is None else float(most)
+    return Rule(name, function, _identity(_source_file(module), name), largest, called)
 
 
-def _imported(name: str) -> Any:
+def _source_file(module: Any) -> str | None:
+    try:
+        return inspect.getsourcefile(module)
+    except TypeError:
+        return None
+
+
+def _places(group: Group) -> range:
+    return range(len(group.responses))
+
+
+def source_hash(name: str) -> str | None:
+    """The identity of a rule as its source is now, without importing its module; None where there
+    is no such module."""
+    _look_here()
+    try:
+        spec = importlib.util.find_spec(name.partition(":")[0])
+    except (ImportError, ValueError):
+        return None
+    return None if spec is None else _identity(spec.origin, name)
+
+
+def _look_here() -> None:
+    """Let modules of the working directory be found."""
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     importlib.invalidate_caches()
+
+
+def _imported(name: str) -> Any:
+    _look_here()
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
             raise UsageError(
-                f"no module {name} in {here}, and none is installed", "--rule MODULE:FUNCTION"
+                f"no module {name} in {Path.cwd()}, and none is installed", "--rule MODULE:FUNCTION"
             ) from None
         raise UsageError(f"the rule's module {name} cannot be imported: {error}") from None
     except Exception as error:
         raise UsageError(f"the rule's module {name} cannot be imported: {_line(error)}") from None
 
 
-def _identity(module: Any, name: str) -> str:
+def _identity(file: str | None, name: str) -> str:
     """SHA-256 of the bytes of the module's source, where it has one, and the rule's name."""
     try:
-        source = Path(inspect.getsourcefile(module) or "").read_bytes()
-    except (OSError, TypeError):
+        source = Path(file or "").read_bytes()
+    except OSError:
         source = b""
     return hashlib.sha256(name.encode() + b"\0" + source).hexdigest()
 

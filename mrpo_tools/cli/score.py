@@ -1,0 +1,170 @@
+"""`mrpo score`: scores of responses, by rules and reward models, into the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mrpo_tools.cli.completion import files
+from mrpo_tools.cli.help import Command
+from mrpo_tools.cli.options import (
+    Row,
+    cache_option,
+    dataset_of,
+    dataset_options,
+    json_option,
+    print_json,
+    print_records,
+    read_groups,
+    reference_options,
+    rounded_up,
+)
+from mrpo_tools.cli.precompute import shard_of
+from mrpo_tools.cli.scorers import reward_model_option, scorers_named
+
+if TYPE_CHECKING:
+    from mrpo_tools.cache import Cache
+    from mrpo_tools.cache.missing import Shard
+    from mrpo_tools.config import Project
+    from mrpo_tools.groups import Group
+    from mrpo_tools.scoring import Scorer
+    from mrpo_tools.scoring.ensure import ScoreSummary
+
+
+@click.command(cls=Command)
+@click.argument("source", metavar="[DATA]", required=False, shell_complete=files)
+@reward_model_option
+@click.option("--rule", "rules", multiple=True, metavar="MODULE:FUNCTION",
+              help="FUNCTION(messages, answer) gives the score. Repeats.")  # fmt: skip
+@click.option("--name", help="What --score is to call the rule.  [default: MODULE.FUNCTION]")
+@click.option("--full-marks", type=float, help="Of the rule.  [default: its `full_marks`]")
+@dataset_options
+@click.option("--split", help="Score this split only.")
+@cache_option
+@click.option("--shard", metavar="I/N",
+              help="The I-th of N parts of the prompts, I from 1.  "
+              "[default: under torchrun or srun, this process's part]")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Count what is missing; score nothing.")
+@reference_options
+@json_option
+def score(
+    source: str | None, name: str | None, split: str | None, shard: str | None, **options: Any
+) -> None:
+    """Score every response by rules and reward models, and keep the scores in the cache.
+
+    What has a score of this very scorer (its weights, template, settings; a rule's source) is not
+    scored again, so this command also resumes an interrupted one. Several scorers stand side by
+    side; `--score NAME` of train, evaluate, rank, data show and sql says which counts. Without
+    --rule and --reward-model, all `scorers:` of mrpo.yaml.
+
+    \b
+    Example:
+        mrpo score pairs.jsonl --rule rules:score
+        mrpo score --reward-model skywork=Skywork/Skywork-Reward-Llama-3.1-8B-v0.2 --dry-run
+    """
+    from mrpo_tools.cache import Cache
+    from mrpo_tools.config import load_project
+
+    project = load_project()
+    cache = Cache(options["cache"] or project.cache)
+    chosen = _chosen(options, project, cache, name)
+    part = shard_of(shard)
+    named = {**options, "dataset": source or options["dataset"]}
+    data = read_groups(dataset_of(project, named))
+    from mrpo_tools.groups import in_split
+
+    groups = in_split(data.groups, split)
+    if options["dry_run"]:
+        _print_missing(
+            [_missing(scorer, groups, cache, part) for scorer in chosen],
+            as_json=options["as_json"],
+        )
+        return
+    from mrpo_tools.progress import say
+    from mrpo_tools.scoring import ensure_scores
+
+    if part[0] == 0:
+        cache.save_groups(data.name, data.groups)
+    summaries = []
+    for scorer in chosen:
+        summaries.append(ensure_scores(scorer, groups, cache, part))
+        for warning in summaries[-1].warnings:  # at once: the next scorer may fail
+            say(f"warning: {warning}")
+    if part[0] != 0:
+        cache.save_groups(data.name, data.groups)
+    _print(summaries, as_json=options["as_json"])
+
+
+def _chosen(
+    options: dict[str, Any], project: Project, cache: Cache, name: str | None
+) -> list[Scorer]:
+    from mrpo_tools.errors import UsageError
+    from mrpo_tools.scoring.named import scorer_of
+
+    chosen = scorers_named(options, project, cache, name)
+    if not chosen:
+        chosen = [scorer_of(known, words) for known, words in project.scorers.items()]
+    if not chosen:
+        raise UsageError(
+            "no scorer is named", "mrpo score --rule MODULE:FUNCTION, or --reward-model NAME=MODEL"
+        )
+    return chosen
+
+
+def _missing(scorer: Scorer, groups: Sequence[Group], cache: Cache, shard: Shard) -> Row:
+    """What a scorer would score now; a reward model's tokenizer is loaded, no weights."""
+    from mrpo_tools.cache.missing import missing_from
+    from mrpo_tools.scoring.reward import RewardModel
+
+    store = cache.score_store(scorer.store_name, scorer.stored_identity)
+    incomplete, reused = missing_from(store, groups, shard)
+    row: dict[str, object] = {
+        "scorer": scorer.store_name,
+        "identity": store.short,
+        "reused": reused,
+        "missing": sum(len(group.responses) for group in incomplete),
+        "tokens": None,
+        "overlong": None,
+    }
+    if isinstance(scorer, RewardModel):
+        lines = list(scorer.lines(incomplete))
+        row["tokens"] = sum(len(line.ids) for line in lines if not line.overlong)
+        row["overlong"] = sum(line.overlong for line in lines)
+    return row
+
+
+def _print_missing(rows: Sequence[Row], *, as_json: bool) -> None:
+    if as_json:
+        print_json(rows)
+        return
+    print_records(rows)
+    print("tokens are of prompts and responses, a prompt counted for each response")
+
+
+def _print(summaries: Sequence[ScoreSummary], *, as_json: bool) -> None:
+    from mrpo_tools.progress import is_first_process
+
+    rows = [
+        {
+            "scorer": summary.store.name,
+            "identity": summary.store.short,
+            "reused": summary.reused,
+            "scored": summary.computed["ok"],
+            "overlong": summary.computed["overlong"],
+            "nonfinite": summary.computed["nonfinite"],
+            "failed": summary.computed["failed"],
+            "tokens": summary.tokens,
+            "seconds": round(summary.seconds, 2),
+        }
+        for summary in summaries
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    print_records([{**row, "seconds": rounded_up(summary.seconds)}
+                   for row, summary in zip(rows, summaries, strict=True)])  # fmt: skip
+    if is_first_process():
+        names = [summary.store.name for summary in summaries]
+        print(f"next: mrpo data show --score {names[0]}, or mrpo train --score {names[0]} …")

@@ -1,0 +1,103 @@
+"""From a name, or a project's words, to a scorer; and whether stored scores are still its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mrpo_tools.cache import Cache, ScoreStore
+from mrpo_tools.config import Reference, ScorerWords, ScoringRule, check_name
+from mrpo_tools.errors import CacheMissing, CacheStale, UsageError, did_you_mean
+from mrpo_tools.references.locate import is_here
+from mrpo_tools.scoring.protocol import Scorer
+from mrpo_tools.scoring.reward import reward_model
+from mrpo_tools.scoring.rules import load_rule, source_hash
+from mrpo_tools.sources import ADAPTERS
+
+SCORES_OF_DATA = frozenset(kind for adapter in ADAPTERS.values() for kind in adapter.scores)
+"""Kinds of scores that data has of its own; no scorer is called so, as `--score` names both."""
+
+
+def scorer_of(name: str, words: ScorerWords) -> Scorer:
+    """The scorer of a project's words; a rule's module is imported, no weights are loaded.
+
+    Raises:
+        UsageError: the name is none, or there is no such rule or model.
+    """
+    if check_name(name) in SCORES_OF_DATA:
+        raise UsageError(
+            f"scorer {name!r}: data may have scores of this name, and --score names either",
+            "give it another name",
+        )
+    if isinstance(words, ScoringRule):
+        return load_rule(words.rule, words.full_marks, name)
+    return reward_model(name, words)
+
+
+def scorer_named(name: str, scorers: Mapping[str, ScorerWords], cache: Cache) -> Scorer:
+    """A scorer by its name: the project's, or a reward model that the cache knows.
+
+    A rule that only the cache names is not loaded: a cache may come from elsewhere, and a rule is
+    code.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    if name in scorers:
+        return scorer_of(name, scorers[name])
+    near = did_you_mean(name, scorers)
+    ways = f"--reward-model {name}=MODEL, or `scorers:` in mrpo.yaml"
+    try:
+        store = cache.find_scores(name)
+    except CacheMissing:
+        raise UsageError(
+            f"no scorer is named {name!r}", f"{near} Or {ways}" if near else ways
+        ) from None
+    words = store.recorded_scorer()
+    if "rule" in words or words.get("trust_remote_code"):
+        raise UsageError(
+            f"scorer {name!r} is code, which is run only where the command line or mrpo.yaml "
+            "names it",
+            f"`scorers: {{{name}: …}}` in mrpo.yaml",
+        )
+    return reward_model(store.name, Reference.model_validate(words))
+
+
+def current_scores(cache: Cache, name: str, scorers: Mapping[str, ScorerWords]) -> ScoreStore:
+    """The stored scores that a name means, checked against the project where it knows the scorer.
+
+    Of several identities of a name, `skywork` means the one that the project's words and files give
+    now; `skywork@ab12` means that one. No rule is run for that.
+
+    Raises:
+        CacheMissing: it has none.
+        CacheStale: the scorer has changed since; or several identities, and nothing tells which.
+    """
+    bare, digits = name.partition("@")[::2]
+    if bare not in scorers or digits:
+        return cache.find_scores(name)
+    stores = [store for store in cache.scorers() if store.name == bare]
+    current = [store for store in stores if _is_current(store, bare, scorers[bare])]
+    if current:
+        return current[0]
+    store = cache.find_scores(name)
+    option = "--rule" if isinstance(scorers[bare], ScoringRule) else "--reward-model"
+    raise CacheStale(
+        f"the cached scores by {store} are of another identity: scorer {bare!r} has changed since",
+        f"score again with: mrpo score {option} {bare}; or name the old ones: --score "
+        f"{bare}@{store.short[:4]}",
+    )
+
+
+def _is_current(store: ScoreStore, name: str, words: ScorerWords) -> bool:
+    """Whether scores are of what these words mean now; yes where its files are not here."""
+    fields = store.identity.fields
+    if isinstance(words, ScoringRule):
+        now = source_hash(words.rule)
+        return fields.get("rule") == words.rule and now in (None, fields.get("source"))
+    if fields.get("scorer") != "reward":
+        return False
+    if not is_here(words):
+        return True
+    dtype = words.dtype or fields["dtype"]
+    scorer = reward_model(name, words.model_copy(update={"dtype": dtype}))
+    return scorer.stored_identity.hash == store.identity.hash
