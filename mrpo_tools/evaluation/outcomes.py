@@ -13,13 +13,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from mrpo_tools.cache import Cache, ReferenceStore
 from mrpo_tools.config import Dataset, Reference
+from mrpo_tools.evaluation.estimates import estimates
 from mrpo_tools.evaluation.judging import Given, judged
 from mrpo_tools.groups import Group, content_id, in_split, one_a_prompt
 from mrpo_tools.references.resolved import ResolvedReference, resolve
 from mrpo_tools.runs.answers import answers_file, write_answers
 from mrpo_tools.runs.outcomes import OUTCOMES, OutcomesRecord, outcomes_file, read_outcomes
+from mrpo_tools.runs.record import Estimate
 from mrpo_tools.runs.run import Run
 from mrpo_tools.sampling import GREEDY, Sampler, Sampling, prompts_of
 from mrpo_tools.sampling.kept import KeptAnswers
@@ -42,6 +46,7 @@ def measure_outcomes(
     sampling: Sampling | None = None,
     split: str = "test",
     dataset: Dataset | None = None,
+    origin: Reference | None = None,
 ) -> OutcomesRecord:
     """Generate a run's answers to the prompts of a split, and the untrained policy's; judge both.
 
@@ -56,6 +61,8 @@ def measure_outcomes(
         sampling: of the sampled answers, beside the greedy ones; None or greedy: no others.
         split: `all` for everything.
         dataset: where the groups came from; None means the run's own data.
+        origin: from which the way is measured, KL and gain; None means the untrained policy. In
+            rounds it is the first one's policy.
 
     Raises:
         UsageError: no group is in the split, or a rule fails.
@@ -63,8 +70,9 @@ def measure_outcomes(
     """
     asked = asked_of(groups, split)
     trained = resolve("policy", run.trained_policy)
-    untrained = resolve("policy-step0", run.record.policy)
-    note, ways = _began_elsewhere(run), ways_of(sampling)
+    untrained = resolve("policy-step0", origin or run.record.policy)
+    note = None if origin else _began_elsewhere(run)
+    ways = ways_of(sampling)
     after = _given(asked, trained, run.path / OUTCOMES / ANSWERS, ways, untrained, note)
     before = _given(asked, untrained, cache.path / ANSWERS, ways, untrained, note)
     record, rows = judged(asked, rules, after, before)
@@ -74,6 +82,39 @@ def measure_outcomes(
     write_answers(answers_file(run.path, stem), rows)
     record.write(outcomes_file(run.path, stem))
     return record
+
+
+def kl_to(
+    run: Run,
+    groups: Sequence[Group],
+    under: Reference,
+    sampling: Sampling,
+    split: str = "test",
+) -> Estimate:
+    """KL(π‖another model) of a run's sampled answers, nats a whole answer, with its interval.
+
+    Args:
+        run: a finished run.
+        groups: all of the data.
+        under: the other model, which reads the same tokens.
+        sampling: plain: temperature 1, all tokens. Answers that are there are not drawn again.
+        split: `all` for everything.
+
+    Raises:
+        As `measure_outcomes`.
+    """
+    prompts = prompts_of(asked_of(groups, split))
+    policy, other = (
+        Sampler(resolve(name, model))
+        for name, model in (("policy", run.trained_policy), ("other", under))
+    )
+    kept = KeptAnswers(run.path / OUTCOMES / ANSWERS, policy, sampling)
+    logps = []
+    for sampler in (policy, other):
+        logps.append(torch.tensor(kept.logps(prompts, sampler), dtype=torch.float64))
+        sampler.release()  # one model at a time
+    means = (logps[0] - logps[1]).mean(1, keepdim=True)
+    return estimates(means, torch.arange(len(means)))[0]
 
 
 def measured_outcomes(

@@ -36,9 +36,7 @@ def asked_in(groups: Sequence[Group], number: int, count: int | None, seed: int)
 def kept_of(earlier: Sequence[Group], share: float, number: int, seed: int) -> list[Group]:
     """The groups of earlier rounds that round `number` trains on too: by lot, the share of them."""
     return [
-        group
-        for group in earlier
-        if lot_of(group.group_id, f"{seed}:keep:{number}") < share * LOTS
+        group for group in earlier if lot_of(group.group_id, f"{seed}:keep:{number}") < share * LOTS
     ]
 
 

@@ -11,7 +11,8 @@ from pydantic import ConfigDict, Field, model_validator
 
 from mrpo_tools.config import PROJECT_FILE, Recipe, Words, find_recipe, parse, read_yaml
 from mrpo_tools.errors import UsageError
-from mrpo_tools.methods.method import objective_of
+from mrpo_tools.maths import objectives
+from mrpo_tools.methods.method import find_loss, objective_of
 from mrpo_tools.sampling import Sampling
 from mrpo_tools.words import RoundStart
 
@@ -38,10 +39,6 @@ class RoundPlan(Words):
     """So many of the last rounds' policies; unset, all."""
     start: RoundStart = "last"
     """Where each training begins."""
-    score: str
-    """Whose scores are trained on: a scorer of the project, or `MODULE:FUNCTION`."""
-    held_out_score: str | None = None
-    """Another scorer, which is reported and trained on by nobody."""
     keep: float = Field(default=0.0, ge=0, le=1)
     """Share of the earlier rounds' groups that are trained on again."""
     prompts: int | None = Field(default=None, ge=1)
@@ -92,6 +89,15 @@ class RoundRecipe:
     train: Mapping[str, Any]
     plan: RoundPlan
 
+    @property
+    def _objective(self) -> objectives.Objective:
+        return objective_of(find_loss(str(self.train.get("loss") or "mrpo")))
+
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether the samples stand beside the data's own labelled pairs."""
+        return self._objective.samples and not self._objective.scores
+
     def references(self, base: str, earlier: Sequence[str]) -> list[str]:
         """The references of a round, reference 1 first.
 
@@ -114,9 +120,10 @@ class RoundRecipe:
             start: path of the policy to begin from; None begins from reference 1.
         """
         words = {**self.train, "refs": self.references(base, earlier), "policy": start}
-        loss = str(words.get("loss") or "mrpo")
-        if objective_of(loss).samples:
+        if self._objective.samples:
             words["behaviour"] = next(iter(earlier), base)
+        if self.needs_pairs:
+            words["score"] = None  # it measures; what trains is the data's labels
         return parse(Recipe, words, f"round {len(earlier) + 1}")
 
 
@@ -128,7 +135,7 @@ def load_round_recipe(path: Path, over: Mapping[str, Any] | None = None) -> Roun
         over: keys over those of the file; `rounds.n` is one of the plan.
 
     Raises:
-        UsageError: it cannot be read, says nothing of rounds, or says what a round sets itself.
+        UsageError: it cannot be read, names no scorer, or says what a round sets itself.
     """
     file = find_recipe(path)
     values = read_yaml(file, "mrpo recipe --rounds > recipe.yaml writes one with every key")
@@ -141,9 +148,10 @@ def load_round_recipe(path: Path, over: Mapping[str, Any] | None = None) -> Roun
             plan[rest] = value
         else:
             values[key] = value
-    if not plan:
+    if not values.get("score"):
         raise UsageError(
-            f"{file} says nothing of rounds", f"`{KEY}: {{score: NAME}}` beside the other keys"
+            f"{file}: a round trains on the scores of its samples, and nothing says whose",
+            "score: NAME of a scorer, `scorers:` in mrpo.yaml",
         )
     own = [key for key in SET_BY_ROUNDS if values.get(key)]
     if own:
