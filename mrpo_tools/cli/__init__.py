@@ -30,6 +30,7 @@ COMMANDS = {
     "precompute": "mrpo_tools.cli.precompute",
     "score": "mrpo_tools.cli.score",
     "train": "mrpo_tools.cli.train",
+    "round": "mrpo_tools.cli.round",
     "rank": "mrpo_tools.cli.rank",
     "evaluate": "mrpo_tools.cli.evaluate",
     "sweep": "mrpo_tools.cli.sweep",
@@ -45,7 +46,7 @@ SECTIONS = {
     "Begin": ("demo", "init", "doctor"),
     "Data and their scores": ("data", "score"),
     "Phase 1: numbers of the references": ("precompute", "cache", "sql", "rank"),
-    "Phase 2: a policy": ("train", "sweep", "evaluate", "generate", "merge"),
+    "Phase 2: a policy": ("train", "round", "sweep", "evaluate", "generate", "merge"),
     "Results": ("compare", "report"),
     "What there is to choose": ("losses", "recipe"),
 }

@@ -13,8 +13,9 @@ import click
 from mrpo_tools import words
 from mrpo_tools.cli.completion import files, references
 from mrpo_tools.cli.data_summary import count_tokens, facts_of, print_summary, unused_of
-from mrpo_tools.cli.help import Group
+from mrpo_tools.cli.help import Group as Commands
 from mrpo_tools.cli.options import (
+    cache_option,
     choice,
     counted,
     dataset_of,
@@ -25,34 +26,39 @@ from mrpo_tools.cli.options import (
     print_json,
     references_named,
     renamed,
+    scored_dataset_options,
     warn_of,
     written_pairing_option,
 )
+from mrpo_tools.cli.scorers import taken_scores, tell_scores
 
 if TYPE_CHECKING:
+    from mrpo_tools.cache import ScoreStore
+    from mrpo_tools.groups import Group
     from mrpo_tools.sources import GroupStream
     from mrpo_tools.words import DataForm, DeterministicPairing
 
 
-data_options = decorate(
-    click.option("--split", metavar="NAME", help="This split only."),
-    dataset_options,
-    click.option("--seed", type=int, help="The same as --split-seed."),
-)
+split_option = click.option("--split", metavar="NAME", help="This split only.")
+seed_option = click.option("--seed", type=int, help="The same as --split-seed.")
+data_options = decorate(split_option, dataset_options, seed_option)
 
 
-@click.group(cls=Group)
+@click.group(cls=Commands)
 def data() -> None:
     """Look at, check and convert preference data."""
 
 
 @data.command()
 @click.argument("source", required=False, shell_complete=files)
-@data_options
+@split_option
+@scored_dataset_options
+@seed_option
 @click.option("--ref", "refs", multiple=True, metavar="NAME[=MODEL]",
               shell_complete=references,
               help="Count the tokens of this reference's tokenizer too. Repeats.")  # fmt: skip
 @click.option("--rows", default=3, show_default=True, help="Groups to show.")
+@cache_option
 @json_option
 def show(
     *, source: str | None, refs: tuple[str, ...], rows: int, as_json: bool, **options: Any
@@ -65,14 +71,18 @@ def show(
     Example:
         mrpo data show pairs.jsonl
         mrpo data show ultrafeedback --score mean --ref llama=./models/llama
+        mrpo data show pairs.jsonl --score skywork
     """
+    from mrpo_tools.cache import Cache
     from mrpo_tools.config import load_project
     from mrpo_tools.sources.summary import Summary
 
-    references = references_named(refs, load_project(), {})
+    project = load_project()
+    references = references_named(refs, project, {})
+    scores = taken_scores(options, Cache(options["cache"] or project.cache), project)
     summary = Summary(shown=rows)
     with _stream(source, options, "reading") as stream:
-        for group in stream:
+        for group in stream if scores is None else _scored(stream, scores):
             summary.add(group)
     tokens = {
         name: count_tokens(name, reference, summary.sample)
@@ -166,6 +176,18 @@ def convert(
     print(f"wrote {written:,} {kind} to {target}")
     if without:
         print(f"{without:,} groups have no better response and made no pair")
+
+
+def _scored(stream: GroupStream, scores: ScoreStore) -> list[Group]:
+    """All groups with a scorer's scores; what has none is counted."""
+    from mrpo_tools.progress import say_once
+    from mrpo_tools.scoring.apply import with_scores
+
+    groups, left_out = with_scores(list(stream), scores)
+    tell_scores(scores)
+    for reason, count in left_out.items():
+        say_once(f"left out {count:,} responses: {reason}")
+    return groups
 
 
 @contextlib.contextmanager

@@ -7,21 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mrpo_tools.cli.completion import references, runs
+from mrpo_tools.cli.completion import references, runs, scorers
 from mrpo_tools.cli.help import Command
 from mrpo_tools.cli.leaks import own_groups, refuse_others, warn_of_leaks
 from mrpo_tools.cli.options import (
     cache_option,
     dataset_of,
-    dataset_options,
     json_option,
     print_json,
     print_table,
     read_groups,
+    scored_dataset_options,
     truncated_option,
     with_interval,
 )
-from mrpo_tools.cli.outcomes import print_outcomes, rule_options, rules_of, sampling_of
+from mrpo_tools.cli.outcomes import print_outcomes, rule_options, sampling_of
+from mrpo_tools.cli.scorers import reward_model_option, scorers_named, taken_scores
 
 if TYPE_CHECKING:
     from mrpo_tools.cache import Cache
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from mrpo_tools.runs.outcomes import OutcomesRecord
     from mrpo_tools.runs.record import EvaluationRecord
     from mrpo_tools.runs.run import Run
+    from mrpo_tools.scoring import Scorer
     from mrpo_tools.sources import Source
 
 LONGER = "always the longer (a tie counts 0)"
@@ -41,18 +43,21 @@ TIED = "– (every pair is tied)"
     "--refs", metavar="A,B,…", shell_complete=references,
     help="What a model is compared with.  [default: the project's]",
 )  # fmt: skip
-@dataset_options
+@scored_dataset_options
 @click.option("--split", default="test", show_default=True, help="`all` for everything.")
 @truncated_option
 @click.option("--precompute", is_flag=True, help="Compute what the references have no numbers for.")
 @rule_options
+@reward_model_option
+@click.option("--held-out-score", metavar="NAME", shell_complete=scorers,
+              help="Scorer whose mean stands beside.  [default: the recipe's]")  # fmt: skip
 @cache_option
 @json_option
 def evaluate(subjects: tuple[str, ...], refs: str | None, split: str, **options: Any) -> None:
     """Measure policies on held-out groups: runs, or any models.
 
-    With --rule, first what matters: the mean marks of generated answers, greedy and sampled, before
-    training and after, and KL(π‖reference 1) of the samples. Then, with 95 % intervals (bootstrap
+    With --rule or --reward-model, first what matters: the mean score of generated answers, greedy
+    and sampled, before training and after, and KL(π‖reference 1) of the samples. Then, with 95 % intervals (bootstrap
     over prompts), the method's own accuracy, the same for the untrained policy, against reference 1
     and by log-prob alone; each reference's own accuracy; and that of always preferring the longer
     answer. A model is a name of the project, a directory or a hub id; its own reward is that of
@@ -62,14 +67,18 @@ def evaluate(subjects: tuple[str, ...], refs: str | None, split: str, **options:
     Example:
         mrpo evaluate runs/mrpo --split test
         mrpo evaluate runs/mrpo --rule rules:score --samples 4
+        mrpo evaluate runs/mrpo --reward-model skywork=Skywork/Skywork-Reward-Llama-3.1-8B-v0.2
         mrpo evaluate runs/*
         mrpo evaluate Qwen/Qwen2.5-0.5B-Instruct --refs llama,qwen --precompute
     """
+    from mrpo_tools.cache import Cache
     from mrpo_tools.config import load_project
     from mrpo_tools.runs.run import is_run
 
     project = load_project()
-    options["loaded_rules"] = rules_of(options)
+    cache = Cache(options["cache"] or project.cache)
+    options["scorers"] = scorers_named(options, project, cache)
+    options["by"] = taken_scores(options, cache, project)
     records = []
     for subject in subjects:
         record, outcomes = _records(
@@ -139,19 +148,39 @@ def _of_run(
             names=run.record.references, source=source, cache=cache, project=project, split=split
         )
     named = pinned(dataset, source.revision)
-    evaluation = verb(run, source.groups, cache, split, named, own_groups(run, named))
+    by = options["by"] and str(options["by"])
+    held_out = _held_out(options["held_out_score"], run.recipe.held_out_score, project, cache)
+    evaluation = verb(run, source.groups, cache, split, named, own_groups(run, named), by)
     warn_of_leaks(run, evaluation.record)
     if evaluation.path is not None and evaluation.path.stem != split:
-        say(f"these are not the run's own data: kept apart, in {evaluation.path}")
+        say(f"these are not the run's own data or scores: kept apart, in {evaluation.path}")
     from mrpo_tools.evaluation.outcomes import measure_outcomes, measured_outcomes
 
-    rules = options["loaded_rules"]
-    if not rules:
+    if not options["scorers"] and options["held_out_score"] is None:
         return evaluation.record, measured_outcomes(run, source.groups, split, named)
     outcomes = measure_outcomes(
-        run, source.groups, rules, cache, sampling_of(options), split, named
+        run, source.groups, options["scorers"], cache, sampling_of(options), split, named, held_out
     )
     return evaluation.record, outcomes
+
+
+def _held_out(
+    named: str | None, recorded: str | None, project: Project, cache: Cache
+) -> list[Scorer]:
+    """The held-out scorer: as named, or the recipe's where it can be had."""
+    from mrpo_tools.errors import UsageError
+    from mrpo_tools.progress import say
+    from mrpo_tools.scoring.named import scorer_named
+
+    if named is None and recorded is None:
+        return []
+    try:
+        return [scorer_named(named or recorded or "", project.scorers, cache)]
+    except UsageError as error:
+        if named is not None:
+            raise
+        say(f"note: the run's held-out scorer takes no part: {error}")
+        return []
 
 
 def _of_model(
@@ -174,15 +203,18 @@ def _of_model(
     known = project.references
     record = evaluate_model(
         word if word in known else "model", model, source.groups, cache, names, split, known,
-        options["truncated"] or "drop",
+        options["truncated"] or "drop", options["by"] and str(options["by"]),
     ).record  # fmt: skip
     record = record.model_copy(update={"model": word})
-    if not options["loaded_rules"]:
+    held_out = _held_out(options["held_out_score"], None, project, cache)
+    if not options["scorers"] and not held_out:
         return record, None
     from mrpo_tools.evaluation.outcomes import model_outcomes
 
-    rules, sampling, first = options["loaded_rules"], sampling_of(options), next(iter(names), None)
-    return record, model_outcomes(model, source.groups, rules, cache, sampling, split, first)
+    return record, model_outcomes(
+        model, source.groups, options["scorers"], cache, sampling_of(options), split,
+        next(iter(names), None), held_out,
+    )  # fmt: skip
 
 
 def _precompute(

@@ -148,7 +148,7 @@ def _sampled(
 
     names = ("n", "temperature", "top_p", "top_k", "max_new_tokens", "seed")
     sampling = Sampling(**{name: options[name] for name in names})
-    server = _server(options)
+    server = server_of(options)
     return sample_groups(reference, groups, sampling, home, server=server, name=model)
 
 
@@ -163,7 +163,7 @@ def _asked(groups: list[Group], split: str | None, limit: int | None) -> list[Gr
     return list(itertools.islice(asked, limit))
 
 
-def _server(options: dict[str, Any]) -> Server | None:
+def server_of(options: dict[str, Any]) -> Server | None:
     from mrpo_tools.server import Server
 
     if options["url"] is None:

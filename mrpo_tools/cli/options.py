@@ -64,42 +64,51 @@ written_pairing_option = click.option(
     help="Which pairs a group of more responses makes.",
 )
 
-dataset_options = decorate(
-    click.option(
-        "--dataset",
-        metavar="SOURCE",
-        shell_complete=files,
-        help="File, directory or hub id of the data.",
-    ),
-    click.option("--data-adapter", metavar="NAME", help="How to read the data's columns."),
-    click.option(
-        "--map",
-        "mapping",
-        multiple=True,
-        metavar="FIELD=COLUMN,…",
-        help="Columns by other names. Repeats and takes commas.",
-    ),
-    click.option("--score", metavar="KIND", help="Which score, where the data has several."),
-    click.option("--test-size", type=float, help="Share of prompts held out as split `test`."),
-    click.option(
-        "--validation-size",
-        type=float,
-        help="Share of the prompts in `train` held out as split `validation`.",
-    ),
-    click.option("--split-seed", type=int, help="Which prompts those are."),
-    click.option("--limit", type=int, help="The first N groups of each split only."),
-    click.option(
-        "--skip-bad",
-        is_flag=True,
-        default=None,
-        help="Leave bad rows out; each is listed in NAME.skipped.txt.",
-    ),
-    click.option(
-        "--keep-status",
-        type=choice(words.KeptStatus),
-        multiple=True,
-        help="Keep sampled answers that are left out otherwise. Repeats.",
-    ),
+
+def _data_options(score: str) -> Callable[[Command], Command]:
+    """How data is found and read; `score` is what `--score` means."""
+    return decorate(
+        click.option(
+            "--dataset",
+            metavar="SOURCE",
+            shell_complete=files,
+            help="File, directory or hub id of the data.",
+        ),
+        click.option("--data-adapter", metavar="NAME", help="How to read the data's columns."),
+        click.option(
+            "--map",
+            "mapping",
+            multiple=True,
+            metavar="FIELD=COLUMN,…",
+            help="Columns by other names. Repeats and takes commas.",
+        ),
+        click.option("--score", metavar="KIND", help=score),
+        click.option("--test-size", type=float, help="Share of prompts held out as split `test`."),
+        click.option(
+            "--validation-size",
+            type=float,
+            help="Share of the prompts in `train` held out as split `validation`.",
+        ),
+        click.option("--split-seed", type=int, help="Which prompts those are."),
+        click.option("--limit", type=int, help="The first N groups of each split only."),
+        click.option(
+            "--skip-bad",
+            is_flag=True,
+            default=None,
+            help="Leave bad rows out; each is listed in NAME.skipped.txt.",
+        ),
+        click.option(
+            "--keep-status",
+            type=choice(words.KeptStatus),
+            multiple=True,
+            help="Keep sampled answers that are left out otherwise. Repeats.",
+        ),
+    )
+
+
+dataset_options = _data_options("Which score, where the data has several.")
+scored_dataset_options = _data_options(
+    "Which score counts: a kind, where the data has several, or a scorer of `mrpo score`."
 )
 
 cache_option = click.option(

@@ -12,7 +12,6 @@ from mrpo_tools.cli.options import decorate, print_table, with_interval
 if TYPE_CHECKING:
     from mrpo_tools.runs.outcomes import Outcome, OutcomesRecord
     from mrpo_tools.sampling.answers import Sampling
-    from mrpo_tools.scoring.rules import Rule
 
 rule_options = decorate(
     click.option("--rule", "rules", multiple=True, metavar="MODULE:FUNCTION",
@@ -25,15 +24,6 @@ rule_options = decorate(
     click.option("--max-new-tokens", default=256, show_default=True, type=int,
                  help="Of an answer."),
 )  # fmt: skip
-
-
-def rules_of(options: Mapping[str, Any]) -> list[Rule]:
-    """The rules of `rule_options`, loaded."""
-    if not options["rules"]:
-        return []
-    from mrpo_tools.scoring.rules import load_rule
-
-    return [load_rule(name, options["full_marks"]) for name in options["rules"]]
 
 
 def sampling_of(options: Mapping[str, Any]) -> Sampling:
@@ -50,7 +40,8 @@ def print_outcomes(record: OutcomesRecord) -> None:
     """Every outcome, before training and after."""
     for scorer in dict.fromkeys(outcome.scorer for outcome in record.outcomes):
         own = [outcome for outcome in record.outcomes if outcome.scorer == scorer]
-        header = (f"outcome by {scorer}", "untrained", "trained", "gain")
+        aside = " (held out)" if own[0].held_out else ""
+        header = (f"outcome by {scorer}{aside}", "untrained", "trained", "gain")
         trained_alone = not record.untrained
         rows = [row for outcome in own for row in _rows(outcome, record.before(outcome))]
         keep = (0, 2) if trained_alone else (0, 1, 2, 3)

@@ -17,6 +17,7 @@ from mrpo_tools.cli.options import (
     truncated_option,
     with_interval,
 )
+from mrpo_tools.cli.scorers import score_option, stored_scores, tell_scores
 
 if TYPE_CHECKING:
     from mrpo_tools.cache import Cache
@@ -36,6 +37,7 @@ PROMPT_SHOWN = 60
               help="Its source, or its name in the cache.  [default: all]")  # fmt: skip
 @click.option("--epsilon-max", "epsilons", default="0.01,0.1,1", show_default=True, metavar="E,…",
               help="Radii of the trust region to try.")  # fmt: skip
+@score_option
 @truncated_option
 @cache_option
 @json_option
@@ -60,6 +62,7 @@ def rank(refs: str | None, split: str, dataset: str | None, epsilons: str, **opt
     names = [name for name in (refs or "").split(",") if name]
     project = load_project()
     cache = Cache(options["cache"] or project.cache)
+    scores = stored_scores(options["score"], cache, project)
     ranking = verb(
         cache,
         names,
@@ -68,7 +71,10 @@ def rank(refs: str | None, split: str, dataset: str | None, epsilons: str, **opt
         epsilons=_numbers(epsilons),
         references=project.references,
         truncated=options["truncated"] or "drop",
+        score=None if scores is None else str(scores),
     )
+    if scores is not None:
+        tell_scores(scores)
     if options["as_json"]:
         print_json(ranking.as_json())
         return

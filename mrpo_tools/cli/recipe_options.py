@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from mrpo_tools import words
-from mrpo_tools.cli.completion import losses
+from mrpo_tools.cli.completion import losses, scorers
 from mrpo_tools.cli.help import Command, Names
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 KEYS: Mapping[str, tuple[str, ...]] = {
     "What is optimised": (
         "loss", "combine", "weights", "trust_region", "epsilon_max", "chosen", "pairing", "beta",
+        "held_out_score",
     ),
     "Policy": ("policy", "finetuning", "quantization", "dtype", "lora_r", "lora_alpha"),
     "Optimisation": (
@@ -29,8 +30,8 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "Measured and saved on the way": ("eval_steps", "logging_steps", "save_steps"),
 }  # fmt: skip
 """The keys that are options, by the section of the help in which they stand."""
-METAVARS = {"loss": "NAME", "policy": "MODEL"}
-COMPLETIONS = {"loss": losses}
+METAVARS = {"loss": "NAME", "policy": "MODEL", "held_out_score": "NAME"}
+COMPLETIONS = {"loss": losses, "held_out_score": scorers}
 NUMBERS: Mapping[Any, click.ParamType[Any, Any]] = {int: click.INT, float: click.FLOAT}
 
 

@@ -21,6 +21,11 @@ reward_model_option = click.option(
     help="A sequence classifier of one label. Repeats and takes commas.",
 )  # fmt: skip
 
+score_option = click.option(
+    "--score", metavar="NAME", shell_complete=scorers,
+    help="Scorer of `mrpo score` whose scores count.  [default: the data's own]",
+)  # fmt: skip
+
 
 def scorers_named(
     options: Mapping[str, Any], project: Project, cache: Cache, name: str | None = None
@@ -94,25 +99,36 @@ def _reward_model(word: str, options: Mapping[str, Any], project: Project, cache
 
 
 def stored_scores(word: str | None, cache: Cache, project: Project) -> ScoreStore | None:
-    """The stored scores that `--score` names; None where it names nothing, or a kind of score that
-    data has of its own.
+    """The stored scores that `--score` names; None where it names nothing.
 
     Raises:
         CacheError: there are none of this name, or several, or others than the project's now.
     """
     if word is None:
         return None
-    from mrpo_tools.scoring.named import SCORES_OF_DATA, current_scores
+    from mrpo_tools.scoring.named import current_scores
 
-    if word in SCORES_OF_DATA:
-        return None
     return current_scores(cache, word, project.scorers)
 
 
-def tell_scores(store: ScoreStore, left_out: Mapping[str, int]) -> None:
-    """Say whose scores count, and what has none."""
+def taken_scores(options: dict[str, Any], cache: Cache, project: Project) -> ScoreStore | None:
+    """The same where `--score` may also be a kind of score that the data has of its own: that
+    stays among the options, a scorer's name is taken from them.
+
+    Raises:
+        As `stored_scores`.
+    """
+    from mrpo_tools.scoring.named import SCORES_OF_DATA
+
+    word = options["score"]
+    if word in SCORES_OF_DATA:
+        return None
+    options["score"] = None
+    return stored_scores(word, cache, project)
+
+
+def tell_scores(store: ScoreStore) -> None:
+    """Say whose scores count."""
     from mrpo_tools.progress import say_once
 
-    say_once(f"scores: those of {store} count; scores and labels of the data are not used")
-    for reason, count in left_out.items():
-        say_once(f"left out {count:,} responses: {reason}")
+    say_once(f"scores: those by {store} count; scores and labels of the data are not used")

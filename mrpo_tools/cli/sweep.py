@@ -13,14 +13,16 @@ from mrpo_tools.cli.help import Command
 from mrpo_tools.cli.options import (
     cache_option,
     dataset_of,
-    dataset_options,
     print_table,
     recipe_keys,
+    scored_dataset_options,
     set_option,
 )
 from mrpo_tools.cli.outcomes import rule_options, sampling_of
+from mrpo_tools.cli.scorers import taken_scores
 
 if TYPE_CHECKING:
+    from mrpo_tools.cache import ScoreStore
     from mrpo_tools.config import Project
     from mrpo_tools.sweep.grid import Planned
 
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
 @click.option("--split", default="test", show_default=True, help="To evaluate on.")
 @click.option("--dry-run", is_flag=True, help="List the runs; train nothing.")
 @rule_options
-@dataset_options
+@scored_dataset_options
 @cache_option
 def sweep(
     recipe: Path,
@@ -71,10 +73,13 @@ def sweep(
         mrpo sweep recipe.yaml --grid learning_rate=1e-4,1e-3 --rule rules:score
         mrpo sweep recipe.yaml --grid "refs=[llama],[llama,mistral]"
     """
+    from mrpo_tools.cache import Cache
     from mrpo_tools.config import load_project, pinned
 
     project = load_project()
-    planned = _planned(recipe, project, options)
+    cache = Path(options["cache"] or project.cache)
+    score = taken_scores(options, Cache(cache), project)
+    planned = _planned(recipe, project, options, score)
     if dry_run:
         _print_plan(planned)
         return
@@ -82,7 +87,6 @@ def sweep(
     from mrpo_tools.sweep.sweep import Work
     from mrpo_tools.sweep.sweep import sweep as workflow
 
-    cache = Path(options["cache"] or project.cache)
     dataset = pinned(dataset_of(project, options), None)
     work = Work(
         output, dataset=dataset, cache=cache, references=project.references, split=split,
@@ -98,12 +102,16 @@ def _print_plan(planned: Sequence[Planned]) -> None:
     )
 
 
-def _planned(recipe: Path, project: Project, options: dict[str, Any]) -> list[Planned]:
-    """The runs that the recipe, the grid and the seeds mean."""
+def _planned(
+    recipe: Path, project: Project, options: dict[str, Any], score: ScoreStore | None
+) -> list[Planned]:
+    """The runs that the recipe, the grid and the seeds mean, by a scorer's scores if any."""
     from mrpo_tools.config import load_recipe
     from mrpo_tools.sweep.grid import parse_grid, parse_seeds, plan
 
     words = load_recipe(recipe) | recipe_keys(options["settings"])
+    if score is not None:
+        words["score"] = str(score)
     if options["refs"] is not None:
         words["refs"] = [name for name in options["refs"].split(",") if name]
     elif not words.get("refs"):

@@ -11,7 +11,6 @@ from mrpo_tools.cli.completion import recipes, references
 from mrpo_tools.cli.options import (
     cache_option,
     dataset_of,
-    dataset_options,
     json_option,
     print_json,
     print_table,
@@ -19,6 +18,7 @@ from mrpo_tools.cli.options import (
     recipe_keys,
     references_named,
     rounded_up,
+    scored_dataset_options,
     set_option,
 )
 from mrpo_tools.cli.recipe_options import KEYS, RecipeCommand, given
@@ -55,7 +55,7 @@ SECTIONS = {
               shell_complete=recipes,
               help="A recipe (YAML), or one that comes with mrpo: mrpo, dpo, mpo.")  # fmt: skip
 @set_option
-@dataset_options
+@scored_dataset_options
 @cache_option
 @click.option("--output", type=click.Path(path_type=Path), metavar="RUN",
               help="The run's directory.")  # fmt: skip
@@ -97,8 +97,9 @@ def train(
     recipe = _with_references(_recipe(config, options, settings, names), project)
     placed = [*options["definitions"], *placed]
     models = {**project.references, **references_named(placed, project, {})}
-    dataset = _drawn(dataset_of(project, options), recipe, options["split_seed"])
     cache = Cache(options["cache"] or project.cache)
+    recipe = _with_scores(recipe, options, cache, project)
+    dataset = _drawn(dataset_of(project, options), recipe, options["split_seed"])
     source = _read(dataset, recipe, cache)
     _begin()
     if output is None or options["dry_run"]:
@@ -243,6 +244,22 @@ def _with_references(recipe: Recipe, project: Project) -> Recipe:
     names = list(project.references)[: None if several else 1]
     say_once(f"references: {', '.join(names)} (the project's; --refs takes others)")
     return recipe.model_copy(update={"refs": names})
+
+
+def _with_scores(recipe: Recipe, options: dict[str, Any], cache: Cache, project: Project) -> Recipe:
+    """The recipe with its scorers pinned, `--score` over its own."""
+    from mrpo_tools.cli.scorers import stored_scores, taken_scores
+
+    named = taken_scores(options, cache, project)
+    pins = {
+        "score": named or stored_scores(recipe.score, cache, project),
+        "held_out_score": stored_scores(
+            options["held_out_score"] or recipe.held_out_score, cache, project
+        ),
+    }
+    return recipe.model_copy(
+        update={key: str(store) for key, store in pins.items() if store is not None}
+    )
 
 
 def _recipe(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.optim import AdamW
@@ -21,14 +21,16 @@ from mrpo_tools.groups import Group
 from mrpo_tools.references.rendering import Renderer
 from mrpo_tools.scoring.pooling import pooled
 
-SIZE = {
+SIZE: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "max_position_embeddings": 8192,
     "initializer_range": 0.05,
+    "num_labels": 1,
 }
+SPECIAL = ("bos", "eos", "pad")
 EPOCHS, BATCH, LEARNING_RATE = 5, 32, 2e-3
 
 
@@ -58,21 +60,14 @@ def make_reward_model(
         epochs: over the responses.
         tokenizer: whose kind of tokenizer and template it has, of the demo's models.
     """
-    texts = [turn.content for group in groups for turn in (*group.prompt, *group.responses)]
+    texts = [turn.content for group in groups for turn in group.prompt]
+    texts += [response.content for group in groups for response in group.responses]
     own = TOKENIZERS[tokenizer](texts)
     rows = _rows(groups, own)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForSequenceClassification(
-            LlamaConfig(
-                **SIZE,
-                num_labels=1,
-                vocab_size=len(own),
-                bos_token_id=own.bos_token_id,
-                eos_token_id=own.eos_token_id,
-                pad_token_id=own.pad_token_id,
-            )
-        )
+        ids = {f"{word}_token_id": getattr(own, f"{word}_token_id") for word in SPECIAL}
+        model = LlamaForSequenceClassification(LlamaConfig(**SIZE, **ids, vocab_size=len(own)))
         _fit(model, rows, random.Random(seed), epochs)
     model.eval().save_pretrained(directory)
     own.save_pretrained(directory)

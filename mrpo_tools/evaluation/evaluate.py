@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mrpo_tools.cache import Cache, ReferenceStore
+from mrpo_tools.cache import Cache, ReferenceStore, ScoreStore
 from mrpo_tools.cache.current import stores_of
 from mrpo_tools.config import Dataset, Recipe, Reference
 from mrpo_tools.errors import CacheMissing, CacheStale
@@ -25,6 +25,7 @@ from mrpo_tools.references.resolved import resolve
 from mrpo_tools.runs.read import evaluation_file
 from mrpo_tools.runs.record import EvaluationRecord
 from mrpo_tools.runs.run import EVALUATION, Run
+from mrpo_tools.scoring.apply import with_scores
 from mrpo_tools.words import Truncated
 
 
@@ -49,6 +50,7 @@ def evaluate(
     split: str = "test",
     dataset: Dataset | None = None,
     own_groups: Sequence[Group] | None = None,
+    score: str | None = None,
 ) -> Evaluation:
     """Compare a run's policy on a split with its references and with itself untrained.
 
@@ -60,12 +62,15 @@ def evaluate(
         dataset: where the groups came from; None means the run's own data.
         own_groups: the run's own data where `groups` are others, to say which prompts it was
             trained on; None where they cannot be had.
+        score: the scorer whose stored scores say what is better; None takes the run's.
 
     Raises:
         UsageError: no group is in the split.
         CacheMissing: references have no numbers for it; names all of them and the command.
     """
-    measured = in_split(groups, split)
+    everything = in_split(groups, split)
+    by = _scores(cache, score or run.recipe.score)
+    measured, left_out = _scored(everything, by)
     references = run.record.references
     method = method_of(run.recipe, measured)
     if run.record.combination.accuracies is not None:
@@ -78,7 +83,7 @@ def evaluate(
         untrained = _first(tensors)
     else:
         untrained = _policy_logps(own, "policy-step0", run.record.policy, measured, cut)
-    groups_hash = hash_groups(sorted(measured, key=lambda group: group.group_id))
+    groups_hash = hash_groups(sorted(everything, key=lambda group: group.group_id))
     dataset = dataset or run.record.dataset
     own_data = run.record.dataset in (None, dataset)
     about = {
@@ -89,9 +94,14 @@ def evaluate(
         "precompute_seconds": [store.wall_seconds() for store in stores],
         "groups_hash": groups_hash,
         "dataset": dataset,
+        **_about_scores(by),
     }
-    record = policy_metrics(method, tensors, trained, untrained).model_copy(update=about)
-    path = evaluation_file(run.path, split if own_data else f"{split}-{groups_hash[:8]}")
+    record = _with_left_out(policy_metrics(method, tensors, trained, untrained), left_out)
+    record = record.model_copy(update=about)
+    stem = split if own_data else f"{split}-{groups_hash[:8]}"
+    if by is not None and str(by) != run.record.score:
+        stem += f"-by-{by.name}"
+    path = evaluation_file(run.path, stem)
     record.write(path)
     return Evaluation(path, record)
 
@@ -105,6 +115,7 @@ def evaluate_model(
     split: str = "test",
     project: Mapping[str, Reference] | None = None,
     truncated: Truncated = "drop",
+    score: str | None = None,
 ) -> Evaluation:
     """The same for any model, without a run: its reward is that of MRPO against `refs`.
 
@@ -121,11 +132,13 @@ def evaluate_model(
         split: `all` for everything.
         project: what is known of the references, to check their numbers against.
         truncated: whether responses take part that the model or a reference read cut.
+        score: the scorer whose stored scores say what is better; None for the data's own.
 
     Raises:
         As `evaluate`; CacheStale where a reference's files or settings have changed.
     """
-    measured = in_split(groups, split)
+    by = _scores(cache, score)
+    measured, left_out = _scored(in_split(groups, split), by)
     stores, tensors = _references(cache, refs, measured, project, truncated)
     resolved = resolve(name, reference)
     same = [store for store in stores if store.identity.hash == resolved.identity.hash]
@@ -143,8 +156,29 @@ def evaluate_model(
         "model": name,
         "references": list(refs),
         "precompute_seconds": [store.wall_seconds() for store in stores],
+        **_about_scores(by),
     }
-    return Evaluation(None, record.model_copy(update=about))
+    return Evaluation(None, _with_left_out(record, left_out).model_copy(update=about))
+
+
+def _scores(cache: Cache, name: str | None) -> ScoreStore | None:
+    """The stored scores of a name; None for the data's own."""
+    return None if name is None else cache.find_scores(name)
+
+
+def _scored(groups: list[Group], store: ScoreStore | None) -> tuple[list[Group], Mapping[str, int]]:
+    """Groups with the scores that count, and how many responses have none, by reason."""
+    return (groups, {}) if store is None else with_scores(groups, store)
+
+
+def _about_scores(store: ScoreStore | None) -> dict[str, object]:
+    return {} if store is None else {"score": str(store)}
+
+
+def _with_left_out(record: EvaluationRecord, left_out: Mapping[str, int]) -> EvaluationRecord:
+    if not left_out:
+        return record
+    return record.model_copy(update={"dropped_responses": {**record.dropped_responses, **left_out}})
 
 
 def _trained_on(

@@ -1,20 +1,22 @@
-"""From answers and rules to outcomes: means over prompts with their intervals."""
+"""From answers and scorers to outcomes: means over prompts with their intervals."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from mrpo_tools.cache import Cache
 from mrpo_tools.evaluation.estimates import estimates
-from mrpo_tools.groups import Group
+from mrpo_tools.groups import Group, Response
 from mrpo_tools.runs.answers import TRAINED, UNTRAINED, Judged, Prompted
 from mrpo_tools.runs.outcomes import Outcome, OutcomesRecord
 from mrpo_tools.runs.record import Estimate
 from mrpo_tools.sampling import Answer, Sampling
-from mrpo_tools.scoring.rules import Rule
+from mrpo_tools.scoring.ensure import stored_marks
+from mrpo_tools.scoring.protocol import Scorer, marks_of
 
 
 @dataclass(frozen=True)
@@ -49,54 +51,71 @@ class Given:
 
 def judged(
     asked: Sequence[Group],
-    rules: Sequence[Rule],
+    scorers: Sequence[Scorer],
     after: Sequence[Given],
     before: Sequence[Given] = (),
+    *,
+    cache: Cache | None = None,
+    held_out: Sequence[Scorer] = (),
 ) -> tuple[OutcomesRecord, list[Prompted]]:
-    """Every rule's outcome of every way of answering, and the answers with the first rule's marks.
+    """Every scorer's outcome of every way of answering, and the answers with the first's scores.
 
     Args:
         asked: a group of each prompt.
-        rules: the first one leads.
+        scorers: the first one leads.
         after: answers of the policy.
         before: of the untrained one, in the same ways; empty where there is none.
+        cache: keeps the scores of models, so that no answer is scored twice; None for no cache.
+        held_out: scorers whose means stand beside, marked as held out.
 
     Raises:
-        UsageError: a rule fails.
+        UsageError: a rule fails, or an answer gets no score.
     """
     outcomes: list[Outcome] = []
     untrained: list[Outcome] = []
     rows: list[list[Judged]] = [[] for _ in asked]
-    for rule in rules:
+    for number, scorer in enumerate((*scorers, *held_out)):
+        marks = _marks(scorer, asked, [*after, *before], cache)
+        about = {"held_out": True} if number >= len(scorers) else {}
         for place, given in enumerate(after):
-            old = before[place] if before else None
-            old_marks = None if old is None else _marks(rule, asked, old)
-            marks = _marks(rule, asked, given)
-            outcomes.append(_outcome(rule, given, marks, old_marks))
-            if old is not None and old_marks is not None:
-                untrained.append(_outcome(rule, old, old_marks, None))
-                if rule is rules[0]:
-                    _collect(rows, old, old_marks, UNTRAINED)
-            if rule is rules[0]:
-                _collect(rows, given, marks, TRAINED)
+            own, old = marks[place], marks[len(after) + place] if before else None
+            outcomes.append(_outcome(scorer, given, own, old).model_copy(update=about))
+            if old is not None:
+                first = _outcome(scorer, before[place], old, None)
+                untrained.append(first.model_copy(update=about))
+                if number == 0:
+                    _collect(rows, before[place], old, UNTRAINED)
+            if number == 0:
+                _collect(rows, given, own, TRAINED)
     return OutcomesRecord(outcomes=outcomes, untrained=untrained), [
         Prompted(group, answers) for group, answers in zip(asked, rows, strict=True)
     ]
 
 
-def _marks(rule: Rule, asked: Sequence[Group], given: Given) -> Tensor:
-    """[P, n] float64."""
-    marks = [
-        [rule.marks(group.prompt, answer.content) for answer in answers]
+def _marks(
+    scorer: Scorer, asked: Sequence[Group], ways: Sequence[Given], cache: Cache | None
+) -> list[Tensor]:
+    """[P, n] float64 for each way of answering, all scored together."""
+    groups = [
+        replace(group, responses=tuple(Response(answer.content) for answer in answers))
+        for given in ways
         for group, answers in zip(asked, given.answers, strict=True)
     ]
-    return torch.tensor(marks, dtype=torch.float64)
+    if cache is None or scorer.kind == "rule":
+        marks = marks_of(scorer, groups)
+    else:
+        marks = stored_marks(scorer, groups, cache)
+    count = len(asked)
+    return [
+        torch.tensor(marks[start : start + count], dtype=torch.float64)
+        for start in range(0, len(marks), count)
+    ]
 
 
-def _outcome(rule: Rule, given: Given, marks: Tensor, old_marks: Tensor | None) -> Outcome:
+def _outcome(scorer: Scorer, given: Given, marks: Tensor, old_marks: Tensor | None) -> Outcome:
     columns = {"mean": marks.mean(1)}
-    if rule.full_marks is not None:
-        columns["full"] = (marks >= rule.full_marks).double().mean(1)
+    if scorer.full_marks is not None:
+        columns["full"] = (marks >= scorer.full_marks).double().mean(1)
     if (log_ratios := given.log_ratios) is not None:
         columns["kl_nats"] = log_ratios.mean(1)
     if old_marks is not None:
@@ -107,7 +126,8 @@ def _outcome(rule: Rule, given: Given, marks: Tensor, old_marks: Tensor | None) 
     )
     every = [answer for answers in given.answers for answer in answers]
     about = Outcome(
-        scorer=rule.name,
+        scorer=scorer.name,
+        kind=scorer.kind,
         decoding=given.sampling.decoding,
         prompts=len(given.answers),
         samples=given.sampling.n,
@@ -115,8 +135,8 @@ def _outcome(rule: Rule, given: Given, marks: Tensor, old_marks: Tensor | None) 
         sampling=given.sampling.as_dict(),
         truncated=sum(answer.finish_reason == "length" for answer in every) / len(every),
         mean_tokens=sum(len(answer.ids) for answer in every) / len(every),
-        full_marks=rule.full_marks,
-        identity=rule.identity,
+        full_marks=scorer.full_marks,
+        identity=scorer.identity,
         note=given.note,
         intervals={name: estimate.interval for name, estimate in measured.items()},
     )

@@ -1,4 +1,4 @@
-"""Outcomes: what rules say of the answers that a policy gives, and how far it went for them.
+"""Outcomes: what rules and reward models say of the answers that a policy gives, and how far it went for them.
 
 KL(π‖π_1) is estimated from the policy's own samples: the mean of ℓ − r_1 over answers drawn at
 temperature 1 from all tokens, both of the very ids that were drawn. It is a mean over prompts, nats
@@ -27,7 +27,7 @@ from mrpo_tools.runs.record import Estimate
 from mrpo_tools.runs.run import Run
 from mrpo_tools.sampling import GREEDY, Sampler, Sampling, prompts_of
 from mrpo_tools.sampling.kept import KeptAnswers
-from mrpo_tools.scoring.rules import Rule
+from mrpo_tools.scoring.protocol import Scorer
 
 ANSWERS = "answers"
 """Where answers are kept: of a trained policy in its run, of others in the cache."""
@@ -41,12 +41,13 @@ READING = {
 def measure_outcomes(
     run: Run,
     groups: Sequence[Group],
-    rules: Sequence[Rule],
+    scorers: Sequence[Scorer],
     cache: Cache,
     sampling: Sampling | None = None,
     split: str = "test",
     dataset: Dataset | None = None,
     origin: Reference | None = None,
+    held_out: Sequence[Scorer] = (),
 ) -> OutcomesRecord:
     """Generate a run's answers to the prompts of a split, and the untrained policy's; judge both.
 
@@ -56,16 +57,17 @@ def measure_outcomes(
     Args:
         run: a finished run.
         groups: all of the data.
-        rules: the first one leads.
-        cache: keeps the untrained policy's answers, which runs share.
+        scorers: the first one leads.
+        cache: keeps the untrained policy's answers, which runs share, and models' scores.
         sampling: of the sampled answers, beside the greedy ones; None or greedy: no others.
         split: `all` for everything.
         dataset: where the groups came from; None means the run's own data.
         origin: from which the way is measured, KL and gain; None means the untrained policy. In
             rounds it is the first one's policy.
+        held_out: scorers whose means stand beside.
 
     Raises:
-        UsageError: no group is in the split, or a rule fails.
+        UsageError: no group is in the split, a rule fails, or an answer gets no score.
         ResourceError: out of memory or disk.
     """
     asked = asked_of(groups, split)
@@ -75,7 +77,7 @@ def measure_outcomes(
     ways = ways_of(sampling)
     after = _given(asked, trained, run.path / OUTCOMES / ANSWERS, ways, untrained, note)
     before = _given(asked, untrained, cache.path / ANSWERS, ways, untrained, note)
-    record, rows = judged(asked, rules, after, before)
+    record, rows = judged(asked, scorers, after, before, cache=cache, held_out=held_out)
     stem = _stem(run, asked, split, dataset)
     about = {"split": split, "prompts_hash": hash_prompts(asked)}
     record = record.model_copy(update=about).over(read_outcomes(run.path, stem))
@@ -134,11 +136,11 @@ def measured_outcomes(
 def is_measured(
     run: Run,
     groups: Sequence[Group],
-    rules: Sequence[Rule],
+    scorers: Sequence[Scorer],
     sampling: Sampling | None = None,
     split: str = "test",
 ) -> bool:
-    """Whether a run has an outcome of each of these rules, as they are now, on its own data.
+    """Whether a run has an outcome of each of these scorers, as they are now, on its own data.
 
     Raises:
         UsageError: no group is in the split, or the record cannot be read.
@@ -147,8 +149,8 @@ def is_measured(
     measured = [] if record is None else record.outcomes
     kinds = [(each.identity, each.full_marks, each.sampling) for each in measured]
     return all(
-        (rule.identity, rule.full_marks, way.as_dict()) in kinds
-        for rule in rules
+        (scorer.identity, scorer.full_marks, way.as_dict()) in kinds
+        for scorer in scorers
         for way in ways_of(sampling)
     )
 
@@ -156,22 +158,24 @@ def is_measured(
 def model_outcomes(
     model: Reference,
     groups: Sequence[Group],
-    rules: Sequence[Rule],
+    scorers: Sequence[Scorer],
     cache: Cache,
     sampling: Sampling | None = None,
     split: str = "test",
     reference_1: str | None = None,
+    held_out: Sequence[Scorer] = (),
 ) -> OutcomesRecord:
     """The outcomes of any model, without a run; KL is that to a cached reference.
 
     Args:
         model: where it is.
         groups: all of the data.
-        rules: the first one leads.
-        cache: keeps the answers.
+        scorers: the first one leads.
+        cache: keeps the answers, and models' scores.
         sampling: see `measure_outcomes`.
         split: `all` for everything.
         reference_1: its name in the cache; None leaves KL out.
+        held_out: scorers whose means stand beside.
 
     Raises:
         As `measure_outcomes`.
@@ -184,7 +188,7 @@ def model_outcomes(
         else _cached_reference(resolved, cache.find(reference_1))
     )
     given = _given(asked, resolved, cache.path / ANSWERS, ways_of(sampling), first, note)
-    record, _ = judged(asked, rules, given)
+    record, _ = judged(asked, scorers, given, cache=cache, held_out=held_out)
     return record.model_copy(update={"split": split, "prompts_hash": hash_prompts(asked)})
 
 

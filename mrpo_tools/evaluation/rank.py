@@ -30,6 +30,7 @@ from mrpo_tools.evaluation.recommendation import Recommendation, recommend
 from mrpo_tools.groups import Group, in_split
 from mrpo_tools.methods.tensors import GroupTensors, look_up
 from mrpo_tools.runs.record import VERSION, Estimate
+from mrpo_tools.scoring.apply import with_scores
 from mrpo_tools.words import Truncated
 
 EPSILONS = (0.01, 0.1, 1.0)
@@ -122,6 +123,7 @@ def rank(
     epsilons: Sequence[float] = EPSILONS,
     references: Mapping[str, Reference] | None = None,
     truncated: Truncated = "drop",
+    score: str | None = None,
 ) -> Ranking:
     """Measure every cached reference as a preference model, and recommend.
 
@@ -134,6 +136,7 @@ def rank(
         references: what the project knows of them: numbers of other files or settings are refused,
             and of several identities of a name its own is taken.
         truncated: whether responses take part that a reference read cut.
+        score: the scorer whose stored scores say what is better; None for the data's own.
 
     Raises:
         CacheMissing: a reference has no numbers for some response; names the command.
@@ -142,6 +145,9 @@ def rank(
     """
     stores = _stores(cache, names, references or {})
     groups = cached_groups(cache, split, dataset)
+    left_out: Mapping[str, int] = {}
+    if score is not None:
+        groups, left_out = with_scores(groups, cache.find_scores(score))
     tensors = look_up(stores, groups, truncated)
     labels = _labels(stores)
     unpaired = accuracy_columns(tensors, tensors.logps)[:, 0].isnan()
@@ -157,7 +163,10 @@ def rank(
         split=split if any(group.split for group in groups) else "all",
         groups=len(groups),
         groups_without_pairs=int(unpaired.sum()),
-        dropped_responses={reason: n for reason, n in tensors.dropped.items() if n},
+        dropped_responses={
+            **{reason: n for reason, n in tensors.dropped.items() if n},
+            **left_out,
+        },
         references=_references(tensors, evidence, [stores[k] for k in order]),
         leading_figure=figure.name,
         longer=rules.longer,

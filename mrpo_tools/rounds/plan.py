@@ -123,7 +123,7 @@ class RoundRecipe:
         if self._objective.samples:
             words["behaviour"] = next(iter(earlier), base)
         if self.needs_pairs:
-            words["score"] = None  # it measures; what trains is the data's labels
+            words |= {"score": None, "held_out_score": None}  # they measure; labels train
         return parse(Recipe, words, f"round {len(earlier) + 1}")
 
 

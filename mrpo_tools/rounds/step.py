@@ -89,7 +89,15 @@ class Rounds:
         start = None
         if number > 1 and self.recipe.plan.start == "last":
             start = str((round_directory(self.output, number - 1) / RUN).resolve())
-        return self.recipe.recipe(self.base, self.earlier(number), start)
+        recipe = self.recipe.recipe(self.base, self.earlier(number), start)
+        if recipe.score is None:
+            return recipe
+        stores = [
+            self.cache.score_store(scorer.store_name, scorer.stored_identity)
+            for scorer in self.scorers
+        ]
+        names = dict(zip(("score", "held_out_score"), map(str, stores), strict=False))
+        return recipe.model_copy(update=names)
 
     def name(self, number: int) -> str:
         """What the policy that round `number` made is called as a reference; 0 is the first."""
@@ -246,8 +254,9 @@ def _measured(rounds: Rounds, number: int, data: Sequence[Group], path: Path) ->
     """Outcomes on the held-out prompts, from the first policy, and KL to the last round's."""
     plan, run = rounds.recipe.plan, load_run(path)
     outcomes = measure_outcomes(
-        run, data, rounds.scorers, rounds.cache, plan.measuring, TEST, origin=rounds.model(0)
-    )
+        run, data, rounds.scorers[:1], rounds.cache, plan.measuring, TEST,
+        origin=rounds.model(0), held_out=rounds.scorers[1:],
+    )  # fmt: skip
     last = kl_to(run, data, rounds.model(number - 1), plan.measuring, TEST)
     return {
         "outcomes": outcomes.outcomes,

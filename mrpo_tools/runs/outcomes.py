@@ -28,6 +28,7 @@ class Outcome(Part):
     Attributes:
         scorer: who said it, as the user named it: `MODULE:FUNCTION` of a rule.
         kind: of scorer.
+        held_out: it stands beside the others; nothing was chosen or trained by it.
         decoding: `greedy`, or `sampled` at `temperature`.
         mean: score, over prompts (of several samples of a prompt, their mean).
         full: share of answers at full marks; None where scores have no largest.
@@ -48,6 +49,7 @@ class Outcome(Part):
 
     scorer: str
     kind: Literal["rule", "reward", "judge", "benchmark"] = "rule"
+    held_out: bool = False
     decoding: Literal["greedy", "sampled"] = "greedy"
     mean: float | None = None
     full: float | None = None

@@ -80,6 +80,24 @@ class CombinationReport(Part):
     max_distance_from_reference_1_nats: float | None = None
 
 
+class HeldOutScore(Part):
+    """What a held-out scorer says of the pairs that the scores which count make.
+
+    Attributes:
+        scorer: `name@identity`.
+        better: its mean score of the better responses.
+        worse: of the worse ones.
+        agreement: share of pairs that it orders alike, of those that it does not tie.
+        pairs: so many of these.
+    """
+
+    scorer: str
+    better: float | None = None
+    worse: float | None = None
+    agreement: float | None = None
+    pairs: int = 0
+
+
 class DataReport(CombinationReport):
     """What preparing the data for training found.
 
@@ -91,6 +109,7 @@ class DataReport(CombinationReport):
         doubted_labels: groups whose scores say something else than their labels, or that have no
             score for some responses, by what it is; the labels win.
         prompts_in_two_splits: prompts that are trained on and stand in another split too.
+        held_out_score: what a held-out scorer says of the groups; None without one.
     """
 
     groups: int | None = None
@@ -99,6 +118,7 @@ class DataReport(CombinationReport):
     skipped_groups: dict[str, int] = Field(default_factory=dict)
     doubted_labels: dict[str, int] = Field(default_factory=dict)
     prompts_in_two_splits: int | None = None
+    held_out_score: HeldOutScore | None = None
 
 
 class CombinationWords(Part):
@@ -197,6 +217,7 @@ class RunRecord(Record):
         cache: the directory of the references' numbers.
         dataset: where the groups came from, pinned.
         groups_hash: of the groups that were trained on.
+        score: `name@identity` of the scorer whose scores count; None for the data's own.
         objective: the row of the table of objectives.
         hyper: every hyper-parameter of the objective, resolved.
         combination: of the references, resolved.
@@ -215,6 +236,7 @@ class RunRecord(Record):
     cache: str | None = None
     dataset: Dataset | None = None
     groups_hash: str | None = None
+    score: str | None = None
     objective: str | None = None
     hyper: dict[str, Setting] = Field(default_factory=dict)
     combination: CombinationWords = Field(default_factory=CombinationWords)
@@ -304,6 +326,8 @@ class EvaluationRecord(Record, Measurements[float]):
         references: `name@identity` of a run's, names of a model's, reference 1 first.
         precompute_seconds: that the log-probs of the data took, for each reference.
         groups_hash: of the groups.
+        score: `name@identity` of the scorer whose scores said what is better; None for the data's
+            own scores and labels.
         dataset: where they came from.
         prompts_trained_on: of those measured here, by the run; None where nobody knows.
         moved_nats_per_token: mean distance between the policy's log-probs and those of the
@@ -322,6 +346,7 @@ class EvaluationRecord(Record, Measurements[float]):
     references: list[str] = Field(default_factory=list)
     precompute_seconds: list[float | None] = Field(default_factory=list)
     groups_hash: str | None = None
+    score: str | None = None
     dataset: Dataset | None = None
     prompts_trained_on: int | None = None
     moved_nats_per_token: float | None = None

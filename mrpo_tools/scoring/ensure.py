@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+
+import pyarrow as pa
 
 from mrpo_tools.cache import Cache, PartWriter, ScoreRow, ScoreStore
 from mrpo_tools.cache.missing import Shard, missing_from
 from mrpo_tools.cache.parts import FAILED, PART_ROWS
 from mrpo_tools.cache.writer import ended_by_sigterm
 from mrpo_tools.groups import Group
-from mrpo_tools.progress import bar
-from mrpo_tools.scoring.protocol import Scorer
+from mrpo_tools.progress import bar, say
+from mrpo_tools.scoring.protocol import Scorer, numbers_of
 
 REASON_SHOWN = 200
 """Characters of why a scorer failed, in a warning."""
@@ -90,6 +92,20 @@ def ensure_scores(
         seconds=time.monotonic() - started,
         warnings=(*scoring.warnings, *_warnings(scorer.store_name, counts, failure)),
     )
+
+
+def stored_marks(scorer: Scorer, groups: Sequence[Group], cache: Cache) -> list[list[float]]:
+    """The score of every response, group by group; those that the cache lacks are scored.
+
+    Raises:
+        As `ensure_scores`; UsageError where some response gets no score.
+    """
+    summary = ensure_scores(scorer, groups, cache)
+    for warning in summary.warnings:
+        say(f"warning: {warning}")
+    keys = pa.array([key for group in groups for key in group.response_ids], pa.string())
+    rows = summary.store.rows_of(keys).to_pylist()
+    return numbers_of(scorer, groups, {row["response_id"]: ScoreRow(**row) for row in rows})
 
 
 def _first_failure(batch: Iterable[ScoreRow]) -> str | None:

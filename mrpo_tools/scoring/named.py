@@ -40,24 +40,35 @@ def scorer_named(name: str, scorers: Mapping[str, ScorerWords], cache: Cache) ->
     code.
 
     Raises:
-        UsageError: there is none of this name.
+        UsageError: there is none of this name, or, for `skywork@ab12`, it is another by now.
     """
-    if name in scorers:
-        return scorer_of(name, scorers[name])
-    near = did_you_mean(name, scorers)
-    ways = f"--reward-model {name}=MODEL, or `scorers:` in mrpo.yaml"
+    bare, _, digits = name.partition("@")
+    known = bare in scorers
+    scorer = scorer_of(bare, scorers[bare]) if known else _recorded(name, scorers, cache)
+    if not scorer.stored_identity.short.startswith(digits):
+        raise UsageError(
+            f"scorer {bare!r} is no longer {name}: its files or settings have changed",
+            "give those it had, or name another scorer",
+        )
+    return scorer
+
+
+def _recorded(name: str, scorers: Mapping[str, ScorerWords], cache: Cache) -> Scorer:
+    """A reward model as the cache recorded it."""
+    bare = name.partition("@")[0]
     try:
         store = cache.find_scores(name)
     except CacheMissing:
+        near, ways = did_you_mean(bare, scorers), f"`scorers: {{{bare}: …}}` in mrpo.yaml"
         raise UsageError(
-            f"no scorer is named {name!r}", f"{near} Or {ways}" if near else ways
+            f"no scorer is named {bare!r}", f"{near} Or {ways}" if near else ways
         ) from None
     words = store.recorded_scorer()
     if "rule" in words or words.get("trust_remote_code"):
         raise UsageError(
-            f"scorer {name!r} is code, which is run only where the command line or mrpo.yaml "
+            f"scorer {bare!r} is code, which is run only where the command line or mrpo.yaml "
             "names it",
-            f"`scorers: {{{name}: …}}` in mrpo.yaml",
+            f"`scorers: {{{bare}: …}}` in mrpo.yaml",
         )
     return reward_model(store.name, Reference.model_validate(words))
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrpo_tools.cache import Cache, ReferenceStore
+from mrpo_tools.cache import Cache, ReferenceStore, ScoreStore
 from mrpo_tools.cache.current import stores_of
 from mrpo_tools.config import Recipe, Reference
 from mrpo_tools.errors import CacheStale, UsageError
@@ -29,6 +29,7 @@ from mrpo_tools.runs.record import DataReport
 from mrpo_tools.training.groups import TrainingGroups
 from mrpo_tools.training.held_out import about_data, validation_accuracies
 from mrpo_tools.training.policy import resolve_policy
+from mrpo_tools.training.scored import scored_groups
 from mrpo_tools.words import Truncated
 
 
@@ -44,6 +45,7 @@ class Prepared:
         held_out: all groups of the split that is measured while training; None where the recipe
             does not ask.
         report: what trains, what was skipped, what the combination did.
+        score: of the scorer whose scores count; None where the data's own do.
     """
 
     policy: ResolvedReference
@@ -52,6 +54,7 @@ class Prepared:
     training: TrainingGroups
     held_out: TrainingGroups | None
     report: DataReport
+    score: ScoreStore | None = None
 
     @property
     def method(self) -> Method:
@@ -71,6 +74,8 @@ def prepare(
         UsageError: words that mean nothing together, or no group that the objective can use.
         CacheError: numbers that are missing, of other files, or of other tokens.
     """
+    scored = scored_groups(recipe, groups, cache)
+    groups = scored.groups
     chosen = in_split(groups, recipe.split)
     method = method_of(recipe, chosen)
     stores = stores_of(cache, recipe.refs, references)
@@ -81,7 +86,7 @@ def prepare(
     policy = resolve_policy(recipe, stores, references)
     training, report = _gather(method, policy, stores, chosen, recipe.truncated)
     usable, report = _usable_only(training, report)
-    report = report.model_copy(update=about_data(groups, chosen))
+    report = report.model_copy(update=about_data(groups, chosen) | scored.about(report))
     held_out = None
     if recipe.eval_steps is not None:
         measured = in_split(groups, recipe.eval_split)
@@ -96,6 +101,7 @@ def prepare(
         training=usable,
         held_out=held_out,
         report=report,
+        score=scored.store,
     )
 
 

@@ -19,7 +19,7 @@ from mrpo_tools.runs.record import CombinationWords, RunRecord
 from mrpo_tools.runs.run import RUN, Stage, save_recipe
 from mrpo_tools.training.prepare import Prepared
 
-FIXED = ("policy_identity", "references", "combination", "hyper", "groups_hash")
+FIXED = ("policy_identity", "references", "combination", "hyper", "score", "groups_hash")
 """What a run may not change when it is resumed, beside its recipe."""
 
 
@@ -34,7 +34,7 @@ def run_record(
     """What `run.json` holds; `groups` are all of the data."""
     policy = _placed(prepared.policy)
     used = [name for name in references if name in (*recipe.refs, recipe.policy)]
-    return RunRecord(
+    record = RunRecord(
         policy=policy,
         policy_identity=prepared.policy.identity.hash,
         references=[str(store) for store in prepared.stores],
@@ -51,6 +51,9 @@ def run_record(
         data_hash=_data_hash(groups, dataset),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    if prepared.score is None:
+        return record
+    return record.model_copy(update={"score": str(prepared.score)})
 
 
 def _data_hash(groups: Sequence[Group], dataset: Dataset | None) -> str | None:
@@ -106,7 +109,7 @@ def open_run(output: Path, stage: Stage, recipe: Recipe, record: RunRecord) -> N
 def _check_record(output: Path, record: RunRecord) -> None:
     """Refuse to go on with other data, references or weights than the run began with."""
     before, now = RunRecord.read(output / RUN).as_json(), record.as_json()
-    differing = [key.removesuffix("_hash") for key in FIXED if before.get(key) != now[key]]
+    differing = [key.removesuffix("_hash") for key in FIXED if before.get(key) != now.get(key)]
     if differing:
         raise UsageError(
             f"{output} began with other {', '.join(differing)} than there are now",

@@ -154,6 +154,15 @@ def _tell(prepared: Prepared) -> None:
             f"others' numbers clipped; {report.mean_distance_from_reference_1_nats:.3g} nats "
             "from reference 1 on average"
         )
+    if prepared.score is not None:
+        say_once(
+            f"scores: those by {prepared.score} count; scores and labels of the data are not used"
+        )
+    if (held := report.held_out_score) is not None and held.agreement is not None:
+        say_once(
+            f"held out: {held.scorer} orders {held.agreement:.0%} of {held.pairs:,} pairs alike; "
+            f"its mean is {held.better:.3g} for the better, {held.worse:.3g} for the worse"
+        )
     tell_saturated(prepared.training)
     for doubt, count in report.doubted_labels.items():
         say_once(f"warning: trained on: {count:,} {DOUBTS[doubt]}")
