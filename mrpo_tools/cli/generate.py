@@ -164,6 +164,7 @@ def _asked(groups: list[Group], split: str | None, limit: int | None) -> list[Gr
 
 
 def server_of(options: dict[str, Any]) -> Server | None:
+    """The server of `server_options`; None where none is named."""
     from mrpo_tools.server import Server
 
     if options["url"] is None:

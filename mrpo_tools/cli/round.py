@@ -46,7 +46,7 @@ SECTIONS = {"A server": ("url", "server_model", "concurrency", "timeout")}
 @dataset_options
 @cache_option
 @json_option
-def round(  # noqa: A001  the command's name
+def round(
     *,
     recipe: Path,
     count: int,
@@ -94,9 +94,7 @@ def round(  # noqa: A001  the command's name
     print(f"next: mrpo report {' '.join(map(str, runs_of(output, count)))}")
 
 
-def _rounds(
-    loaded: RoundRecipe, project: Project, output: Path, options: dict[str, Any]
-) -> Rounds:
+def _rounds(loaded: RoundRecipe, project: Project, output: Path, options: dict[str, Any]) -> Rounds:
     """What the rounds share."""
     from mrpo_tools.cache import Cache
     from mrpo_tools.config import find_reference
@@ -152,9 +150,11 @@ def _print_plan(rounds: Rounds, count: int) -> None:
         asked = len(asked_in(prompts, number, plan.prompts, plan.seed))
         names = rounds.recipe.references(rounds.base, rounds.earlier(number))
         start = rounds.name(number - 1 if plan.start == "last" else 0)
-        rows.append((number, rounds.name(number - 1), asked, asked * plan.n, start, ",".join(names)))
+        rows.append(
+            (number, rounds.name(number - 1), asked, asked * plan.n, start, ",".join(names))
+        )
     print_table(("round", "answers by", "prompts", "answers", "starts from", "references"), rows)
     scorers = ", ".join(scorer.name for scorer in rounds.scorers)
     held_out = len(one_a_prompt(in_split(rounds.groups, rounds.eval_split)))
     print(f"scored by {scorers}; measured on {held_out:,} prompts of split {rounds.eval_split}")
-    print(f"next: mrpo precompute --dry-run and mrpo train --dry-run say hours and memory")
+    print("next: mrpo precompute --dry-run and mrpo train --dry-run say hours and memory")

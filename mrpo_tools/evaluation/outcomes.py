@@ -46,8 +46,8 @@ def measure_outcomes(
     sampling: Sampling | None = None,
     split: str = "test",
     dataset: Dataset | None = None,
-    origin: Reference | None = None,
     held_out: Sequence[Scorer] = (),
+    origin: Reference | None = None,
 ) -> OutcomesRecord:
     """Generate a run's answers to the prompts of a split, and the untrained policy's; judge both.
 
