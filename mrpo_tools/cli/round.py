@@ -37,7 +37,8 @@ SECTIONS = {"A server": ("url", "server_model", "concurrency", "timeout")}
 @click.option("--rounds", "count", type=click.IntRange(1), default=3, show_default=True,
               help="In all; more may be asked for later.")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path), default=Path("rounds"),
-              show_default=True, metavar="DIR", help="A directory a round, and the table.")  # fmt: skip
+              show_default=True, metavar="DIR",
+              help="A directory a round, and the table.")  # fmt: skip
 @set_option
 @click.option("--split", default="train", show_default=True, help="Whose prompts are answered.")
 @click.option("--eval-split", default="test", show_default=True, help="That measures a round.")
@@ -58,9 +59,9 @@ def round(
 ) -> None:
     """Sample from the policy, score, compute what references miss, train, measure; again.
 
-    RECIPE is an ordinary recipe with `score`, and `rounds:` beside it. The first policy is reference
-    1; with `history` in `references` the policies of earlier rounds are references too. Resumes by
-    itself, at any step: the same command goes on where it stopped.
+    RECIPE is an ordinary recipe with `score`, and `rounds:` beside it. The first policy is
+    reference 1; with `history` in `references` the policies of earlier rounds are references too.
+    Resumes by itself, at any step: the same command goes on where it stopped.
 
     \b
     Example:
@@ -149,10 +150,9 @@ def _print_plan(rounds: Rounds, count: int) -> None:
     for number in range(1, count + 1):
         asked = len(asked_in(prompts, number, plan.prompts, plan.seed))
         names = rounds.recipe.references(rounds.base, rounds.earlier(number))
-        start = rounds.name(number - 1 if plan.start == "last" else 0)
-        rows.append(
-            (number, rounds.name(number - 1), asked, asked * plan.n, start, ",".join(names))
-        )
+        last = rounds.name(number - 1)
+        start = last if plan.start == "last" else rounds.base
+        rows.append((number, last, asked, asked * plan.n, start, ",".join(names)))
     print_table(("round", "answers by", "prompts", "answers", "starts from", "references"), rows)
     scorers = ", ".join(scorer.name for scorer in rounds.scorers)
     held_out = len(one_a_prompt(in_split(rounds.groups, rounds.eval_split)))

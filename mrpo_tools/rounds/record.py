@@ -1,4 +1,4 @@
-"""`ROUNDS/round-N/round.json`: what a round did and measured; written last, it finishes the round."""
+"""`ROUNDS/round-N/round.json`: what a round did and measured; written last, it finishes it."""
 
 from __future__ import annotations
 
