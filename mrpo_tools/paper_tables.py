@@ -8,7 +8,7 @@ beside it), so a cell is all that a project and a run need.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import Field, field_validator
@@ -35,6 +35,8 @@ class Table(Words):
     paper: str
     datasets: list[Dataset] = Field(min_length=1)
     references: dict[str, object]
+    scorers: dict[str, object] = Field(default_factory=dict)
+    rounds: dict[str, object] = Field(default_factory=dict)
     recipe: dict[str, object]
     columns: dict[str, dict[str, object]] = Field(min_length=1)
     rows: dict[str, dict[str, object]] = Field(min_length=1)
@@ -60,12 +62,14 @@ class Preset:
         title: paper, table and cell.
         project: data set and references, as in mrpo.yaml.
         recipe: its set fields are the keys of the file; the others are left to their defaults.
+        rounds: what `mrpo round` does between trainings; empty where nothing is sampled.
         templates: chat templates beside the table that the project names; a project needs copies.
     """
 
     title: str
     project: Project
     recipe: Recipe
+    rounds: dict[str, object] = field(default_factory=dict)
     templates: tuple[Path, ...] = ()
 
 
@@ -94,12 +98,17 @@ def load_preset(word: str, source: str | None = None) -> Preset:
         reason = f"there is no cell {cell!r}" if cell else "no cell is named"
         raise UsageError(f"{path}: {reason}", hint or f"cells: {', '.join(table.cells)}")
     keys = {**table.recipe, **table.columns[column], **table.rows[row]}
+    rounds = {**table.rounds}
+    for part in (table.columns[column], table.rows[row]):
+        rounds |= _mapping(part.get("rounds"))
+    keys.pop("rounds", None)
     refs = _first(keys.get("refs"), keys.pop("references", None))
     recipe = parse(Recipe, {**keys, "refs": refs}, f"{path}:{cell}")
     dataset = next((data for data in table.datasets if source in (None, data.source)), None)
     project = {
         "dataset": dataset.model_dump(exclude_defaults=True) if dataset else source,
         "references": {name: table.references.get(name) for name in recipe.refs},
+        "scorers": {name: table.scorers[name] for name in _scorers(recipe) & {*table.scorers}},
     }
     made = parse(Project, project, f"{path}:{cell}")
     named = {reference.chat_template or "" for reference in made.references.values()}
@@ -107,8 +116,17 @@ def load_preset(word: str, source: str | None = None) -> Preset:
         title=f"{table.paper}: {cell}",
         project=made,
         recipe=recipe,
+        rounds=rounds,
         templates=tuple(file for name in sorted(named) if (file := path.parent / name).is_file()),
     )
+
+
+def _mapping(value: object) -> dict[str, object]:
+    return dict(value) if isinstance(value, dict) else {}
+
+
+def _scorers(recipe: Recipe) -> set[str]:
+    return {name for name in (recipe.score, recipe.held_out_score) if name is not None}
 
 
 def file_and_cell(word: str) -> tuple[Path, str]:

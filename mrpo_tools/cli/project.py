@@ -113,6 +113,9 @@ def _init_preset(word: str, dataset: str | None, project: Path, *, force: bool) 
         raise UsageError(f"{recipe} is there already", "mrpo init --force replaces it")
     fields = preset.project.model_dump(exclude_defaults=True)
     keys = preset.recipe.model_dump(exclude_unset=True)
+    if preset.rounds:
+        del keys["refs"]
+        keys["rounds"] = {"policy": preset.recipe.refs[0], **preset.rounds}
     for path, values in ((project, {"cache": "cache", **fields}), (recipe, keys)):
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         path.write_text(f"# {preset.title}\n{text}", encoding="utf-8")
@@ -121,6 +124,10 @@ def _init_preset(word: str, dataset: str | None, project: Path, *, force: bool) 
             shutil.copyfile(template, template.name)
     names = ",".join(preset.project.references)
     print(f"wrote {project} and {recipe}: {preset.title}")
+    if preset.rounds:
+        print(f"next: mrpo round {recipe} --dry-run")
+        print(f"then: mrpo round {recipe} --output rounds")
+        return
     print(f"next: mrpo precompute --ref {names}")
     print(f"then: mrpo train --config {recipe} --output run")
 

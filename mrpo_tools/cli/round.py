@@ -34,8 +34,8 @@ SECTIONS = {"A server": ("url", "server_model", "concurrency", "timeout")}
 
 @click.command(cls=Command, sections=SECTIONS)
 @click.argument("recipe", type=click.Path(path_type=Path), shell_complete=recipes)
-@click.option("--rounds", "count", type=click.IntRange(1), default=3, show_default=True,
-              help="In all; more may be asked for later.")  # fmt: skip
+@click.option("--rounds", "count", type=click.IntRange(1),
+              help="In all; more may be asked for later.  [default: the recipe's, or 3]")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path), default=Path("rounds"),
               show_default=True, metavar="DIR",
               help="A directory a round, and the table.")  # fmt: skip
@@ -50,7 +50,7 @@ SECTIONS = {"A server": ("url", "server_model", "concurrency", "timeout")}
 def round(
     *,
     recipe: Path,
-    count: int,
+    count: int | None,
     output: Path,
     settings: tuple[str, ...],
     dry_run: bool,
@@ -75,6 +75,7 @@ def round(
     project = load_project()
     loaded = load_round_recipe(recipe, recipe_keys(settings))
     rounds = _rounds(loaded, project, output, options)
+    count = count or loaded.plan.count
     if dry_run:
         _print_plan(rounds, count)
         return

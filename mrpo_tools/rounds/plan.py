@@ -31,6 +31,8 @@ class RoundPlan(Words):
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
+    count: int = Field(default=3, ge=1)
+    """Rounds, unless `--rounds` says how many."""
     policy: str | None = None
     """The first policy: a reference of the project; unset, its first one."""
     references: list[str] = Field(default_factory=lambda: [BASE])
@@ -39,6 +41,8 @@ class RoundPlan(Words):
     """So many of the last rounds' policies; unset, all."""
     start: RoundStart = "last"
     """Where each training begins."""
+    by_round: list[dict[str, Any]] = Field(default_factory=list)
+    """Keys of the recipe for round 1, 2, …; the last of them holds for later rounds."""
     keep: float = Field(default=0.0, ge=0, le=1)
     """Share of the earlier rounds' groups that are trained on again."""
     prompts: int | None = Field(default=None, ge=1)
@@ -119,7 +123,9 @@ class RoundRecipe:
             earlier: policies of earlier rounds, the last one first.
             start: path of the policy to begin from; None begins from reference 1.
         """
-        words = {**self.train, "refs": self.references(base, earlier), "policy": start}
+        own = self.plan.by_round[: len(earlier) + 1][-1:]
+        words = {**self.train, **(own[0] if own else {})}
+        words |= {"refs": self.references(base, earlier), "policy": start}
         if self._objective.samples:
             words["behaviour"] = next(iter(earlier), base)
         if self.needs_pairs:
@@ -153,12 +159,14 @@ def load_round_recipe(path: Path, over: Mapping[str, Any] | None = None) -> Roun
             f"{file}: a round trains on the scores of its samples, and nothing says whose",
             "score: NAME of a scorer, `scorers:` in mrpo.yaml",
         )
-    own = [key for key in SET_BY_ROUNDS if values.get(key)]
+    each = [values, *(plan.get("by_round") or [])]
+    own = [key for key in SET_BY_ROUNDS if any(words.get(key) for words in each)]
     if own:
         raise UsageError(
             "\n".join(f"{file}: {key} is set by each round: {SET_BY_ROUNDS[key]}" for key in own),
             f"leave it out, or say it under `{KEY}:`",
         )
     recipe = RoundRecipe(values, parse(RoundPlan, plan, f"{file}: {KEY}"))
-    recipe.recipe("base", [], None)  # refused now, not after the first samples
+    for number in range(max(len(recipe.plan.by_round), 1)):  # refused now, not after samples
+        recipe.recipe(BASE, [f"round-{each}" for each in range(number, 0, -1)], None)
     return recipe
