@@ -95,7 +95,7 @@ class Plan:
         references: K.
         peak: operations a second of one GPU, by its vendor; 989e12 is an H100's in bfloat16.
         share: of the peak that is useful work.
-        apart: share that is left when eight GPUs of one node, or several nodes, wait for each other.
+        apart: share left where the GPUs of one node, or of several, wait for each other.
         links: bytes a second of one GPU inside a node, and between nodes.
         step_groups: groups of an optimizer step, at least one a GPU.
         micro_batch: groups of a micro-batch.

@@ -3,8 +3,8 @@
     python tests/kill_training.py STEPS WRITES PROJECT
 
 PROJECT holds `models/NAME` and a `cache` of three references, and `data.jsonl` with two splits.
-Each run is killed once, goes on with `resume`, and is compared, file by file, with one that was left
-alone. Imports once and forks for everything else.
+Each run is killed once, goes on with `resume`, and is compared, file by file, with one that was
+left alone. Imports once and forks for everything else.
 """
 
 from __future__ import annotations

@@ -130,7 +130,11 @@ def test_a_whole_checkpoint_of_another_step_or_with_more_in_it(stopped, capsys):
 
 @pytest.mark.parametrize(
     ("others", "words"),
-    [({"beta": 0.5}, "beta, hyper"), ({"seed": 7}, "seed"), ({"logging_steps": 2}, "logging_steps")],
+    [
+        ({"beta": 0.5}, "beta, hyper"),
+        ({"seed": 7}, "seed"),
+        ({"logging_steps": 2}, "logging_steps"),
+    ],
 )
 def test_a_checkpoint_of_another_recipe_is_named(others, words, references, some_groups, cached,
                                                  stopped, tmp_path, capsys):  # fmt: skip

@@ -1,5 +1,5 @@
-"""The files for Slurm and SkyPilot: their commands are ones that the programs take, and a job that was
-stopped is put back, one that failed is not."""
+"""The files for Slurm and SkyPilot: the programs take their commands; a job that was stopped is put
+back, one that failed is not."""
 
 from __future__ import annotations
 

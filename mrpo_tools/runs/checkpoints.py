@@ -1,7 +1,7 @@
 """Checkpoints: sealed when all of their files are written, passed over where a byte has changed.
 
-A seal names the run, the step and the SHA-256 of every file. A kill, a full disk, an editor or a copy
-from another step or run leaves a checkpoint that does not agree with its seal or with the run that
+A seal names the run, the step and the SHA-256 of every file. A kill, a full disk, an editor or a
+copy from another step or run leaves a checkpoint that does not agree with its seal, or with the run
 it lies in, and nobody trains on from it.
 """
 

@@ -19,6 +19,7 @@ from mrpo_tools.runs.record import FIXED, RUN, CombinationWords, RunRecord
 from mrpo_tools.runs.run import Stage, save_recipe
 from mrpo_tools.training.prepare import Prepared
 
+
 def run_record(
     recipe: Recipe,
     prepared: Prepared,
