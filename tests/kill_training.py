@@ -3,8 +3,8 @@
     python tests/kill_training.py STEPS WRITES PROJECT
 
 PROJECT holds `models/NAME` and a `cache` of three references, and `data.jsonl` with two splits.
-Each run is killed once, goes on with `resume`, and is compared, file by file, with one that was
-left alone. Imports once and forks for everything else.
+Each run is killed up to five times, goes on with `resume` each time, and is compared in the end,
+file by file, with one that was left alone. Imports once and forks for everything else.
 """
 
 from __future__ import annotations
@@ -48,100 +48,104 @@ UNEQUAL = {
     "created", "seconds", "train_seconds", "total_seconds", "peak_memory_bytes", SEAL,
 }  # fmt: skip
 """What two runs never have in common: the clock's, and digests of files that hold it."""
+OF_A_RUN = 5
+"""Kills of one run, before it is left to end."""
 TRIES = 5
 """For each kill that is to hit a write: one that comes too late has hit nothing."""
 
 
 class Steps(TrainerCallback):
-    """Writes a byte when a step begins."""
+    """Writes the number of every step that begins to a file, as a byte."""
 
-    def __init__(self, pipe: int) -> None:
-        self.pipe = pipe
+    def __init__(self, file: Path) -> None:
+        self.file = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        os.write(self.pipe, b".")
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        os.write(self.file, bytes([state.global_step + 1]))
 
 
 class Kills:
-    """Kill, look, resume, compare, again and again."""
+    """Kill, look, resume, again and again; then compare."""
 
     def __init__(self, project: Path, kills: int) -> None:
         self.project, self.draw = project, random.Random(kills)
-        self.steps = self.draw.sample(range(1, STEPS + 1), STEPS)
         self.groups = load_groups(project / "data.jsonl").groups
-        self.counts: Counter[str] = Counter()
-        self.files: Counter[int] = Counter()
+        self.step = self.write = 0.0
         self.killed_at: list[int] = []
+        self.unsealed: list[int] = []
         self.resumed_from: Counter[int] = Counter()
+        self.named = self.runs = 0
         self.differing: dict[str, list[str]] = {}
 
     def run(self, steps: int, writes: int) -> dict[str, Any]:
         whole = self.project / "whole"
-        (step, write), self.expected = self.measured(whole), in_fork(lambda: contents(whole))
-        self.compare(self.again("undisturbed", lambda child, ticks, run: None))
-        for number in range(steps):
-            self.once(f"step-{number}", lambda *words: self.at_a_step(*words, step))
-        hits, tries = 0, 0
-        while hits < writes and tries < TRIES * writes:
-            tries += 1
-            hits += self.once(f"write-{tries}", lambda *words: self.in_a_write(*words, write))
+        self.measure(whole)
+        self.expected = in_fork(lambda: contents(whole))
+        self.compare(self.life("undisturbed"))
+        numbers = self.draw.sample(range(1, STEPS + 1), steps)
+        for first in range(0, steps, OF_A_RUN):
+            self.chain(self.at_a_step, numbers[first : first + OF_A_RUN])
+        at_steps, self.killed_at = self.killed_at, []
+        self.unsealed, self.named = [], 0
+        while len(self.unsealed) < writes and len(self.killed_at) < TRIES * writes:
+            saved = range(SAVE_STEPS, STEPS + 1, SAVE_STEPS)
+            wanted = min(OF_A_RUN, writes - len(self.unsealed))
+            self.chain(self.in_a_write, self.draw.sample(saved, wanted))
         return {
-            "at a step": steps,
-            "at steps": self.killed_at,
-            "at a write": tries,
-            "left an unsealed checkpoint": hits,
-            **self.counts,
+            "runs": self.runs,
+            "killed at a step": at_steps,
+            "killed at a write": len(self.killed_at),
+            "left an unsealed checkpoint": len(self.unsealed),
+            "unsealed and named": self.named,
+            "files of the unsealed": dict(sorted(Counter(self.unsealed).items())),
             "resumed from": dict(sorted(self.resumed_from.items())),
-            "files of the unsealed": dict(sorted(self.files.items())),
             "differing": self.differing,
-            "step seconds": round(step, 4),
-            "write seconds": round(write, 4),
+            "step seconds": round(self.step, 4),
+            "write seconds": round(self.write, 4),
         }
 
-    def measured(self, run: Path) -> tuple[float, float]:
-        """The run that is left alone: seconds of a step, and of a checkpoint from its directory to
-        its seal."""
-        child, ticks = self.start(run)
-        steps, writes, before = [], [], 0.0
-        for number in range(1, STEPS + 1):
-            os.read(ticks, 1)
-            now = time.monotonic()
-            if number % SAVE_STEPS == 0:
-                steps.append(now - before)  # of the one before, which saves nothing
-                place = run / f"checkpoint-{number}"
-                wait_for(place.is_dir)
-                began = time.monotonic()
-                wait_for(lambda place=place: is_sealed(place))
-                writes.append(time.monotonic() - began)
-            before = now
+    def measure(self, run: Path) -> None:
+        """The run that is left alone: seconds of a step that saves nothing, and of a checkpoint
+        from its directory to its seal."""
+        child, steps, writes = self.start(run), [], []
+        for number in range(SAVE_STEPS, STEPS + 1, SAVE_STEPS):
+            self.wait_for_step(run, number - 1)
+            began = time.monotonic()
+            self.wait_for_step(run, number)
+            steps.append(time.monotonic() - began)
+            place = run / f"checkpoint-{number}"
+            wait_for(place.is_dir)
+            began = time.monotonic()
+            wait_for(lambda place=place: is_sealed(place))
+            writes.append(time.monotonic() - began)
         wait(child)
-        os.close(ticks)
-        return statistics.median(steps), statistics.median(writes)
+        self.step, self.write = statistics.median(steps), statistics.median(writes)
 
-    def again(self, name: str, meet: Callable[[int, int, Path], None]) -> Path:
-        """A run whose process meets something on its way."""
+    def chain(self, kill: Callable[[Path, int], None], numbers: list[int]) -> None:
+        """One run, killed at or in each of these steps, and then left to end."""
+        self.runs += 1
+        for number in sorted(numbers):
+            run = self.life(f"run-{self.runs}", lambda run, number=number: kill(run, number))
+        self.compare(self.life(run.name))
+
+    def life(self, name: str, kill: Callable[[Path], None] | None = None) -> Path:
+        """One process of a run, begun or resumed, to its end or to its kill."""
         run = self.project / name
-        child, ticks = self.start(run)
-        meet(child, ticks, run)
-        status = os.waitpid(child, 0)[1]
-        os.close(ticks)
-        self.counts["killed"] += os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-        return run
-
-    def once(self, name: str, kill: Callable[[int, int, Path], None]) -> int:
-        """One run: killed, looked at, resumed, compared; how many checkpoints had no seal."""
-        run = self.again(name, kill)
-        unsealed = [path for path in checkpoints(run) if not is_sealed(path)]
-        self.files.update(sum(path.is_file() for path in place.rglob("*")) for place in unsealed)
-        child, ticks = self.start(run)
-        wait(child)
-        self.resumed_from[STEPS - len(os.read(ticks, STEPS))] += 1
-        os.close(ticks)
+        resumes, before = run.exists(), unsealed(run)
+        child = self.start(run)
+        if kill is None:
+            wait(child)
+        else:
+            kill(run)
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            self.unsealed += [len(list(place.iterdir())) for place in unsealed(run)]
+        if resumes:
+            steps = run.with_suffix(".steps").read_bytes()
+            self.resumed_from[steps[0] - 1 if steps else STEPS] += 1
         said = run.with_suffix(".err").read_text()
-        named = [path for path in unsealed if f"{path} is passed over: it has no {SEAL}" in said]
-        self.counts["named"] += len(named)
-        self.compare(run)
-        return len(unsealed)
+        self.named += sum(f"{path} is passed over: it has no {SEAL}" in said for path in before)
+        return run
 
     def compare(self, run: Path) -> None:
         """Note what is not as in the run that was left alone."""
@@ -153,36 +157,41 @@ class Kills:
         else:
             shutil.rmtree(run)
 
-    def at_a_step(self, child: int, ticks: int, run: Path, step: float) -> None:
-        """Kill at a random moment of a random step."""
-        number = self.steps.pop()
+    def at_a_step(self, run: Path, number: int) -> None:
+        """Wait for a random moment of a step."""
         self.killed_at.append(number)
-        for _ in range(number):
-            os.read(ticks, 1)
-        time.sleep(self.draw.random() * step)
-        os.kill(child, signal.SIGKILL)
+        self.wait_for_step(run, number)
+        time.sleep(self.draw.random() * self.step)
 
-    def in_a_write(self, child: int, ticks: int, run: Path, write: float) -> None:
-        """Kill at a random moment between a checkpoint's directory and its seal."""
-        number = self.draw.randrange(SAVE_STEPS, STEPS + 1, SAVE_STEPS)
+    def in_a_write(self, run: Path, number: int) -> None:
+        """Wait for a random moment between a checkpoint's directory and its seal."""
+        self.killed_at.append(number)
+        self.wait_for_step(run, number)
         wait_for((run / f"checkpoint-{number}").is_dir)
-        time.sleep(self.draw.random() * write)
-        os.kill(child, signal.SIGKILL)
+        time.sleep(self.draw.random() * self.write)
 
-    def start(self, run: Path) -> tuple[int, int]:
-        """A process that trains, and where it writes a byte a step."""
-        reading, writing = os.pipe()
-        child = fork(lambda: self.train(run, writing))
-        os.close(writing)
-        return child, reading
+    def wait_for_step(self, run: Path, number: int) -> None:
+        file = run.with_suffix(".steps")
+        wait_for(lambda: file.exists() and number in file.read_bytes())
 
-    def train(self, run: Path, ticks: int) -> None:
-        said = os.open(run.with_suffix(".err"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    def start(self, run: Path) -> int:
+        """A process that trains."""
+        for ending in (".steps", ".err"):
+            run.with_suffix(ending).unlink(missing_ok=True)
+        return fork(lambda: self.train(run))
+
+    def train(self, run: Path) -> None:
+        said = os.open(run.with_suffix(".err"), os.O_WRONLY | os.O_CREAT)
         os.dup2(said, sys.stderr.fileno())
         references = {name: Reference(model=str(self.project / "models" / name), dtype="float32")
                       for name in NAMES}  # fmt: skip
         train(WORDS, self.groups, Cache(self.project / "cache"), references, run, resume=True,
-              callbacks=[Steps(ticks)])  # fmt: skip
+              callbacks=[Steps(run.with_suffix(".steps"))])  # fmt: skip
+
+
+def unsealed(run: Path) -> list[Path]:
+    """Checkpoints that were not written to their end."""
+    return [path for path in checkpoints(run) if not is_sealed(path)]
 
 
 def wait_for(state: Callable[[], bool], seconds: float = 120) -> None:

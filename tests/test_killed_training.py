@@ -49,11 +49,10 @@ def test_a_killed_run_ends_bit_for_bit_as_one_that_was_not(steps, writes, projec
 
 def check(kills: dict, steps: int, writes: int) -> None:
     assert kills["differing"] == {}
-    assert kills["at a step"] == steps
-    assert kills["left an unsealed checkpoint"] == kills["named"] >= writes
-    assert kills["killed"] >= steps + writes
-    assert sum(kills["resumed from"].values()) == steps + kills["at a write"]
-    assert not set(map(int, kills["resumed from"])) - set(range(0, STEPS, 2)) - {STEPS}
+    assert len(set(kills["killed at a step"])) == steps
+    assert kills["left an unsealed checkpoint"] == kills["unsealed and named"] >= writes
+    assert sum(kills["resumed from"].values()) == steps + kills["killed at a write"]
+    assert set(map(int, kills["resumed from"])) <= set(range(0, STEPS + 1, 2))
 
 
 def machine() -> dict:
