@@ -4,8 +4,8 @@
 #     apt-get install slurm-wlm munge
 #     bench/slurm.sh PROJECT OUTPUT        # as root, from the checkout, with mrpo's Python first on PATH
 #
-# PROJECT holds mrpo.yaml, recipe.yaml (of some minutes, with save_steps) and a filled cache, as `mrpo
-# demo` leaves them. Jobs run in the partition `spot`; a job of the partition `urgent` takes the machine:
+# PROJECT holds mrpo.yaml (models by absolute paths), recipe.yaml (of a minute or two; save_steps: 10,
+# logging_steps: 1, as a stopped run logs its last step) and a filled cache. Jobs run in the partition `spot`; a job of the partition `urgent` takes the machine:
 # Slurm sends SIGTERM, SIGKILL 30 s later, and puts the job back.
 #   whole    one task, undisturbed             preempted  one task, preempted: SIGTERM is enough
 #   killed   one task, deaf to SIGTERM: SIGKILL after 30 s
@@ -15,6 +15,7 @@ set -eu
 checkout=$PWD project=$(realpath "$1")
 mkdir -p "$2" && out=$(realpath "$2")
 export SLURM_CONF=$out/slurm.conf PYTHONPATH=$checkout:$checkout/tests OMP_NUM_THREADS=1
+export PYTHONHASHSEED=0  # peft writes an adapter's layers as a set, in an order of each process's own
 host=$(hostname)
 
 configure() {
@@ -40,7 +41,7 @@ SchedulerParameters=sched_interval=2,bf_interval=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=2
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc)
+NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc --all)
 PartitionName=spot Nodes=$host Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
 PartitionName=urgent Nodes=$host PriorityTier=9 PreemptMode=OFF
 END
@@ -65,6 +66,8 @@ start() {
 }
 
 stop() {
+  squeue --noheader --format=%A | xargs --no-run-if-empty scancel
+  sleep 2
   for name in slurmd slurmctld munged; do
     [ ! -e "$out/$name.pid" ] || kill "$(cat "$out/$name.pid")" || true
   done

@@ -13,11 +13,13 @@ import click
 import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
+from test_docs import blocks, script
 from torch.distributed.run import get_args_parser
 
 from mrpo_tools.cli import cli
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+PAGE = RECIPES.parent / "docs" / "scaling.md"
 SLURM = sorted((RECIPES / "slurm").glob("*.sbatch"))
 SKYPILOT = sorted((RECIPES / "skypilot").glob("*.yaml"))
 FILES = pytest.mark.parametrize("path", [*SLURM, *SKYPILOT], ids=lambda path: path.name)
@@ -66,6 +68,32 @@ def test_the_commands_are_taken(path):
         assert ("--resume" if "train" in words else "--shard") in words
     for name in re.findall(r"recipes/(?:slurm|skypilot)/[\w.]+", path.read_text()):
         assert (RECIPES.parent / name).is_file(), name
+
+
+def test_the_commands_of_the_page_are_taken():
+    """docs/scaling.md's; of a job its script."""
+    for line in "".join(blocks(PAGE.read_text(encoding="utf-8"), "bash")).splitlines():
+        words = shlex.split(line)
+        if words[0] == "sbatch":
+            assert any((RECIPES.parent / word).is_file() for word in words[1:]), line
+        else:
+            check(words)
+
+
+def test_the_plan_is_the_script_s():
+    """The tables of docs/scaling.md are what bench/plan.py prints, and its sums are these by hand:
+    185.1 + 4 · 305.3 tokens a group; 2 · 6,979,321,856 operations a token and 2 · 4096 · 32768 a
+    response token; 4 · 4096 · 32 for each pair of tokens."""
+    plan = script("bench/plan.py")
+    usual = plan.Plan()
+    assert plan.table(usual, [1, 8, 64]) in PAGE.read_text(encoding="utf-8")
+    layer = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336
+    pairs = 185.1**2 / 2 + 4 * (305.3 * 185.1 + 305.3**2 / 2)
+    operations = 2 * 32 * layer * 1406.3 + 2 * 4096 * 32768 * 1221.2 + 4 * 4096 * 32 * pairs
+    hours = 61_135 * operations / (0.4 * 989e12) / 3600
+    assert usual.phase1_hours(8) == pytest.approx(3 * hours / 8)
+    assert usual.phase2_hours("lora", 1) == pytest.approx(3 * hours)
+    assert usual.full_gigabytes(1) == pytest.approx(131.7)
 
 
 @pytest.mark.parametrize(
