@@ -128,6 +128,46 @@ def test_a_whole_checkpoint_of_another_step_or_with_more_in_it(stopped, capsys):
     assert "model.safetensors was not saved with it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        ({"beta": 0.5}, "beta, hyper"),
+        ({"seed": 7}, "seed"),
+        ({"logging_steps": 2}, "logging_steps"),
+    ],
+)
+def test_a_checkpoint_of_another_recipe_is_named(others, words, references, some_groups, cached,
+                                                 stopped, tmp_path, capsys):  # fmt: skip
+    """Whole in its own run, and the later one here; training goes on from this run's own."""
+    words_of_it = WORDS.model_copy(update=others)
+    other = train(words_of_it, some_groups, cached, references, tmp_path / "other").path
+    shutil.rmtree(stopped / "checkpoint-6")
+    assert last_whole(other) == other / "checkpoint-6"
+    shutil.copytree(other / "checkpoint-6", stopped / "checkpoint-6")
+    capsys.readouterr()
+    assert last_whole(stopped) == stopped / "checkpoint-3"
+    named = f"{stopped / 'checkpoint-6'} is passed over: it is of a run with another {words}\n"
+    assert named in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_other_groups_is_named(references, some_groups, cached, stopped, tmp_path,
+                                               capsys):  # fmt: skip
+    other = train(WORDS, some_groups[:30], cached, references, tmp_path / "other").path
+    shutil.rmtree(stopped / "checkpoint-6")
+    shutil.copytree(other / "checkpoint-6", stopped / "checkpoint-6")
+    capsys.readouterr()
+    assert last_whole(stopped) == stopped / "checkpoint-3"
+    assert "it is of a run with another groups_hash" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_says_no_run_is_an_older_one(stopped):
+    file = stopped / "checkpoint-6" / SEAL
+    sealed = json.loads(file.read_text())
+    del sealed["run"]
+    file.write_text(json.dumps(sealed))
+    assert last_whole(stopped) == stopped / "checkpoint-6"
+
+
 def test_without_a_whole_checkpoint_the_run_begins_anew(fit, whole, stopped, capsys):
     for step in (3, 6):
         HARM["empty"](stopped / f"checkpoint-{step}" / STATE)

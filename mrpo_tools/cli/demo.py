@@ -12,8 +12,11 @@ from mrpo_tools.cli.options import json_option, print_json, print_table, with_in
 
 @click.command(cls=Command)
 @click.argument("directory", default="demo", type=click.Path(path_type=Path))
+@click.option("--rounds", type=click.IntRange(0), default=0, metavar="N",
+              help="Then rounds of sampling and training, with and without earlier policies as "
+              "references; two take some minutes more.")  # fmt: skip
 @json_option
-def demo(directory: Path, *, as_json: bool) -> None:
+def demo(directory: Path, rounds: int, *, as_json: bool) -> None:
     """Run everything on tiny models, in a few minutes on two CPU cores, without a network.
 
     Makes three models of three families, caches their log-probs and noise of the same spread,
@@ -23,6 +26,7 @@ def demo(directory: Path, *, as_json: bool) -> None:
     \b
     Example:
         mrpo demo
+        mrpo demo --rounds 2
     """
     import os
     from dataclasses import asdict
@@ -32,7 +36,7 @@ def demo(directory: Path, *, as_json: bool) -> None:
     from mrpo_tools.cli import run
     from mrpo_tools.demo.demo import demo as workflow
 
-    result = workflow(directory, run)
+    result = workflow(directory, run, rounds=rounds)
     if as_json:
         print_json(asdict(result))
         return

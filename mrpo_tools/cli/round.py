@@ -35,7 +35,7 @@ SECTIONS = {"A server": ("url", "server_model", "concurrency", "timeout")}
 @click.command(cls=Command, sections=SECTIONS)
 @click.argument("recipe", type=click.Path(path_type=Path), shell_complete=recipes)
 @click.option("--rounds", "count", type=click.IntRange(1),
-              help="In all; more may be asked for later.  [default: the recipe's, or 3]")  # fmt: skip
+              help="In all; more may be asked for later.  [default: the recipe's]")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path), default=Path("rounds"),
               show_default=True, metavar="DIR",
               help="A directory a round, and the table.")  # fmt: skip

@@ -163,7 +163,8 @@ def _project(
     """The project and the recipe's file; of the run in `output` where that goes on."""
     from mrpo_tools.config import load_project
     from mrpo_tools.errors import UsageError
-    from mrpo_tools.runs.run import RECIPE, is_run, project_of
+    from mrpo_tools.runs.record import RECIPE
+    from mrpo_tools.runs.run import is_run, project_of
 
     if resume and output and is_run(output):
         return project_of(output), config or output / RECIPE

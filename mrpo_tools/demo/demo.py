@@ -88,6 +88,7 @@ def demo(
     *,
     recipe: str = RECIPE,
     model_steps: int | None = None,
+    rounds: int = 0,
 ) -> Demo:
     """Run the demo in a directory.
 
@@ -97,6 +98,7 @@ def demo(
         show: prints a line.
         recipe: the text of the training's YAML recipe.
         model_steps: to train each tiny model for; None for as many as it needs.
+        rounds: of sampling and training, after all the rest.
 
     Raises:
         UsageError: the directory holds something else.
@@ -119,7 +121,17 @@ def demo(
         _type(execute, show, ["report", "runs"])
         result = Demo(rows_of(map(Path, runs)), time.monotonic() - started)
         Path("results.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
+        if rounds:
+            _make_rounds(execute, show, rounds)
     return result
+
+
+def _make_rounds(execute: Execute, show: Callable[[str], None], count: int) -> None:
+    from mrpo_tools.demo.rounds import prepare_rounds, run_rounds
+
+    show("\nMaking a tiny reward model, which rewards the answers of each round …")
+    prepare_rounds()
+    run_rounds(lambda arguments: _type(execute, show, arguments), count)
 
 
 def _prepare(directory: Path, recipe: str) -> None:

@@ -14,7 +14,7 @@ from mrpo_tools.errors import UsageError
 from mrpo_tools.maths import objectives
 from mrpo_tools.methods.method import find_loss, objective_of
 from mrpo_tools.sampling import Sampling
-from mrpo_tools.words import RoundStart
+from mrpo_tools.words import KeptStatus, RoundStart
 
 KEY = "rounds"
 BASE, HISTORY = "base", "history"
@@ -57,6 +57,8 @@ class RoundPlan(Words):
     """Only so many of the likeliest tokens are drawn; 0: all."""
     max_new_tokens: int = Field(default=256, ge=1)
     """Of an answer."""
+    keep_status: tuple[KeptStatus, ...] = ()
+    """Answers that are trained on though something is amiss with them: `truncated`, …"""
     seed: int = 0
     """What decides the answers and which prompts and groups are taken."""
     samples: int = Field(default=4, ge=1)

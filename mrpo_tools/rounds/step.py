@@ -16,6 +16,7 @@ from typing import Any
 
 from mrpo_tools.cache import Cache
 from mrpo_tools.config import Dataset, Recipe, Reference
+from mrpo_tools.errors import UsageError
 from mrpo_tools.evaluation.outcomes import kl_to, measure_outcomes
 from mrpo_tools.files import make_directory, save_json, write_whole
 from mrpo_tools.groups import Group, in_split, one_a_prompt
@@ -136,8 +137,9 @@ def make_round(rounds: Rounds, number: int) -> RoundRecord:
     with clock.phase("sample"):
         samples = _sampled(rounds, number, directory)
     with clock.phase("score"):
-        score = _scored(rounds, samples)
-    data, kept = _data(rounds, number, samples, directory)
+        own = _usable(rounds, samples)
+        score = _scored(rounds, own)
+    data, kept = _data(rounds, number, own, directory)
     with clock.phase("precompute"):
         _precomputed(rounds, recipe, data, models)
     with clock.phase("train"):
@@ -177,9 +179,24 @@ def _sampled(rounds: Rounds, number: int, directory: Path) -> Samples:
     return samples
 
 
-def _scored(rounds: Rounds, samples: Samples) -> float | None:
+def _usable(rounds: Rounds, samples: Samples) -> list[Group]:
+    """The groups that the answers make.
+
+    Raises:
+        UsageError: there are none.
+    """
+    groups = samples.groups(rounds.recipe.plan.keep_status)
+    if groups:
+        return groups
+    counts = ", ".join(f"{count:,} {name}" for name, count in samples.counts.items() if count)
+    raise UsageError(
+        f"no prompt has two answers that can be trained on: {counts.replace('_', ' ')}",
+        "raise rounds.max_new_tokens, or rounds.keep_status: [truncated]",
+    )
+
+
+def _scored(rounds: Rounds, groups: Sequence[Group]) -> float | None:
     """Every scorer's scores of the samples, cached; the mean of the first one's."""
-    groups = samples.groups()
     stores = [ensure_scores(scorer, groups, rounds.cache).store for scorer in rounds.scorers]
     scored, _ = with_scores(groups, stores[0])
     scores = [response.score or 0.0 for group in scored for response in group.responses]
@@ -187,15 +204,14 @@ def _scored(rounds: Rounds, samples: Samples) -> float | None:
 
 
 def _data(
-    rounds: Rounds, number: int, samples: Samples, directory: Path
+    rounds: Rounds, number: int, own: Sequence[Group], directory: Path
 ) -> tuple[list[Group], int]:
     """What the round trains on, as `data.jsonl` has it, and how many groups are of earlier ones;
     the held-out groups of the project stand in it too."""
     plan = rounds.recipe.plan
-    own = samples.groups()
     if rounds.recipe.needs_pairs:
         own = beside_pairs(in_split(rounds.groups, rounds.split), own)
-    before = [group for each in range(1, number) for group in _own_groups(rounds.output, each)]
+    before = [group for each in range(1, number) for group in _own_groups(rounds, each)]
     kept = kept_of(before, plan.keep, number, plan.seed)
     training = [group.with_split(TRAIN) for group in (*own, *kept)]
     held_out = [group.with_split(TEST) for group in in_split(rounds.groups, rounds.eval_split)]
@@ -203,12 +219,13 @@ def _data(
         _write(directory / OWN, own)
         _write(directory / DATA, [*training, *held_out])
     wait_for_everyone()
-    return load_groups(directory / DATA).groups, len(kept)
+    return load_groups(directory / DATA, keep_status=plan.keep_status).groups, len(kept)
 
 
-def _own_groups(output: Path, number: int) -> list[Group]:
+def _own_groups(rounds: Rounds, number: int) -> list[Group]:
     """The groups that a finished round sampled."""
-    return load_groups(round_directory(output, number) / OWN).groups
+    file = round_directory(rounds.output, number) / OWN
+    return load_groups(file, keep_status=rounds.recipe.plan.keep_status).groups
 
 
 def _write(path: Path, groups: Sequence[Group]) -> None:
@@ -245,7 +262,9 @@ def _trained(
         cache=rounds.cache,
         references=models,
         output=run,
-        dataset=Dataset(source=str((directory / DATA).resolve())),
+        dataset=Dataset(
+            source=str((directory / DATA).resolve()), keep_status=rounds.recipe.plan.keep_status
+        ),
         resume=is_run(run),
     )
 

@@ -1,7 +1,8 @@
 """Checkpoints: sealed when all of their files are written, passed over where a byte has changed.
 
-A seal names the step and the SHA-256 of every file. A kill, a full disk, an editor or a copy from
-another step leaves a checkpoint that does not agree with its seal, and nobody trains on from it.
+A seal names the run, the step and the SHA-256 of every file. A kill, a full disk, an editor or a
+copy from another step or run leaves a checkpoint that does not agree with its seal, or with the run
+it lies in, and nobody trains on from it.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
+from mrpo_tools.config import read_yaml
 from mrpo_tools.errors import UsageError
 from mrpo_tools.progress import say_once
-from mrpo_tools.runs.record import Record
+from mrpo_tools.runs.record import FIXED, RECIPE, RUN, Record, read_object
 
 SEAL = "seal.json"
 PREFIX = "checkpoint-"
@@ -25,10 +28,13 @@ class Seal(Record):
 
     Attributes:
         step: N.
+        run: what determined the run: its recipe, and of its record what may not change. Seals of
+            an older mrpo do not say.
         files: the SHA-256 of each file's bytes, by its path in the checkpoint.
     """
 
     step: int
+    run: dict[str, Any] = Field(default_factory=dict)
     files: dict[str, str] = Field(min_length=1)
 
 
@@ -50,7 +56,9 @@ def is_sealed(checkpoint: Path) -> bool:
 
 def seal(checkpoint: Path) -> None:
     """Seal a checkpoint all of whose files are written."""
-    Seal(step=step_of(checkpoint), files=_digests(checkpoint)).write(checkpoint / SEAL)
+    run = _determined(checkpoint.parent)
+    sealed = Seal(step=step_of(checkpoint), run=run, files=_digests(checkpoint))
+    sealed.write(checkpoint / SEAL)
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -63,6 +71,10 @@ def damage(checkpoint: Path) -> str | None:
         return error.what
     if sealed.step != step_of(checkpoint):
         return f"it is the checkpoint of step {sealed.step}"
+    now = _determined(checkpoint.parent)
+    others = [key for key in sealed.run if key in now and sealed.run[key] != now[key]]
+    if others:
+        return f"it is of a run with another {', '.join(others)}"
     try:
         files = _digests(checkpoint)
     except OSError as error:
@@ -108,6 +120,14 @@ def keep(run: Path, newest: Path, count: int | None, best: str | None = None) ->
 
 def _number(checkpoint: Path) -> str:
     return checkpoint.name.removeprefix(PREFIX)
+
+
+def _determined(run: Path) -> dict[str, Any]:
+    """What determines a run, by key; nothing where none is."""
+    if not ((run / RECIPE).is_file() and (run / RUN).is_file()):
+        return {}
+    record = read_object(run / RUN)
+    return read_yaml(run / RECIPE) | {key: record.get(key) for key in FIXED}
 
 
 def _digests(checkpoint: Path) -> dict[str, str]:

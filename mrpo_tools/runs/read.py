@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from mrpo_tools.errors import UsageError
 from mrpo_tools.progress import say
 from mrpo_tools.runs.outcomes import OutcomesRecord, read_outcomes
-from mrpo_tools.runs.record import EvaluationRecord, Metrics, read_object
-from mrpo_tools.runs.run import EVALUATION, METRICS, RUN, STATE, Run, is_finished, is_run, read_run
+from mrpo_tools.runs.record import RUN, EvaluationRecord, Metrics, read_object
+from mrpo_tools.runs.run import EVALUATION, METRICS, STATE, Run, is_finished, is_run, read_run
 
 DATA_SPLIT = -1
 """In place of a split seed: the data's own split, the same for every run."""

@@ -24,6 +24,8 @@ from mrpo_tools.config import Dataset, Reference, parse
 from mrpo_tools.errors import UsageError
 from mrpo_tools.files import finite, save_json
 
+RECIPE = "recipe.yaml"
+RUN = "run.json"
 VERSION = 1
 """Of every record; a reader refuses larger ones."""
 
@@ -204,6 +206,10 @@ class Record(Part):
     def write(self, path: Path) -> None:
         """Write the file in one step."""
         save_json(path, self.as_json())
+
+
+FIXED = ("policy_identity", "references", "combination", "hyper", "score", "groups_hash")
+"""Of a run's record: what may not change when it goes on, beside its recipe."""
 
 
 class RunRecord(Record):

@@ -11,10 +11,8 @@ import yaml
 from mrpo_tools.config import DEFAULT_CACHE, Project, Recipe, Reference, parse, read_yaml
 from mrpo_tools.errors import UsageError
 from mrpo_tools.runs.checkpoints import checkpoints, is_sealed
-from mrpo_tools.runs.record import RunRecord
+from mrpo_tools.runs.record import RECIPE, RUN, RunRecord
 
-RECIPE = "recipe.yaml"
-RUN = "run.json"
 METRICS = "metrics.json"
 """Written last: a run that has it is finished."""
 STATE = "trainer_state.json"

@@ -179,13 +179,14 @@ class SealCheckpoints(TrainerCallback):
             wait_for_everyone()
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Seal it when all processes have written their files."""
+        """Seal it when all processes have written their files; none goes on before that."""
         wait_for_everyone()
         if state.is_world_process_zero:
             checkpoint = _checkpoint(args, state)
             seal(checkpoint)
             best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else None
             keep(checkpoint.parent, checkpoint, self.count, best)
+        wait_for_everyone()  # a launcher ends all processes when the first one has ended
 
 
 def _checkpoint(args: Any, state: Any) -> Path:

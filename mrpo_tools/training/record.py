@@ -15,12 +15,9 @@ from mrpo_tools.groups import Group, hash_groups, in_split
 from mrpo_tools.progress import is_first_process
 from mrpo_tools.references.devices import wait_for_everyone
 from mrpo_tools.references.resolved import ResolvedReference
-from mrpo_tools.runs.record import CombinationWords, RunRecord
-from mrpo_tools.runs.run import RUN, Stage, save_recipe
+from mrpo_tools.runs.record import FIXED, RUN, CombinationWords, RunRecord
+from mrpo_tools.runs.run import Stage, save_recipe
 from mrpo_tools.training.prepare import Prepared
-
-FIXED = ("policy_identity", "references", "combination", "hyper", "score", "groups_hash")
-"""What a run may not change when it is resumed, beside its recipe."""
 
 
 def run_record(
