@@ -76,7 +76,10 @@ def rounds(rate: float) -> Iterator[Round]:
 
 def table(rate: float = RATE) -> str:
     """A line a recipe, as Markdown."""
-    lines = ["| a round of | sample | score | precompute | train | all |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| a round of | sample | score | precompute | train | all |",
+        "|---|---|---|---|---|---|",
+    ]
     for each in rounds(rate):
         seconds = each.seconds()
         cells = [hours(value / 3600) for value in (*seconds.values(), sum(seconds.values()))]
