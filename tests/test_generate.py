@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -119,9 +118,9 @@ def test_data_of_nothing_but_cut_answers_names_the_way_out(tmp_path):
 
 
 def test_a_cut_or_empty_answer_needs_no_status_and_a_status_must_be_one(tmp_path):
-    row = {"prompt": "p", "responses": [
-        {"content": "a", "finish_reason": "stop"}, {"content": "b"},
-        {"content": "c", "finish_reason": "length"}, {"content": "", "finish_reason": "stop"}]}  # fmt: skip
+    ended = [("a", "stop"), ("b", None), ("c", "length"), ("", "stop")]
+    responses = [{"content": text, "finish_reason": reason} for text, reason in ended]
+    row = {"prompt": "p", "responses": responses}
     [read] = load_groups(write_lines(tmp_path / "a.jsonl", [row])).groups
     assert [response.content for response in read.responses] == ["a", "b"]
     row["responses"][1]["status"] = "fine"
@@ -137,7 +136,6 @@ def test_ids_know_nothing_of_how_an_answer_ended():
 
 
 def test_a_larger_n_samples_what_is_new_and_the_same_n_nothing(llama, prompts, tmp_path, model):
-    """The model is gone when fewer answers are asked for again."""
     reference = llama.model_copy(update={"model": str(model)})
     first = sample_groups(reference, prompts, SAMPLED, tmp_path, name="policy")
     assert first.generated == 3 * 11  # prompts, of which two are one
@@ -149,9 +147,6 @@ def test_a_larger_n_samples_what_is_new_and_the_same_n_nothing(llama, prompts, t
         assert (before.prompt, before.split, before.source_id) == (
             after.prompt, after.split, after.source_id,
         )  # fmt: skip
-    for path in model.glob("*.safetensors"):
-        shutil.copy(path, tmp_path / path.name)
-        path.write_bytes(path.read_bytes())
     assert sample_groups(reference, prompts, SAMPLED, tmp_path).generated == 0
     other = sample_groups(reference, prompts, replace(SAMPLED, seed=6), tmp_path)
     assert other.generated == 3 * 11
@@ -254,6 +249,21 @@ def test_other_weights_here_are_another_policy_of_the_server(llama, model):
     assert [pair.field for pair in after.differences(before)] == ["weights"]
 
 
+def test_other_ends_are_other_answers(llama, model, prompts, tmp_path):
+    """What ends an answer is in no identity of log-probs, and in a sampler's."""
+    reference = llama.model_copy(update={"model": str(model)})
+    first = sample_groups(reference, prompts, SAMPLED, tmp_path)
+    file = model / "generation_config.json"
+    words = json.loads(file.read_text())
+    often, _ = Counter(token for row in kept_rows(tmp_path) for token in row["ids"]).most_common(1)[
+        0
+    ]
+    file.write_text(json.dumps(words | {"eos_token_id": [words["eos_token_id"], often]}))
+    again = sample_groups(reference, prompts, SAMPLED, tmp_path)
+    assert again.generated == 33
+    assert again.counts["truncated"] < first.counts["truncated"]
+
+
 @pytest.mark.parametrize("kind", ["here", "server"])
 def test_killed_again_and_again_nothing_is_lost_or_doubled(kind, tiny_models, tmp_path, prompts):
     """A kill loses the batch at hand: what was drawn and is not on the disk is drawn again."""
@@ -281,6 +291,10 @@ def test_killed_again_and_again_nothing_is_lost_or_doubled(kind, tiny_models, tm
 def project(here, prompts) -> Path:
     write_lines(here / "data.jsonl", (each.as_dict() for each in prompts))
     return here
+
+
+def kept_rows(home: Path) -> list[dict]:
+    return [row for path in home.rglob("*.jsonl") for row in rows_of(path)]
 
 
 def rows_of(path: Path) -> list[dict]:
