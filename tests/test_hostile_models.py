@@ -302,12 +302,12 @@ def test_a_tokenizer_that_panics(part, directory, capfd):
 
 def test_what_generation_is_asked_for_is_not_heeded(directory, capfd):
     """Answers are greedy: of generation_config.json, the ids that end a text are read alone."""
-    line = "generate ./model --dataset rows.jsonl --max-new-tokens 4 --split all -o answers.jsonl"
-    assert attempt(capfd, line).code == 0
-    before = (directory / "answers.jsonl").read_text()
+    line = "generate ./model --dataset rows.jsonl --max-new-tokens 4 --split all -o"
+    assert attempt(capfd, f"{line} before.jsonl").code == 0
     edit_json(directory / "model" / GENERATION, **UNHEEDED[GENERATION])
-    assert attempt(capfd, line).code == 0
-    assert (directory / "answers.jsonl").read_text() == before
+    assert attempt(capfd, f"{line} after.jsonl").code == 0  # keeps its answers beside it
+    before, after = ((directory / name).read_text() for name in ("before.jsonl", "after.jsonl"))
+    assert after == before
 
 
 # What is not heeded.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import scipy.stats
@@ -206,8 +205,25 @@ def test_answers_are_kept_and_only_what_is_missing_is_generated(model, prompts, 
 
 def test_a_damaged_file_of_answers(llama, prompts, tmp_path):
     kept = KeptAnswers(tmp_path, llama, SAMPLED)
-    kept.path.write_text('{"prompt_id": "x"}\n')
-    with pytest.raises(UsageError, match=r"cannot be read") as error:
+    kept.path.mkdir()
+    damaged = kept.path / "any.jsonl"
+    damaged.write_text('{"prompt_id": "x"}\n')
+    with pytest.raises(UsageError, match=r"any.jsonl cannot be read") as error:
         kept.answers(prompts[:1])
     assert "remove it" in str(error.value.hint)
-    assert Path(kept.path).exists()
+    assert damaged.exists()
+
+
+def test_a_torn_last_line_is_no_line_and_the_first_of_two_answers_counts(llama, prompts, tmp_path):
+    kept = KeptAnswers(tmp_path, llama, SAMPLED)
+    [[first, second, third]] = kept.answers(prompts[:1])
+    [file] = kept.path.glob("*.jsonl")
+    lines = file.read_text().splitlines(keepends=True)
+    later = json.loads(lines[0]) | {"content": "later", "at": 2**63}
+    (kept.path / "0.jsonl").write_text(json.dumps(later) + "\n")  # of a name that sorts first
+    file.write_text("".join(lines)[:-9])
+    last = json.loads(lines[-1])["index"]
+    assert kept.complete(prompts[:1]) == 1
+    assert kept.answers(prompts[:1]) == [[first, second, third]]
+    new = [path for path in kept.path.glob("*.jsonl") if path not in (file, kept.path / "0.jsonl")]
+    assert [json.loads(path.read_text())["index"] for path in new] == [last]

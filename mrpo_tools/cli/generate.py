@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from mrpo_tools.server import Server
 
 sampling_options = decorate(
-    click.option("--n", default=1, show_default=True, help="Answers to each prompt."),
+    click.option("--n", "--samples", "n", default=1, show_default=True,
+                 help="Answers to each prompt."),
     click.option("--temperature", default=0.0, show_default=True,
                  help="0: the likeliest token each time (greedy)."),
     click.option("--top-p", default=1.0, show_default=True,

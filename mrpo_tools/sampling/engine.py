@@ -14,6 +14,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from mrpo_tools.errors import UsageError, shorten
 from mrpo_tools.groups import Group, Response, user_prompt
 from mrpo_tools.references.devices import free_memory, memory_errors, pick_device
+from mrpo_tools.references.model_files import own_file, read_json
 from mrpo_tools.references.rendering import Renderer
 from mrpo_tools.references.resolved import ResolvedReference, renderer_of
 from mrpo_tools.sampling.answers import (
@@ -61,7 +62,8 @@ class Sampler:
     @property
     def identity(self) -> dict[str, object]:
         """What determines the answers, besides how they are drawn."""
-        return {"engine": "transformers", "policy": self.resolved.identity.hash}
+        ends, policy = named_ends(self.resolved), self.resolved.identity.hash
+        return {"engine": "transformers", "policy": policy, "ends": ends}
 
     @cached_property
     def _renderer(self) -> Renderer:
@@ -221,6 +223,17 @@ def prompts_of(groups: Sequence[Group]) -> list[Prompt]:
                 "drop the column tools, or leave these rows out",
             )
     return [group.prompt for group in groups]
+
+
+def named_ends(resolved: ResolvedReference) -> list[int]:
+    """The tokens that end an answer by the words of a model's files."""
+    model = resolved.files.model
+    for name in ("generation_config.json", "config.json"):
+        named = read_json(model / name).get("eos_token_id") if own_file(model, name) else None
+        ends = named if isinstance(named, list) else [named]
+        if ends and all(isinstance(end, int) for end in ends):
+            return sorted(ends)
+    return []
 
 
 def stop_tokens(named: int | list[int] | None, renderer: Renderer) -> frozenset[int]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
-from mrpo_tools.references.model_files import own_file, read_json
 from mrpo_tools.references.rendering import Renderer
 from mrpo_tools.references.resolved import ResolvedReference, renderer_of
 from mrpo_tools.sampling.answers import Answer, Asked, FinishReason, Prompt, Sampling, text_of
 from mrpo_tools.sampling.draws import row_key
-from mrpo_tools.sampling.engine import stop_tokens
+from mrpo_tools.sampling.engine import named_ends, stop_tokens
 from mrpo_tools.server import Client, Completion, Completions, together
 from mrpo_tools.server import completions as protocol
 
@@ -36,8 +35,9 @@ class ServedSampler:
     @property
     def identity(self) -> dict[str, object]:
         """What determines the answers, as far as can be known: the URL is no part of it."""
-        served = self._completions.model
-        return {"engine": "server", "served": served, "policy": self.resolved.identity.hash}
+        ends, served = named_ends(self.resolved), self._completions.model
+        policy = self.resolved.identity.hash
+        return {"engine": "server", "served": served, "policy": policy, "ends": ends}
 
     def draw(self, asked: Sequence[Asked], sampling: Sampling) -> Iterator[list[Answer]]:
         """An answer to each that is asked, those that have come in each list.
@@ -78,20 +78,8 @@ class ServedSampler:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
-            stop_ids=tuple(sorted(stop_tokens(self._named_ends(), self._renderer))),
+            stop_ids=tuple(sorted(stop_tokens(named_ends(self.resolved), self._renderer))),
         )
-
-    def _named_ends(self) -> int | list[int] | None:
-        """The tokens that end an answer by the model's files."""
-        model = self.resolved.files.model
-        for name in ("generation_config.json", "config.json"):
-            if own_file(model, name) is not None:
-                ends = read_json(model / name).get("eos_token_id")
-                if isinstance(ends, int) or (
-                    isinstance(ends, list) and all(isinstance(end, int) for end in ends)
-                ):
-                    return ends
-        return None
 
 
 def _answer(asked: Asked, completion: Completion) -> Answer:

@@ -106,7 +106,7 @@ class Completions:
                 self.form, self._own_words = form, own_words
                 try:
                     body = self._body(prompt, way, seed=0) | {"max_tokens": 1}
-                    counted = self.client.post(PATH, body, _prompt_tokens)
+                    counted, _ = self.client.post(PATH, body, _completion)
                 except (Refused, _NoText) as error:
                     reasons[f"{form}: {error}"] = None
                     continue
@@ -173,21 +173,17 @@ def served_model(client: Client) -> str:
     )
 
 
-def _prompt_tokens(body: Body) -> int:
-    if not body.get("usage"):
-        raise ServerError(
-            "the server does not say how many tokens a prompt has, so prompts cannot be checked",
-            "a server that fills `usage`, as vLLM does",
-        )
-    return int(body["usage"]["prompt_tokens"])
-
-
 def _completion(body: Body) -> tuple[int, Completion]:
     [choice] = body["choices"]
     text, finish_reason = choice["text"], choice["finish_reason"]
     if not isinstance(text, str) or finish_reason not in FINISHED:
         raise ValueError(f"finish_reason {finish_reason!r}")
-    return _prompt_tokens(body), Completion(text, finish_reason)
+    if not body.get("usage"):
+        raise ServerError(
+            "the server does not say how many tokens a prompt has, so prompts cannot be checked",
+            "a server that fills `usage`, as vLLM does",
+        )
+    return int(body["usage"]["prompt_tokens"]), Completion(text, finish_reason)
 
 
 def _miscounted(counted: int, expected: int) -> str:

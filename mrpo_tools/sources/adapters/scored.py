@@ -47,9 +47,9 @@ def _responses(row: Field, content: str) -> Parsed:
 def _response(response: Field, content: str) -> Response:
     response.uses(content, "score", "chosen", "model", "finish_reason", "status", *SAID_BESIDES)
     finish_reason = response["finish_reason"].optional_text()
-    status = _status(response, finish_reason)
-    is_empty = status == "empty" and response[content].value == ""
-    said = Response("") if is_empty else answer_of(said_in(response, "assistant", content))
+    is_silent = finish_reason is not None and response[content].value == ""
+    status = "empty" if is_silent else _status(response, finish_reason)
+    said = Response("") if is_silent else answer_of(said_in(response, "assistant", content))
     return replace(
         said,
         score=response["score"].number() if response.has("score") else None,
@@ -61,7 +61,7 @@ def _response(response: Field, content: str) -> Response:
 
 
 def _status(response: Field, finish_reason: str | None) -> Status | None:
-    """What the row says is amiss with an answer; one that was cut need not say it."""
+    """What is amiss with an answer that says something; of one that was cut nobody need say it."""
     if response.has("status"):
         statuses: tuple[Status, ...] = get_args(Status)
         return response["status"].one_of(statuses)

@@ -1,0 +1,205 @@
+"""A real vLLM server on the CPU answers as the model does here. `make test-server` runs this.
+
+MRPO_VLLM_PYTHON is the Python of an environment with vLLM. Figures are printed at the end of each
+test; docs/generate.md has those of one run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import scipy.stats
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from mrpo_tools.config import Reference
+from mrpo_tools.demo.tiny_tokenizers import TOKENIZERS
+from mrpo_tools.groups import Group
+from mrpo_tools.references.resolved import renderer_of, resolve
+from mrpo_tools.sampling import Samples, Sampling, sample_groups
+from mrpo_tools.server import Server
+
+PYTHON = os.environ.get("MRPO_VLLM_PYTHON", "")
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.skipif(not PYTHON, reason="MRPO_VLLM_PYTHON names no Python with vLLM"),
+    pytest.mark.timeout(1800),
+]
+NAME = "tiny"
+START_SECONDS = 600
+PROMPTS, DRAWS = 40, 2000
+SURE = 1e-4
+"""A right sampler fails a test of chance once in so many servers; a wrong one must be surer."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model's directory, and the server that runs it."""
+
+    reference: Reference
+    server: Server
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory, demo_groups) -> Path:
+    """Random weights with heads of 32; answers end now and then, as its end is often likely."""
+    texts = [text.content for group in demo_groups[:300] for text in group.responses]
+    texts += [turn.content for group in demo_groups[:300] for turn in group.prompt]
+    tokenizer = TOKENIZERS["llama"](texts)
+    ids = {f"{word}_token_id": getattr(tokenizer, f"{word}_token_id")
+           for word in ("bos", "eos", "pad")}  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256,
+            num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            max_position_embeddings=2048, initializer_range=0.2, **ids,
+        )
+    )  # fmt: skip
+    with torch.no_grad():
+        model.lm_head.weight *= 0.5  # entropy of some nats: many first tokens
+        model.lm_head.weight[tokenizer.eos_token_id] *= 4
+    folder = tmp_path_factory.mktemp("served") / "model"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def served(tiny_llama, tmp_path_factory) -> Iterator[Served]:
+    """vLLM, from its start to its first answer."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny_llama),
+               "--served-model-name", NAME, "--dtype", "float32", "--max-model-len", "1024",
+               "--enforce-eager", "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    log = tmp_path_factory.mktemp("log") / "vllm.log"
+    url, started = f"http://127.0.0.1:{port}", time.monotonic()
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+        try:
+            while not is_up(url):
+                assert process.poll() is None, log.read_text()[-4000:]
+                assert time.monotonic() - started < START_SECONDS, log.read_text()[-4000:]
+                time.sleep(0.5)
+            print(f"\nvLLM answered after {time.monotonic() - started:.0f} s")
+            yield Served(Reference(model=str(tiny_llama), dtype="float32"), Server(url))
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def is_up(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/v1/models", timeout=5) as reply:
+            return json.load(reply)["data"][0]["id"] == NAME
+    except OSError:
+        return False
+
+
+def contents(samples: Samples) -> list[list[tuple[str, str | None]]]:
+    return [[(each.content, each.finish_reason) for each in group.responses]
+            for group in samples.answered]  # fmt: skip
+
+
+def test_greedy_answers_are_those_of_the_model_here(served, demo_groups, tmp_path):
+    asked = demo_groups[:PROMPTS]
+    way = Sampling(max_new_tokens=24)
+    here = sample_groups(served.reference, asked, way, tmp_path)
+    there = sample_groups(served.reference, asked, way, tmp_path, server=served.server)
+    assert there.sampler["engine"] == "server"
+    reasons = Counter(reason for own in contents(here) for _, reason in own)
+    assert min(reasons["stop"], reasons["length"]) >= 3  # both ends are met
+    equal = sum(a == b for a, b in zip(contents(here), contents(there), strict=True))
+    print(f"\ngreedy: {equal} of {len(here.answered)} answers equal, {dict(reasons)}")
+    assert equal == len(here.answered)
+
+
+def expected_shares(served: Served, group: Group, temperature: float) -> dict[str, float]:
+    """The shares of first tokens by what they say, from the library's own model."""
+    renderer = renderer_of(resolve("tiny", served.reference))
+    ids = renderer.encode_prompt(group.prompt)
+    model = AutoModelForCausalLM.from_pretrained(served.reference.model, dtype=torch.float32)
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0, -1].double()
+    shares: dict[str, float] = {}
+    for token, share in enumerate((logits / temperature).softmax(-1).tolist()):
+        text = renderer.tokenizer.decode([token], skip_special_tokens=True).strip()
+        shares[text] = shares.get(text, 0.0) + share
+    return shares
+
+
+def p_value(counts: Counter[str], shares: dict[str, float]) -> float:
+    """Of a chi-square test; what is expected less than five times is one bin."""
+    total = counts.total()
+    often = [text for text, share in shares.items() if share * total >= 5]
+    observed = [counts[text] for text in often]
+    expected = [shares[text] * total for text in often]
+    rest = total - sum(expected)
+    if rest > 1e-9:
+        observed.append(total - sum(observed))
+        expected.append(rest)
+    scale = total / sum(expected)
+    return float(scipy.stats.chisquare(observed, [value * scale for value in expected]).pvalue)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_first_tokens_are_drawn_alike(served, demo_groups, tmp_path, temperature):
+    """Both follow the model's softmax, and the test sees a temperature that is wrong by a fifth."""
+    [group] = demo_groups[:1]
+    way = Sampling(DRAWS, temperature, max_new_tokens=1, seed=11)
+    shares = expected_shares(served, group, temperature)
+    wrong = expected_shares(served, group, 1.2 * temperature)
+    for server in (None, served.server):
+        started = time.monotonic()
+        samples = sample_groups(served.reference, [group], way, tmp_path, server=server)
+        seconds = time.monotonic() - started
+        [answered] = samples.answered
+        counts = Counter(each.content for each in answered.responses)
+        right, other = p_value(counts, shares), p_value(counts, wrong)
+        name = "vLLM" if server else "here"
+        print(
+            f"\n{name}, temperature {temperature}: {DRAWS} first tokens, {len(counts)} different, "
+            f"p = {right:.3f}; of a wrong temperature p = {other:.1e}; {seconds:.1f} s"
+        )
+        assert right > SURE
+        assert other < SURE**2
+
+
+def test_top_k_and_top_p_leave_out_the_same_tokens(served, demo_groups, tmp_path):
+    [group] = demo_groups[1:2]
+    shares = expected_shares(served, group, 1.0)
+    for words in ({"top_k": 5}, {"top_p": 0.5}):
+        way = replace(Sampling(300, 1.0, max_new_tokens=1, seed=2), **words)
+        texts = [
+            {each.content for each in samples.answered[0].responses}
+            for samples in (
+                sample_groups(served.reference, [group], way, tmp_path, server=server)
+                for server in (None, served.server)
+            )
+        ]
+        every = texts[0] | texts[1]
+        assert len(every) <= (5 if "top_k" in words else len(shares) // 2)
+        rare = {text for text in every if shares[text] < 0.03}
+        assert texts[0] - rare == texts[1] - rare
+
+
+def test_what_stops_and_goes_on_asks_for_nothing_twice(served, demo_groups, tmp_path):
+    asked = demo_groups[:8]
+    way = Sampling(2, 1.0, max_new_tokens=16, seed=3)
+    first = sample_groups(served.reference, asked, way, tmp_path, server=served.server)
+    more = sample_groups(served.reference, asked, replace(way, n=5), tmp_path, server=served.server)
+    assert (first.generated, more.generated) == (16, 24)
+    assert [own[:2] for own in contents(more)] == contents(first)
