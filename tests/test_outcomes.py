@@ -20,7 +20,6 @@ from mrpo_tools.cache import Cache
 from mrpo_tools.config import Dataset, Recipe, Reference
 from mrpo_tools.evaluation.judging import Given, judged
 from mrpo_tools.evaluation.outcomes import is_measured, measure_outcomes, model_outcomes
-from mrpo_tools.scoring.rules import Rule, load_rule
 from mrpo_tools.groups import in_split, user_prompt
 from mrpo_tools.references.resolved import renderer_of, resolve
 from mrpo_tools.report.outcomes import chosen, frontiers, measured_key
@@ -31,6 +30,7 @@ from mrpo_tools.runs.outcomes import Outcome, OutcomesRecord, outcomes_file, rea
 from mrpo_tools.runs.read import read_results
 from mrpo_tools.runs.run import load_run
 from mrpo_tools.sampling import Answer, Sampler, Sampling
+from mrpo_tools.scoring.rules import Rule, load_rule
 from mrpo_tools.sources import load_groups
 from mrpo_tools.training.train import train
 
