@@ -17,12 +17,15 @@ from mrpo_tools.cache import Cache
 from mrpo_tools.config import Reference
 from mrpo_tools.demo.tiny_reward import make_reward_model
 from mrpo_tools.errors import UsageError
+from mrpo_tools.evaluation.judging import Given, judged
 from mrpo_tools.groups import Group, Response
 from mrpo_tools.references.loading import load_reward_model
 from mrpo_tools.references.resolved import renderer_of, resolve
+from mrpo_tools.sampling import Answer, Sampling
 from mrpo_tools.scoring import ensure_scores, marks_of, with_scores
 from mrpo_tools.scoring.pooling import ALONE, LoadedReward, _right_padded, batches, padded, pooled
 from mrpo_tools.scoring.reward import Line, RewardModel, reward_model
+from mrpo_tools.scoring.rules import Rule
 
 CPU = torch.device("cpu")
 RANKED = 0.3
@@ -295,3 +298,37 @@ def test_prompt_and_response_are_rendered_as_references_are(tiny_reward, some_gr
     assert [list(line.ids) for line in lines] == [
         [*encoded.prompt_ids, *response.ids] for response in encoded.responses
     ]
+
+
+def test_outcomes_by_a_reward_model_and_a_held_out_rule(tiny_reward, tmp_path, some_groups):
+    """Means of what transformers gives, repeats and an empty answer among them; nothing is scored
+    twice, and the rule stands beside, as held out."""
+    asked = [group for group in some_groups if group.prompt[0].role != "system"][:3]
+    texts = [["It is 4.", "It is 4.", ""], ["a b", "b a", "c"], ["x", "y", "It is z."]]
+    answers = [
+        [Answer(group.prompt_id, n, text, (1, 2), "stop") for n, text in enumerate(own)]
+        for group, own in zip(asked, texts, strict=True)
+    ]
+    given = Given(Sampling(3, 1.0), answers)
+    scorer, cache = scorer_at(tiny_reward), Cache(tmp_path / "cache")
+    length = Rule("rules:length", lambda _, answer: float(len(answer)), "one")
+    record, rows = judged(asked, [scorer], [given], [given], cache=cache, held_out=[length])
+    led, beside = record.outcomes
+    groups = [
+        replace(group, responses=tuple(map(Response, own)))
+        for group, own in zip(asked, texts, strict=True)
+    ]
+    by_hand = by_transformers(tiny_reward, groups)
+    assert led.mean == pytest.approx(sum(by_hand) / 9, abs=1e-5)
+    assert (led.kind, led.scorer, led.held_out, led.gain) == ("reward", "tiny", False, 0.0)
+    assert led.identity == scorer.identity
+    assert beside.held_out
+    assert beside.mean == pytest.approx(sum(len(text) for own in texts for text in own) / 9)
+    assert [each.score for each in rows[0].answers[3:]] == pytest.approx(by_hand[:3], abs=1e-5)
+    [store] = cache.scorers()
+    assert store.table().num_rows == 8
+    parts = store.part_paths()
+    judged(asked, [scorer], [given], cache=cache)
+    assert store.part_paths() == parts
+    plain = judged(asked, [length], [given])[0].outcomes[0].model_dump()
+    assert not {"kind", "held_out"} & plain.keys()  # as rules' outcomes always were
