@@ -146,6 +146,15 @@ def cached(tmp_path_factory: pytest.TempPathFactory, references, some_groups):
     return cache
 
 
+@pytest.fixture(scope="session")
+def tiny_reward(tmp_path_factory: pytest.TempPathFactory, demo_groups) -> Path:
+    """A reward model fitted on the demo's scores; treat it as read-only."""
+    from mrpo_tools.demo.tiny_reward import make_reward_model
+
+    train = [group for group in demo_groups if group.split == "train"]
+    return make_reward_model(tmp_path_factory.mktemp("reward") / "tiny", train[:150], epochs=4)
+
+
 @pytest.fixture
 def blocked(tmp_path: Path) -> dict[str, str]:
     """An environment of a process in which torch cannot be imported."""

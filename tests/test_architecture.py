@@ -21,7 +21,7 @@ LEVELS = [
     ["maths", "paper_tables", "sources"],
     ["references", "runs"],
     ["cache", "scorer"],
-    ["methods", "precomputing", "report", "sampling", "sql"],
+    ["methods", "precomputing", "report", "sampling", "scoring", "sql"],
     ["evaluation", "training"],
     ["demo", "sweep"],
     ["cli"],
@@ -55,7 +55,9 @@ TORCHLESS = {
 TORCHLESS_MODULES = {
     "mrpo_tools.maths.statistics", "mrpo_tools.precomputing.ensure",
     "mrpo_tools.precomputing.precompute", "mrpo_tools.references.identity",
-    "mrpo_tools.references.locate", "mrpo_tools.references.resolved",
+    "mrpo_tools.references.locate", "mrpo_tools.references.resolved", "mrpo_tools.scoring",
+    "mrpo_tools.scoring.apply", "mrpo_tools.scoring.ensure", "mrpo_tools.scoring.named",
+    "mrpo_tools.scoring.reward", "mrpo_tools.scoring.rules",
 }  # fmt: skip
 
 

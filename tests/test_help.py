@@ -25,6 +25,7 @@ OPTION_KEYS = [key for keys in KEYS.values() for key in keys]
 VALUES = {
     "loss": "dpo", "combine": "geometric", "weights": "uniform", "trust_region": "fixed",
     "epsilon_max": 0.5, "chosen": "top1", "pairing": "all", "beta": 0.3, "policy": "somewhere",
+    "held_out_score": "other",
     "finetuning": "full", "quantization": "nf4", "dtype": "float16", "lora_r": 3, "lora_alpha": 5,
     "learning_rate": 2e-4, "num_train_epochs": 2.5, "max_steps": 7,
     "per_device_train_batch_size": 3, "gradient_accumulation_steps": 6,

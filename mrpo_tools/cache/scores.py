@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import pyarrow as pa
 
 from mrpo_tools.cache import files
 from mrpo_tools.cache.parts import SCORES, Row
@@ -16,11 +18,28 @@ EXACT_SCORE = 1e-5
 """By which a score in float32 may differ from the same computed alone: of 1, or of the score."""
 
 
+class StoredScores(NamedTuple):
+    """Columns of rows: `score` is None unless `status` is `ok`."""
+
+    score: list[float | None]
+    status: list[str]
+    reason: list[str | None]
+
+
 class ScoreStore(PartStore):
     """The scores of one identity of one scorer, a row per response."""
 
     kind = SCORES
     whose = "scorer"
+
+    def scores_of(self, keys: Sequence[str]) -> StoredScores:
+        """The scores of some responses, in their order.
+
+        Raises:
+            CacheMissing: some have no row; names the count and the command.
+        """
+        rows = self.rows_of(pa.array(keys, pa.string()))
+        return StoredScores(*(rows[name].to_pylist() for name in StoredScores._fields))
 
     def recorded_scorer(self) -> Mapping[str, Any]:
         """The words under which the latest part was computed, as a project's `scorers:` has them.

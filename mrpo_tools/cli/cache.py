@@ -129,7 +129,7 @@ _AFTER_DISAGREEMENT = (
 @cache.command()
 @cache_option
 def repair(cache: str | None) -> None:
-    """Drop damaged files; `mrpo precompute` then computes their rows again.
+    """Drop damaged files; `mrpo precompute`, or `mrpo score`, then computes their rows again.
 
     A damaged identity.json is restored from the parts beside it.
 
@@ -142,7 +142,10 @@ def repair(cache: str | None) -> None:
     mended = mend(open_cache(cache))
     for file, what in mended:
         print(f"{what}: {file.reason}")
-    print(f"{len(mended)} damaged files" + ("; mrpo precompute next" if mended else ""))
+    print(
+        f"{len(mended)} damaged files"
+        + ("; mrpo precompute, or mrpo score, next" if mended else "")
+    )
 
 
 @cache.command()

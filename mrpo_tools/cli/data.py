@@ -30,7 +30,7 @@ from mrpo_tools.cli.options import (
     warn_of,
     written_pairing_option,
 )
-from mrpo_tools.cli.scorers import taken_scores, tell_scores
+from mrpo_tools.cli.scorers import scorer_word, stored_scores, tell_scores
 
 if TYPE_CHECKING:
     from mrpo_tools.cache import ScoreStore
@@ -79,7 +79,8 @@ def show(
 
     project = load_project()
     references = references_named(refs, project, {})
-    scores = taken_scores(options, Cache(options["cache"] or project.cache), project)
+    cache = Cache(options["cache"] or project.cache)
+    scores = stored_scores(scorer_word(options), cache, project)
     summary = Summary(shown=rows)
     with _stream(source, options, "reading") as stream:
         for group in stream if scores is None else _scored(stream, scores):
@@ -184,7 +185,7 @@ def _scored(stream: GroupStream, scores: ScoreStore) -> list[Group]:
     from mrpo_tools.scoring.apply import with_scores
 
     groups, left_out = with_scores(list(stream), scores)
-    tell_scores(scores)
+    tell_scores(str(scores))
     for reason, count in left_out.items():
         say_once(f"left out {count:,} responses: {reason}")
     return groups

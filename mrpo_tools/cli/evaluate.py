@@ -22,7 +22,7 @@ from mrpo_tools.cli.options import (
     with_interval,
 )
 from mrpo_tools.cli.outcomes import print_outcomes, rule_options, sampling_of
-from mrpo_tools.cli.scorers import reward_model_option, scorers_named, taken_scores
+from mrpo_tools.cli.scorers import pinned_scores, reward_model_option, scorer_word, scorers_named
 
 if TYPE_CHECKING:
     from mrpo_tools.cache import Cache
@@ -57,11 +57,11 @@ def evaluate(subjects: tuple[str, ...], refs: str | None, split: str, **options:
     """Measure policies on held-out groups: runs, or any models.
 
     With --rule or --reward-model, first what matters: the mean score of generated answers, greedy
-    and sampled, before training and after, and KL(π‖reference 1) of the samples. Then, with 95 % intervals (bootstrap
-    over prompts), the method's own accuracy, the same for the untrained policy, against reference 1
-    and by log-prob alone; each reference's own accuracy; and that of always preferring the longer
-    answer. A model is a name of the project, a directory or a hub id; its own reward is that of
-    MRPO against the references.
+    and sampled, before training and after, and KL(π‖reference 1) of the samples. Then, with 95 %
+    intervals (bootstrap over prompts), the method's own accuracy, the same for the untrained
+    policy, against reference 1 and by log-prob alone; each reference's own accuracy; and that of
+    always preferring the longer answer. A model is a name of the project, a directory or a hub id;
+    its own reward is that of MRPO against the references.
 
     \b
     Example:
@@ -71,14 +71,11 @@ def evaluate(subjects: tuple[str, ...], refs: str | None, split: str, **options:
         mrpo evaluate runs/*
         mrpo evaluate Qwen/Qwen2.5-0.5B-Instruct --refs llama,qwen --precompute
     """
-    from mrpo_tools.cache import Cache
     from mrpo_tools.config import load_project
     from mrpo_tools.runs.run import is_run
 
     project = load_project()
-    cache = Cache(options["cache"] or project.cache)
-    options["scorers"] = scorers_named(options, project, cache)
-    options["by"] = taken_scores(options, cache, project)
+    options["scorer"] = scorer_word(options)
     records = []
     for subject in subjects:
         record, outcomes = _records(
@@ -143,12 +140,13 @@ def _of_run(
     from mrpo_tools.progress import say
 
     cache = Cache(options["cache"] or run.record.cache or DEFAULT_CACHE)
+    scorers = scorers_named(options, project, cache)
+    by = pinned_scores(options["scorer"], cache, project)
     if options["precompute"]:
         _precompute(
             names=run.record.references, source=source, cache=cache, project=project, split=split
         )
     named = pinned(dataset, source.revision)
-    by = options["by"] and str(options["by"])
     held_out = _held_out(options["held_out_score"], run.recipe.held_out_score, project, cache)
     evaluation = verb(run, source.groups, cache, split, named, own_groups(run, named), by)
     warn_of_leaks(run, evaluation.record)
@@ -156,10 +154,10 @@ def _of_run(
         say(f"these are not the run's own data or scores: kept apart, in {evaluation.path}")
     from mrpo_tools.evaluation.outcomes import measure_outcomes, measured_outcomes
 
-    if not options["scorers"] and options["held_out_score"] is None:
+    if not scorers and options["held_out_score"] is None:
         return evaluation.record, measured_outcomes(run, source.groups, split, named)
     outcomes = measure_outcomes(
-        run, source.groups, options["scorers"], cache, sampling_of(options), split, named, held_out
+        run, source.groups, scorers, cache, sampling_of(options), split, named, held_out
     )
     return evaluation.record, outcomes
 
@@ -198,21 +196,23 @@ def _of_model(
     from mrpo_tools.evaluation.evaluate import evaluate_model
 
     cache = Cache(options["cache"] or project.cache)
+    scorers = scorers_named(options, project, cache)
+    by = pinned_scores(options["scorer"], cache, project)
     if options["precompute"]:
         _precompute(names=names, source=source, cache=cache, project=project, split=split)
     known = project.references
     record = evaluate_model(
         word if word in known else "model", model, source.groups, cache, names, split, known,
-        options["truncated"] or "drop", options["by"] and str(options["by"]),
+        options["truncated"] or "drop", by,
     ).record  # fmt: skip
     record = record.model_copy(update={"model": word})
     held_out = _held_out(options["held_out_score"], None, project, cache)
-    if not options["scorers"] and not held_out:
+    if not scorers and not held_out:
         return record, None
     from mrpo_tools.evaluation.outcomes import model_outcomes
 
     return record, model_outcomes(
-        model, source.groups, options["scorers"], cache, sampling_of(options), split,
+        model, source.groups, scorers, cache, sampling_of(options), split,
         next(iter(names), None), held_out,
     )  # fmt: skip
 

@@ -17,7 +17,7 @@ from mrpo_tools.cli.options import (
     truncated_option,
     with_interval,
 )
-from mrpo_tools.cli.scorers import score_option, stored_scores, tell_scores
+from mrpo_tools.cli.scorers import pinned_scores, score_option, tell_scores
 
 if TYPE_CHECKING:
     from mrpo_tools.cache import Cache
@@ -62,7 +62,7 @@ def rank(refs: str | None, split: str, dataset: str | None, epsilons: str, **opt
     names = [name for name in (refs or "").split(",") if name]
     project = load_project()
     cache = Cache(options["cache"] or project.cache)
-    scores = stored_scores(options["score"], cache, project)
+    score = pinned_scores(options["score"], cache, project)
     ranking = verb(
         cache,
         names,
@@ -71,10 +71,10 @@ def rank(refs: str | None, split: str, dataset: str | None, epsilons: str, **opt
         epsilons=_numbers(epsilons),
         references=project.references,
         truncated=options["truncated"] or "drop",
-        score=None if scores is None else str(scores),
+        score=score,
     )
-    if scores is not None:
-        tell_scores(scores)
+    if score is not None:
+        tell_scores(score)
     if options["as_json"]:
         print_json(ranking.as_json())
         return

@@ -111,23 +111,29 @@ def stored_scores(word: str | None, cache: Cache, project: Project) -> ScoreStor
     return current_scores(cache, word, project.scorers)
 
 
-def taken_scores(options: dict[str, Any], cache: Cache, project: Project) -> ScoreStore | None:
-    """The same where `--score` may also be a kind of score that the data has of its own: that
-    stays among the options, a scorer's name is taken from them.
+def pinned_scores(word: str | None, cache: Cache, project: Project) -> str | None:
+    """`name@identity` of these scores.
 
     Raises:
         As `stored_scores`.
     """
+    store = stored_scores(word, cache, project)
+    return None if store is None else str(store)
+
+
+def scorer_word(options: dict[str, Any]) -> str | None:
+    """The scorer that `--score` names, taken from the options; a kind of score that data has of its
+    own stays there."""
     from mrpo_tools.scoring.named import SCORES_OF_DATA
 
-    word = options["score"]
+    word: str | None = options["score"]
     if word in SCORES_OF_DATA:
         return None
     options["score"] = None
-    return stored_scores(word, cache, project)
+    return word
 
 
-def tell_scores(store: ScoreStore) -> None:
+def tell_scores(store: str) -> None:
     """Say whose scores count."""
     from mrpo_tools.progress import say_once
 

@@ -14,6 +14,7 @@ from mrpo_tools import words
 from mrpo_tools.cli.completion import references
 from mrpo_tools.cli.help import Command
 from mrpo_tools.cli.options import cache_option, choice, target_of
+from mrpo_tools.cli.scorers import pinned_scores, score_option
 
 SUFFIXES: dict[str, words.ResultFormat] = {
     ".csv": "csv",
@@ -41,6 +42,7 @@ _ID = re.compile(r"[0-9a-f]{32}")
 @click.option("--runs", metavar="DIR", help="Directory of runs.  [default: runs]")
 @click.option("--refs", metavar="NAMES", shell_complete=references,
               help="Load these only; reference 1 first.  [default: all]")  # fmt: skip
+@score_option
 @click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds.")
 @click.option("--memory-limit", metavar="SIZE", default="2GB", show_default=True,
               help="Of the query.")  # fmt: skip
@@ -54,6 +56,7 @@ def sql(
     cache: str | None,
     runs: str | None,
     refs: str | None,
+    score: str | None,
     timeout: float,
     memory_limit: str,
 ) -> None:
@@ -66,12 +69,15 @@ def sql(
     Example:
         mrpo sql "SELECT reference, avg(logp) FROM logps GROUP BY reference"
         mrpo sql --saved best-reference --format csv -o best.csv
+        mrpo sql "SELECT scorer, avg(score) FROM scores GROUP BY scorer"
         mrpo sql "SELECT * FROM virtual_reference($eps)" --param eps=0.1 -o virtual.parquet
     """
+    from mrpo_tools.cache import Cache
     from mrpo_tools.config import load_project
     from mrpo_tools.progress import terminal_width
 
-    path = Path(cache or load_project().cache)
+    project = load_project()
+    path = Path(cache or project.cache)
     text, values = _query(query, file, saved)
     if text is None:
         click.echo("\n".join(_overview(path)))
@@ -88,6 +94,7 @@ def sql(
         references=[name for name in (refs or "").split(",") if name] or None,
         timeout=timeout, memory_limit=memory_limit,
         width=None if isinstance(target, Path) else terminal_width(),
+        score=pinned_scores(score, Cache(path), project),
     )  # fmt: skip
     with sink_of(target) as sink:
         for content in answer(question):

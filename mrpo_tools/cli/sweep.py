@@ -19,10 +19,9 @@ from mrpo_tools.cli.options import (
     set_option,
 )
 from mrpo_tools.cli.outcomes import rule_options, sampling_of
-from mrpo_tools.cli.scorers import taken_scores
+from mrpo_tools.cli.scorers import pinned_scores, scorer_word
 
 if TYPE_CHECKING:
-    from mrpo_tools.cache import ScoreStore
     from mrpo_tools.config import Project
     from mrpo_tools.sweep.grid import Planned
 
@@ -78,7 +77,7 @@ def sweep(
 
     project = load_project()
     cache = Path(options["cache"] or project.cache)
-    score = taken_scores(options, Cache(cache), project)
+    score = pinned_scores(scorer_word(options), Cache(cache), project)
     planned = _planned(recipe, project, options, score)
     if dry_run:
         _print_plan(planned)
@@ -103,7 +102,7 @@ def _print_plan(planned: Sequence[Planned]) -> None:
 
 
 def _planned(
-    recipe: Path, project: Project, options: dict[str, Any], score: ScoreStore | None
+    recipe: Path, project: Project, options: dict[str, Any], score: str | None
 ) -> list[Planned]:
     """The runs that the recipe, the grid and the seeds mean, by a scorer's scores if any."""
     from mrpo_tools.config import load_recipe
@@ -111,7 +110,7 @@ def _planned(
 
     words = load_recipe(recipe) | recipe_keys(options["settings"])
     if score is not None:
-        words["score"] = str(score)
+        words["score"] = score
     if options["refs"] is not None:
         words["refs"] = [name for name in options["refs"].split(",") if name]
     elif not words.get("refs"):

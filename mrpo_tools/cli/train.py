@@ -22,6 +22,7 @@ from mrpo_tools.cli.options import (
     set_option,
 )
 from mrpo_tools.cli.recipe_options import KEYS, RecipeCommand, given
+from mrpo_tools.cli.scorers import pinned_scores, scorer_word
 
 if TYPE_CHECKING:
     from mrpo_tools.cache import Cache
@@ -249,18 +250,12 @@ def _with_references(recipe: Recipe, project: Project) -> Recipe:
 
 def _with_scores(recipe: Recipe, options: dict[str, Any], cache: Cache, project: Project) -> Recipe:
     """The recipe with its scorers pinned, `--score` over its own."""
-    from mrpo_tools.cli.scorers import stored_scores, taken_scores
-
-    named = taken_scores(options, cache, project)
-    pins = {
-        "score": named or stored_scores(recipe.score, cache, project),
-        "held_out_score": stored_scores(
-            options["held_out_score"] or recipe.held_out_score, cache, project
-        ),
+    named = {
+        "score": scorer_word(options) or recipe.score,
+        "held_out_score": options["held_out_score"] or recipe.held_out_score,
     }
-    return recipe.model_copy(
-        update={key: str(store) for key, store in pins.items() if store is not None}
-    )
+    pins = {key: pinned_scores(name, cache, project) for key, name in named.items()}
+    return recipe.model_copy(update={key: name for key, name in pins.items() if name is not None})
 
 
 def _recipe(

@@ -76,7 +76,8 @@ def judged(
     rows: list[list[Judged]] = [[] for _ in asked]
     for number, scorer in enumerate((*scorers, *held_out)):
         marks = _marks(scorer, asked, [*after, *before], cache)
-        about = {"held_out": True} if number >= len(scorers) else {}
+        about: dict[str, object] = {} if scorer.kind == "rule" else {"kind": scorer.kind}
+        about |= {"held_out": True} if number >= len(scorers) else {}
         for place, given in enumerate(after):
             own, old = marks[place], marks[len(after) + place] if before else None
             outcomes.append(_outcome(scorer, given, own, old).model_copy(update=about))
@@ -127,7 +128,6 @@ def _outcome(scorer: Scorer, given: Given, marks: Tensor, old_marks: Tensor | No
     every = [answer for answers in given.answers for answer in answers]
     about = Outcome(
         scorer=scorer.name,
-        kind=scorer.kind,
         decoding=given.sampling.decoding,
         prompts=len(given.answers),
         samples=given.sampling.n,

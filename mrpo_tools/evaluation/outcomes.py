@@ -1,4 +1,4 @@
-"""Outcomes: what rules and reward models say of the answers that a policy gives, and how far it went for them.
+"""Outcomes: what rules and reward models say of a policy's answers, and how far it went for them.
 
 KL(π‖π_1) is estimated from the policy's own samples: the mean of ℓ − r_1 over answers drawn at
 temperature 1 from all tokens, both of the very ids that were drawn. It is a mean over prompts, nats

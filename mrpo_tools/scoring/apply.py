@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-import pyarrow as pa
-
 from mrpo_tools.cache import ScoreStore
 from mrpo_tools.groups import Group
 
@@ -28,8 +26,7 @@ def with_scores(groups: Sequence[Group], store: ScoreStore) -> tuple[list[Group]
         CacheMissing: some response has no row; names the count and the command.
     """
     keys = [key for group in groups for key in group.response_ids]
-    rows = store.rows_of(pa.array(keys, pa.string()))
-    scores, statuses = rows["score"].to_pylist(), rows["status"].to_pylist()
+    scores, statuses, _ = store.scores_of(keys)
     left_out = Counter(f"no score: {status}" for status in statuses if status != "ok")
     scored, place = [], 0
     for group in groups:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-import pyarrow as pa
-
 from mrpo_tools.cache import ScoreStore
 from mrpo_tools.groups import Group
 from mrpo_tools.pairing import pairs_of
@@ -26,8 +24,7 @@ def beside(groups: Sequence[Group], store: ScoreStore) -> HeldOutScore:
         CacheMissing: some response has no row there.
     """
     keys = [key for group in groups for key in group.response_ids]
-    rows = store.rows_of(pa.array(keys, pa.string()))
-    scores = dict(zip(keys, rows["score"].to_pylist(), strict=True))
+    scores = dict(zip(keys, store.scores_of(keys).score, strict=True))
     pairs = [pair for group in groups for pair in _pairs(group, scores)]
     told = [(a, b) for a, b in pairs if a is not None and b is not None]
     apart = [a > b for a, b in told if a != b]

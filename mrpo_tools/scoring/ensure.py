@@ -7,15 +7,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-import pyarrow as pa
-
 from mrpo_tools.cache import Cache, PartWriter, ScoreRow, ScoreStore
 from mrpo_tools.cache.missing import Shard, missing_from
 from mrpo_tools.cache.parts import FAILED, PART_ROWS
 from mrpo_tools.cache.writer import ended_by_sigterm
 from mrpo_tools.groups import Group
 from mrpo_tools.progress import bar, say
-from mrpo_tools.scoring.protocol import Scorer, numbers_of
+from mrpo_tools.scoring.protocol import Said, Scorer, numbers_of
 
 REASON_SHOWN = 200
 """Characters of why a scorer failed, in a warning."""
@@ -103,9 +101,10 @@ def stored_marks(scorer: Scorer, groups: Sequence[Group], cache: Cache) -> list[
     summary = ensure_scores(scorer, groups, cache)
     for warning in summary.warnings:
         say(f"warning: {warning}")
-    keys = pa.array([key for group in groups for key in group.response_ids], pa.string())
-    rows = summary.store.rows_of(keys).to_pylist()
-    return numbers_of(scorer, groups, {row["response_id"]: ScoreRow(**row) for row in rows})
+    keys = [key for group in groups for key in group.response_ids]
+    stored = summary.store.scores_of(keys)
+    said = map(Said, stored.score, stored.status, stored.reason)
+    return numbers_of(scorer, groups, dict(zip(keys, said, strict=True)))
 
 
 def _first_failure(batch: Iterable[ScoreRow]) -> str | None:

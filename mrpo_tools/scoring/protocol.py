@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from mrpo_tools.cache import ScoreRow, WriterRecord
 from mrpo_tools.errors import UsageError
@@ -72,38 +72,47 @@ class Scorer(Protocol):
         """
 
 
+class Said(NamedTuple):
+    """What a scorer said of a response."""
+
+    score: float | None
+    status: str
+    reason: str | None
+
+
 def marks_of(scorer: Scorer, groups: Sequence[Group]) -> list[list[float]]:
     """The score of every response, group by group; nothing is stored.
 
     Raises:
         UsageError: some response gets none.
     """
-    rows = {row.response_id: row for batch in scorer.begin(groups).rows for row in batch}
-    return numbers_of(scorer, groups, rows)
+    rows = [row for batch in scorer.begin(groups).rows for row in batch]
+    said = {row.response_id: Said(row.score, row.status, row.reason) for row in rows}
+    return numbers_of(scorer, groups, said)
 
 
 def numbers_of(
-    scorer: Scorer, groups: Sequence[Group], rows: Mapping[str, ScoreRow]
+    scorer: Scorer, groups: Sequence[Group], said: Mapping[str, Said]
 ) -> list[list[float]]:
     """The number of every response, group by group.
 
     Args:
         scorer: whose.
         groups: the responses.
-        rows: by response id.
+        said: by response id.
 
     Raises:
-        UsageError: a row without a number; names how many and why the first has none.
+        UsageError: one without a number; names how many and why the first has none.
     """
-    without = [row for row in rows.values() if row.score is None]
+    without = [each for each in said.values() if each.score is None]
     if without:
         first = without[0]
         raise UsageError(
             first.reason
-            or f"{len(without):,} of {len(rows):,} answers get no score by {scorer.name}: "
+            or f"{len(without):,} of {len(said):,} answers get no score by {scorer.name}: "
             f"{first.status}",
             "set `overlong: truncate` or a larger max_length for this scorer"
             if first.status == "overlong"
             else None,
         )
-    return [[rows[key].score or 0.0 for key in group.response_ids] for group in groups]
+    return [[said[key].score or 0.0 for key in group.response_ids] for group in groups]

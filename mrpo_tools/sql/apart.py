@@ -55,6 +55,7 @@ class Question:
     timeout: float
     memory_limit: str
     width: int | None = None
+    score: str | None = None
 
 
 class _Event(Enum):
@@ -191,7 +192,7 @@ def _answer(question: Question, there: Connection) -> None:
 
 def _send_result(question: Question, there: Connection) -> None:
     cache, limit = question.cache, question.memory_limit
-    database = open_sql(cache, question.runs, limit, question.references)
+    database = open_sql(cache, question.runs, limit, question.references, question.score)
     there.send(_Event.OPENED)
     result = database.stream(question.sql, question.params, question.timeout)
     with io.BufferedWriter(_Pipe(there), CHUNK_BYTES) as sink:

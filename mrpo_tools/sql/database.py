@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import duckdb
 import pyarrow as pa
+import pyarrow.dataset as ds
 
 from mrpo_tools.cache import Cache
 from mrpo_tools.errors import MrpoError, UsageError
@@ -39,8 +40,10 @@ class Database:
         connection: duckdb.DuckDBPyConnection,
         groups: rows.Files,
         memory_bytes: int,
+        counted: pa.Table | None = None,
     ) -> None:
         self.stuck = False
+        self._counted = counted
         self._connection, self._memory_bytes = connection, memory_bytes
         self._groups: rows.Files | None = groups
         self._reader: pa.RecordBatchReader | None = None
@@ -143,7 +146,9 @@ class Database:
     def _read_judgements(self) -> None:
         """The groups without their text, once, for the macros."""
         if self._groups is not None:
-            self._connection.register("stored_judgements", stored.judgements(self._groups))
+            self._connection.register(
+                "stored_judgements", stored.judgements(self._groups, self._counted)
+            )
             self._groups = None
 
 
@@ -152,6 +157,7 @@ def open_sql(
     runs: Path | str | None = None,
     memory_limit: int | str = DEFAULT_MEMORY,
     references: Sequence[str] | None = None,
+    score: str | None = None,
 ) -> Database:
     """Open a cache for queries, every file verified.
 
@@ -161,9 +167,11 @@ def open_sql(
         memory_limit: for a query, `1GB` or bytes.
         references: the ones to load, reference 1 first; None means all, by name. Their order is
             the macros' default.
+        score: the scorer whose scores stand in place of the data's scores and labels, in
+            `responses` and in the macros; None for the data's own.
 
     Raises:
-        CacheMissing: no cache there, or no such reference in it.
+        CacheMissing: no cache there, or no such reference or scorer in it.
         CacheDamaged: names every file whose bytes are not those that were written.
     """
     cache = Cache(cache_path)
@@ -171,19 +179,26 @@ def open_sql(
     stores = cache.references()
     if references is not None:
         stores = list({str(store): store for store in map(cache.find, references)}.values())
-    groups, parts = stored.files(cache, stores)
+    verified = stored.files(cache, stores)
+    counted = None
+    if score is not None:
+        wanted, scorers = str(cache.find_scores(score)), cache.scorers()
+        label = dict(zip(map(str, scorers), names.labels(scorers), strict=True))[wanted]
+        counted = stored.counting(verified.scores, label)
     connection = sandbox.connect(memory_bytes)
-    tables = stored.datasets(groups, stores, parts) | run_datasets(runs)
+    tables = stored.datasets(verified, stores) | run_datasets(runs)
+    if counted is not None:
+        tables["stored_counting"] = ds.dataset(counted)
     for name, dataset in tables.items():
         connection.register(name, dataset)
     labels = names.labels(stores)
     for statement in (
-        *views.view_statements(labels),
+        *views.view_statements(labels, counted=counted is not None),
         *macros.macro_statements(labels, names.spellings(stores)),
     ):
         connection.execute(statement)
     sandbox.lock(connection)
-    return Database(connection, groups, memory_bytes)
+    return Database(connection, verified.groups, memory_bytes, counted)
 
 
 def _check_params(wanted: set[str], params: Params) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from mrpo_tools.cache import ReferenceStore
+from mrpo_tools.cache import PartStore
 
 TAKEN_COLUMNS = ("response_id",)
 """Columns of `logps_wide` that a reference cannot be called."""
@@ -28,7 +28,7 @@ def text_list(texts: Sequence[str]) -> str:
     return f"([{', '.join(map(literal, texts))}]::VARCHAR[])"
 
 
-def labels(stores: Sequence[ReferenceStore]) -> list[str]:
+def labels(stores: Sequence[PartStore]) -> list[str]:
     """What each store is called: its name, or `name@ab12` where the name alone is not enough.
 
     SQL does not tell `Llama` from `llama` in a column's name, so these two count as one name.
@@ -42,7 +42,7 @@ def labels(stores: Sequence[ReferenceStore]) -> list[str]:
     ]
 
 
-def spellings(stores: Sequence[ReferenceStore]) -> dict[str, str]:
+def spellings(stores: Sequence[PartStore]) -> dict[str, str]:
     """The label of each accepted spelling: `mistral`, `mistral@a`, `mistral@ab`, …
 
     A spelling that fits two stores is left out.
@@ -55,7 +55,7 @@ def spellings(stores: Sequence[ReferenceStore]) -> dict[str, str]:
     return {spelling: fits[0] for spelling, fits in fitting.items() if len(fits) == 1}
 
 
-def _digits_needed(store: ReferenceStore, stores: Sequence[ReferenceStore]) -> int:
+def _digits_needed(store: PartStore, stores: Sequence[PartStore]) -> int:
     """How many digits of the identity set a store apart from its namesakes."""
     name = store.name.casefold()
     namesakes = {other.short for other in stores if other.name.casefold() == name} - {store.short}

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from mrpo_tools.cache import GROUPS_SCHEMA, LOGPS_SCHEMA, Cache, ReferenceStore
+from mrpo_tools.cache import (
+    GROUPS_SCHEMA,
+    LOGPS_SCHEMA,
+    SCORES_SCHEMA,
+    Cache,
+    ReferenceStore,
+    ScoreStore,
+)
 from mrpo_tools.cache.datasets import latest_of_each
 from mrpo_tools.cache.files import listed, read_all, repair_command
 from mrpo_tools.cache.records import records_of
@@ -34,6 +43,7 @@ REFS_SCHEMA = pa.schema(
         pa.field("updated", pa.timestamp("s")),
     ]
 )
+SCORER = pa.field("scorer", pa.string())
 _GROUP_FIELDS = [GROUPS_SCHEMA.field(n) for n in ("group_id", "prompt_id", "dataset", "split")]
 _JUDGEMENT = pa.struct(
     [
@@ -47,25 +57,55 @@ _LEAVES = [field.name for field in _GROUP_FIELDS] + [
 ]
 
 
-def files(cache: Cache, stores: Sequence[ReferenceStore]) -> tuple[rows.Files, list[rows.Files]]:
-    """The saved groups, and each reference's parts, verified.
+class Verified(NamedTuple):
+    """What a cache holds, every byte checked: the saved groups, each reference's parts, and the
+    scores of all scorers."""
+
+    groups: rows.Files
+    parts: list[rows.Files]
+    scores: pa.Table
+
+
+def files(cache: Cache, stores: Sequence[ReferenceStore]) -> Verified:
+    """The saved groups, the parts of these references, and all scores.
 
     Raises:
         CacheDamaged: names every damaged file of all of them.
     """
-    readers = [partial(group_files, cache), *(partial(part_files, store) for store in stores)]
-    groups, *parts = read_all(readers, lambda read: read(), repair_command(cache.path))
-    return groups, parts
+    scorers = cache.scorers()
+    readers: list[Callable[[], Any]] = [partial(group_files, cache)]
+    readers += [partial(part_files, store) for store in stores]
+    readers += [store.table for store in scorers]
+    contents = read_all(readers, lambda read: read(), repair_command(cache.path))
+    last = 1 + len(stores)
+    return Verified(contents[0], contents[1:last], _scores(scorers, contents[last:]))
 
 
-def datasets(
-    groups: rows.Files, stores: Sequence[ReferenceStore], parts: Sequence[rows.Files]
-) -> dict[str, ds.Dataset]:
+def _scores(scorers: Sequence[ScoreStore], tables: Sequence[pa.Table]) -> pa.Table:
+    """The rows of all scorers, under their names."""
+    labels = names.labels(scorers)
+    named = [
+        table.add_column(0, SCORER, pa.repeat(pa.scalar(label, pa.string()), table.num_rows))
+        for label, table in zip(labels, tables, strict=True)
+    ]
+    schema = pa.schema([SCORER, *SCORES_SCHEMA])
+    return pa.concat_tables([schema.empty_table(), *(table.cast(schema) for table in named)])
+
+
+def counting(scores: pa.Table, label: str) -> pa.Table:
+    """(response_id, counted) of one scorer."""
+    own = scores.filter(pc.equal(scores["scorer"], label))
+    return own.select(["response_id", "score"]).rename_columns(["response_id", "counted"])
+
+
+def datasets(verified: Verified, stores: Sequence[ReferenceStore]) -> dict[str, ds.Dataset]:
     """What the views and macros read, by the name they call it."""
+    groups, parts, scores = verified
     return {
         "stored_groups": groups.dataset(),
         "stored_datasets": rows.Files(groups.files, groups.schema).dataset(),
         "stored_judgements": judgements(None),
+        "stored_scores": ds.dataset(scores),
         "stored_logps_none": ds.dataset(LOGPS_SCHEMA.empty_table()),
         "stored_refs": ds.dataset(_refs_table(stores, parts)),
         **{f"stored_logps_{place}": part.dataset() for place, part in enumerate(parts)},
@@ -128,13 +168,34 @@ def _ref_row(store: ReferenceStore, files: rows.Files) -> dict[str, object]:
     }
 
 
-def judgements(groups: rows.Files | None) -> ds.Dataset:
-    """Ids, scores and labels of groups, numbered; without groups an empty table like it."""
+def judgements(groups: rows.Files | None, counted: pa.Table | None = None) -> ds.Dataset:
+    """Ids, scores and labels of groups, numbered; without groups an empty table like it.
+
+    Args:
+        groups: of the data.
+        counted: a scorer's scores in place of these scores and labels; None for the data's own.
+    """
     if groups is None or not groups.files:
         leaves = pa.schema([*_GROUP_FIELDS, pa.field("responses", pa.list_(_JUDGEMENT))])
         table = leaves.empty_table()
     else:
         table = groups.leaves(_LEAVES)
+        if counted is not None:
+            table = _judged_by(counted, table)
     return ds.dataset(
         table.append_column("grp", pa.array(np.arange(table.num_rows, dtype=np.int32)))
     )
+
+
+def _judged_by(counted: pa.Table, table: pa.Table) -> pa.Table:
+    """Groups whose responses have a scorer's scores and no labels."""
+    place = table.column_names.index("responses")
+    responses = table["responses"].combine_chunks()
+    ids = pc.struct_field(pc.list_flatten(responses), "response_id")
+    places = pc.index_in(ids, value_set=counted["response_id"])
+    scores = counted["counted"].combine_chunks().take(places)
+    said = pa.StructArray.from_arrays(
+        [ids, scores, pa.nulls(len(ids), pa.bool_())], fields=[*_JUDGEMENT]
+    )
+    sizes = pa.array(np.concatenate([[0], np.cumsum(pc.list_value_length(responses))]), pa.int32())
+    return table.set_column(place, "responses", pa.ListArray.from_arrays(sizes, said))

@@ -54,6 +54,12 @@ VIEWS = (
          "created", "updated"),
     ),
     View(
+        "scores",
+        "a row per scorer and response; score is NULL unless status is ok",
+        ("scorer", "response_id", "prompt_id", "score", "num_tokens", "status", "truncated",
+         "reason"),
+    ),
+    View(
         "runs",
         "a row per training run below --runs",
         ("run", "path", "loss", "objective", "reference_names", "policy", "dataset", "split",
@@ -67,7 +73,6 @@ VIEWS = (
 )  # fmt: skip
 
 _RESPONSES = """
-CREATE VIEW responses AS
 SELECT group_id, prompt_id, response.response_id AS response_id, dataset, split, position,
        response.content AS content, response.score AS score, response.chosen AS chosen,
        response.model AS model,
@@ -77,6 +82,11 @@ SELECT group_id, prompt_id, response.response_id AS response_id, dataset, split,
 FROM (SELECT group_id, prompt_id, dataset, split, structured, unnest(responses) AS response,
              generate_subscripts(responses, 1) - 1 AS position
       FROM stored_groups)"""
+
+_COUNTED = f"""
+SELECT * EXCLUDE (counted) REPLACE (counted AS score, NULL::BOOLEAN AS chosen)
+FROM ({_RESPONSES}) LEFT JOIN stored_counting USING (response_id)"""
+"""The same by the scores of a scorer."""
 
 _GROUPS = """
 CREATE VIEW groups AS
@@ -108,15 +118,21 @@ FROM stored_refs LEFT JOIN (
 ORDER BY place"""
 
 
-def view_statements(labels: Sequence[str]) -> list[str]:
-    """CREATE VIEW for each view; `stored_logps_0` … hold the rows of the labels."""
+def view_statements(labels: Sequence[str], *, counted: bool = False) -> list[str]:
+    """CREATE VIEW for each view; `stored_logps_0` … hold the rows of the labels.
+
+    Args:
+        labels: of references.
+        counted: `stored_counting` holds the scores that count in place of the data's own.
+    """
     return [
-        _RESPONSES,
+        f"CREATE VIEW responses AS {_COUNTED if counted else _RESPONSES}",
         _GROUPS,
         _DATASETS,
         f"CREATE VIEW logps AS {_logps(labels)}",
         f"CREATE VIEW logps_wide AS {_logps_wide(labels)}",
         _REFS,
+        "CREATE VIEW scores AS SELECT * FROM stored_scores",
         "CREATE VIEW runs AS SELECT * REPLACE (recipe::JSON AS recipe, record::JSON AS record) "
         "FROM stored_runs",
         "CREATE VIEW metrics AS SELECT * FROM stored_metrics",
