@@ -50,6 +50,8 @@ UNEQUAL = {
 """What two runs never have in common: the clock's, and digests of files that hold it."""
 OF_A_RUN = 5
 """Kills of one run, before it is left to end."""
+FILES = 10
+"""Of a checkpoint, beside its seal."""
 TRIES = 5
 """For each kill that is to hit a write: one that comes too late has hit nothing."""
 
@@ -164,11 +166,13 @@ class Kills:
         time.sleep(self.draw.random() * self.step)
 
     def in_a_write(self, run: Path, number: int) -> None:
-        """Wait for a random moment between a checkpoint's directory and its seal."""
+        """Wait for a random moment between a checkpoint's directory and its seal: by the number of
+        files that are there, as a busy machine stops the writer for longer than it writes."""
         self.killed_at.append(number)
         self.wait_for_step(run, number)
-        wait_for((run / f"checkpoint-{number}").is_dir)
-        time.sleep(self.draw.random() * self.write)
+        place, files = run / f"checkpoint-{number}", self.draw.randint(0, FILES)
+        wait_for(lambda: place.is_dir() and len(list(place.iterdir())) >= files)
+        time.sleep(self.draw.random() * self.write / FILES)
 
     def wait_for_step(self, run: Path, number: int) -> None:
         file = run.with_suffix(".steps")
