@@ -13,11 +13,12 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import NoReturn, TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from mrpo_tools.cache import files
+from mrpo_tools.cache.numbers import COLUMNS, Numbers
 from mrpo_tools.cache.parts import (
     LOGPS_SCHEMA,
     STATUSES,
@@ -29,11 +30,14 @@ from mrpo_tools.cache.parts import (
 from mrpo_tools.cache.records import WriterRecord, footer_of, records_of, wall_seconds
 from mrpo_tools.config import Reference
 from mrpo_tools.errors import CacheDamaged, CacheMissing, CacheStale, UsageError
+from mrpo_tools.facts import Keys, count_distinct, find
 from mrpo_tools.files import make_directory, write_whole
 from mrpo_tools.maths.noise import Noise, least_noise, loudest
 from mrpo_tools.references.identity import Identity
 
 IDENTITY = "identity.json"
+
+ResultT = TypeVar("ResultT")
 
 
 class ReferenceStore:
@@ -105,19 +109,31 @@ class ReferenceStore:
         """Of every part, by name."""
         return files.listed(self.directory, "part-*.parquet")
 
-    def parts(self) -> list[Part]:
+    def parts(self, columns: Sequence[str] = tuple(LOGPS_SCHEMA.names)) -> list[Part]:
         """Every part, verified, the earliest first.
+
+        Args:
+            columns: of its table.
 
         Raises:
             CacheDamaged: a part is not what its name says; all of them are named.
             CacheStale: a part was written by a newer format.
         """
-        _ = self.identity
-        return files.listed_again(self.directory, self._listed_parts)
+        return self._of_parts(lambda part: part, columns)
 
-    def _listed_parts(self) -> list[Part]:
-        parts = files.read_all(self.part_paths(), self.read_part, self._repair)
-        return sorted(parts, key=lambda part: (part.created, part.path.name))
+    def _of_parts(self, what: Callable[[Part], ResultT], columns: Sequence[str]) -> list[ResultT]:
+        """What is wanted of every part, the earliest first; the rest of it is not kept."""
+        _ = self.identity
+
+        def read(path: Path) -> tuple[float, str, ResultT]:
+            part = self.read_part(path, columns)
+            return part.created, part.path.name, what(part)
+
+        def listed() -> list[tuple[float, str, ResultT]]:
+            return files.read_all(self.part_paths(), read, self._repair)
+
+        every = files.listed_again(self.directory, listed)
+        return [result for *_, result in sorted(every, key=lambda part: part[:2])]
 
     def table(self) -> pa.Table:
         """Every row once; of rows present twice, the earliest part's."""
@@ -128,17 +144,23 @@ class ReferenceStore:
         """Of every row."""
         return set(self.table()["response_id"].to_pylist())
 
-    def rows_of(self, response_ids: pa.Array) -> pa.Table:
+    def numbers_of(self, keys: Keys) -> Numbers:
         """The rows of some responses, in their order.
+
+        Args:
+            keys: [R, 2] of the responses.
 
         Raises:
             CacheMissing: some have none; names the count and the command.
         """
-        table = self.table()
-        places = pc.index_in(response_ids, value_set=table["response_id"])
-        if places.null_count:
-            self.require(set(response_ids.to_pylist()), table["response_id"].to_pylist())
-        return table.take(places)
+        parts = self._of_parts(lambda part: Numbers.of(part.table), COLUMNS)
+        numbers = Numbers.together(parts)
+        del parts
+        places = find(keys, numbers.keys)
+        absent = places < 0
+        if absent.any():
+            self._refuse_lack(count_distinct(keys[absent]), count_distinct(keys))
+        return numbers.at(places)
 
     def require(self, wanted: set[str], present: Collection[str]) -> None:
         """Refuse numbers that lack some responses.
@@ -152,17 +174,20 @@ class ReferenceStore:
         """
         absent = len(wanted.difference(present))
         if absent:
-            cache = self.directory.parent.parent
-            option = files.cache_option(cache)
-            origin = self.identity.fields.get("origin")
-            raise CacheMissing(
-                f"reference {self.name!r} has log-probs for {len(wanted) - absent:,} of "
-                f"{len(wanted):,} responses in {cache}",
-                f"create them with: mrpo precompute --ref {self.name}{option}"
-                if origin is None
-                else f"they come from {origin}: mrpo cache import FILE --ref {self.name} "
-                f"--origin {shlex.quote(str(origin))}{option}",
-            )
+            self._refuse_lack(absent, len(wanted))
+
+    def _refuse_lack(self, absent: int, wanted: int) -> NoReturn:
+        cache = self.directory.parent.parent
+        option = files.cache_option(cache)
+        origin = self.identity.fields.get("origin")
+        raise CacheMissing(
+            f"reference {self.name!r} has log-probs for {wanted - absent:,} of {wanted:,} "
+            f"responses in {cache}",
+            f"create them with: mrpo precompute --ref {self.name}{option}"
+            if origin is None
+            else f"they come from {origin}: mrpo cache import FILE --ref {self.name} "
+            f"--origin {shlex.quote(str(origin))}{option}",
+        )
 
     def count_by_status(self) -> dict[str, int]:
         """Rows of each status, duplicates counted once."""
@@ -171,7 +196,7 @@ class ReferenceStore:
 
     def recorded(self) -> list[WriterRecord]:
         """What every writer recorded about itself, the earliest first."""
-        return [record for part in self.parts() for record in part.records]
+        return [record for part in self.parts(columns=()) for record in part.records]
 
     def noise(self) -> Noise:
         """The largest noise that a writer measured, and no less than these products have; none
@@ -232,20 +257,24 @@ class ReferenceStore:
         }
         return files.write_content_addressed(self.directory, "part-", table, metadata)
 
-    def read_part(self, path: Path) -> Part:
+    def read_part(self, path: Path, columns: Sequence[str] = tuple(LOGPS_SCHEMA.names)) -> Part:
         """One part, its bytes, format and identity checked.
+
+        Args:
+            path: of the part.
+            columns: of its table.
 
         Raises:
             CacheDamaged: they are not those of a part of this identity.
             CacheStale: a newer format.
             FileNotFoundError: the file went away.
         """
-        table, metadata = files.read_verified(path)
+        table, metadata = files.read_verified(path, columns)
         if metadata.get("mrpo.identity") != self.identity.hash:
             raise CacheDamaged(f"{path} belongs to another reference's identity")
-        if table.schema.names[: len(LOGPS_SCHEMA)] != LOGPS_SCHEMA.names:
+        if table.schema.names != list(columns):
             raise CacheDamaged(f"{path} has other columns than a part of a cache")
-        rows = table.select(LOGPS_SCHEMA.names).cast(LOGPS_SCHEMA)
+        rows = table.cast(pa.schema([LOGPS_SCHEMA.field(name) for name in columns]))
         return Part(
             path=path,
             created=files.created(path, metadata),

@@ -78,7 +78,7 @@ def evaluate(
         untrained = _first(tensors)
     else:
         untrained = _policy_logps(own, "policy-step0", run.record.policy, measured, cut)
-    groups_hash = hash_groups(sorted(measured, key=lambda group: group.group_id))
+    groups_hash = hash_groups(measured, in_order=False)
     dataset = dataset or run.record.dataset
     own_data = run.record.dataset in (None, dataset)
     about = {
