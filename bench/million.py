@@ -118,41 +118,54 @@ def make(folder: Path, count: int, wide: int) -> None:
 
 def _fill(stores, renderer, groups) -> None:
     """Rows of made-up numbers for every response, in parts as a writer makes them."""
+    rng = random.Random(1)
+    numbers = {name: random.Random(name) for name in NAMES}
+    ids_of: dict[str, list[int]] = {}
+    while some := list(islice(groups, PART_ROWS // RESPONSES)):
+        cells = _cells(renderer, some, ids_of)
+        base = [-8.0 * len_ * rng.uniform(0.9, 1.1) for len_ in cells["num_tokens"]]
+        for store in stores:
+            own = numbers[store.name]
+            logps = [value * own.uniform(0.97, 1.03) for value in base]
+            _write(store, {**cells, "logp": logps})
+
+
+def _write(store, cells) -> None:
     import pyarrow as pa
 
     from mrpo_tools.cache import LOGPS_SCHEMA, WriterRecord
+
+    count = len(cells["logp"])
+    columns = {**cells, "status": ["ok"] * count, "truncated": [False] * count}
+    table = pa.table(columns, schema=LOGPS_SCHEMA)
+    store.write(table, time.time(), [WriterRecord(device="made up")])
+
+
+def _cells(renderer, groups, ids_of) -> dict[str, list]:
+    """What a part holds beside the numbers. All prompts are tokenised in one call, by the template
+    written out, and the first one by the renderer too."""
     from mrpo_tools.references.rendering import token_hash
 
-    rng, ids_of = random.Random(1), {}
-    numbers = {name: random.Random(name) for name in NAMES}
-
-    def cells() -> Iterator[tuple]:
-        for group in groups:
-            prompt = renderer.encode_prompt(group.prompt)
-            if any(response.content not in ids_of for response in group.responses):
-                encoded = renderer.encode(group)
-                assert encoded.prompt_ids == prompt
-                for response, ids in zip(group.responses, encoded.responses, strict=True):
-                    assert ids_of.setdefault(response.content, ids.ids) == ids.ids
-            for response, key in zip(group.responses, group.response_ids, strict=True):
-                ids = ids_of[response.content]
-                size = len(response.content.encode())
-                yield key, group.prompt_id, len(ids), size, token_hash(prompt, ids)
-
-    every = cells()
-    while part := list(islice(every, PART_ROWS)):
-        keys, prompts, lengths, sizes, hashes = zip(*part, strict=True)
-        base = [-8.0 * length * rng.uniform(0.9, 1.1) for length in lengths]
-        for store in stores:
-            own = numbers[store.name]
-            columns = {
-                "response_id": keys, "prompt_id": prompts,
-                "logp": [value * own.uniform(0.97, 1.03) for value in base],
-                "num_tokens": lengths, "num_bytes": sizes, "status": ["ok"] * len(keys),
-                "truncated": [False] * len(keys), "token_hash": hashes,
-            }  # fmt: skip
-            table = pa.table(columns, schema=LOGPS_SCHEMA)
-            store.write(table, time.time(), [WriterRecord(device="made up")])
+    prompts = [group.prompt[0].content for group in groups]
+    written = [f"<s><|user|>\n{text}</s>\n<|assistant|>\n" for text in prompts]
+    every = renderer.tokenizer(written, add_special_tokens=False)["input_ids"]
+    assert every[0] == renderer.encode_prompt(groups[0].prompt)
+    cells: dict[str, list] = {
+        name: [] for name in ("response_id", "prompt_id", "num_tokens", "num_bytes", "token_hash")
+    }
+    for group, prompt in zip(groups, every, strict=True):
+        if any(response.content not in ids_of for response in group.responses):
+            encoded = renderer.encode(group)
+            assert encoded.prompt_ids == prompt
+            for response, ids in zip(group.responses, encoded.responses, strict=True):
+                assert ids_of.setdefault(response.content, ids.ids) == ids.ids
+        texts = [response.content for response in group.responses]
+        cells["response_id"] += group.response_ids
+        cells["prompt_id"] += [group.prompt_id] * len(texts)
+        cells["num_tokens"] += [len(ids_of[text]) for text in texts]
+        cells["num_bytes"] += [len(text) for text in texts]
+        cells["token_hash"] += [token_hash(prompt, ids_of[text]) for text in texts]
+    return cells
 
 
 class Phases:
