@@ -1,17 +1,18 @@
 """How long a training run of very many groups takes until its first step, and in how much memory.
 
-    python bench/million.py make FOLDER [--groups 1000000] [--wide 0]
+    python bench/million.py make FOLDER [--groups 1000000] [--wide 0] [--processes 2]
     python bench/million.py start FOLDER [--loss mrpo] [--runs 2]
     python bench/million.py combine [--groups 1000000]
 
 `make` writes a project: a JSONL of groups of four scored responses of about 40 characters, a tiny
 Llama, and a cache with the numbers of three references. Those of the first groups are the model's
 own, so that the check before the first step finds what it should; the others are made up, with the
-hashes of the real tokens. `--wide` adds a group of so many responses.
+hashes of the real tokens. `--wide` adds a group of so many responses. The groups are also kept as
+the first reading of the JSONL keeps them, byte for byte: `--unread` leaves that to the first start.
 
 `start` trains one step, as often as asked for, each time in a process of its own, and prints a line
 of JSON for each: seconds and the most resident memory from the start of the process to the end of
-the first step, and by phase. The first start reads the JSONL; later ones find it read.
+the first step, and by phase.
 
 `combine` combines made-up log-probs, [G, 4, 3].
 """
@@ -19,7 +20,10 @@ the first step, and by phase. The first start reads the JSONL; later ones find i
 from __future__ import annotations
 
 import argparse
+import functools
+import hashlib
 import json
+import multiprocessing
 import os
 import random
 import subprocess
@@ -27,9 +31,11 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
 
 BEGUN = time.perf_counter()
 NAMES = ("llama", "mistral", "qwen")
@@ -37,6 +43,8 @@ REAL = 64
 """Groups whose numbers are the model's own: more than the check of step 0 looks at."""
 RESPONSES = 4
 BATCH = 4
+REASON = "columns prompt: text or [message, …], responses: [{content}, …]"
+CHUNK = 8192
 PART_ROWS = 4096
 PHASES = {
     "read_groups": "reading the data",
@@ -62,110 +70,235 @@ PHASES = {
 
 
 def texts(count: int, rng: random.Random, words: int) -> list[str]:
-    """So many distinct lines."""
+    """So many distinct lines of ASCII."""
     vocabulary = ["".join(rng.choices("abcdefghijklmnoprstuvwy", k=5)) for _ in range(2048)]
     return [" ".join(rng.choices(vocabulary, k=words)) + f" {n}" for n in range(count)]
 
 
-def rows(count: int, wide: int) -> Iterator[dict]:
-    """The rows of the data set, the wide one last."""
-    rng = random.Random(0)
-    questions, answers = texts(4096, rng, 6), texts(8192, rng, 6)
-    for number in range(count):
-        chosen = rng.sample(answers, RESPONSES)
-        yield _row(f"{number}: {rng.choice(questions)}", chosen, rng)
-    if wide:
-        yield _row("the wide one", rng.sample(answers, wide), rng)
+QUESTIONS, ANSWERS = texts(4096, random.Random(1), 6), texts(8192, random.Random(2), 6)
 
 
-def _row(prompt: str, answers: list[str], rng: random.Random) -> dict:
-    responses = [{"content": text, "score": round(rng.uniform(0, 10), 2)} for text in answers]
-    return {"prompt": prompt, "responses": responses}
+class Chunk(NamedTuple):
+    """Groups that are made together, each with as many responses: the texts and scores of them."""
+
+    start: int
+    prompts: list[str]
+    answers: list[list[int]]
+    scores: list[list[float]]
+
+    @classmethod
+    def of(cls, start: int, count: int, width: int) -> Chunk:
+        """Groups from `start` on; what they hold depends on the number of the first alone."""
+        rng = random.Random(start)
+        first = [rng.randrange(len(ANSWERS)) for _ in range(count)]
+        stride = [2 * rng.randrange(len(ANSWERS) // 2) + 1 for _ in range(count)]
+        return cls(
+            start,
+            [f"{start + n}: {rng.choice(QUESTIONS)}" for n in range(count)],
+            [
+                [(a + s * n) % len(ANSWERS) for n in range(width)]
+                for a, s in zip(first, stride, strict=True)
+            ],
+            [[round(rng.uniform(0, 10), 2) for _ in range(width)] for _ in range(count)],
+        )
+
+    def rows(self) -> list[dict]:
+        """As a JSONL has them."""
+        return [
+            {
+                "prompt": prompt,
+                "responses": [
+                    {"content": ANSWERS[answer], "score": score}
+                    for answer, score in zip(answers, scores, strict=True)
+                ],
+            }
+            for prompt, answers, scores in zip(self.prompts, self.answers, self.scores, strict=True)
+        ]
+
+    def ids(self) -> tuple[list[bytes], list[bytes], list[bytes]]:
+        """Of groups, prompts and responses: the canonical JSON written out, as nothing in these
+        texts needs an escape."""
+        groups, prompts, responses = [], [], []
+        for text, answers, scores in zip(self.prompts, self.answers, self.scores, strict=True):
+            messages = f'[{{"content":"{text}","role":"user"}}]'
+            prompt = _digest(messages)
+            own = [
+                _digest(f'{{"content":"{ANSWERS[answer]}","prompt":{messages}}}')
+                for answer in answers
+            ]
+            judged = sorted(
+                [key.hex(), score, None] for key, score in zip(own, scores, strict=True)
+            )
+            value = {"prompt_id": prompt.hex(), "responses": judged}
+            groups.append(_digest(json.dumps(value, separators=(",", ":"))))
+            prompts.append(prompt)
+            responses += own
+        return groups, prompts, responses
 
 
-def make(folder: Path, count: int, wide: int) -> None:
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()[:16]
+
+
+def chunks(count: int, wide: int) -> list[tuple[int, int, int]]:
+    """Where each chunk starts, its groups, and their responses; the wide group comes last."""
+    every = [(start, min(CHUNK, count - start), RESPONSES) for start in range(0, count, CHUNK)]
+    return [*every, *([(count, 1, wide)] if wide else [])]
+
+
+def make(folder: Path, count: int, wide: int, processes: int, *, unread: bool) -> None:
     """Write the project."""
     from models import make_model
 
     from mrpo_tools.cache import Cache
-    from mrpo_tools.config import Reference
-    from mrpo_tools.groups import group_from_dict
+    from mrpo_tools.cache.mapped import SCHEMA
+    from mrpo_tools.cache.reading import keep_groups
+    from mrpo_tools.config import Dataset, Reference
     from mrpo_tools.precomputing.precompute import precompute
-    from mrpo_tools.references.resolved import renderer_of, resolve
+    from mrpo_tools.sources import COUNTS, Source
 
     folder.mkdir(parents=True)
-    with (folder / "data.jsonl").open("w", encoding="utf-8") as file:
-        for row in rows(count, wide):
-            file.write(json.dumps(row) + "\n")
-    sample = [row for _, row in zip(range(2000), rows(count, 0), strict=False)]
-    spoken = [row["prompt"] for row in sample]
-    spoken += [response["content"] for row in sample for response in row["responses"]]
     make_model(
-        folder / "model", spoken, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2,
+        folder / "model", [*QUESTIONS, *ANSWERS], hidden_size=64, intermediate_size=128,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
     )  # fmt: skip
     reference = Reference(model=str(folder / "model"), dtype="float32")
     cache = Cache(folder / "cache")
-    first = [group_from_dict({**row, "split": "train"}) for row in sample[:REAL]]
-    precompute(dict.fromkeys(NAMES, reference), first, cache, "first")
+    first = Chunk.of(*chunks(count, wide)[0]).rows()[:REAL]
+    precompute(dict.fromkeys(NAMES, reference), groups_of(first), cache, "first")
     for saved in (folder / "cache" / "groups").iterdir():
         saved.unlink()
-    renderer = renderer_of(resolve("llama", reference))
-    stores = [cache.find(name) for name in NAMES]
-    groups = (group_from_dict(row) for n, row in enumerate(rows(count, wide)) if n >= REAL)
-    _fill(stores, renderer, groups)
+    kept_path = folder / "kept.arrow"
+    work = [(folder, *chunk) for chunk in chunks(count, wide)]
+    with (
+        multiprocessing.get_context("spawn").Pool(processes) as pool,
+        (folder / "data.jsonl").open("w", encoding="utf-8") as lines,
+        kept_path.open("wb") as file,
+        pa.ipc.new_file(file, SCHEMA) as kept,
+    ):
+        for text, batch in pool.imap(_written, work):
+            lines.write(text)
+            kept.write_batch(pa.ipc.read_record_batch(batch, SCHEMA))
+    if unread:
+        kept_path.unlink()
+        return
+    total = count + bool(wide)
+    counts = {**dict.fromkeys(COUNTS, 0), "rows": total, "groups": total}
+    source = Source("data", [], "canonical", REASON, counts, drawn=0)
+    keep_groups(cache.path, Dataset(source=str(folder / "data.jsonl")), source, kept_path)
 
 
-def _fill(stores, renderer, groups) -> None:
-    """Rows of made-up numbers for every response, in parts as a writer makes them."""
-    rng = random.Random(1)
-    numbers = {name: random.Random(name) for name in NAMES}
-    ids_of: dict[str, list[int]] = {}
-    while some := list(islice(groups, PART_ROWS // RESPONSES)):
-        cells = _cells(renderer, some, ids_of)
-        base = [-8.0 * len_ * rng.uniform(0.9, 1.1) for len_ in cells["num_tokens"]]
-        for store in stores:
-            own = numbers[store.name]
-            logps = [value * own.uniform(0.97, 1.03) for value in base]
-            _write(store, {**cells, "logp": logps})
+def groups_of(rows: list[dict]) -> list:
+    """Groups of rows."""
+    from mrpo_tools.groups import group_from_dict
+
+    return [group_from_dict({**row, "split": "train"}) for row in rows]
 
 
-def _write(store, cells) -> None:
-    import pyarrow as pa
+def _written(work: tuple[Path, int, int, int]) -> tuple[str, pa.Buffer]:
+    """Writes the numbers of a chunk's responses into the cache; its JSONL and its kept groups."""
+    folder, *where = work
+    chunk = Chunk.of(*where)
+    groups, prompts, responses = chunk.ids()
+    [known] = groups_of(chunk.rows()[:1])
+    assert [groups[0].hex(), responses[0].hex()] == [known.group_id, known.response_ids[0]]
+    text = "".join(json.dumps(row) + "\n" for row in chunk.rows())
+    batch = _batch(chunk, groups, prompts, responses)
+    _numbers(folder, chunk, prompts, responses)
+    return text, batch.serialize()
 
-    from mrpo_tools.cache import LOGPS_SCHEMA, WriterRecord
 
-    count = len(cells["logp"])
-    columns = {**cells, "status": ["ok"] * count, "truncated": [False] * count}
+def _batch(chunk: Chunk, groups: list, prompts: list, responses: list) -> pa.RecordBatch:
+    """The groups as a file of read groups has them."""
+    from mrpo_tools.cache.mapped import SCHEMA
+
+    count, width = len(chunk.prompts), len(chunk.answers[0])
+    texts_of = [ANSWERS[answer] for answers in chunk.answers for answer in answers]
+    said = pa.StructArray.from_arrays(
+        [
+            pa.array(responses, pa.binary(16)), pa.array(texts_of),
+            pa.array([score for scores in chunk.scores for score in scores]),
+            pa.nulls(len(texts_of), pa.bool_()), pa.nulls(len(texts_of), pa.string()),
+            pa.array([len(text) for text in texts_of], pa.int64()),
+        ],
+        fields=list(SCHEMA.field("responses").type.value_type),
+    )  # fmt: skip
+    asked = pa.StructArray.from_arrays(
+        [pa.array(["user"] * count), pa.array(chunk.prompts)],
+        fields=list(SCHEMA.field("prompt").type.value_type),
+    )
+    ends = range(count + 1)
+    columns = [
+        pa.array(groups, pa.binary(16)), pa.array(prompts, pa.binary(16)),
+        pa.array(["train"] * count), pa.nulls(count, pa.string()),
+        pa.ListArray.from_arrays(pa.array(ends, pa.int32()), asked),
+        pa.array([len(text) for text in chunk.prompts], pa.int64()),
+        pa.ListArray.from_arrays(pa.array([width * n for n in ends], pa.int32()), said),
+        pa.nulls(count, pa.string()),
+    ]  # fmt: skip
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+
+def _numbers(folder: Path, chunk: Chunk, prompts: list[bytes], responses: list[bytes]) -> None:
+    """Parts of made-up numbers under each reference, but for those that the model computed."""
+    from mrpo_tools.cache import LOGPS_SCHEMA, Cache, WriterRecord
+
+    width, rng = len(chunk.answers[0]), np.random.default_rng(chunk.start)
+    lengths, hashes = _tokens(folder, chunk)
+    base = -8.0 * np.array(lengths) * rng.uniform(0.9, 1.1, len(lengths))
+    columns = {
+        "response_id": [key.hex() for key in responses],
+        "prompt_id": [key.hex() for key in prompts for _ in range(width)],
+        "logp": base,
+        "num_tokens": lengths,
+        "num_bytes": [len(ANSWERS[answer]) for answers in chunk.answers for answer in answers],
+        "status": ["ok"] * len(lengths),
+        "truncated": [False] * len(lengths),
+        "token_hash": hashes,
+    }
     table = pa.table(columns, schema=LOGPS_SCHEMA)
-    store.write(table, time.time(), [WriterRecord(device="made up")])
+    for store in map(Cache(folder / "cache").find, NAMES):
+        logps = pa.array(base * rng.uniform(0.97, 1.03, len(base)))
+        own = table.set_column(2, LOGPS_SCHEMA.field("logp"), logps)
+        for start in range(0 if chunk.start else REAL * width, len(own), PART_ROWS):
+            part = own.slice(start, PART_ROWS)
+            store.write(part, time.time(), [WriterRecord(device="made up")])
 
 
-def _cells(renderer, groups, ids_of) -> dict[str, list]:
-    """What a part holds beside the numbers. All prompts are tokenised in one call, by the template
-    written out, and the first one by the renderer too."""
+@functools.cache
+def _renderer(folder: Path):
+    from mrpo_tools.config import Reference
+    from mrpo_tools.references.resolved import renderer_of, resolve
+
+    return renderer_of(resolve("llama", Reference(model=str(folder / "model"), dtype="float32")))
+
+
+@functools.cache
+def _answer_ids(folder: Path) -> list[list[int]]:
+    """The ids of every answer, whatever the prompt: the template breaks the text before it."""
+    backend = _renderer(folder).tokenizer.backend_tokenizer
+    written = [f"{text}</s>\n" for text in ANSWERS]
+    return [each.ids for each in backend.encode_batch(written, add_special_tokens=False)]
+
+
+def _tokens(folder: Path, chunk: Chunk) -> tuple[list[int], list[str]]:
+    """How many tokens each response has, and their hashes, by the template written out; for the
+    first group the renderer must say the same."""
     from mrpo_tools.references.rendering import token_hash
 
-    prompts = [group.prompt[0].content for group in groups]
-    written = [f"<s><|user|>\n{text}</s>\n<|assistant|>\n" for text in prompts]
-    every = renderer.tokenizer(written, add_special_tokens=False)["input_ids"]
-    assert every[0] == renderer.encode_prompt(groups[0].prompt)
-    cells: dict[str, list] = {
-        name: [] for name in ("response_id", "prompt_id", "num_tokens", "num_bytes", "token_hash")
-    }
-    for group, prompt in zip(groups, every, strict=True):
-        if any(response.content not in ids_of for response in group.responses):
-            encoded = renderer.encode(group)
-            assert encoded.prompt_ids == prompt
-            for response, ids in zip(group.responses, encoded.responses, strict=True):
-                assert ids_of.setdefault(response.content, ids.ids) == ids.ids
-        texts = [response.content for response in group.responses]
-        cells["response_id"] += group.response_ids
-        cells["prompt_id"] += [group.prompt_id] * len(texts)
-        cells["num_tokens"] += [len(ids_of[text]) for text in texts]
-        cells["num_bytes"] += [len(text) for text in texts]
-        cells["token_hash"] += [token_hash(prompt, ids_of[text]) for text in texts]
-    return cells
+    renderer, answer_ids = _renderer(folder), _answer_ids(folder)
+    written = [f"<s><|user|>\n{text}</s>\n<|assistant|>\n" for text in chunk.prompts]
+    backend = renderer.tokenizer.backend_tokenizer
+    every = [each.ids for each in backend.encode_batch(written, add_special_tokens=False)]
+    lengths = [len(answer_ids[answer]) for answers in chunk.answers for answer in answers]
+    hashes = [
+        token_hash(prompt, answer_ids[answer])
+        for prompt, answers in zip(every, chunk.answers, strict=True)
+        for answer in answers
+    ]
+    known = renderer.encode(groups_of(chunk.rows()[:1])[0])
+    assert [response.token_hash for response in known.responses] == hashes[: len(known.responses)]
+    return lengths, hashes
 
 
 class Phases:
@@ -268,6 +401,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--groups", type=int, default=1_000_000)
     parser.add_argument("--wide", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--unread", action="store_true")
     parser.add_argument("--loss", default="mrpo")
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--run", default="run")
@@ -275,7 +410,13 @@ def main() -> None:
     if options.what == "combine":
         combination(options.groups)
     elif options.what == "make":
-        make(options.folder.resolve(), options.groups, options.wide)
+        make(
+            options.folder.resolve(),
+            options.groups,
+            options.wide,
+            options.processes,
+            unread=options.unread,
+        )
     elif options.what == "measure":
         measure(options.folder.resolve(), options.loss, options.run)
     else:

@@ -49,11 +49,11 @@ SCHEMA = pa.schema(
 """`structured` is JSON of a group of more than text, whose texts are then not in the others."""
 
 
-def write_groups(file: BinaryIO, groups: Iterable[Group]) -> None:
-    """Write groups, one batch in memory at a time."""
-    rows = map(_row, groups)
+def write_groups(file: BinaryIO, groups: Iterable[Group], rows: int = ROWS) -> None:
+    """Write groups, one batch of so many in memory at a time."""
+    values = map(_row, groups)
     with pa.ipc.new_file(file, SCHEMA) as writer:
-        while batch := list(islice(rows, ROWS)):
+        while batch := list(islice(values, rows)):
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=SCHEMA))
 
 

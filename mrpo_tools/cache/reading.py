@@ -14,9 +14,9 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -24,7 +24,7 @@ from mrpo_tools import sources
 from mrpo_tools.cache.mapped import MappedGroups, write_groups
 from mrpo_tools.config import Dataset
 from mrpo_tools.errors import ResourceError
-from mrpo_tools.files import make_directory, save_json, sweep_temporaries, whole_file
+from mrpo_tools.files import make_directory, save_json, sweep_temporaries, temporary_path
 from mrpo_tools.groups import canonical_json
 from mrpo_tools.progress import say_once
 from mrpo_tools.references.hashes import HashMemo, hash_file
@@ -64,29 +64,46 @@ def read_dataset(
     large = sum(path.stat().st_size for path in files) >= worth
     if not files or not large or not os.access(cache, os.W_OK):
         return load_dataset(dataset, on_progress)
-    source = hash_files(files)
-    record = cache / "read" / f"{locate(dataset.source).name}-{_key(source, dataset)}.json"
-    kept = _kept(record)
+    place = _Place.of(cache, dataset)
+    kept = _kept(place.record)
     if kept is not None:
         return kept
     try:
-        return _keep(record, dataset, source, on_progress)
+        return _read(cache, dataset, on_progress)
     except ResourceError as error:
         say_once(f"note: the groups are not kept in the cache: {error.what}")
         return load_dataset(dataset, on_progress)
 
 
-def hash_files(files: Sequence[Path]) -> str:
-    """Of the names and bytes of files; the bytes' hashes are remembered."""
-    memo = HashMemo()
-    hashes = [[path.name, memo.hash_files([path])[path.name]] for path in files]
-    return hashlib.sha256(canonical_json(hashes).encode()).hexdigest()
+class _Place(NamedTuple):
+    """Where a data set is kept.
 
+    Attributes:
+        record: what was noticed; the groups lie beside it.
+        origin: the source.
+        files: hash of its names and bytes.
+    """
 
-def _key(source: str, dataset: Dataset) -> str:
-    words = dataset.model_dump(mode="json", exclude={"source"})
-    value = [source, words, Path(dataset.source).name, _code()]
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+    record: Path
+    origin: str
+    files: str
+
+    @classmethod
+    def of(cls, cache: Path, dataset: Dataset) -> _Place:
+        """By the bytes of the source, which are hashed where no hash is remembered."""
+        located, memo = locate(dataset.source), HashMemo()
+        hashes = [[path.name, memo.hash_files([path])[path.name]] for path in located.files]
+        files = hashlib.sha256(canonical_json(hashes).encode()).hexdigest()
+        words = dataset.model_dump(mode="json", exclude={"source"})
+        value = canonical_json([files, words, Path(dataset.source).name, _code()])
+        key = hashlib.sha256(value.encode()).hexdigest()[:16]
+        record = cache / "read" / f"{located.name}-{key}.json"
+        return cls(record, str(Path(dataset.source).resolve()), files)
+
+    @property
+    def groups(self) -> Path:
+        """The file of the groups."""
+        return self.record.with_suffix(".arrow")
 
 
 @functools.cache
@@ -108,45 +125,61 @@ def _kept(record: Path) -> Source | None:
     return None
 
 
-def _keep(
-    record: Path, dataset: Dataset, files: str, on_progress: Callable[[int, int], None]
-) -> Source:
+def _read(cache: Path, dataset: Dataset, on_progress: Callable[[int, int], None]) -> Source:
     """Read a source into a file, and map that.
 
     Raises:
         ResourceError: the file cannot be written.
         As `sources.load_groups`; nothing is kept then.
     """
-    path = record.with_suffix(".arrow")
     stream = GroupStream(dataset.source, Options.of(dataset, on_progress=on_progress))
-    make_directory(record.parent)
-    sweep_temporaries(record.parent)
+    folder = cache / "read"
+    make_directory(folder)
+    sweep_temporaries(folder)
+    path = temporary_path(folder / "groups.arrow")
     try:
-        with whole_file(path) as file:
+        with path.open("xb") as file:
             write_groups(file, stream)
+        source = source_of(stream, MappedGroups.of_file(path))
+        if not source.skipped:  # they are listed at every reading
+            keep_groups(cache, dataset, source, path)
     except OSError as error:
-        raise ResourceError(f"{path}: {error.strerror or error}") from None
-    source = source_of(stream, MappedGroups.of_file(path))
-    if source.skipped:  # they are listed at every reading
-        return source
+        raise ResourceError(f"{folder}: {error.strerror or error}") from None
+    finally:
+        path.unlink(missing_ok=True)
+    return source
+
+
+def keep_groups(cache: Path, dataset: Dataset, source: Source, groups: Path) -> None:
+    """Keep what was read of a source.
+
+    Args:
+        cache: its directory.
+        dataset: the words by which it was read.
+        source: what was noticed.
+        groups: a file by `write_groups`, which is moved.
+
+    Raises:
+        OSError: the file system refuses.
+    """
+    place = _Place.of(cache, dataset)
+    place.record.parent.mkdir(exist_ok=True)
+    digest = hash_file(groups)
+    groups.replace(place.groups)
     noticed = {
         name: getattr(source, name)
         for name in ("name", "adapter", "reason", "counts", "revision", "unused", "drawn")
     }
-    origin = str(Path(dataset.source).resolve())
-    save_json(
-        record,
-        {"origin": origin, "files": files, "groups_sha256": hash_file(path), "source": noticed},
-    )
-    _forget(record, origin, files)
-    return source
+    about = {"origin": place.origin, "files": place.files, "groups_sha256": digest}
+    save_json(place.record, {**about, "source": noticed})
+    _forget(place)
 
 
-def _forget(record: Path, origin: str, files: str) -> None:
+def _forget(place: _Place) -> None:
     """Remove what was read of the same source before it changed."""
-    for other in record.parent.glob("*.json"):
+    for other in place.record.parent.glob("*.json"):
         with contextlib.suppress(OSError, ValueError):
             values: dict[str, Any] = json.loads(other.read_text(encoding="utf-8"))
-            if values.get("origin") == origin and values.get("files") != files:
+            if values.get("origin") == place.origin and values.get("files") != place.files:
                 other.unlink()
                 other.with_suffix(".arrow").unlink(missing_ok=True)
