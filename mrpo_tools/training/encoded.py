@@ -167,14 +167,20 @@ def encode_all(policy: ResolvedReference, groups: Sequence[Group]) -> EncodedGro
 
 
 def encode_late(
-    policy: ResolvedReference, groups: Sequence[Group], expected: Expected
+    policy: ResolvedReference, groups: Sequence[Group], expected: Expected, room: int = ROOM
 ) -> EncodedGroups:
     """Groups whose ids are made when they are asked for; `SAMPLE` of them now.
+
+    Args:
+        policy: whose ids.
+        groups: G of them.
+        expected: what they must be.
+        room: ids that are kept; a group beyond them is made each time.
 
     Raises:
         CacheStale: some of the sample are not those that reference 1 got.
     """
-    maker = _Maker(policy, groups, expected, ROOM)
+    maker = _Maker(policy, groups, expected, room)
     encoded = EncodedGroups(maker, np.arange(len(groups)))
     try:
         _touch(encoded, spread(len(groups)))

@@ -16,8 +16,8 @@ from torch import Tensor
 from mrpo_tools.cache import Cache, ReferenceStore
 from mrpo_tools.cache.current import stores_of
 from mrpo_tools.config import Recipe, Reference
-from mrpo_tools.errors import UsageError
-from mrpo_tools.facts import Ids
+from mrpo_tools.errors import ResourceError, UsageError
+from mrpo_tools.facts import Ids, Places
 from mrpo_tools.groups import Group, facts_of, in_split, taken
 from mrpo_tools.maths.judgements import Judgements
 from mrpo_tools.maths.shapes import blocks
@@ -25,6 +25,7 @@ from mrpo_tools.methods.combination import Combined, combine
 from mrpo_tools.methods.method import Method, method_of
 from mrpo_tools.methods.tensors import GroupTensors, look_up, reference_accuracies
 from mrpo_tools.progress import say_once
+from mrpo_tools.references.devices import free_bytes
 from mrpo_tools.references.rendering import EncodedGroup
 from mrpo_tools.references.resolved import ResolvedReference
 from mrpo_tools.runs.record import DataReport
@@ -81,6 +82,7 @@ def prepare(
     Raises:
         UsageError: words that mean nothing together, or no group that the objective can use.
         CacheError: numbers that are missing, of other files, or of other tokens.
+        ResourceError: too many groups for the widest of them.
     """
     chosen = in_split(groups, recipe.split)
     method = method_of(recipe, chosen)
@@ -122,6 +124,7 @@ def _gather(
     truncated: Truncated,
 ) -> tuple[TrainingGroups, DataReport]:
     """All groups with their ids and combined numbers, whether or not they are usable."""
+    check_width(facts_of(groups).sizes, len(stores), free_bytes(torch.device("cpu")))
     tensors = look_up(stores, groups, truncated)
     encoded = _encode(policy, stores[0] if stores else None, groups, tensors, truncated)
     dropped = tensors.dropped
@@ -149,6 +152,32 @@ def _gather(
         reference_names=[store.name for store in stores],
     )
     return training, report
+
+
+CELL_BYTES = (70, 35)
+"""Of a response's numbers while they are combined: beside the references', and of each."""
+
+
+def check_width(sizes: Places, references: int, free: float) -> None:
+    """Refuse groups that take more memory than there is when all are as wide as the widest.
+
+    Args:
+        sizes: [G] responses of each group.
+        references: how many.
+        free: bytes of memory.
+
+    Raises:
+        ResourceError: with the numbers.
+    """
+    widest = int(sizes.max(initial=0))
+    needed = len(sizes) * widest * (CELL_BYTES[0] + CELL_BYTES[1] * references)
+    if needed > free:
+        raise ResourceError(
+            f"{len(sizes):,} groups of {sizes.mean():.1f} responses on average, each with room for "
+            f"the {widest:,} of the largest, would take {needed / 1e9:.1f} GB of memory; "
+            f"{free / 1e9:.1f} GB are free",
+            "train on the widest groups in a run of their own, or leave some responses out",
+        )
 
 
 class _Encoded(NamedTuple):
