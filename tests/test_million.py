@@ -67,9 +67,11 @@ def test_late_ids_are_the_renderers_whether_they_are_kept_or_not(
     assert plain(encode_all(policy, some_groups)) == truth
 
 
-def test_what_is_cut_and_what_does_not_fit_is_kept_as_such(references, some_groups):
+def test_what_is_cut_and_what_does_not_fit_is_kept_as_such(references, some_groups, truth):
+    sizes = sorted(len(prompt) + len(r[0]) for prompt, responses in truth for r in responses)
+    half = sizes[len(sizes) // 2]
     for overlong in ("skip", "truncate"):
-        short = references["llama"].model_copy(update={"max_length": 40, "overlong": overlong})
+        short = references["llama"].model_copy(update={"max_length": half, "overlong": overlong})
         resolved = resolve("llama", short)
         renderer = renderer_of(resolved)
         made = plain([renderer.encode(group) for group in some_groups])
