@@ -145,6 +145,7 @@ def test_taken_groups_keep_their_order(groups, mapped):
     places = np.array([5, 2, 9])
     assert list(taken(groups, places)) == [groups[5], groups[2], groups[9]]
     assert list(taken(mapped, places[:0])) == []
+    assert list(taken(taken(mapped, places), np.array([2, 0]))) == [groups[9], groups[5]]
     assert list(taken(mapped, places)) == [groups[5], groups[2], groups[9]]
 
 

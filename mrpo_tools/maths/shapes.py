@@ -12,8 +12,8 @@ from torch import Tensor
 
 Index = list[int] | Tensor | slice
 """Which groups, by their places."""
-CELLS = 2**22
-"""Of [B, N, N] that are made at a time: 32 MB in float64."""
+CELLS = 2**20
+"""Of [B, N, N] that are made at a time: 8 MB in float64, for each reference."""
 
 
 def blocks(shape: tuple[int, ...]) -> Iterator[slice]:
