@@ -135,7 +135,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the disk is full, or refuses; what was written is removed.
     """
-    temporary = _temporary(path)
+    temporary = temporary_path(path)
     try:
         yield temporary
         temporary.replace(path)
@@ -207,7 +207,7 @@ def host() -> str:
 @contextlib.contextmanager
 def _replacing(path: Path, *, durable: bool) -> Iterator[int]:
     """The descriptor of a temporary file, which takes the name `path` if the block ends well."""
-    temporary = _temporary(path)
+    temporary = temporary_path(path)
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
@@ -224,7 +224,7 @@ def _replacing(path: Path, *, durable: bool) -> Iterator[int]:
             os.unlink(temporary)
 
 
-def _temporary(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """A name beside `path` that tells `sweep_temporaries` whose it is."""
     marker = f"{TEMPORARY}{path.name[:40]}~{host()}~{os.getpid()}~"
     return path.with_name(marker + secrets.token_hex(4))

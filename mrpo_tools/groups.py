@@ -16,13 +16,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from mrpo_tools.errors import UsageError
+from mrpo_tools.facts import Facts, Places, hash_keys, order_of
 from mrpo_tools.messages import Message, ToolCall, call_from_dict, json_text, message_from_dict
 from mrpo_tools.words import Status
 
@@ -147,6 +151,31 @@ class Group:
         return replace(self, split=split)
 
 
+class GroupTable(Sequence[Group]):
+    """Groups that are made when they are asked for; facts of all of them are there before."""
+
+    @property
+    @abstractmethod
+    def facts(self) -> Facts:
+        """Of all groups."""
+
+    @abstractmethod
+    def take(self, places: Places) -> Sequence[Group]:
+        """The groups at these places."""
+
+
+def facts_of(groups: Sequence[Group]) -> Facts:
+    """Facts of groups, by columns where they have any."""
+    return groups.facts if isinstance(groups, GroupTable) else Facts(groups)
+
+
+def taken(groups: Sequence[Group], places: Places) -> Sequence[Group]:
+    """The groups at some places, in the order of these."""
+    if isinstance(groups, GroupTable):
+        return groups.take(places)
+    return [groups[place] for place in places.tolist()]
+
+
 def canonical_json(value: object) -> str:
     """One spelling for one value: sorted keys, no spaces, text as it is, no NaN."""
     return json.dumps(
@@ -180,16 +209,24 @@ def lot_of(prompt_id: str, seed: int | str) -> int:
     return int.from_bytes(digest[:8], "big")
 
 
-def hash_groups(groups: Iterable[Group]) -> str:
-    """SHA-256 of the groups' ids, in their order: which data it was, whatever it is called."""
-    return hashlib.sha256("\n".join(group.group_id for group in groups).encode()).hexdigest()
+def hash_groups(groups: Sequence[Group], *, in_order: bool = True) -> str:
+    """SHA-256 of the groups' ids: which data it was, whatever it is called.
+
+    Args:
+        groups: any number.
+        in_order: False makes it that of the sorted ids, whatever the order of the groups.
+    """
+    keys = facts_of(groups).group_keys
+    return hash_keys(keys if in_order else keys[order_of(keys)])
 
 
 def kinds_of_judgement(groups: Sequence[Group]) -> tuple[bool, bool]:
     """Whether every group has scores, and whether every group has labels; those that have neither
     say nothing and are not asked."""
-    judged = [group for group in groups if group.has_scores or group.has_labels]
-    return all(group.has_scores for group in judged), all(group.has_labels for group in judged)
+    facts = facts_of(groups)
+    scores, labels = facts.has_scores, facts.has_labels
+    judged = scores | labels
+    return bool(scores[judged].all()), bool(labels[judged].all())
 
 
 def one_a_prompt(groups: Iterable[Group]) -> list[Group]:
@@ -200,21 +237,25 @@ def one_a_prompt(groups: Iterable[Group]) -> list[Group]:
     return list(unique.values())
 
 
-def in_split(groups: Sequence[Group], split: str | None) -> list[Group]:
+def in_split(groups: Sequence[Group], split: str | None) -> Sequence[Group]:
     """The groups of a split; all of them when `split` is None or `all`.
 
     Raises:
         UsageError: no group is in it; names the splits there are.
     """
-    members = [group for group in groups if split in (None, "all") or group.split == split]
-    if not members:
-        counts = Counter(group.split or "no split" for group in groups)
-        splits = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
+    every = split in (None, "all")
+    if every and len(groups):
+        return groups
+    splits = facts_of(groups).splits
+    members = np.flatnonzero(splits == split)
+    if not len(members):
+        counts = Counter(name or "no split" for name in splits.tolist())
+        names = ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
         raise UsageError(
-            f"no group is in split {split!r} (there are: {splits or 'no groups'})",
+            f"no group is in split {split!r} (there are: {names or 'no groups'})",
             "choose one of these, or hold some out: --test-size 0.1",
         )
-    return members
+    return taken(groups, members)
 
 
 def merge_duplicates(responses: Sequence[Response]) -> tuple[tuple[Response, ...], int]:

@@ -8,8 +8,13 @@ rejected. Without labels scores decide, and equal ones make no pair. The first w
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
+from mrpo_tools.facts import Facts
 from mrpo_tools.groups import Group, Response
 from mrpo_tools.words import DeterministicPairing
 
@@ -64,6 +69,40 @@ def doubted_labels(group: Group) -> list[str]:
         "chosen_tied_with_rejected": any(_score(a) == _score(b) for a, b in pairs),
     }
     return [name for name, found in doubts.items() if found]
+
+
+def count_doubted_labels(facts: Facts) -> Counter[str]:
+    """`doubted_labels` of many groups, counted, in the order in which they would be met."""
+    labelled, scored = facts.has_labels, facts.has_scores
+    one_sided = labelled & ~scored & facts.any_of(~np.isnan(facts.scores))
+    below, tied = _against_labels(facts, labelled & scored)
+    kinds = {
+        "chosen_scored_below_rejected": below,
+        "chosen_tied_with_rejected": tied,
+        "one_sided_scores": one_sided,
+    }
+    met = sorted((int(groups.argmax()), name) for name, groups in kinds.items() if groups.any())
+    return Counter({name: int(kinds[name].sum()) for _, name in met})
+
+
+def _against_labels(
+    facts: Facts, judged: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """[G], [G]: groups in which a chosen response has a lower score than a rejected one, or the
+    same; of those that have both judgements."""
+    responses = np.flatnonzero(judged[facts.owners])
+    owners, scores = facts.owners[responses], facts.scores[responses]
+    labels = facts.labels[responses]
+    below, tied = np.zeros(len(judged), dtype=bool), np.zeros(len(judged), dtype=bool)
+    order = np.lexsort((labels, scores, owners))
+    owners, scores, labels = owners[order], scores[order], labels[order]
+    # In the order of scores, rejected before chosen on a tie: of neighbours of one group, a chosen
+    # one before a rejected one is below it, and different labels of one score are a tie.
+    same = owners[1:] == owners[:-1]
+    below[owners[1:][same & (labels[1:] < labels[:-1])]] = True
+    equal = same & (scores[1:] == scores[:-1])
+    tied[owners[1:][equal & (labels[1:] != labels[:-1])]] = True
+    return below, tied
 
 
 def _score(response: Response) -> float:

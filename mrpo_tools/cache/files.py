@@ -10,7 +10,7 @@ import functools
 import hashlib
 import importlib.metadata
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -71,8 +71,14 @@ def write_content_addressed(
     return write_whole(directory / f"{prefix}{digest}.parquet", content, durable=True)
 
 
-def read_verified(path: Path) -> tuple[pa.Table, dict[str, str]]:
+def read_verified(
+    path: Path, columns: Sequence[str] | None = None
+) -> tuple[pa.Table, dict[str, str]]:
     """A content-addressed table and its metadata, its bytes checked against its name.
+
+    Args:
+        path: of the file.
+        columns: those to take, in this order; one that is not there is left out. None takes all.
 
     Raises:
         CacheDamaged: the bytes are not the ones that were written.
@@ -85,7 +91,9 @@ def read_verified(path: Path) -> tuple[pa.Table, dict[str, str]]:
     try:
         # A command that ends while Arrow starts threads is aborted now and then: none here.
         with pq.ParquetFile(pa.BufferReader(content), pre_buffer=False) as file:
-            table = file.read(use_threads=False)
+            there = set(file.schema_arrow.names)
+            names = None if columns is None else [name for name in columns if name in there]
+            table = file.read(columns=names, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise CacheDamaged(f"{path} is no Parquet file: {error}") from None
     metadata = texts(table.schema.metadata)

@@ -6,10 +6,12 @@ import shlex
 from collections.abc import Sequence
 
 from mrpo_tools.cache import files
+from mrpo_tools.cache.numbers import COLUMNS, Numbers
 from mrpo_tools.cache.parts import LOGPS, Row
 from mrpo_tools.cache.store_of_parts import PartStore
 from mrpo_tools.config import Reference
 from mrpo_tools.errors import UsageError
+from mrpo_tools.facts import Keys, count_distinct, find
 from mrpo_tools.maths.noise import Apart, Noise, allowed, beyond, least_noise, loudest
 
 
@@ -18,6 +20,24 @@ class ReferenceStore(PartStore):
 
     kind = LOGPS
     whose = "reference"
+
+    def numbers_of(self, keys: Keys) -> Numbers:
+        """The rows of some responses, in their order.
+
+        Args:
+            keys: [R, 2] of the responses.
+
+        Raises:
+            CacheMissing: some have none; names the count and the command.
+        """
+        parts = self.of_parts(lambda part: Numbers.of(part.table), COLUMNS)
+        numbers = Numbers.together(parts)
+        del parts
+        places = find(keys, numbers.keys)
+        absent = places < 0
+        if absent.any():
+            self.refuse_lack(count_distinct(keys[absent]), count_distinct(keys))
+        return numbers.at(places)
 
     def noise(self) -> Noise:
         """The largest noise that a writer measured, and no less than these products have; none

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NoReturn, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,6 +25,8 @@ from mrpo_tools.files import make_directory, write_whole
 from mrpo_tools.references.identity import Identity
 
 IDENTITY = "identity.json"
+
+ResultT = TypeVar("ResultT")
 
 
 class PartStore:
@@ -108,19 +110,41 @@ class PartStore:
         """Of every part, by name."""
         return files.listed(self.directory, "part-*.parquet")
 
-    def parts(self) -> list[Part]:
+    def parts(self, columns: Sequence[str] | None = None) -> list[Part]:
         """Every part, verified, the earliest first.
+
+        Args:
+            columns: of its table; None takes all of the kind's.
 
         Raises:
             CacheDamaged: a part is not what its name says; all of them are named.
             CacheStale: a part was written by a newer format.
         """
-        _ = self.identity
-        return files.listed_again(self.directory, self._listed_parts)
+        return self.of_parts(lambda part: part, columns)
 
-    def _listed_parts(self) -> list[Part]:
-        parts = files.read_all(self.part_paths(), self.read_part, self._repair)
-        return sorted(parts, key=lambda part: (part.created, part.path.name))
+    def of_parts(
+        self, what: Callable[[Part], ResultT], columns: Sequence[str] | None = None
+    ) -> list[ResultT]:
+        """What is wanted of every part, the earliest first; the rest of it is not kept.
+
+        Args:
+            what: of a part.
+            columns: see `parts`.
+
+        Raises:
+            As `parts`.
+        """
+        _ = self.identity
+
+        def read(path: Path) -> tuple[float, str, ResultT]:
+            part = self.read_part(path, columns)
+            return part.created, part.path.name, what(part)
+
+        def listed() -> list[tuple[float, str, ResultT]]:
+            return files.read_all(self.part_paths(), read, self._repair)
+
+        every = files.listed_again(self.directory, listed)
+        return [result for *_, result in sorted(every, key=lambda part: part[:2])]
 
     def table(self) -> pa.Table:
         """Every row once; of rows present twice, the earliest part's."""
@@ -156,11 +180,19 @@ class PartStore:
         """
         absent = len(wanted.difference(present))
         if absent:
-            raise CacheMissing(
-                f"{self.whose} {self.name!r} has {self.kind.noun} for {len(wanted) - absent:,} of "
-                f"{len(wanted):,} responses in {self.cache_path}",
-                self._way_to_more(),
-            )
+            self.refuse_lack(absent, len(wanted))
+
+    def refuse_lack(self, absent: int, wanted: int) -> NoReturn:
+        """Say how many of the wanted responses have no row.
+
+        Raises:
+            CacheMissing: always.
+        """
+        raise CacheMissing(
+            f"{self.whose} {self.name!r} has {self.kind.noun} for {wanted - absent:,} of "
+            f"{wanted:,} responses in {self.cache_path}",
+            self._way_to_more(),
+        )
 
     def _way_to_more(self) -> str:
         """The command that makes rows which are missing."""
@@ -181,7 +213,7 @@ class PartStore:
 
     def recorded(self) -> list[WriterRecord]:
         """What every writer recorded about itself, the earliest first."""
-        return [record for part in self.parts() for record in part.records]
+        return [record for part in self.parts(columns=()) for record in part.records]
 
     def wall_seconds(self) -> float | None:
         """Time that computing the numbers took, loading included; None if it is not recorded."""
@@ -221,21 +253,26 @@ class PartStore:
         }
         return files.write_content_addressed(self.directory, "part-", table, metadata)
 
-    def read_part(self, path: Path) -> Part:
+    def read_part(self, path: Path, columns: Sequence[str] | None = None) -> Part:
         """One part, its bytes, format and identity checked.
+
+        Args:
+            path: of the part.
+            columns: see `parts`.
 
         Raises:
             CacheDamaged: they are not those of a part of this identity.
             CacheStale: a newer format.
             FileNotFoundError: the file went away.
         """
-        table, metadata = files.read_verified(path)
+        schema = self.kind.schema
+        names = schema.names if columns is None else list(columns)
+        table, metadata = files.read_verified(path, names)
         if metadata.get("mrpo.identity") != self.identity.hash:
             raise CacheDamaged(f"{path} belongs to another {self.whose}'s identity")
-        schema = self.kind.schema
-        if table.schema.names[: len(schema)] != schema.names:
+        if table.schema.names != names:
             raise CacheDamaged(f"{path} has other columns than a part of a cache")
-        rows = table.select(schema.names).cast(schema)
+        rows = table.cast(pa.schema([schema.field(name) for name in names]))
         return Part(
             path=path,
             created=files.created(path, metadata),

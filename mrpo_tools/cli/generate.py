@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,7 +153,7 @@ def _sampled(
     return sample_groups(reference, groups, sampling, home, server=server, name=model)
 
 
-def _asked(groups: list[Group], split: str | None, limit: int | None) -> list[Group]:
+def _asked(groups: Sequence[Group], split: str | None, limit: int | None) -> list[Group]:
     """A group of each prompt of a split. Unless told otherwise, of what may be trained on."""
     from mrpo_tools.groups import in_split, one_a_prompt
     from mrpo_tools.progress import say_once

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def refuse_others(run: Run, refs: str | None, truncated: str | None) -> None:
         )
 
 
-def own_groups(run: Run, read: Dataset) -> list[Group] | None:
+def own_groups(run: Run, read: Dataset) -> Sequence[Group] | None:
     """The run's own data where other data are measured; None where they are gone."""
     from mrpo_tools.errors import MrpoError
     from mrpo_tools.sources import load_dataset

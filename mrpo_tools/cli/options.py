@@ -239,19 +239,35 @@ def _mapping(values: Sequence[str]) -> dict[str, str] | None:
     return {field: column for field, _, column in pairs}
 
 
-def read_groups(dataset: Dataset) -> Source:
-    """Read and check the data; its adapter and what was counted go to stderr."""
+def read_groups(dataset: Dataset, cache: Cache | None = None) -> Source:
+    """Read and check the data; its adapter and what was counted go to stderr.
+
+    Args:
+        dataset: the words.
+        cache: keeps the groups of large files, which are then read once.
+    """
     from mrpo_tools.progress import bar_to, say_once
-    from mrpo_tools.sources import load_dataset
 
     with bar_to("reading") as report:
-        source = load_dataset(dataset, report)
+        source = _source(dataset, cache, report)
     at = f" at {source.revision}" if source.revision else ""
     adapter = f"(adapter {source.adapter}: {source.reason})"
     say_once(f"{source.name}{at}: {counted(source.counts)} {adapter}")
     list_skipped(source.name, source.skipped)
     warn_of(source.counts)
     return source
+
+
+def _source(
+    dataset: Dataset, cache: Cache | None, report: Callable[[float, float], None]
+) -> Source:
+    if cache is None:
+        from mrpo_tools.sources import load_dataset
+
+        return load_dataset(dataset, report)
+    from mrpo_tools.cache.reading import read_dataset
+
+    return read_dataset(cache.path, dataset, report)
 
 
 def list_skipped(name: str, problems: Sequence[Problem]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -73,8 +74,8 @@ def precompute(refs: tuple[str, ...], split: str | None, shard: str | None, **op
         raise UsageError("--ref names no reference", "mrpo precompute --ref NAME=PATH_OR_HUB_ID")
     part = shard_of(shard)
     dataset = dataset_of(project, options)
-    source = read_groups(dataset)
     cache = Cache(options["cache"] or project.cache)
+    source = read_groups(dataset, cache)
     if options["dry_run"]:
         estimates = _estimates(
             references=references, groups=source.groups, cache=cache, split=split, shard=part
@@ -135,7 +136,7 @@ def _is_number(text: str) -> bool:
 
 def _estimates(
     references: dict[str, Reference],
-    groups: list[Group],
+    groups: Sequence[Group],
     cache: Cache,
     split: str | None,
     shard: tuple[int, int],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +142,7 @@ def _read(dataset: Dataset, recipe: Recipe, cache: Cache) -> Source:
     if recipe.refs and cache.references():  # a name that is not there, before anything is read
         for name in recipe.refs:
             cache.require(name)
-    source = read_groups(dataset)
+    source = read_groups(dataset, cache)
     check_drawn(source, recipe)
     return source
 
@@ -175,7 +176,7 @@ def _project(
 
 
 def _estimate(
-    recipe: Recipe, groups: list[Group], cache: Cache, references: dict[str, Reference]
+    recipe: Recipe, groups: Sequence[Group], cache: Cache, references: dict[str, Reference]
 ) -> TrainingEstimate:
     from mrpo_tools.training.estimate import estimate_training
     from mrpo_tools.training.prepare import prepare

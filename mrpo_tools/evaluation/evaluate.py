@@ -83,7 +83,7 @@ def evaluate(
         untrained = _first(tensors)
     else:
         untrained = _policy_logps(own, "policy-step0", run.record.policy, measured, cut)
-    groups_hash = hash_groups(sorted(everything, key=lambda group: group.group_id))
+    groups_hash = hash_groups(everything, in_order=False)
     dataset = dataset or run.record.dataset
     own_data = run.record.dataset in (None, dataset)
     about = {
@@ -166,7 +166,9 @@ def _scores(cache: Cache, name: str | None) -> ScoreStore | None:
     return None if name is None else cache.find_scores(name)
 
 
-def _scored(groups: list[Group], store: ScoreStore | None) -> tuple[list[Group], Mapping[str, int]]:
+def _scored(
+    groups: Sequence[Group], store: ScoreStore | None
+) -> tuple[Sequence[Group], Mapping[str, int]]:
     """Groups with the scores that count, and how many responses have none, by reason."""
     return (groups, {}) if store is None else with_scores(groups, store)
 

@@ -192,7 +192,7 @@ def _stores(
     return stores_of(cache, names or list(dict.fromkeys(everything)), project)
 
 
-def cached_groups(cache: Cache, split: str, dataset: str | None = None) -> list[Group]:
+def cached_groups(cache: Cache, split: str, dataset: str | None = None) -> Sequence[Group]:
     """The groups of a cache, each once; of a split if they have any."""
     groups = [group_from_row(row) for row in cache.groups_table(dataset).to_pylist()]
     if not groups:

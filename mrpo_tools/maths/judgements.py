@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mrpo_tools.maths import contrasts
-from mrpo_tools.maths.shapes import require_shape
+from mrpo_tools.maths.shapes import Index, require_shape
 from mrpo_tools.words import Chosen
 
 
@@ -79,7 +79,7 @@ class Judgements:
         require_shape("mask", mask, tuple(self.mask.shape))
         return replace(self, mask=mask)
 
-    def of_groups(self, index: list[int]) -> Judgements:
+    def of_groups(self, index: Index) -> Judgements:
         """The judgements of some groups, in the order of `index`."""
         return self._map(lambda values: values[index])
 

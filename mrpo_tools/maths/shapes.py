@@ -5,8 +5,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+
+Index = list[int] | Tensor | slice
+"""Which groups, by their places."""
+CELLS = 2**20
+"""Of [B, N, N] that are made at a time: 8 MB in float64, for each reference."""
+
+
+def blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """[G, N] in slices of so many groups that their pairs take little memory; at least one slice.
+
+    A group's numbers do not depend on the slice it is in.
+    """
+    groups, width = shape
+    step = max(1, CELLS // max(1, width * width))
+    for start in range(0, max(groups, 1), step):
+        yield slice(start, start + step)
 
 
 def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mrpo_tools.errors import UsageError
 from mrpo_tools.maths import references
-from mrpo_tools.maths.shapes import fill, masked_mean
+from mrpo_tools.maths.shapes import Index, blocks, fill, masked_mean
 from mrpo_tools.runs.record import CombinationReport, Histograms
 from mrpo_tools.words import Combine, TrustRegion, Weights, WeightsLayout
 
@@ -56,7 +56,7 @@ class Combined:
     virtual: Tensor
     logps: Tensor
 
-    def of_groups(self, index: list[int]) -> Combined:
+    def of_groups(self, index: Index) -> Combined:
         """Some of the groups, in the order of `index`."""
         return replace(
             self,
@@ -122,6 +122,22 @@ def combine(logps: Tensor, mask: Tensor, how: Combination) -> Combined:
             virtual=nothing,
             logps=nothing,
         )
+    parts = [_combine(logps[place], mask[place], how) for place in blocks(tuple(mask.shape))]
+    virtual = torch.cat([part.virtual for part in parts])
+    radii = [part.radius for part in parts if part.radius is not None]
+    return Combined(
+        references=logps,
+        mask=mask,
+        radius=torch.cat(radii) if radii else None,
+        clipped=torch.cat([part.clipped for part in parts]),
+        weights=torch.cat([part.weights for part in parts]),
+        virtual=virtual,
+        logps=torch.cat([p.logps for p in parts]) if how.combine == "separate" else virtual,
+    )
+
+
+def _combine(logps: Tensor, mask: Tensor, how: Combination) -> Combined:
+    """The references of some groups."""
     weights = _weights(logps, mask, how)
     radius = _radius(logps, mask, how)
     moved = logps if radius is None else references.clip_to_trust_region(logps, radius)

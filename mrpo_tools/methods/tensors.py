@@ -9,17 +9,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mrpo_tools.cache import ReferenceStore
+from mrpo_tools.cache import STATUSES, ReferenceStore
+from mrpo_tools.cache.numbers import HASH_BYTES, Numbers
 from mrpo_tools.errors import UsageError
-from mrpo_tools.groups import Group, kinds_of_judgement
+from mrpo_tools.facts import Facts, numbered
+from mrpo_tools.groups import Group, facts_of, kinds_of_judgement
 from mrpo_tools.maths import metrics
 from mrpo_tools.maths.judgements import Judgements
+from mrpo_tools.maths.shapes import Index, blocks
 from mrpo_tools.words import Truncated
 
 
@@ -32,7 +36,7 @@ class GroupTensors:
         judged: who is preferred; its mask has the responses that every reference has a number for.
         num_tokens: [G, N, K] tokens of the response under each reference; 0 where masked.
         num_bytes: [G, N] bytes of the response's text; 0 where masked.
-        token_hashes: [G, N] texts: of each response under reference 1, as cached.
+        token_hashes: [G, N] ASCII: of each response under reference 1, as cached.
         prompts: [G] which of the distinct prompts a group is of, counted from 0.
         dropped: responses left out, by reason.
     """
@@ -41,7 +45,7 @@ class GroupTensors:
     judged: Judgements
     num_tokens: Tensor
     num_bytes: Tensor
-    token_hashes: np.ndarray[tuple[int, int], np.dtype[np.object_]]
+    token_hashes: npt.NDArray[np.bytes_]
     prompts: Tensor
     dropped: Counter[str]
 
@@ -57,15 +61,16 @@ class GroupTensors:
         """The same with the responses of `mask`, [G, N], only."""
         return replace(self, judged=self.judged.within(mask))
 
-    def of_groups(self, index: list[int]) -> GroupTensors:
+    def of_groups(self, index: Index) -> GroupTensors:
         """Some of the groups, in the order of `index`."""
+        rows = index if isinstance(index, slice) else np.asarray(index)
         return replace(
             self,
             logps=self.logps[index],
             judged=self.judged.of_groups(index),
             num_tokens=self.num_tokens[index],
             num_bytes=self.num_bytes[index],
-            token_hashes=self.token_hashes[index],
+            token_hashes=self.token_hashes[rows],
             prompts=self.prompts[index],
         )
 
@@ -91,49 +96,56 @@ def look_up(
         CacheMissing: a reference has no row for some response; names the count and the command.
         UsageError: some groups have only scores and some only labels.
     """
-    sizes = [len(group.responses) for group in groups]
-    shape = (len(groups), max(sizes, default=0))
-    rows = np.repeat(np.arange(len(groups)), sizes)
-    columns = np.concatenate([np.arange(size) for size in sizes]) if sizes else rows
-    response_ids = pa.array((key for group in groups for key in group.response_ids), pa.string())
-    tables = [store.rows_of(response_ids) for store in stores]
-    reasons = np.full(len(rows), "", dtype=object)  # of the first reference without a number
-    for table in reversed(tables):
-        statuses = _statuses(table, truncated)
-        reasons = np.where(statuses == "ok", reasons, statuses)
-    present = reasons == ""
-    at = rows[present], columns[present]
-    mask = np.zeros(shape, dtype=bool)
-    mask[at] = True
+    facts = facts_of(groups)
+    shape = (len(groups), int(facts.sizes.max(initial=0)))
+    at = facts.owners, facts.columns
+    reasons = np.full(len(facts.owners), OK, dtype=np.int8)  # of the first without a number
     logps = np.full((*shape, len(stores)), np.nan)
     num_tokens = np.zeros((*shape, len(stores)), dtype=np.int64)
-    token_hashes = np.full(shape, "", dtype=object)
-    for k, table in enumerate(tables):
-        logps[(*at, k)] = table["logp"].to_numpy()[present]
-        num_tokens[(*at, k)] = table["num_tokens"].to_numpy()[present]
-    if tables:
-        token_hashes[rows, columns] = tables[0]["token_hash"].to_numpy()
-    contents = (response.message.written for group in groups for response in group.responses)
-    num_bytes = np.zeros(shape, dtype=np.int64)
-    num_bytes[at] = np.array([len(content.encode()) for content in contents], np.int64)[present]
+    token_hashes = np.zeros(shape, dtype=f"S{HASH_BYTES}")
+    for k, store in enumerate(stores):
+        numbers = store.numbers_of(facts.response_keys)
+        logps[(*at, k)] = numbers.logps
+        num_tokens[(*at, k)] = numbers.num_tokens
+        reasons = np.where(reasons == OK, _reasons(numbers, truncated), reasons)
+        if k == 0:
+            token_hashes[at] = numbers.token_hashes
+    mask = _padded(reasons == OK, facts)
+    logps[~mask], num_tokens[~mask] = np.nan, 0
     return GroupTensors(
         logps=torch.from_numpy(logps),
         judged=judgements(groups, torch.from_numpy(mask)),
         num_tokens=torch.from_numpy(num_tokens),
-        num_bytes=torch.from_numpy(num_bytes),
+        num_bytes=torch.from_numpy(np.where(mask, _padded(facts.num_bytes, facts), 0)),
         token_hashes=token_hashes,
-        prompts=_places_of_prompts(groups),
-        dropped=Counter(reasons[~present].tolist()),
+        prompts=torch.from_numpy(numbered(facts.prompt_keys)),
+        dropped=_counted(reasons[reasons != OK]),
     )
 
 
-def _statuses(
-    table: pa.Table, truncated: Truncated
-) -> np.ndarray[tuple[int], np.dtype[np.object_]]:
-    """Why each row has no number that takes part; `ok` where it has."""
-    statuses = table["status"].to_numpy()
-    cut = (statuses == "ok") & table["truncated"].to_numpy()
-    return np.where(cut, "truncated", statuses) if truncated == "drop" else statuses
+REASONS = (*STATUSES, "truncated")
+"""Why a response has no number that takes part, after `ok`: it has."""
+OK = REASONS.index("ok")
+
+
+def _reasons(numbers: Numbers, truncated: Truncated) -> npt.NDArray[np.int8]:
+    """[R] places in `REASONS`."""
+    cut = (numbers.statuses == OK) & numbers.truncated & (truncated == "drop")
+    return np.where(cut, REASONS.index("truncated"), numbers.statuses).astype(np.int8)
+
+
+def _counted(reasons: npt.NDArray[np.int8]) -> Counter[str]:
+    """How often there is each, in the order of appearance."""
+    places, first, counts = np.unique(reasons, return_index=True, return_counts=True)
+    return Counter({REASONS[places[n]]: int(counts[n]) for n in np.argsort(first)})
+
+
+def _padded(values: npt.NDArray[Any], facts: Facts) -> npt.NDArray[Any]:
+    """[R] -> [G, N], zeros beyond a group's responses."""
+    shape = (len(facts.sizes), int(facts.sizes.max(initial=0)))
+    padded = np.zeros(shape, dtype=values.dtype)
+    padded[facts.owners, facts.columns] = values
+    return padded
 
 
 def judgements(groups: Sequence[Group], mask: Tensor) -> Judgements:
@@ -152,12 +164,9 @@ def judgements(groups: Sequence[Group], mask: Tensor) -> Judgements:
             "some groups have only scores and some only labels; a run needs one kind for all",
             "train on the two kinds separately",
         )
-    scores = torch.zeros(mask.shape, dtype=torch.float64)
-    chosen = torch.zeros(mask.shape, dtype=torch.bool)
-    for g, group in enumerate(groups):
-        for n, response in enumerate(group.responses):
-            scores[g, n] = 0.0 if response.score is None else response.score
-            chosen[g, n] = bool(response.chosen)
+    facts = facts_of(groups)
+    scores = torch.from_numpy(_padded(np.nan_to_num(facts.scores, nan=0.0), facts))
+    chosen = torch.from_numpy(_padded(facts.labels == 1, facts))
     return Judgements(mask, scores if has_scores else None, chosen if has_labels else None)
 
 
@@ -176,18 +185,19 @@ def reference_accuracies(tensors: GroupTensors) -> dict[str, list[float]]:
     Returns:
         `summed`, `per_token` and `per_byte`, each a list over the references.
     """
+    parts = []
+    for place in blocks(tuple(tensors.mask.shape)):
+        part = tensors.of_groups(place)
+        parts.append(
+            {
+                kind: [metrics.accuracies(reward, part.judged) for reward in rewards.unbind(-1)]
+                for kind, rewards in reference_rewards(part).items()
+            }
+        )
     return {
         kind: [
-            float(metrics.accuracies(reward, tensors.judged).nanmean())
-            for reward in rewards.unbind(-1)
+            float(torch.cat(columns).nanmean())
+            for columns in zip(*(part[kind] for part in parts), strict=True)
         ]
-        for kind, rewards in reference_rewards(tensors).items()
+        for kind in parts[0]
     }
-
-
-def _places_of_prompts(groups: Sequence[Group]) -> Tensor:
-    """[G] the prompt of each group, counted from 0 in the order of appearance."""
-    places: dict[str, int] = {}
-    return torch.tensor(
-        [places.setdefault(group.prompt_id, len(places)) for group in groups], dtype=torch.long
-    )

@@ -205,7 +205,7 @@ def _scored(rounds: Rounds, groups: Sequence[Group]) -> float | None:
 
 def _data(
     rounds: Rounds, number: int, own: Sequence[Group], directory: Path
-) -> tuple[list[Group], int]:
+) -> tuple[Sequence[Group], int]:
     """What the round trains on, as `data.jsonl` has it, and how many groups are of earlier ones;
     the held-out groups of the project stand in it too."""
     plan = rounds.recipe.plan
@@ -222,7 +222,7 @@ def _data(
     return load_groups(directory / DATA, keep_status=plan.keep_status).groups, len(kept)
 
 
-def _own_groups(rounds: Rounds, number: int) -> list[Group]:
+def _own_groups(rounds: Rounds, number: int) -> Sequence[Group]:
     """The groups that a finished round sampled."""
     file = round_directory(rounds.output, number) / OWN
     return load_groups(file, keep_status=rounds.recipe.plan.keep_status).groups

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class Source:
     """
 
     name: str
-    groups: list[Group]
+    groups: Sequence[Group]
     adapter: str
     reason: str
     counts: dict[str, int]
@@ -136,7 +136,11 @@ def load_dataset(
 
 def _whole(source: str | Path, options: Options) -> Source:
     stream = GroupStream(source, options)
-    groups = list(stream)
+    return source_of(stream, list(stream))
+
+
+def source_of(stream: GroupStream, groups: Sequence[Group]) -> Source:
+    """What was read, once the stream is at its end."""
     return Source(
         name=stream.name,
         groups=groups,

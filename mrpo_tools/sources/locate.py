@@ -44,12 +44,14 @@ class Located:
     Attributes:
         name: file-system-safe; the file's or the data set's name without its folder.
         rows: starts reading.
+        files: all that is read, where that lies on this machine.
         test_size: the share that papers hold out of a named data set; 0 where they do not.
         train_groups: how many groups papers train on, the rest being held out; None for a share.
     """
 
     name: str
     rows: Callable[[Reading], Iterator[Row | Problem]]
+    files: tuple[Path, ...] = ()
     test_size: float = 0.0
     train_groups: int | None = None
 
@@ -104,13 +106,16 @@ def _file(path: Path) -> Located:
     if _reader_of(path) is None:
         kind = f"{''.join(path.suffixes[-2:])} files" if path.suffix else "a file without a suffix"
         raise UsageError(f"{path}: cannot read {kind}", f"give {_ACCEPTED}")
-    return Located(safe_name(_stem(path)), lambda reading: _read_files([(path, None)], reading))
+    return Located(
+        safe_name(_stem(path)), lambda reading: _read_files([(path, None)], reading), (path,)
+    )
 
 
 def _folder(folder: Path) -> Located:
     name = safe_name(folder.resolve().name)
     if hub.is_saved(folder):
-        return Located(name, lambda reading: hub.read_saved(folder, reading))
+        saved = tuple(sorted(path for path in folder.rglob("*") if path.is_file()))
+        return Located(name, lambda reading: hub.read_saved(folder, reading), saved)
     inside = [*folder.iterdir(), *(folder / "data").glob("*")]
     files = [
         (path, split_of_file(path))
@@ -122,7 +127,8 @@ def _folder(folder: Path) -> Located:
     if {split for _, split in files} == {"train"}:  # not split: what is held out can be drawn
         files = [(path, None) for path, _ in files]
     files.sort(key=lambda file: (not (file[1] or "").startswith("train"), str(file[0])))
-    return Located(name, lambda reading: _read_files(files, reading))
+    paths = tuple(path for path, _ in files)
+    return Located(name, lambda reading: _read_files(files, reading), paths)
 
 
 def _read_files(files: list[tuple[Path, str | None]], reading: Reading) -> Iterator[Row | Problem]:

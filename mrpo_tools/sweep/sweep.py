@@ -202,8 +202,8 @@ def _is_done(planned: Planned, work: Work, groups: Sequence[Group]) -> bool:
     evaluation = read_evaluation(path, work.split)
     if not run.finished or evaluation is None:
         return False
-    measured = sorted(in_split(groups, work.split), key=lambda group: group.group_id)
-    if evaluation.groups_hash not in (None, hash_groups(measured)):
+    measured = hash_groups(in_split(groups, work.split), in_order=False)
+    if evaluation.groups_hash not in (None, measured):
         return False
     return is_measured(run, groups, work.loaded_rules(), work.sampling, work.split)
 

@@ -5,20 +5,25 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
+from mrpo_tools.facts import Ids, Places
 from mrpo_tools.maths.objectives import Applied
+from mrpo_tools.maths.shapes import Index
 from mrpo_tools.methods.combination import Combined
 from mrpo_tools.methods.method import Method
 from mrpo_tools.methods.tensors import GroupTensors
-from mrpo_tools.references.rendering import EncodedGroup
 from mrpo_tools.scorer.scorer import ResponseScorer
 from mrpo_tools.scorer.trees import Row
+from mrpo_tools.training.encoded import EncodedGroups, spread
+
+LARGEST = 64
+"""Groups of a sample that are taken because they are long."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class TrainingGroups(TorchDataset[int]):
         method: the objective and its hyper-parameters.
         group_ids: of each group, for seeds.
         encoded: prompt and responses as ids of the policy's tokenizer.
+        lengths: [G, N] tokens of the responses that have a number, under that tokenizer.
+        prompt_bytes: [G] of the prompts' texts.
         tensors: cached numbers; the mask has the responses that the objective sees.
         combined: what the objective sees of the references.
         usable: [G] bool: the groups that the objective can use.
@@ -36,8 +43,10 @@ class TrainingGroups(TorchDataset[int]):
     """
 
     method: Method
-    group_ids: Sequence[str]
-    encoded: Sequence[EncodedGroup]
+    group_ids: Ids
+    encoded: EncodedGroups
+    lengths: Tensor
+    prompt_bytes: Places
     tensors: GroupTensors
     combined: Combined
     usable: Tensor
@@ -54,30 +63,39 @@ class TrainingGroups(TorchDataset[int]):
         """N."""
         return self.tensors.mask.shape[1]
 
-    @cached_property
-    def lengths(self) -> Tensor:
-        """[G, N] response tokens under the policy's tokenizer; 0 beyond a group's responses."""
-        lengths = torch.zeros(self.tensors.mask.shape, dtype=torch.long)
-        for g, group in enumerate(self.encoded):
-            for n, response in enumerate(group.responses):
-                lengths[g, n] = len(response.ids)
-        return lengths
-
     def usable_only(self) -> TrainingGroups:
         """Without the groups that the objective cannot use."""
-        index = self.usable.nonzero().flatten().tolist()
+        if bool(self.usable.all()):
+            return self
+        index = self.usable.nonzero().flatten()
+        places = index.numpy()
         return replace(
             self,
-            group_ids=[self.group_ids[g] for g in index],
-            encoded=[self.encoded[g] for g in index],
+            group_ids=self.group_ids.at(places),
+            encoded=self.encoded.of_groups(places),
+            lengths=self.lengths[index],
+            prompt_bytes=self.prompt_bytes[places],
             tensors=self.tensors.of_groups(index),
             combined=self.combined.of_groups(index),
             usable=self.usable[index],
         )
 
-    def objective(
-        self, index: list[int], policy_logps: Tensor, seeds: Tensor | None = None
-    ) -> Applied:
+    def sample(self, largest: int = 0) -> list[int]:
+        """Places of up to `SAMPLE` groups, evenly from the first to the last, and of those that are
+        probably the largest.
+
+        Args:
+            largest: how many of these.
+        """
+        places = spread(len(self))
+        if len(places) == len(self):
+            return places
+        tokens = sum(len(self.encoded[g].prompt_ids) for g in places)
+        rate = tokens / max(int(self.prompt_bytes[places].sum()), 1)
+        sizes = (self.lengths * self.tensors.mask).sum(-1).numpy() + rate * self.prompt_bytes
+        return sorted({*places, *np.argsort(sizes)[-max(largest, LARGEST) :].tolist()})
+
+    def objective(self, index: Index, policy_logps: Tensor, seeds: Tensor | None = None) -> Applied:
         """The objective on some groups: losses, rewards and sides, on the policy's device.
 
         Args:

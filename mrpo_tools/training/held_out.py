@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
+
+import numpy as np
 
 from mrpo_tools.cache import ReferenceStore
 from mrpo_tools.config import Recipe
 from mrpo_tools.errors import UsageError
-from mrpo_tools.groups import Group, kinds_of_judgement
+from mrpo_tools.facts import find, first_places
+from mrpo_tools.groups import Group, facts_of, kinds_of_judgement, taken
 from mrpo_tools.methods.tensors import look_up, reference_accuracies
-from mrpo_tools.pairing import doubted_labels
+from mrpo_tools.pairing import count_doubted_labels
 
 HOLD_OUT = (
     "hold a tenth of the training prompts out: --validation-size 0.1 (or name another split, "
@@ -39,13 +41,14 @@ def validation_accuracies(
         raise UsageError(
             f"weights accuracy cannot be taken from split {split!r}: it {uses[split]}", HOLD_OUT
         )
-    validation = [group for group in groups if group.split == split]
+    splits_of_groups = facts_of(groups).splits
+    validation = taken(groups, np.flatnonzero(splits_of_groups == split))
     accuracies = [float("nan")]
-    if validation:
+    if len(validation):
         accuracies = reference_accuracies(look_up(stores, validation, recipe.truncated))["summed"]
     if any(map(math.isnan, accuracies)):
-        splits = ", ".join(sorted({str(group.split) for group in groups}))
-        what = "has a pair" if validation else f"is there (there are: {splits})"
+        splits = ", ".join(sorted(set(map(str, splits_of_groups))))
+        what = "has a pair" if len(validation) else f"is there (there are: {splits})"
         raise UsageError(
             f"weights accuracy is measured on split {split!r}, of which no group {what}", HOLD_OUT
         )
@@ -59,13 +62,14 @@ def about_data(groups: Sequence[Group], trained: Sequence[Group]) -> dict[str, o
         groups: all of the data.
         trained: those of the training split.
     """
-    doubts = Counter(doubt for group in trained for doubt in doubted_labels(group))
+    facts, every = facts_of(trained), facts_of(groups)
+    doubts = count_doubted_labels(facts)
     has_scores, has_labels = kinds_of_judgement(trained)
     if has_labels and not has_scores:
-        doubts["unused_scores"] = sum(group.has_scores for group in trained)
-    splits = {group.split for group in trained}
-    elsewhere = {group.prompt_id for group in groups if group.split not in splits}
+        doubts["unused_scores"] = int(facts.has_scores.sum())
+    elsewhere = ~np.isin(every.splits.astype(str), list(set(map(str, facts.splits))))
+    distinct = facts.prompt_keys[first_places(facts.prompt_keys)[0]]
     return {
         "doubted_labels": {doubt: count for doubt, count in doubts.items() if count},
-        "prompts_in_two_splits": len({group.prompt_id for group in trained} & elsewhere),
+        "prompts_in_two_splits": int((find(distinct, every.prompt_keys[elsewhere]) >= 0).sum()),
     }

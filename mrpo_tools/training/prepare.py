@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,16 +16,28 @@ from torch import Tensor
 from mrpo_tools.cache import Cache, ReferenceStore, ScoreStore
 from mrpo_tools.cache.current import stores_of
 from mrpo_tools.config import Recipe, Reference
-from mrpo_tools.errors import CacheStale, UsageError
-from mrpo_tools.groups import Group, in_split
+from mrpo_tools.errors import ResourceError, UsageError
+from mrpo_tools.facts import Ids, Places
+from mrpo_tools.groups import Group, facts_of, in_split, taken
 from mrpo_tools.maths.judgements import Judgements
+from mrpo_tools.maths.shapes import blocks
 from mrpo_tools.methods.combination import Combined, combine
 from mrpo_tools.methods.method import Method, method_of
-from mrpo_tools.methods.tensors import look_up, reference_accuracies
-from mrpo_tools.progress import bar, say_once
+from mrpo_tools.methods.tensors import GroupTensors, look_up, reference_accuracies
+from mrpo_tools.progress import say_once
+from mrpo_tools.references.devices import free_bytes
 from mrpo_tools.references.rendering import EncodedGroup
-from mrpo_tools.references.resolved import ResolvedReference, renderer_of
+from mrpo_tools.references.resolved import ResolvedReference
 from mrpo_tools.runs.record import DataReport
+from mrpo_tools.training.encoded import (
+    EncodedGroups,
+    Expected,
+    encode_all,
+    encode_late,
+    same_cut,
+    same_text,
+    stale,
+)
 from mrpo_tools.training.groups import TrainingGroups
 from mrpo_tools.training.held_out import about_data, validation_accuracies
 from mrpo_tools.training.policy import resolve_policy
@@ -50,7 +62,7 @@ class Prepared:
 
     policy: ResolvedReference
     stores: list[ReferenceStore]
-    groups: list[Group]
+    groups: Sequence[Group]
     training: TrainingGroups
     held_out: TrainingGroups | None
     report: DataReport
@@ -73,6 +85,7 @@ def prepare(
     Raises:
         UsageError: words that mean nothing together, or no group that the objective can use.
         CacheError: numbers that are missing, of other files, or of other tokens.
+        ResourceError: too many groups for the widest of them.
     """
     scored = scored_groups(recipe, groups, cache)
     groups = scored.groups
@@ -97,12 +110,16 @@ def prepare(
     return Prepared(
         policy=policy,
         stores=stores,
-        groups=[group for group, fits in zip(chosen, training.usable, strict=True) if fits],
+        groups=_those(chosen, training.usable),
         training=usable,
         held_out=held_out,
         report=report,
         score=scored.store,
     )
+
+
+def _those(groups: Sequence[Group], usable: Tensor) -> Sequence[Group]:
+    return groups if bool(usable.all()) else taken(groups, usable.nonzero().flatten().numpy())
 
 
 def _gather(
@@ -113,20 +130,13 @@ def _gather(
     truncated: Truncated,
 ) -> tuple[TrainingGroups, DataReport]:
     """All groups with their ids and combined numbers, whether or not they are usable."""
+    check_width(facts_of(groups).sizes, len(stores), free_bytes(torch.device("cpu")))
     tensors = look_up(stores, groups, truncated)
-    encoded = _encode(policy, groups)
+    encoded = _encode(policy, stores[0] if stores else None, groups, tensors, truncated)
     dropped = tensors.dropped
-    for reason, unfit in _unfit(encoded, tensors.mask, truncated).items():
-        dropped = dropped + Counter({reason: int((tensors.mask & unfit).sum())})
+    for reason, unfit in encoded.unfit.items():
+        dropped = dropped + Counter({reason: int(unfit.sum())})
         tensors = tensors.within(tensors.mask & ~unfit)
-    if stores:
-        _check_tokens(
-            policy=policy,
-            store=stores[0],
-            encoded=encoded,
-            cached_hashes=tensors.token_hashes,
-            mask=tensors.mask,
-        )
     sides = method.sides(tensors.judged)
     combined = combine(tensors.logps, sides.mask, method.combination)
     counted = {
@@ -138,8 +148,10 @@ def _gather(
     tensors = tensors.within(sides.mask)
     training = TrainingGroups(
         method=method,
-        group_ids=[group.group_id for group in groups],
-        encoded=encoded,
+        group_ids=Ids(facts_of(groups).group_keys),
+        encoded=encoded.groups,
+        lengths=encoded.lengths,
+        prompt_bytes=facts_of(groups).prompt_bytes,
         tensors=tensors,
         combined=combined,
         usable=_usable(method, tensors.judged, combined),
@@ -148,88 +160,107 @@ def _gather(
     return training, report
 
 
-def _encode(policy: ResolvedReference, groups: Sequence[Group]) -> list[EncodedGroup]:
-    renderer = renderer_of(policy)
-    encoded = []
-    with bar("tokenising for the policy", len(groups), "groups") as advance:
-        for group in groups:
-            encoded.append(renderer.encode(group))
-            advance()
-    return encoded
+CELL_BYTES = (70, 35)
+"""Of a response's numbers while they are combined: beside the references', and of each."""
 
 
-def _unfit(
+def check_width(sizes: Places, references: int, free: float) -> None:
+    """Refuse groups that take more memory than there is when all are as wide as the widest.
+
+    Args:
+        sizes: [G] responses of each group.
+        references: how many.
+        free: bytes of memory.
+
+    Raises:
+        ResourceError: with the numbers.
+    """
+    widest = int(sizes.max(initial=0))
+    needed = len(sizes) * widest * (CELL_BYTES[0] + CELL_BYTES[1] * references)
+    if needed > free:
+        raise ResourceError(
+            f"{len(sizes):,} groups of {sizes.mean():.1f} responses on average, each with room for "
+            f"the {widest:,} of the largest, would take {needed / 1e9:.1f} GB of memory; "
+            f"{free / 1e9:.1f} GB are free",
+            "train on the widest groups in a run of their own, or leave some responses out",
+        )
+
+
+class _Encoded(NamedTuple):
+    """G groups under the policy's tokenizer.
+
+    Attributes:
+        groups: as ids.
+        lengths: [G, N] tokens of the responses that have a number.
+        unfit: [G, N] by reason: responses that have a number and do not fit the policy, or that it
+            would read cut.
+    """
+
+    groups: EncodedGroups
+    lengths: Tensor
+    unfit: Mapping[str, Tensor]
+
+
+def _encode(
+    policy: ResolvedReference,
+    store: ReferenceStore | None,
+    groups: Sequence[Group],
+    tensors: GroupTensors,
+    truncated: Truncated,
+) -> _Encoded:
+    """The policy's ids; where it reads as reference 1 did, they are made when they are needed.
+
+    Raises:
+        CacheStale: the same text gives other tokens than reference 1 got.
+    """
+    mask = tensors.mask
+    if store is None or not same_text(policy, store):
+        encoded = encode_all(policy, groups)
+        return _Encoded(encoded, *_measured(encoded, mask, truncated))
+    expected = Expected(store, tensors.token_hashes, mask.numpy())
+    if same_cut(policy, store):
+        return _Encoded(encode_late(policy, groups, expected), tensors.num_tokens[..., 0], {})
+    encoded = encode_all(policy, groups)
+    lengths, unfit = _measured(encoded, mask, truncated)
+    fits = mask & ~torch.stack(list(unfit.values())).any(0)
+    expected = expected._replace(mask=fits.numpy())
+    differing = sum(expected.differing(g, group) for g, group in enumerate(encoded))
+    if differing:
+        raise stale(policy, store, differing)
+    return _Encoded(encoded, lengths, unfit)
+
+
+def _measured(
     encoded: Sequence[EncodedGroup], mask: Tensor, truncated: Truncated
-) -> dict[str, Tensor]:
-    """[G, N] responses that do not fit the policy, and those that it would read cut, by reason."""
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`lengths` and `unfit` of `_Encoded`."""
+    lengths = torch.zeros(mask.shape, dtype=torch.long)
     overlong, cut = torch.zeros_like(mask), torch.zeros_like(mask)
     for g, group in enumerate(encoded):
         for n, response in enumerate(group.responses):
+            lengths[g, n] = len(response.ids)
             overlong[g, n] = response.overlong
             cut[g, n] = response.truncated and truncated == "drop"
-    return {"overlong_for_policy": overlong, "truncated_for_policy": cut}
-
-
-TEXT_FIELDS = ("rendering_version", "tokenizer", "chat_template", "pinned_date", "bos_token",
-               "eos_token", "system", "added_tokens")  # fmt: skip
-"""Fields of an identity that decide how text becomes ids."""
-
-
-def _check_tokens(
-    policy: ResolvedReference,
-    store: ReferenceStore,
-    encoded: Sequence[EncodedGroup],
-    cached_hashes: Any,
-    mask: Tensor,
-) -> None:
-    """A policy with reference 1's tokenizer gets the very ids that reference 1 got.
-
-    Args:
-        policy: before training.
-        store: of reference 1.
-        encoded: G groups under the policy's tokenizer.
-        cached_hashes: [G, N] of the tokens that reference 1 got.
-        mask: [G, N] the responses that have a number and fit the policy.
-
-    Raises:
-        CacheStale: the same text gives other tokens.
-    """
-    mine, theirs = policy.identity.fields, store.identity.fields
-    if any(mine[name] != theirs[name] for name in TEXT_FIELDS):
-        return
-    differing = sum(
-        response.token_hash != cached_hashes[g, n]
-        for g, group in enumerate(encoded)
-        for n, response in enumerate(group.responses)
-        if mask[g, n]
-    )
-    if not differing:
-        return
-    lengths = mine["max_length"], theirs["max_length"]
-    if lengths[0] != lengths[1] or mine["overlong"] != theirs["overlong"]:
-        raise CacheStale(
-            f"{differing:,} responses are cut elsewhere for the policy (max_length {lengths[0]}) "
-            f"than for reference {store.name!r} (max_length {lengths[1]}): their log-probs cannot "
-            "be compared",
-            f"train with max_length {lengths[1]}, or precompute the reference with {lengths[0]}",
-        )
-    raise CacheStale(
-        f"the tokens of {differing:,} responses differ from those that reference {store.name!r} "
-        "got, though its files are the same: the tokenizer library has changed",
-        f"compute them again in a new cache: mrpo precompute --ref {store.name} --cache DIR",
-    )
+    unfit = {"overlong_for_policy": overlong & mask, "truncated_for_policy": cut & mask & ~overlong}
+    return lengths * mask, unfit
 
 
 def _usable(method: Method, judged: Judgements, combined: Combined) -> Tensor:
     """[G] groups that the objective can use; also its first refusal of hyper-parameters."""
-    zeros = torch.zeros(judged.mask.shape, dtype=torch.float64)
-    seeds = torch.zeros(len(zeros), dtype=torch.int64)
-    applied = method.on(judged, combined, policy_logps=zeros, lengths=zeros, seeds=seeds)
-    try:
-        _ = applied.losses
-    except ValueError as error:
-        raise UsageError(str(error), f"mrpo losses {method.name} explains it") from None
-    return applied.usable
+    usable = []
+    for place in blocks(tuple(judged.mask.shape)):
+        part = judged.of_groups(place)
+        zeros = torch.zeros(part.mask.shape, dtype=torch.float64)
+        seeds = torch.zeros(len(zeros), dtype=torch.int64)
+        applied = method.on(
+            part, combined.of_groups(place), policy_logps=zeros, lengths=zeros, seeds=seeds
+        )
+        try:
+            _ = applied.losses
+        except ValueError as error:
+            raise UsageError(str(error), f"mrpo losses {method.name} explains it") from None
+        usable.append(applied.usable)
+    return torch.cat(usable)
 
 
 def _usable_only(training: TrainingGroups, report: DataReport) -> tuple[TrainingGroups, DataReport]:

@@ -56,7 +56,7 @@ def run_record(
 def _data_hash(groups: Sequence[Group], dataset: Dataset | None) -> str | None:
     if dataset is not None and dataset.limit is not None:
         return None
-    return hash_groups(sorted(groups, key=lambda group: group.group_id))
+    return hash_groups(groups, in_order=False)
 
 
 def check_split(recipe: Recipe, dataset: Dataset | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from mrpo_tools.maths.shapes import blocks
 from mrpo_tools.progress import say_once
 from mrpo_tools.training.groups import TrainingGroups
 
@@ -24,14 +25,17 @@ def flat_share(groups: TrainingGroups) -> float:
     Args:
         groups: with reference 1's log-probs, which are those of the policy before the first step.
     """
-    start = groups.tensors.logps[..., 0].masked_fill(~groups.tensors.mask, 0.0)
-    policy = start.double().requires_grad_()
-    seeds = torch.zeros(len(groups), dtype=torch.int64)
-    losses = groups.objective(list(range(len(groups))), policy, seeds).losses
-    [gradient] = torch.autograd.grad(losses.sum(), policy)
     beta = float(groups.method.hyper.get("beta") or 1.0)
-    flat = gradient.abs().amax(-1) < FLAT * beta
-    return float(flat.double().mean())
+    flat = 0
+    for place in blocks(tuple(groups.tensors.mask.shape)):
+        tensors = groups.tensors.of_groups(place)
+        start = tensors.logps[..., 0].masked_fill(~tensors.mask, 0.0)
+        policy = start.double().requires_grad_()
+        seeds = torch.zeros(len(policy), dtype=torch.int64)
+        losses = groups.objective(place, policy, seeds).losses
+        [gradient] = torch.autograd.grad(losses.sum(), policy)
+        flat += int((gradient.abs().amax(-1) < FLAT * beta).sum())
+    return flat / len(groups)
 
 
 def tell_saturated(groups: TrainingGroups) -> None:

@@ -74,7 +74,7 @@ def check_step0(scorer: ResponseScorer, prepared: Prepared, device: torch.device
     """
     groups = prepared.training
     sample = check_sample(
-        groups.trees(range(len(groups))),
+        groups.trees(groups.sample()),
         size=len,
         responses=lambda tree: len(tree.responses),
         count=CHECKED_GROUPS,

@@ -269,8 +269,8 @@ def _recompute_activations(
     """Activation checkpointing: as the recipe says, or where activations would not fit."""
     wanted = recipe.gradient_checkpointing
     if wanted == "auto":
-        rows = groups.trees(range(len(groups)))
         micro_batch = recipe.per_device_train_batch_size
+        rows = groups.trees(groups.sample(largest=micro_batch))
         wanted = not activations_fit(scorer, rows, micro_batch, free_bytes(device))
     if wanted:
         recompute_activations(scorer)
