@@ -102,8 +102,13 @@ class Facts:
 
     @property
     def has_labels(self) -> npt.NDArray[np.bool_]:
-        """[G] whether every response has a label."""
-        return ~self.any_of(self.labels < 0)
+        """[G] whether its responses are labelled, but for samples beside a labelled pair."""
+        return self.any_of(self.labels >= 0)
+
+    @property
+    def unjudged(self) -> npt.NDArray[np.bool_]:
+        """[R] samples beside a labelled pair."""
+        return (self.labels < 0) & self.has_labels[self.owners]
 
     def any_of(self, responses: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """[R] -> [G] whether it holds of any response of a group."""

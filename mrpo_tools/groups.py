@@ -123,8 +123,9 @@ class Group:
 
     @property
     def has_labels(self) -> bool:
-        """Whether every response is labelled chosen or rejected."""
-        return all(response.chosen is not None for response in self.responses)
+        """Whether its responses are labelled chosen or rejected; samples beside a labelled pair
+        need not be."""
+        return any(response.chosen is not None for response in self.responses)
 
     @property
     def is_plain(self) -> bool:

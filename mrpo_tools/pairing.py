@@ -111,5 +111,5 @@ def _score(response: Response) -> float:
 
 def _is_better(group: Group, response: Response, other: Response) -> bool:
     if group.has_labels:
-        return bool(response.chosen) and not other.chosen
+        return response.chosen is True and other.chosen is False
     return group.has_scores and _score(response) > _score(other)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
+import oracle
 import pytest
+import torch
 import yaml
-from trained import weights_of
+from trained import log_of, weights_of
 
 from mrpo_tools.cache import Cache
+from mrpo_tools.cache.current import stores_of
 from mrpo_tools.errors import Preempted, UsageError
 from mrpo_tools.groups import Group, Response, user_prompt
 from mrpo_tools.rounds.mixing import asked_in, beside_pairs, kept_of
@@ -17,9 +21,11 @@ from mrpo_tools.rounds.plan import load_round_recipe
 from mrpo_tools.rounds.record import read_round
 from mrpo_tools.rounds.rounds import run_rounds
 from mrpo_tools.rounds.step import RUN, Rounds, Steps
+from mrpo_tools.runs.run import read_run
 from mrpo_tools.sampling import sample_groups
 from mrpo_tools.scoring.rules import load_rule
 from mrpo_tools.sources import load_groups
+from mrpo_tools.training.prepare import prepare
 from mrpo_tools.training.train import train
 
 RECIPE = {
@@ -237,3 +243,73 @@ def test_another_recipe_is_refused_and_more_rounds_are_not(rounds_in):
     with pytest.raises(UsageError, match=r"beta was 1\.0, is now 2\.0"):
         run_rounds(rounds_in("a", recipe={"beta": 2.0}), 1)
     assert len(run_rounds(rounds_in("a"), 2)) == 2
+
+
+def oracle_groups(prepared, stores, behaviour, policy) -> list[oracle.Group]:
+    """What the round trains on, in plain Python, with numbers read from the cache's files."""
+    numbers = {
+        store.name: {row["response_id"]: row["logp"] for part in store.parts()
+                     for row in part.table.to_pylist()}
+        for store in (*stores, behaviour)
+    }  # fmt: skip
+    groups = []
+    for place, group in enumerate(prepared.groups):
+        keys = group.response_ids
+        rows = [[numbers[store.name][key] for store in stores] for key in keys]
+        labels = [response.chosen for response in group.responses]
+        sampled = [label is None for label in labels]
+        mixed = any(label is not None for label in labels)
+        groups.append(
+            oracle.Group(
+                policy=policy[place, : len(keys)].tolist(),
+                reference=rows,
+                lengths=[1] * len(keys),
+                scores=None if mixed else [response.score for response in group.responses],
+                chosen=[bool(label) for label in labels] if mixed else None,
+                weights=[1 / len(stores)] * len(stores),
+                behaviour=[numbers[behaviour.name][key] for key in keys],
+                unjudged=sampled if mixed else None,
+            )
+        )
+    return groups
+
+
+@pytest.mark.parametrize("loss", ["rlhf", "kd"])
+def test_objectives_on_samples_see_the_cached_policy_that_drew_them(loss, rounds_in):
+    """The second round's losses at another policy are the oracle's, from numbers read from the
+    cache's files: b is the first round's policy, and labels stand beside samples for kd alone."""
+    words = {"loss": loss, "trust_region": "none", "beta": 0.5, "chosen": "auto"}
+    rounds = rounds_in("a", recipe=words, rounds={"references": ["base", "mistral"]})
+    assert run_rounds(rounds, 2)[1].groups
+    recipe = rounds.recipe_of(2)
+    assert recipe.behaviour == "rounds-round-1"
+    data = load_groups(rounds.output / "round-2" / "data.jsonl", keep_status=["truncated"]).groups
+    models = rounds.models_of(2)
+    prepared = prepare(recipe, data, rounds.cache, models)
+    stores = stores_of(rounds.cache, recipe.refs, models)
+    [behaviour] = stores_of(rounds.cache, [recipe.behaviour], models)
+    generator = torch.Generator().manual_seed(0)
+    shape = tuple(prepared.training.tensors.mask.shape)
+    drawn = prepared.training.combined.behaviour.nan_to_num(nan=-20.0)
+    policy = drawn + torch.randn(shape, generator=generator, dtype=torch.float64)
+    applied = prepared.training.objective(list(range(len(prepared.training))), policy)
+    groups = oracle_groups(prepared, stores, behaviour, policy)
+    if loss == "rlhf":
+        groups = [
+            replace(group, reference=[sum(row) / len(row) for row in group.reference])
+            for group in groups
+        ]
+    expected = oracle.losses(loss, groups, beta=0.5)
+    assert applied.losses.tolist() == pytest.approx(expected, abs=1e-9)
+    assert read_run(rounds.output / "round-2" / RUN).record.behaviour == str(behaviour)
+    start = log_of(rounds.output / "round-1" / RUN)[0]["loss"]
+    assert start == pytest.approx(math.log(2) if loss == "kd" else 0.0, abs=1e-5)
+
+
+def test_samples_beside_labels_are_for_kd_alone(rounds_in):
+    rounds = rounds_in("a", recipe={"loss": "kd"}, rounds={"references": ["base", "mistral"]})
+    run_rounds(rounds, 1)
+    data = load_groups(rounds.output / "round-1" / "data.jsonl", keep_status=["truncated"]).groups
+    recipe = rounds.recipe_of(1).model_copy(update={"loss": "dpo", "behaviour": None})
+    with pytest.raises(UsageError, match="dpo cannot compare them"):
+        prepare(recipe, data, rounds.cache, rounds.models)

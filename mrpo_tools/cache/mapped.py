@@ -31,9 +31,13 @@ _RESPONSE = pa.struct(
         pa.field("score", pa.float64()),
         pa.field("chosen", pa.bool_()),
         pa.field("model", pa.string()),
+        pa.field("finish_reason", pa.string()),
+        pa.field("status", pa.string()),
         pa.field("num_bytes", pa.int64()),
     ]
 )
+ABOUT = ("content", "score", "chosen", "model", "finish_reason", "status")
+"""Of a response of mere text."""
 SCHEMA = pa.schema(
     [
         pa.field("group_id", _ID),
@@ -73,6 +77,8 @@ def _row(group: Group) -> dict[str, Any]:
                 "score": response.score,
                 "chosen": response.chosen,
                 "model": response.model,
+                "finish_reason": response.finish_reason,
+                "status": response.status,
                 "num_bytes": len(response.message.written.encode()),
             }
             for key, response in zip(group.response_ids, group.responses, strict=True)
@@ -144,8 +150,7 @@ def _group(row: dict[str, Any]) -> Group:
     return Group(
         tuple(map(message_from_dict, row["prompt"])),
         tuple(
-            Response(response["content"], response["score"], response["chosen"], response["model"])
-            for response in row["responses"]
+            Response(**{name: response[name] for name in ABOUT}) for response in row["responses"]
         ),
         row["source_id"],
         row["split"],

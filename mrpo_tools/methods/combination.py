@@ -46,6 +46,8 @@ class Combined:
         weights: [G, K].
         virtual: [G, N] the one reference that weights and clipped numbers make, nats.
         logps: what the objective sees: `virtual`, or [G, N, K] clipped numbers for `separate`.
+        behaviour: [G, N] log-probs under the policy that samples were drawn from, nats; None where
+            the objective asks for none.
     """
 
     references: Tensor
@@ -55,6 +57,7 @@ class Combined:
     weights: Tensor
     virtual: Tensor
     logps: Tensor
+    behaviour: Tensor | None = None
 
     def of_groups(self, index: Index) -> Combined:
         """Some of the groups, in the order of `index`."""
@@ -67,6 +70,7 @@ class Combined:
             weights=self.weights[index],
             virtual=self.virtual[index],
             logps=self.logps[index],
+            behaviour=None if self.behaviour is None else self.behaviour[index],
         )
 
     def report(self) -> CombinationReport | None:

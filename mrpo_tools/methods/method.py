@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mrpo_tools.config import Recipe
 from mrpo_tools.errors import UsageError, did_you_mean
-from mrpo_tools.groups import Group, kinds_of_judgement
+from mrpo_tools.groups import Group, facts_of, kinds_of_judgement
 from mrpo_tools.maths import objectives
 from mrpo_tools.maths.contrasts import Sides
 from mrpo_tools.maths.judgements import Judgements
@@ -84,6 +84,7 @@ class Method:
             lengths=lengths.to(device),
             weights=combined.weights.to(device) if several else None,
             seeds=None if seeds is None else seeds.to(device),
+            behaviour_logps=None if combined.behaviour is None else combined.behaviour.to(device),
         )
         return objectives.Applied(self.row, batch, self.hyper)
 
@@ -91,7 +92,15 @@ class Method:
 def method_of(recipe: Recipe, groups: Sequence[Group]) -> Method:
     """The method of a recipe on these groups; see `resolve_method`."""
     has_scores, _ = kinds_of_judgement(groups)
-    return resolve_method(recipe, scores=has_scores)
+    method = resolve_method(recipe, scores=has_scores)
+    takes_both = method.row.samples and not method.row.scores
+    if not takes_both and facts_of(groups).unjudged.any():
+        raise UsageError(
+            f"the data has samples without a label beside labelled responses; {method.name} cannot "
+            "compare them",
+            "--loss kd takes both; or leave the samples out",
+        )
+    return method
 
 
 def resolve_method(recipe: Recipe, *, scores: bool) -> Method:

@@ -123,6 +123,28 @@ def look_up(
     )
 
 
+def behaviour_of(
+    store: ReferenceStore, groups: Sequence[Group], judged: Judgements
+) -> tuple[Tensor, Tensor]:
+    """Log-probs of samples under the policy that they were drawn from.
+
+    Args:
+        store: of that policy.
+        groups: G of them.
+        judged: of the groups.
+
+    Returns:
+        [G, N] nats, NaN where there is none; and [G, N] bool: samples without one, which cannot
+        take part.
+
+    Raises:
+        CacheMissing: some response has no row.
+    """
+    logps = look_up([store], groups, "keep").logps[..., 0]
+    samples = judged.mask if judged.unjudged is None else judged.mask & judged.unjudged
+    return logps, samples & logps.isnan()
+
+
 REASONS = (*STATUSES, "truncated")
 """Why a response has no number that takes part, after `ok`: it has."""
 OK = REASONS.index("ok")
@@ -167,7 +189,10 @@ def judgements(groups: Sequence[Group], mask: Tensor) -> Judgements:
     facts = facts_of(groups)
     scores = torch.from_numpy(_padded(np.nan_to_num(facts.scores, nan=0.0), facts))
     chosen = torch.from_numpy(_padded(facts.labels == 1, facts))
-    return Judgements(mask, scores if has_scores else None, chosen if has_labels else None)
+    unjudged = torch.from_numpy(_padded(facts.unjudged, facts)) if facts.unjudged.any() else None
+    return Judgements(
+        mask, scores if has_scores else None, chosen if has_labels else None, unjudged
+    )
 
 
 def reference_rewards(tensors: GroupTensors) -> dict[str, Tensor]:

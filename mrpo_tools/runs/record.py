@@ -208,7 +208,15 @@ class Record(Part):
         save_json(path, self.as_json())
 
 
-FIXED = ("policy_identity", "references", "combination", "hyper", "score", "groups_hash")
+FIXED = (
+    "policy_identity",
+    "references",
+    "combination",
+    "hyper",
+    "behaviour",
+    "score",
+    "groups_hash",
+)
 """Of a run's record: what may not change when it goes on, beside its recipe."""
 
 
@@ -223,6 +231,7 @@ class RunRecord(Record):
         cache: the directory of the references' numbers.
         dataset: where the groups came from, pinned.
         groups_hash: of the groups that were trained on.
+        behaviour: `name@identity` of the policy that samples were drawn from; None without any.
         score: `name@identity` of the scorer whose scores count; None for the data's own.
         objective: the row of the table of objectives.
         hyper: every hyper-parameter of the objective, resolved.
@@ -242,6 +251,7 @@ class RunRecord(Record):
     cache: str | None = None
     dataset: Dataset | None = None
     groups_hash: str | None = None
+    behaviour: str | None = None
     score: str | None = None
     objective: str | None = None
     hyper: dict[str, Setting] = Field(default_factory=dict)

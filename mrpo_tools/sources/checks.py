@@ -50,11 +50,13 @@ def checked_responses(
     """
     total = len(responses)
     field = Field(None, "responses", row.where, row.problems)
-    for key, number in (
-        ("score", sum(response.score is not None for response in responses)),
-        ("chosen", sum(response.chosen is not None for response in responses)),
+    labelled = [response.chosen is not None for response in responses]
+    beside = sum(is_sampled(each) and each.chosen is None for each in responses)
+    for key, number, expected in (
+        ("score", sum(response.score is not None for response in responses), total),
+        ("chosen", sum(labelled), total - beside),  # samples beside a labelled pair have none
     ):
-        if 0 < number < total:
+        if 0 < number < expected:
             field.bad(f"{number} of {total} have a {key!r}, expected all of them or none")
     try:
         distinct, merged = merge_duplicates(responses)

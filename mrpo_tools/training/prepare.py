@@ -23,7 +23,12 @@ from mrpo_tools.maths.judgements import Judgements
 from mrpo_tools.maths.shapes import blocks
 from mrpo_tools.methods.combination import Combined, combine
 from mrpo_tools.methods.method import Method, method_of
-from mrpo_tools.methods.tensors import GroupTensors, look_up, reference_accuracies
+from mrpo_tools.methods.tensors import (
+    GroupTensors,
+    behaviour_of,
+    look_up,
+    reference_accuracies,
+)
 from mrpo_tools.progress import say_once
 from mrpo_tools.references.devices import free_bytes
 from mrpo_tools.references.rendering import EncodedGroup
@@ -58,6 +63,8 @@ class Prepared:
             does not ask.
         report: what trains, what was skipped, what the combination did.
         score: of the scorer whose scores count; None where the data's own do.
+        behaviour: of the policy that samples were drawn from; None where the objective asks for
+            none.
     """
 
     policy: ResolvedReference
@@ -67,6 +74,7 @@ class Prepared:
     held_out: TrainingGroups | None
     report: DataReport
     score: ScoreStore | None = None
+    behaviour: ReferenceStore | None = None
 
     @property
     def method(self) -> Method:
@@ -97,14 +105,18 @@ def prepare(
     if method.combination.weights == "accuracy":
         method = method.weighted_by(validation_accuracies(recipe, stores, groups))
     policy = resolve_policy(recipe, stores, references)
-    training, report = _gather(method, policy, stores, chosen, recipe.truncated)
+    drawn = [recipe.behaviour] if recipe.behaviour else []
+    behaviour = next(iter(stores_of(cache, drawn, references)), None)
+    training, report = _gather(method, policy, stores, chosen, recipe.truncated, behaviour)
     usable, report = _usable_only(training, report)
     report = report.model_copy(update=about_data(groups, chosen) | scored.about(report))
     held_out = None
     if recipe.eval_steps is not None:
         measured = in_split(groups, recipe.eval_split)
         held_out_method = replace(method_of(recipe, measured), combination=method.combination)
-        held_out, _ = _gather(held_out_method, policy, stores, measured, recipe.truncated)
+        held_out, _ = _gather(
+            held_out_method, policy, stores, measured, recipe.truncated, behaviour
+        )
         if not held_out.usable.any():
             say_once(f"warning: {method.name} can measure no group of split {recipe.eval_split}")
     return Prepared(
@@ -115,6 +127,7 @@ def prepare(
         held_out=held_out,
         report=report,
         score=scored.store,
+        behaviour=behaviour,
     )
 
 
@@ -128,6 +141,7 @@ def _gather(
     stores: Sequence[ReferenceStore],
     groups: Sequence[Group],
     truncated: Truncated,
+    behaviour: ReferenceStore | None,
 ) -> tuple[TrainingGroups, DataReport]:
     """All groups with their ids and combined numbers, whether or not they are usable."""
     check_width(facts_of(groups).sizes, len(stores), free_bytes(torch.device("cpu")))
@@ -137,8 +151,14 @@ def _gather(
     for reason, unfit in encoded.unfit.items():
         dropped = dropped + Counter({reason: int(unfit.sum())})
         tensors = tensors.within(tensors.mask & ~unfit)
+    drawn = None
+    if behaviour is not None:
+        drawn, without = behaviour_of(behaviour, groups, tensors.judged)
+        dropped = dropped + Counter(no_behaviour=int(without.sum()))
+        tensors = tensors.within(tensors.mask & ~without)
     sides = method.sides(tensors.judged)
     combined = combine(tensors.logps, sides.mask, method.combination)
+    combined = replace(combined, behaviour=drawn)
     counted = {
         "groups": len(groups),
         "dropped_responses": {reason: count for reason, count in dropped.items() if count},

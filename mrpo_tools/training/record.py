@@ -48,9 +48,10 @@ def run_record(
         data_hash=_data_hash(groups, dataset),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    if prepared.score is None:
-        return record
-    return record.model_copy(update={"score": str(prepared.score)})
+    said = {"score": prepared.score, "behaviour": prepared.behaviour}
+    return record.model_copy(
+        update={name: str(store) for name, store in said.items() if store is not None}
+    )
 
 
 def _data_hash(groups: Sequence[Group], dataset: Dataset | None) -> str | None:
