@@ -267,6 +267,9 @@ def test_nan_and_overlong_get_no_score_and_are_left_out(tiny_reward, tmp_path, s
     [kept], left_out = with_scores([long], summary.store)
     assert [each.content for each in kept.responses] == [r.content for r in groups[0].responses]
     assert left_out == {"no score: overlong": 1}
+    assert ensure_scores(scorer_at(tiny_reward, max_length=8), [long], cache).computed == {
+        "overlong": len(long.responses)
+    }
     cut = ensure_scores(scorer_at(tiny_reward, max_length=200, overlong="truncate"), [long], cache)
     assert cut.computed == {"ok": len(long.responses)}
     assert sum(cut.store.table()["truncated"].to_pylist()) == 1

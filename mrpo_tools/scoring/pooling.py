@@ -41,7 +41,7 @@ from mrpo_tools.scoring.reward import Line, RewardModel
 WINDOW = 2048
 """Responses that are tokenised and ordered by length together."""
 CHECKED, CHECKED_TOKENS = 8, 1024
-"""Rows of the self-check, and the tokens of one at most (shorter ones where there are)."""
+"""Rows of the self-check, and the tokens of one at most, unless fewer rows are as short."""
 NARROW_SHARE = 0.25
 """Of the spread of the sample's scores: so far a score in 16 bits may be from itself alone. Noise
 is far below, and a wrong token or a padded prefix far above."""
@@ -119,7 +119,7 @@ class Checked:
     @property
     def slower(self) -> str | None:
         """What to say where rows are not batched."""
-        if self.route != ALONE:
+        if self.route != ALONE or not self.refused:
             return None
         return f"rows are scored one at a time: {'; '.join(self.refused.values())}"
 
@@ -142,6 +142,8 @@ class LoadedReward:
     @torch.no_grad()
     def self_check(self, rows: Rows) -> Checked:
         """Take the first route whose scores of a padded batch are those of single rows."""
+        if not rows:
+            return Checked(ALONE, Noise(), {})
         truth = alone(self.model, rows, self.device)
         refused: dict[str, str] = {}
         for name, route in self.routes.items():
@@ -187,7 +189,10 @@ def score_all(scorer: RewardModel, groups: Sequence[Group]) -> Scoring:
         ordered = sorted(groups, key=_text_length, reverse=True)
         lines = scorer.lines(ordered)
         first = list(islice(lines, WINDOW))
-        checked = loaded.self_check(check_sample([line.ids for line in first if not line.overlong]))
+        sample = [*first, *scorer.lines(ordered[-CHECKED:])]  # the longest and the shortest
+        checked = loaded.self_check(
+            check_sample([line.ids for line in sample if not line.overlong])
+        )
     record = WriterRecord(
         scorer=scorer.words,
         device=str(device),
@@ -252,7 +257,8 @@ def batches(lines: Sequence[Line], most: int) -> Iterator[list[Line]]:
 def check_sample(rows: Rows) -> list[Sequence[int]]:
     """Rows of different lengths for the self-check: the shortest, and of the rest every so many."""
     ordered = sorted(rows, key=len)
-    short = [row for row in ordered if len(row) <= CHECKED_TOKENS] or ordered[:2]
+    fitting = sum(len(row) <= CHECKED_TOKENS for row in ordered)
+    short = ordered[: max(fitting, CHECKED)]
     step = max(1, math.ceil(len(short) / CHECKED))
     return [*short[::step], *short[-1:]]
 
