@@ -116,6 +116,7 @@ def _chosen(
 def _missing(scorer: Scorer, groups: Sequence[Group], cache: Cache, shard: Shard) -> Row:
     """What a scorer would score now; a reward model's tokenizer is loaded, no weights."""
     from mrpo_tools.cache.missing import missing_from
+    from mrpo_tools.scoring.lines import lines_of
     from mrpo_tools.scoring.reward import RewardModel
 
     store = cache.score_store(scorer.store_name, scorer.stored_identity)
@@ -129,7 +130,7 @@ def _missing(scorer: Scorer, groups: Sequence[Group], cache: Cache, shard: Shard
         "overlong": None,
     }
     if isinstance(scorer, RewardModel):
-        lines = list(scorer.lines(incomplete))
+        lines = list(lines_of(scorer.resolved, incomplete))
         row["tokens"] = sum(len(line.ids) for line in lines if not line.overlong)
         row["overlong"] = sum(line.overlong for line in lines)
     return row

@@ -34,9 +34,10 @@ from mrpo_tools.references.devices import (
 )
 from mrpo_tools.references.loading import HEAD, load_reward_model
 from mrpo_tools.references.model_files import first_line
+from mrpo_tools.references.resolved import ResolvedReference
 from mrpo_tools.scorer.scorer import BATCH_TOKENS
+from mrpo_tools.scoring.lines import Line, lines_of
 from mrpo_tools.scoring.protocol import Scoring
-from mrpo_tools.scoring.reward import Line, RewardModel
 
 WINDOW = 2048
 """Responses that are tokenised and ordered by length together."""
@@ -173,28 +174,34 @@ class LoadedReward:
         return float(alone(self.model, [row], self.device)[0])
 
 
-def score_all(scorer: RewardModel, groups: Sequence[Group]) -> Scoring:
+def score_all(
+    resolved: ResolvedReference, words: Mapping[str, Any], groups: Sequence[Group]
+) -> Scoring:
     """Load a reward model, check it, and score every response of these groups; the longest first.
+
+    Args:
+        resolved: its files and identity.
+        words: for the record.
+        groups: the responses.
 
     Raises:
         ResourceError: out of memory; also while rows are read.
         UsageError: it cannot be loaded, or its template cannot render a group.
     """
     started, device = time.time(), pick_device()
-    resolved = scorer.resolved
-    with _memory_errors(scorer):
+    with _memory_errors(resolved.name):
         loaded = LoadedReward(
             load_reward_model(resolved.files, resolved.reference, resolved.dtype, device), device
         )
         ordered = sorted(groups, key=_text_length, reverse=True)
-        lines = scorer.lines(ordered)
+        lines = lines_of(resolved, ordered)
         first = list(islice(lines, WINDOW))
-        sample = [*first, *scorer.lines(ordered[-CHECKED:])]  # the longest and the shortest
+        sample = [*first, *lines_of(resolved, ordered[-CHECKED:])]  # the longest and the shortest
         checked = loaded.self_check(
             check_sample([line.ids for line in sample if not line.overlong])
         )
     record = WriterRecord(
-        scorer=scorer.words,
+        scorer=words,
         device=str(device),
         attention=str(loaded.model.config._attn_implementation),
         dtype=resolved.dtype,
@@ -203,9 +210,9 @@ def score_all(scorer: RewardModel, groups: Sequence[Group]) -> Scoring:
         noise=checked.noise,
         started=started,
     )
-    warnings = () if checked.slower is None else (f"{scorer.name}: {checked.slower}",)
+    warnings = () if checked.slower is None else (f"{resolved.name}: {checked.slower}",)
     most = resolved.reference.batch_tokens or BATCH_TOKENS[device.type == "cpu"]
-    return Scoring(_rows(scorer, loaded, _windows(first, lines), most), record, warnings)
+    return Scoring(_rows(resolved.name, loaded, _windows(first, lines), most), record, warnings)
 
 
 def _windows(first: list[Line], rest: Iterator[Line]) -> Iterator[list[Line]]:
@@ -216,14 +223,14 @@ def _windows(first: list[Line], rest: Iterator[Line]) -> Iterator[list[Line]]:
 
 
 def _rows(
-    scorer: RewardModel, loaded: LoadedReward, windows: Iterator[list[Line]], most: int
+    name: str, loaded: LoadedReward, windows: Iterator[list[Line]], most: int
 ) -> Iterator[list[ScoreRow]]:
     """The rows of all lines; the model's memory is given back in the end."""
     try:
         for window in windows:
             yield [_row(line, None, "overlong") for line in window if line.overlong]
             for batch in batches([line for line in window if not line.overlong], most):
-                with _memory_errors(scorer):
+                with _memory_errors(name):
                     scores = loaded.scores([line.ids for line in batch])
                     yield [
                         _checked(loaded, line, score)
@@ -288,7 +295,7 @@ def _text_length(group: Group) -> int:
     return sum(map(len, texts)) + max(len(each.message.written) for each in group.responses)
 
 
-def _memory_errors(scorer: RewardModel) -> Any:
+def _memory_errors(name: str) -> Any:
     return memory_errors(
-        f"scoring by {scorer.name!r}", "lower --batch-tokens, or --quantization nf4 for this scorer"
+        f"scoring by {name!r}", "lower --batch-tokens, or --quantization nf4 for this scorer"
     )
