@@ -170,12 +170,12 @@ class Recipe(Words):
     """How far the others may be from reference 1; unset, as the loss has it."""
     epsilon_max: float | None = Field(default=None, ge=0)
     """The largest radius of the trust region, relative to reference 1's log-prob."""
-    behaviour: str | None = None
-    """Cached reference that samples were drawn from, for `rlhf` and `kd`."""
     score: str | None = None
     """A scorer of `mrpo score` whose scores count; unset, the data's own scores and labels."""
     held_out_score: str | None = None
     """Another scorer, whose mean is reported beside, so that a hacked reward shows."""
+    behaviour: str | None = None
+    """Cached reference that samples were drawn from, for `rlhf` and `kd`."""
     truncated: words.Truncated = "drop"
     """Whether responses take part that a reference, or the policy, read cut."""
     chosen: words.Chosen = "auto"

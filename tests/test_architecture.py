@@ -56,8 +56,8 @@ TORCHLESS_MODULES = {
     "mrpo_tools.maths.statistics", "mrpo_tools.precomputing.ensure",
     "mrpo_tools.precomputing.precompute", "mrpo_tools.references.identity",
     "mrpo_tools.references.locate", "mrpo_tools.references.resolved", "mrpo_tools.scoring",
-    "mrpo_tools.scoring.apply", "mrpo_tools.scoring.ensure", "mrpo_tools.scoring.named",
-    "mrpo_tools.scoring.reward", "mrpo_tools.scoring.rules",
+    "mrpo_tools.scoring.apply", "mrpo_tools.scoring.ensure", "mrpo_tools.scoring.lines",
+    "mrpo_tools.scoring.named", "mrpo_tools.scoring.reward", "mrpo_tools.scoring.rules",
 }  # fmt: skip
 
 

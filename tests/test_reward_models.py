@@ -23,8 +23,9 @@ from mrpo_tools.references.loading import load_reward_model
 from mrpo_tools.references.resolved import renderer_of, resolve
 from mrpo_tools.sampling import Answer, Sampling
 from mrpo_tools.scoring import ensure_scores, marks_of, with_scores
+from mrpo_tools.scoring.lines import Line, lines_of
 from mrpo_tools.scoring.pooling import ALONE, LoadedReward, _right_padded, batches, padded, pooled
-from mrpo_tools.scoring.reward import Line, RewardModel, reward_model
+from mrpo_tools.scoring.reward import RewardModel, reward_model
 from mrpo_tools.scoring.rules import Rule
 
 CPU = torch.device("cpu")
@@ -62,7 +63,7 @@ def by_transformers(path: Path, groups: list[Group]) -> list[float]:
 
 @pytest.fixture(scope="module")
 def rows(tiny_reward, some_groups) -> list[list[int]]:
-    return [list(line.ids) for line in scorer_at(tiny_reward).lines(some_groups[:6])]
+    return [list(line.ids) for line in lines_of(scorer_at(tiny_reward).resolved, some_groups[:6])]
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +164,7 @@ def test_a_padding_token_that_stands_in_the_text(tiny_reward, tmp_path, some_gro
     """A row alone is then scored at an earlier token; so it is in a batch."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_reward)
     groups = some_groups[20:23]
-    last = next(iter(scorer_at(tiny_reward).lines(groups))).ids[-2]
+    last = next(lines_of(scorer_at(tiny_reward).resolved, groups)).ids[-2]
     padding = tokenizer.eos_token_id if token == "eos" else last
     path = changed(tiny_reward, tmp_path / "model", pad_token_id=padding)
     got = [mark for own in marks_of(scorer_at(path), groups) for mark in own]
@@ -267,6 +268,9 @@ def test_nan_and_overlong_get_no_score_and_are_left_out(tiny_reward, tmp_path, s
     [kept], left_out = with_scores([long], summary.store)
     assert [each.content for each in kept.responses] == [r.content for r in groups[0].responses]
     assert left_out == {"no score: overlong": 1}
+    assert ensure_scores(scorer_at(tiny_reward, max_length=8), [long], cache).computed == {
+        "overlong": len(long.responses)
+    }
     cut = ensure_scores(scorer_at(tiny_reward, max_length=200, overlong="truncate"), [long], cache)
     assert cut.computed == {"ok": len(long.responses)}
     assert sum(cut.store.table()["truncated"].to_pylist()) == 1
@@ -294,7 +298,7 @@ def test_what_changes_a_score_is_another_identity(tiny_reward, tmp_path):
 def test_prompt_and_response_are_rendered_as_references_are(tiny_reward, some_groups):
     scorer = scorer_at(tiny_reward)
     encoded = renderer_of(scorer.resolved).encode(some_groups[0])
-    lines = list(scorer.lines(some_groups[:1]))
+    lines = list(lines_of(scorer.resolved, some_groups[:1]))
     assert [list(line.ids) for line in lines] == [
         [*encoded.prompt_ids, *response.ids] for response in encoded.responses
     ]

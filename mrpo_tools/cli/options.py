@@ -378,6 +378,15 @@ def print_records(records: Sequence[Row]) -> None:
         print_table(tuple(records[0]), [tuple(record.values()) for record in records])
 
 
+def print_timed(rows: Sequence[Row], seconds: Iterable[float], *, as_json: bool) -> None:
+    """Rows of work that was done, the seconds that each took last: rounded up in a table."""
+    timed = list(zip(rows, seconds, strict=True))
+    if as_json:
+        print_json([{**row, "seconds": round(took, 2)} for row, took in timed])
+    else:
+        print_records([{**row, "seconds": rounded_up(took)} for row, took in timed])
+
+
 def with_interval(measured: Estimate, form: str = ".3f") -> str:
     """`0.842 [0.820, 0.861]`; a dash where there is no value."""
     if measured.value is None:

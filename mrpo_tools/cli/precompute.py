@@ -18,6 +18,7 @@ from mrpo_tools.cli.options import (
     json_option,
     print_json,
     print_records,
+    print_timed,
     read_groups,
     reference_options,
     references_named,
@@ -191,15 +192,12 @@ def _print(summaries: list[Summary], *, as_json: bool) -> None:
             "overlong": summary.computed["overlong"],
             "nonfinite": summary.computed["nonfinite"],
             "tokens": summary.tokens,
-            "seconds": round(summary.seconds, 2),
         }
         for summary in summaries
     ]
+    print_timed(rows, [summary.seconds for summary in summaries], as_json=as_json)
     if as_json:
-        print_json(rows)
         return
-    print_records([{**row, "seconds": rounded_up(summary.seconds)}
-                   for row, summary in zip(rows, summaries, strict=True)])  # fmt: skip
     print("seconds are of the clock, the loading of the model included")
     if is_first_process():
         names = ",".join(str(row["reference"]) for row in rows)

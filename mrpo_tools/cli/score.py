@@ -17,9 +17,9 @@ from mrpo_tools.cli.options import (
     json_option,
     print_json,
     print_records,
+    print_timed,
     read_groups,
     reference_options,
-    rounded_up,
 )
 from mrpo_tools.cli.precompute import shard_of
 from mrpo_tools.cli.scorers import reward_model_option, scorers_named
@@ -116,6 +116,7 @@ def _chosen(
 def _missing(scorer: Scorer, groups: Sequence[Group], cache: Cache, shard: Shard) -> Row:
     """What a scorer would score now; a reward model's tokenizer is loaded, no weights."""
     from mrpo_tools.cache.missing import missing_from
+    from mrpo_tools.scoring.lines import lines_of
     from mrpo_tools.scoring.reward import RewardModel
 
     store = cache.score_store(scorer.store_name, scorer.stored_identity)
@@ -129,7 +130,7 @@ def _missing(scorer: Scorer, groups: Sequence[Group], cache: Cache, shard: Shard
         "overlong": None,
     }
     if isinstance(scorer, RewardModel):
-        lines = list(scorer.lines(incomplete))
+        lines = list(lines_of(scorer.resolved, incomplete))
         row["tokens"] = sum(len(line.ids) for line in lines if not line.overlong)
         row["overlong"] = sum(line.overlong for line in lines)
     return row
@@ -144,27 +145,16 @@ def _print_missing(rows: Sequence[Row], *, as_json: bool) -> None:
 
 
 def _print(summaries: Sequence[ScoreSummary], *, as_json: bool) -> None:
+    from mrpo_tools.cache.parts import SCORES
     from mrpo_tools.progress import is_first_process
 
-    rows = [
-        {
-            "scorer": summary.store.name,
-            "identity": summary.store.short,
-            "reused": summary.reused,
-            "scored": summary.computed["ok"],
-            "overlong": summary.computed["overlong"],
-            "nonfinite": summary.computed["nonfinite"],
-            "failed": summary.computed["failed"],
-            "tokens": summary.tokens,
-            "seconds": round(summary.seconds, 2),
-        }
-        for summary in summaries
-    ]
-    if as_json:
-        print_json(rows)
-        return
-    print_records([{**row, "seconds": rounded_up(summary.seconds)}
-                   for row, summary in zip(rows, summaries, strict=True)])  # fmt: skip
-    if is_first_process():
-        names = [summary.store.name for summary in summaries]
-        print(f"next: mrpo data show --score {names[0]}, or mrpo train --score {names[0]} …")
+    rows = []
+    for summary in summaries:
+        counts = {status: summary.computed[status] for status in SCORES.statuses}
+        names = {"scorer": summary.store.name, "identity": summary.store.short}
+        counts = {"reused": summary.reused, "scored": counts.pop("ok"), **counts}
+        rows.append({**names, **counts, "tokens": summary.tokens})
+    print_timed(rows, [summary.seconds for summary in summaries], as_json=as_json)
+    if is_first_process() and not as_json:
+        name = summaries[0].store.name
+        print(f"next: mrpo data show --score {name}, or mrpo train --score {name} …")

@@ -36,6 +36,10 @@ def check_comparable(methods: Sequence[MethodRuns], split: str, baselines: Seque
     for run in runs:
         if run.evaluation and run.evaluation.hardly_moved:
             say(f"warning: {run.path}: {run.evaluation.hardly_moved}")
+    for kinds in _by_split(runs, _scores):
+        if len(kinds) > 1:
+            say("warning: the runs were evaluated by different scores, so their accuracies do not "
+                f"compare: {_named(kinds, 'scores', 40)}")  # fmt: skip
     _check_data(runs, split)
     _check_outcomes(runs, split)
     for sizes in _by_split(runs, lambda run: run.evaluation.groups if run.evaluation else None):
@@ -83,6 +87,11 @@ def _check_outcomes(runs: Sequence[Result], split: str) -> None:
                 say(f"warning: {run.path} has no outcomes: mrpo evaluate {run.path} --rule …")
 
 
+def _scores(run: Result) -> str | None:
+    """Whose scores, or labels, said what is better."""
+    return (run.evaluation.score or "the data's own") if run.evaluation else None
+
+
 def _groups_hash(run: Result) -> str | None:
     return run.evaluation.groups_hash if run.evaluation else None
 
@@ -104,8 +113,8 @@ def _by_split(
     return list(first.values())
 
 
-def _named(first: dict[str, Result], what: str) -> str:
-    """Each kind with a run that has it."""
+def _named(first: dict[str, Result], what: str, shown: int = 8) -> str:
+    """Each kind, so many characters of it, with a run that has it."""
     splits = {run.replicate.split_seed for run in first.values()} - {DATA_SPLIT}
     drawn = f" of split seed {splits.pop()}" if len(splits) == 1 else ""
-    return ", ".join(f"{run.path} ({what} {key[:8]})" for key, run in first.items()) + drawn
+    return ", ".join(f"{run.path} ({what} {key[:shown]})" for key, run in first.items()) + drawn

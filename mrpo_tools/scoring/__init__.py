@@ -2,7 +2,8 @@
 
 protocol   what a scorer is, whoever it is; another kind is another class like these
 rules      a function of the user's own
-reward     a reward model, before its weights are loaded; `pooling`: loaded, batched, checked
+reward     a reward model, before its weights are loaded; `lines` that it reads; `pooling`: loaded,
+           batched, checked
 named      a name or a project's words -> a scorer; whether its stored scores are still its own
 ensure     which responses have no score yet -> score -> store
 apply      groups with the scores of a scorer in place of the data's own

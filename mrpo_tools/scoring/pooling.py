@@ -34,14 +34,15 @@ from mrpo_tools.references.devices import (
 )
 from mrpo_tools.references.loading import HEAD, load_reward_model
 from mrpo_tools.references.model_files import first_line
+from mrpo_tools.references.resolved import ResolvedReference
 from mrpo_tools.scorer.scorer import BATCH_TOKENS
+from mrpo_tools.scoring.lines import Line, lines_of
 from mrpo_tools.scoring.protocol import Scoring
-from mrpo_tools.scoring.reward import Line, RewardModel
 
 WINDOW = 2048
 """Responses that are tokenised and ordered by length together."""
 CHECKED, CHECKED_TOKENS = 8, 1024
-"""Rows of the self-check, and the tokens of one at most (shorter ones where there are)."""
+"""Rows of the self-check, and the tokens of one at most, unless fewer rows are as short."""
 NARROW_SHARE = 0.25
 """Of the spread of the sample's scores: so far a score in 16 bits may be from itself alone. Noise
 is far below, and a wrong token or a padded prefix far above."""
@@ -119,7 +120,7 @@ class Checked:
     @property
     def slower(self) -> str | None:
         """What to say where rows are not batched."""
-        if self.route != ALONE:
+        if self.route != ALONE or not self.refused:
             return None
         return f"rows are scored one at a time: {'; '.join(self.refused.values())}"
 
@@ -142,6 +143,8 @@ class LoadedReward:
     @torch.no_grad()
     def self_check(self, rows: Rows) -> Checked:
         """Take the first route whose scores of a padded batch are those of single rows."""
+        if not rows:
+            return Checked(ALONE, Noise(), {})
         truth = alone(self.model, rows, self.device)
         refused: dict[str, str] = {}
         for name, route in self.routes.items():
@@ -171,25 +174,34 @@ class LoadedReward:
         return float(alone(self.model, [row], self.device)[0])
 
 
-def score_all(scorer: RewardModel, groups: Sequence[Group]) -> Scoring:
+def score_all(
+    resolved: ResolvedReference, words: Mapping[str, Any], groups: Sequence[Group]
+) -> Scoring:
     """Load a reward model, check it, and score every response of these groups; the longest first.
+
+    Args:
+        resolved: its files and identity.
+        words: for the record.
+        groups: the responses.
 
     Raises:
         ResourceError: out of memory; also while rows are read.
         UsageError: it cannot be loaded, or its template cannot render a group.
     """
     started, device = time.time(), pick_device()
-    resolved = scorer.resolved
-    with _memory_errors(scorer):
+    with _memory_errors(resolved.name):
         loaded = LoadedReward(
             load_reward_model(resolved.files, resolved.reference, resolved.dtype, device), device
         )
         ordered = sorted(groups, key=_text_length, reverse=True)
-        lines = scorer.lines(ordered)
+        lines = lines_of(resolved, ordered)
         first = list(islice(lines, WINDOW))
-        checked = loaded.self_check(check_sample([line.ids for line in first if not line.overlong]))
+        sample = [*first, *lines_of(resolved, ordered[-CHECKED:])]  # the longest and the shortest
+        checked = loaded.self_check(
+            check_sample([line.ids for line in sample if not line.overlong])
+        )
     record = WriterRecord(
-        scorer=scorer.words,
+        scorer=words,
         device=str(device),
         attention=str(loaded.model.config._attn_implementation),
         dtype=resolved.dtype,
@@ -198,9 +210,9 @@ def score_all(scorer: RewardModel, groups: Sequence[Group]) -> Scoring:
         noise=checked.noise,
         started=started,
     )
-    warnings = () if checked.slower is None else (f"{scorer.name}: {checked.slower}",)
+    warnings = () if checked.slower is None else (f"{resolved.name}: {checked.slower}",)
     most = resolved.reference.batch_tokens or BATCH_TOKENS[device.type == "cpu"]
-    return Scoring(_rows(scorer, loaded, _windows(first, lines), most), record, warnings)
+    return Scoring(_rows(resolved.name, loaded, _windows(first, lines), most), record, warnings)
 
 
 def _windows(first: list[Line], rest: Iterator[Line]) -> Iterator[list[Line]]:
@@ -211,14 +223,14 @@ def _windows(first: list[Line], rest: Iterator[Line]) -> Iterator[list[Line]]:
 
 
 def _rows(
-    scorer: RewardModel, loaded: LoadedReward, windows: Iterator[list[Line]], most: int
+    name: str, loaded: LoadedReward, windows: Iterator[list[Line]], most: int
 ) -> Iterator[list[ScoreRow]]:
     """The rows of all lines; the model's memory is given back in the end."""
     try:
         for window in windows:
             yield [_row(line, None, "overlong") for line in window if line.overlong]
             for batch in batches([line for line in window if not line.overlong], most):
-                with _memory_errors(scorer):
+                with _memory_errors(name):
                     scores = loaded.scores([line.ids for line in batch])
                     yield [
                         _checked(loaded, line, score)
@@ -252,7 +264,8 @@ def batches(lines: Sequence[Line], most: int) -> Iterator[list[Line]]:
 def check_sample(rows: Rows) -> list[Sequence[int]]:
     """Rows of different lengths for the self-check: the shortest, and of the rest every so many."""
     ordered = sorted(rows, key=len)
-    short = [row for row in ordered if len(row) <= CHECKED_TOKENS] or ordered[:2]
+    fitting = sum(len(row) <= CHECKED_TOKENS for row in ordered)
+    short = ordered[: max(fitting, CHECKED)]
     step = max(1, math.ceil(len(short) / CHECKED))
     return [*short[::step], *short[-1:]]
 
@@ -282,7 +295,7 @@ def _text_length(group: Group) -> int:
     return sum(map(len, texts)) + max(len(each.message.written) for each in group.responses)
 
 
-def _memory_errors(scorer: RewardModel) -> Any:
+def _memory_errors(name: str) -> Any:
     return memory_errors(
-        f"scoring by {scorer.name!r}", "lower --batch-tokens, or --quantization nf4 for this scorer"
+        f"scoring by {name!r}", "lower --batch-tokens, or --quantization nf4 for this scorer"
     )

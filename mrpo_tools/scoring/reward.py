@@ -1,33 +1,18 @@
-"""A reward model: a sequence classifier of one label that scores a prompt with its response.
-
-It reads the conversation in its own tokenizer and chat template, rendered as references render it
-(`references.rendering`): BOS once, the end of turn as the template writes it, user text never a
-control token.
-"""
+"""A reward model: a sequence classifier of one label that scores a prompt with its response."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from mrpo_tools.config import Reference, absolute_paths
 from mrpo_tools.errors import UsageError
 from mrpo_tools.groups import Group
 from mrpo_tools.references.identity import Identity
-from mrpo_tools.references.resolved import ResolvedReference, renderer_of, resolve
+from mrpo_tools.references.resolved import ResolvedReference, resolve
 from mrpo_tools.scoring.protocol import SCORING_VERSION, KindOfScorer, Scoring
-
-
-class Line(NamedTuple):
-    """A response with its prompt as ids of a reward model's tokenizer."""
-
-    response_id: str
-    prompt_id: str
-    ids: Sequence[int]
-    truncated: bool
-    overlong: bool
 
 
 @dataclass(frozen=True)
@@ -72,20 +57,7 @@ class RewardModel:
         """Load the model, check its batches against single rows, and score."""
         from mrpo_tools.scoring.pooling import score_all
 
-        return score_all(self, groups)
-
-    def lines(self, groups: Sequence[Group]) -> Iterator[Line]:
-        """Every response with its prompt as ids.
-
-        Raises:
-            UsageError: the template cannot render a group.
-        """
-        renderer = renderer_of(self.resolved)
-        for group in groups:
-            encoded = renderer.encode(group)
-            for key, response in zip(group.response_ids, encoded.responses, strict=True):
-                ids = [*encoded.prompt_ids, *response.ids]
-                yield Line(key, group.prompt_id, ids, response.truncated, response.overlong)
+        return score_all(self.resolved, self.words, groups)
 
 
 def reward_model(name: str, reference: Reference) -> RewardModel:
