@@ -61,7 +61,8 @@ def test_the_commands_run_in_order(tmp_path, monkeypatch, some_groups, tiny_mode
     """Every `mrpo` line of the README, with tiny models in place of hub ids and one step."""
     monkeypatch.chdir(tmp_path)
     write_lines(Path("pairs.jsonl"), (group.with_split(None).as_dict() for group in some_groups))
-    more = {"init": ["--test-size", "0.4"], "train": ["--set", "max_steps=1"]}
+    more = {"init": ["--test-size", "0.4"], "train": ["--set", "max_steps=1"],
+            "generate": ["--max-new-tokens", "4"]}  # fmt: skip
     for line in "".join(blocks(README, "bash")[1:]).splitlines():
         command, *arguments = shlex.split(line, comments=True)
         assert command == "mrpo"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import stat
 from collections.abc import Iterable
@@ -169,6 +170,18 @@ def config_size(model: Path, *names: str) -> int | None:
 def context_length(model: Path) -> int:
     """The number of tokens a model was made for."""
     return config_size(model, "max_position_embeddings", "n_positions") or DEFAULT_MAX_LENGTH
+
+
+def named_ends(model: Path) -> tuple[int, ...]:
+    """The tokens that end an answer, as `generation_config.json` names them, or else the model's
+    configuration; none where these name none, or cannot be read, which loading the model tells."""
+    for name in ("generation_config.json", "config.json"):
+        with contextlib.suppress(UsageError):
+            named = read_json(model / name).get("eos_token_id")
+            ends = named if isinstance(named, list) else [named]
+            if ends and all(type(end) is int for end in ends):
+                return tuple(sorted(ends))
+    return ()
 
 
 def sliding_window(model: Path) -> int | None:

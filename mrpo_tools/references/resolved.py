@@ -14,7 +14,7 @@ from mrpo_tools.references.identity import (
     products_dtype,
 )
 from mrpo_tools.references.locate import Download, Found, download, locate
-from mrpo_tools.references.model_files import ModelFiles, config_size
+from mrpo_tools.references.model_files import ModelFiles, config_size, named_ends
 
 if TYPE_CHECKING:
     from mrpo_tools.references.rendering import Renderer
@@ -30,6 +30,7 @@ class ResolvedReference:
         files: where they lie.
         dtype: of the weights, also where the words leave it open; empty where a server has them.
         identity: which numbers are its.
+        ends: tokens that end an answer by the words of its files; log-probs do not depend on them.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ResolvedReference:
     files: ModelFiles
     dtype: str
     identity: Identity
+    ends: tuple[int, ...]
 
     @property
     def products(self) -> str:
@@ -72,9 +74,7 @@ def resolve(
     files = locate(reference, download=download)
     dtype = reference.dtype or default_dtype()
     identity = identify(reference, files, dtype)
-    return ResolvedReference(
-        name=name, reference=reference, files=files, dtype=dtype, identity=identity
-    )
+    return ResolvedReference(name, reference, files, dtype, identity, named_ends(files.model))
 
 
 def resolve_reader(
@@ -93,9 +93,7 @@ def resolve_reader(
 
     files = locate(reference, download=without_weights)
     identity = identify_reader(reference, files)
-    return ResolvedReference(
-        name=name, reference=reference, files=files, dtype="", identity=identity
-    )
+    return ResolvedReference(name, reference, files, "", identity, named_ends(files.model))
 
 
 def renderer_of(resolved: ResolvedReference) -> Renderer:

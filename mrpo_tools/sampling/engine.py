@@ -14,7 +14,6 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from mrpo_tools.errors import UsageError, shorten
 from mrpo_tools.groups import Group, Response, user_prompt
 from mrpo_tools.references.devices import free_memory, memory_errors, pick_device
-from mrpo_tools.references.model_files import own_file, read_json
 from mrpo_tools.references.rendering import Renderer
 from mrpo_tools.references.resolved import ResolvedReference, renderer_of
 from mrpo_tools.sampling.answers import (
@@ -62,7 +61,7 @@ class Sampler:
     @property
     def identity(self) -> dict[str, object]:
         """What determines the answers, besides how they are drawn."""
-        ends, policy = named_ends(self.resolved), self.resolved.identity.hash
+        ends, policy = list(self.resolved.ends), self.resolved.identity.hash
         return {"engine": "transformers", "policy": policy, "ends": ends}
 
     @cached_property
@@ -225,22 +224,11 @@ def prompts_of(groups: Sequence[Group]) -> list[Prompt]:
     return [group.prompt for group in groups]
 
 
-def named_ends(resolved: ResolvedReference) -> list[int]:
-    """The tokens that end an answer by the words of a model's files."""
-    model = resolved.files.model
-    for name in ("generation_config.json", "config.json"):
-        named = read_json(model / name).get("eos_token_id") if own_file(model, name) else None
-        ends = named if isinstance(named, list) else [named]
-        if ends and all(isinstance(end, int) for end in ends):
-            return sorted(ends)
-    return []
-
-
-def stop_tokens(named: int | list[int] | None, renderer: Renderer) -> frozenset[int]:
+def stop_tokens(named: int | Sequence[int] | None, renderer: Renderer) -> frozenset[int]:
     """Tokens that end an answer: those that the model's files name, its tokenizer's end, and what
     its template writes after an answer, which log-probs of answers count."""
     tokenizer: Any = renderer.tokenizer
-    stops = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
+    stops = {tokenizer.eos_token_id, *(named if isinstance(named, Sequence) else [named])}
     probe = renderer.encode(Group(user_prompt("Probe."), (Response("Yes."),)))
     special = set(tokenizer.all_special_ids)
     stops |= set([token for token in probe.responses[0].ids if token in special][:1])

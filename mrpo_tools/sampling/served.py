@@ -9,7 +9,7 @@ from mrpo_tools.references.rendering import Renderer
 from mrpo_tools.references.resolved import ResolvedReference, renderer_of
 from mrpo_tools.sampling.answers import Answer, Asked, FinishReason, Prompt, Sampling, text_of
 from mrpo_tools.sampling.draws import row_key
-from mrpo_tools.sampling.engine import named_ends, stop_tokens
+from mrpo_tools.sampling.engine import stop_tokens
 from mrpo_tools.server import Client, Completion, Completions, together
 from mrpo_tools.server import completions as protocol
 
@@ -35,7 +35,7 @@ class ServedSampler:
     @property
     def identity(self) -> dict[str, object]:
         """What determines the answers, as far as can be known: the URL is no part of it."""
-        ends, served = named_ends(self.resolved), self._completions.model
+        ends, served = list(self.resolved.ends), self._completions.model
         policy = self.resolved.identity.hash
         return {"engine": "server", "served": served, "policy": policy, "ends": ends}
 
@@ -78,7 +78,7 @@ class ServedSampler:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
-            stop_ids=tuple(sorted(stop_tokens(named_ends(self.resolved), self._renderer))),
+            stop_ids=tuple(sorted(stop_tokens(self.resolved.ends, self._renderer))),
         )
 
 
