@@ -19,6 +19,8 @@ from mrpo_tools.errors import NonFiniteError
 from mrpo_tools.progress import Advance, bar, say, say_once
 from mrpo_tools.references.devices import wait_for_everyone
 from mrpo_tools.runs.checkpoints import PREFIX, keep, seal
+from mrpo_tools.training.together import any_process
+from mrpo_tools.training.whole import own_part
 
 BAD_STEPS = 3
 
@@ -41,10 +43,10 @@ class FiniteGuard(TrainerCallback):
     ) -> None:
         """Drop the gradients where they, or a loss, are not finite in some process."""
         parameters = [p for p in model.parameters() if p.grad is not None]
-        finite = torch.stack([p.grad.isfinite().all() for p in parameters]).all()
+        finite = torch.stack([own_part(p.grad).isfinite().all() for p in parameters]).all()
         finite = finite & self._finite_losses
         self._finite_losses = True
-        if not _any_process(~finite):
+        if not any_process(~finite):
             self._bad_steps = 0
             return
         self._bad_steps += 1
@@ -57,15 +59,6 @@ class FiniteGuard(TrainerCallback):
                 f"at step {state.global_step + 1}",
                 "lower learning_rate or raise beta, and look at the run's log for where it began",
             )
-
-
-def _any_process(flag: torch.Tensor) -> bool:
-    """Whether a flag is raised in this process or, where there are several, in any of them."""
-    if not torch.distributed.is_initialized():
-        return bool(flag)
-    raised = flag.float()
-    torch.distributed.all_reduce(raised, torch.distributed.ReduceOp.MAX)
-    return bool(raised)
 
 
 class Clock(TrainerCallback, ExportableState):
@@ -130,7 +123,7 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """Ask for a checkpoint and the end, if a signal came to any process."""
-        self.received = _any_process(torch.tensor(self.received, device=args.device))
+        self.received = any_process(torch.tensor(self.received, device=args.device))
         if state.global_step >= state.max_steps:
             control.should_log = True  # the last figures, whatever logging_steps
         if self.received:

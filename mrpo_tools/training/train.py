@@ -51,7 +51,9 @@ from mrpo_tools.training.prepare import Prepared, prepare
 from mrpo_tools.training.record import check_split, model_card, open_run, run_record
 from mrpo_tools.training.saturation import tell_saturated
 from mrpo_tools.training.step0 import check_step0
+from mrpo_tools.training.together import any_process
 from mrpo_tools.training.trainer import GroupTrainer
+from mrpo_tools.training.wrapping import is_sharded, sharded_scorer_of, sharding_of
 
 LESS_MEMORY = (
     "set gradient_checkpointing: true, then lower per_device_train_batch_size, or use "
@@ -206,7 +208,11 @@ def _fit(
     device = pick_device()
     reset_peak_memory(device)
     policy = prepared.policy
-    scorer = scorer_of(policy, recipe, device)
+    sharding = sharding_of(recipe)
+    if sharding is None:
+        scorer = scorer_of(policy, recipe, device)
+    else:
+        scorer = sharded_scorer_of(policy, recipe, device, sharding)
     start = check_step0(scorer, prepared, device)
     recomputed = _recompute_activations(recipe, scorer, prepared.training, device)
     with StopOnSignal() as stop:
@@ -259,10 +265,13 @@ def _recompute_activations(
 ) -> bool:
     """Activation checkpointing: as the recipe says, or where activations would not fit."""
     wanted = recipe.gradient_checkpointing
-    if wanted == "auto":
+    if wanted == "auto" and is_sharded(scorer):
+        wanted = True
+    elif wanted == "auto":
         rows = groups.trees(range(len(groups)))
         micro_batch = recipe.per_device_train_batch_size
-        wanted = not activations_fit(scorer, rows, micro_batch, free_bytes(device))
+        too_few = not activations_fit(scorer, rows, micro_batch, free_bytes(device))
+        wanted = any_process(torch.tensor(too_few, device=device))
     if wanted:
         recompute_activations(scorer)
     return wanted
