@@ -39,11 +39,20 @@ class FiniteGuard(TrainerCallback):
         self._finite_losses &= bool(loss.isfinite())
 
     def on_pre_optimizer_step(
-        self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        model: Any = None,
+        optimizer: Any = None,
+        **_: Any,
     ) -> None:
         """Drop the gradients where they, or a loss, are not finite in some process."""
         parameters = [p for p in model.parameters() if p.grad is not None]
-        finite = torch.stack([own_part(p.grad).isfinite().all() for p in parameters]).all()
+        if parameters:
+            finite = torch.stack([own_part(p.grad).isfinite().all() for p in parameters]).all()
+        else:  # DeepSpeed keeps them; it has taken the step, or left it out for their norm
+            finite = torch.tensor(not optimizer.step_was_skipped, device=args.device)
         finite = finite & self._finite_losses
         self._finite_losses = True
         if not any_process(~finite):

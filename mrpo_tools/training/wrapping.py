@@ -26,20 +26,30 @@ from mrpo_tools.scorer.blueprint import blueprint_of
 from mrpo_tools.scorer.scorer import ENTRANCES, ResponseScorer
 from mrpo_tools.training.policy import on_model, scorer_of
 
-HARDWARE = ("fsdp", "fsdp_config", "deepspeed")
-"""Keys of a recipe's `trainer` that say where a run is computed, and not what."""
 ASKS = "ACCELERATE_USE_FSDP"
 """How `accelerate launch` says that its file asks for FSDP."""
 REFUSED = {
-    "FSDP_OFFLOAD_PARAMS": ("true", "parameters in the CPU's memory are not supported"),
-    "FSDP_ACTIVATION_CHECKPOINTING": ("true", "the recipe says it: gradient_checkpointing"),
-    "FSDP_AUTO_WRAP_POLICY": ("size_based_wrap", "the model's own layers are shared out"),
+    "ACCELERATE_MIXED_PRECISION": (("no",), "the recipe says it: dtype and autocast"),
+    "ACCELERATE_DYNAMO_BACKEND": (("no",), "every pass has another shape"),
+    "ACCELERATE_USE_MEGATRON_LM": (("false",), "the layers would be others than were checked"),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": (("false",), "groups are shared out, their tokens not"),
+}
+"""What `accelerate launch` may say of a run: the values that can be, and why no others."""
+REFUSED_OF_FSDP = {
+    "FSDP_VERSION": (("2",), "fully_shard is what is done here"),
+    "FSDP_OFFLOAD_PARAMS": (("false",), "parameters stay on their devices"),
+    "FSDP_ACTIVATION_CHECKPOINTING": (("false",), "the recipe says it: gradient_checkpointing"),
+    "FSDP_AUTO_WRAP_POLICY": (
+        ("transformer_based_wrap", "no_wrap"), "the model's own layers are shared out",
+    ),
     "FSDP_STATE_DICT_TYPE": (
-        "sharded_state_dict",
+        ("full_state_dict",),
         "checkpoints are whole here; one in parts is described by a pickle, which may run code",
     ),
-}
-"""Words of accelerate's file for FSDP: the value that cannot be, and why."""
+}  # fmt: skip
+"""The same of its file for FSDP."""
+FSDP_CONFIG = ("version", "reshard_after_forward")
+"""Keys of `trainer.fsdp_config` that are read."""
 KNOWN_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 """Those that compute on parts of tensors as on whole ones."""
 
@@ -64,46 +74,55 @@ def sharding_of(recipe: Recipe, environment: Mapping[str, str] = os.environ) -> 
         environment: where `accelerate launch` leaves what its file says.
 
     Raises:
-        UsageError: it asks for what this engine does not do, and why.
+        UsageError: they ask for what this engine does not do, and why; all of it together.
     """
-    asked = environment.get(ASKS, "false").lower() == "true"
-    in_recipe = bool(recipe.trainer.get("fsdp"))
-    if not asked and not in_recipe:
+    launched = environment.get(ASKS, "false").lower() == "true"
+    words = dict(recipe.trainer.get("fsdp_config") or {}) if recipe.trainer.get("fsdp") else {}
+    _refuse(_launcher_problems(environment, launched=launched), "see recipes/accelerate")
+    if not launched and not recipe.trainer.get("fsdp"):
         return None
-    if asked:
-        _check_environment(environment)
-    _, count = rank_and_count(environment)
-    if count == 1:
+    _refuse(_problems(recipe, words), "mrpo recipe trainer")
+    if rank_and_count(environment)[1] == 1:
         return None
-    if recipe.quantization == "nf4":
-        raise UsageError(
-            "nf4 weights cannot be shared out by FSDP: a 4-bit weight is a block of bytes with its "
-            "own scales, and a part of one is none",
-            "recipes/accelerate/ddp.yaml keeps them whole in each process; or "
-            "--set quantization=none",
-        )
-    optimizer = str(recipe.trainer.get("optim", KNOWN_OPTIMIZERS[0]))
-    if optimizer not in KNOWN_OPTIMIZERS:
-        raise UsageError(
-            f"trainer.optim: {optimizer} cannot compute on the parts that FSDP makes of tensors",
-            f"one of: {', '.join(KNOWN_OPTIMIZERS)}",
-        )
-    words = recipe.trainer.get("fsdp_config") or {}
-    told = environment.get("FSDP_RESHARD_AFTER_FORWARD", "true") if asked else "true"
-    kept = words.get("reshard_after_forward", told) if in_recipe else told
+    told = environment.get("FSDP_RESHARD_AFTER_FORWARD", "true")
+    kept = words.get("reshard_after_forward", told)
     return Sharding(reshard_after_forward=str(kept).lower() not in ("false", "0", "no"))
 
 
-def _check_environment(environment: Mapping[str, str]) -> None:
-    """Refuse words of accelerate's file that would be ignored; all of them together."""
-    problems = []
-    if environment.get("FSDP_VERSION", "1") != "2":
-        problems.append("fsdp_version: 1 is not supported; 2 is")
-    for name, (value, reason) in REFUSED.items():
-        if environment.get(name, "").lower() == value:
-            problems.append(f"{name.lower()}: {value} cannot be: {reason}")
+def _launcher_problems(environment: Mapping[str, str], *, launched: bool) -> list[str]:
+    """Words of accelerate's file that would be ignored, or change the numbers."""
+    table = REFUSED | (REFUSED_OF_FSDP if launched else {})
+    return [
+        f"accelerate's {name.lower()}: {environment[name]} cannot be: {reason}"
+        for name, (values, reason) in table.items()
+        if environment.get(name, values[0]).lower() not in values
+    ]
+
+
+def _problems(recipe: Recipe, words: Mapping[str, Any]) -> list[str]:
+    """What of a recipe cannot be shared out by FSDP."""
+    problems = [
+        f"trainer.fsdp_config.{word} is not read; there are: {', '.join(FSDP_CONFIG)}"
+        for word in words
+        if word not in FSDP_CONFIG
+    ]
+    if recipe.quantization == "nf4":
+        problems.append(
+            "nf4 weights cannot be shared out: one is a block of bytes with its own scales, and a "
+            "part of it is none. recipes/accelerate/ddp.yaml keeps them whole in each process"
+        )
+    optimizer = str(recipe.trainer.get("optim", KNOWN_OPTIMIZERS[0]))
+    if optimizer not in KNOWN_OPTIMIZERS:
+        problems.append(
+            f"trainer.optim: {optimizer} cannot compute on parts of tensors; these can: "
+            f"{', '.join(KNOWN_OPTIMIZERS)}"
+        )
+    return problems
+
+
+def _refuse(problems: list[str], hint: str) -> None:
     if problems:
-        raise UsageError("\n".join(problems), "take recipes/accelerate/fsdp2.yaml")
+        raise UsageError("\n".join(problems), hint)
 
 
 def sharded_scorer_of(
@@ -113,8 +132,14 @@ def sharded_scorer_of(
     others know its shape, and each device gets a layer at a time and keeps its part.
 
     Raises:
-        UsageError: its files cannot be loaded.
+        UsageError: its files cannot be loaded, or its numbers are float16 or NF4.
     """
+    if policy.products == "float16" or policy.reference.quantization == "nf4":
+        raise UsageError(
+            f"a policy of {policy.reference.quantization or policy.products} cannot be shared out: "
+            "the scale of a float16 loss, and that of a 4-bit weight, belong to the whole",
+            "recipes/accelerate/ddp.yaml keeps the whole policy in each process",
+        )
     os.environ.pop(ASKS, None)  # accelerate and transformers would each do it again
     if is_first_process():
         scorer = scorer_of(policy, recipe, torch.device("cpu"))
@@ -152,9 +177,15 @@ def shard(scorer: ResponseScorer, device: torch.device, sharding: Sharding) -> R
         _share(layer, mesh, reshard_after_forward=sharding.reshard_after_forward)
     _place(scorer, device, placed)
     _share(scorer, mesh, reshard_after_forward=None)
+    return enter(scorer)
+
+
+def enter(scorer: ResponseScorer) -> ResponseScorer:
+    """The same scorer, to which `fully_shard` has been applied, with all of its entrances gathering
+    what belongs to it, and left alone by accelerate, which would wrap it in DDP."""
     for name in ENTRANCES[1:]:  # the first is every module's
         register_fsdp_forward_method(scorer, name)
-    scorer.__dict__["_is_accelerate_prepared"] = True  # or it would wrap the scorer in DDP
+    scorer.__dict__["_is_accelerate_prepared"] = True
     return scorer
 
 
