@@ -114,6 +114,21 @@ class Clock(TrainerCallback, ExportableState):
         self._stop()
 
 
+class StepSize(TrainerCallback, ExportableState):
+    """Keeps in each checkpoint how many groups a step is of."""
+
+    def __init__(self, groups: int) -> None:
+        self.groups = groups
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"args": {}, "attributes": {"groups": self.groups}}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take part in the checkpoints of a run that began without it."""
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+
+
 class StopOnSignal(TrainerCallback):
     """On SIGTERM: finish the step, save a checkpoint, stop."""
 

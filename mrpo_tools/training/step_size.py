@@ -8,25 +8,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_callback import ExportableState
 
 from mrpo_tools.errors import UsageError
 from mrpo_tools.runs.run import resume_command
-
-
-class StepSize(TrainerCallback, ExportableState):
-    """Keeps in each checkpoint how many groups a step is of."""
-
-    def __init__(self, args: TrainingArguments) -> None:
-        self.groups = groups_a_step(args)
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {"args": {}, "attributes": {"groups": self.groups}}
+from mrpo_tools.training.callbacks import StepSize
 
 
 def groups_a_step(args: TrainingArguments) -> int:

@@ -41,6 +41,7 @@ from mrpo_tools.training.activations import activations_fit, recompute_activatio
 from mrpo_tools.training.arguments import HARDWARE, trainer_words, training_arguments
 from mrpo_tools.training.callbacks import (
     SealCheckpoints,
+    StepSize,
     StopOnSignal,
     StopWithoutGain,
     show_progress,
@@ -51,7 +52,7 @@ from mrpo_tools.training.prepare import Prepared, prepare
 from mrpo_tools.training.record import check_split, model_card, open_run, run_record
 from mrpo_tools.training.saturation import tell_saturated
 from mrpo_tools.training.step0 import check_step0
-from mrpo_tools.training.step_size import StepSize, check_goes_on
+from mrpo_tools.training.step_size import check_goes_on, groups_a_step
 from mrpo_tools.training.together import any_process
 from mrpo_tools.training.trainer import GroupTrainer
 from mrpo_tools.training.wrapping import is_sharded, sharded_scorer_of, sharding_of
@@ -293,7 +294,7 @@ def _recompute_activations(
 
 def _run(trainer: GroupTrainer, output: Path, *, kept: int | None) -> None:
     """Train from the last whole checkpoint, if there is one; so many are kept, or all."""
-    trainer.add_callback(StepSize(trainer.args))
+    trainer.add_callback(StepSize(groups_a_step(trainer.args)))
     trainer.add_callback(SealCheckpoints(kept))
     checkpoint = last_whole(output)
     if checkpoint is None:

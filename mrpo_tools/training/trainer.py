@@ -287,8 +287,5 @@ class GroupTrainer(Trainer):
         resume_from_checkpoint: str,
         model: Any = None,  # noqa: ARG002
     ) -> None:
-        if is_sharded(self.scorer):
-            give_back(self.scorer)
-            load_weights(self.scorer.model, Path(resume_from_checkpoint))
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, self.scorer.model)
+        give_back(self.scorer)
+        load_weights(self.scorer.model, Path(resume_from_checkpoint))

@@ -59,7 +59,7 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Load what was saved into a model that is shared out.
+    """Load what was saved into a model that may be shared out.
 
     Args:
         model: inside the scorer, with or without an adapter.
