@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig
 from accelerate.commands.launch import launch_command_parser
+from launched import ROOT, started
 from small_data import write_lines
 from trained import METRICS
 
-ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
 LIMIT = 60
 """Seconds within which all processes end after one of them has died."""
-TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
-ACCELERATE = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--config_file"]
-
-
-def free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("localhost", 0))
-        return int(opened.getsockname()[1])
-
-
-def launcher(name: str) -> list[str]:
-    """The words before `-m mrpo_tools`: torchrun, or accelerate with a file of recipes/."""
-    port = str(free_port())
-    if name == "torchrun":
-        return [*TORCHRUN, "--master-port", port]
-    return [*ACCELERATE, str(ROOT / "recipes" / "accelerate" / name), "--main_process_port", port]
 
 
 @pytest.fixture
@@ -53,14 +32,6 @@ def words(some_groups, cached, tmp_path) -> list[str]:
             ]  # fmt: skip
 
 
-def started(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
-    )  # fmt: skip
-
-
 def ranks(launched: psutil.Process) -> dict[str, psutil.Process]:
     """The processes that train, by rank."""
     children = [child for child in launched.children(recursive=True) if "-m" in child.cmdline()]
@@ -69,7 +40,7 @@ def ranks(launched: psutil.Process) -> dict[str, psutil.Process]:
 
 @pytest.mark.parametrize("name", ["ddp.yaml", "fsdp2.yaml"])
 def test_accelerate_launches_a_run(name, words, tmp_path):
-    with started(*launcher(name), *words, "--set", "max_steps=1") as process:
+    with started(name, *words, "--set", "max_steps=1") as process:
         told, _ = process.communicate(timeout=300)
     assert process.returncode == 0, told
     metrics = json.loads((tmp_path / "run" / METRICS).read_text())
@@ -80,7 +51,7 @@ def test_accelerate_launches_a_run(name, words, tmp_path):
 @pytest.mark.parametrize("name", ["torchrun", "fsdp2.yaml"])
 def test_a_killed_process_ends_all(name, words):
     """SIGKILL of the second one, in the midst of its steps."""
-    with started(*launcher(name), *words, "--set", "max_steps=4000") as process:
+    with started(name, *words, "--set", "max_steps=4000") as process:
         for line in process.stdout:
             if line.startswith("step 2/"):
                 break

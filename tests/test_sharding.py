@@ -6,15 +6,13 @@ The groups are of unequal lengths, so that the two processes need unequal number
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launched import started
 from safetensors.torch import load_file
 from sharded_runs import FSDP, LIMIT, ROW
 from small_data import write_lines
@@ -42,17 +40,6 @@ SHARED = {"per_device_train_batch_size": 2}
 RUNS = {"ddp": WORDS, "fsdp": WORDS, "fsdp_full": FULL, "fsdp_resumed": WORDS}
 FIGURES = ("loss", "grad_norm", "rewards/margins", "eval_loss", "eval_rewards/margins",
            "eval_logps/chosen")  # fmt: skip
-
-
-def launch(processes: int, *arguments: object, **environment: str) -> subprocess.Popen[str]:
-    """torchrun with a free port."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
-                "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # fmt: skip
-    return subprocess.Popen(
-        [*torchrun, *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "PYTHONPATH": f"{HERE.parent}", "OMP_NUM_THREADS": "1", **environment},
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +79,7 @@ def found(folder, references) -> list[dict]:
                  for name, words in RUNS.items()},
     }  # fmt: skip
     (folder / "asked.json").write_text(json.dumps(asked))
-    with launch(2, HERE / "sharded_runs.py", folder) as process:
+    with started("torchrun", HERE / "sharded_runs.py", folder) as process:
         told, _ = process.communicate(timeout=500)
     assert process.returncode == 0, told[-5000:]
     return [json.loads((folder / f"found-{rank}.json").read_text()) for rank in range(2)]
@@ -118,17 +105,20 @@ def test_two_processes_have_the_curve_of_one(run, alone, folder, found):
     assert moved[0] == pytest.approx(moved[1], abs=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
 @pytest.mark.parametrize(("run", "alone"), [("fsdp", "one"), ("fsdp_resumed", "one")])
 def test_an_adapter_is_saved_whole(run, alone, folder, found, tiny_models):
     """peft loads it onto the plain model, whose logits are those of one process's adapter."""
     from peft import PeftModel
 
-    ids, logits = torch.tensor([[1, 2, 3, 4]]), []
+    ids = torch.tensor([[1, 2, 3, 4]])
+    plain = AutoModelForCausalLM.from_pretrained(tiny_models["llama"])(input_ids=ids).logits
+    logits = []
     for each in (run, alone):
         model = AutoModelForCausalLM.from_pretrained(tiny_models["llama"])
         logits.append(PeftModel.from_pretrained(model, folder / each)(input_ids=ids).logits)
     torch.testing.assert_close(*logits, rtol=0, atol=1e-4)
-    assert float((logits[0] - model.get_base_model()(ids).logits).abs().max()) >= 0
+    assert float((logits[0] - plain).abs().max()) > 1e-2
     assert load_file(folder / run / ADAPTER).keys() == load_file(folder / alone / ADAPTER).keys()
 
 

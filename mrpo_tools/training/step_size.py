@@ -7,14 +7,24 @@ of them, as long as a step is of as many groups. Other steps would be another ru
 from __future__ import annotations
 
 import json
+import pickle
+import pkgutil
 from pathlib import Path
 
+import torch
 from transformers import TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 
 from mrpo_tools.errors import UsageError
 from mrpo_tools.runs.run import resume_command
 from mrpo_tools.training.callbacks import StepSize
+
+DEEPSPEED_CLASSES = (
+    "deepspeed.runtime.zero.config:ZeroStageEnum",
+    "deepspeed.runtime.fp16.loss_scaler:LossScaler",
+    "deepspeed.utils.tensor_fragment:fragment_address",
+)
+"""What DeepSpeed's own checkpoints hold beside tensors and plain values: records, no functions."""
 
 
 def groups_a_step(args: TrainingArguments) -> int:
@@ -53,9 +63,33 @@ def check_goes_on(checkpoint: Path, args: TrainingArguments, *, deepspeed: bool)
             "fits",
         )
     if (checkpoint / OPTIMIZER_NAME).exists() == deepspeed:
-        theirs, ours = ("DeepSpeed", "another") if not deepspeed else ("another", "DeepSpeed")
+        theirs, ours = ("another", "DeepSpeed") if deepspeed else ("DeepSpeed", "another")
         raise UsageError(
             f"{checkpoint} was written by {theirs} engine, and {ours} engine cannot read its "
             "optimizer's states",
             "go on with the file of recipes/accelerate that the run began with",
         )
+    if deepspeed:
+        _check_deepspeed(checkpoint, args.world_size)
+
+
+def _check_deepspeed(checkpoint: Path, processes: int) -> None:
+    """Refuse states of another number of processes, and those that are more than states: DeepSpeed
+    would run what a pickle says."""
+    before = len(list(checkpoint.glob("rng_state_*.pth")))
+    if before != processes:
+        raise UsageError(
+            f"DeepSpeed's states in {checkpoint} are of {before} processes, here are {processes}",
+            f"go on with {before} processes",
+        )
+    classes = [pkgutil.resolve_name(name) for name in DEEPSPEED_CLASSES]
+    for path in sorted(checkpoint.rglob("*.pt")):
+        try:
+            with torch.serialization.safe_globals(classes):
+                torch.load(path, map_location="meta", weights_only=True)
+        except pickle.UnpicklingError:
+            raise UsageError(
+                f"{checkpoint} cannot be loaded: more than tensors and plain values is in "
+                f"{path.name}",
+                f"mrpo did not write it so; remove {checkpoint} to go on from the one before",
+            ) from None
