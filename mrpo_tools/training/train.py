@@ -47,7 +47,6 @@ from mrpo_tools.training.callbacks import (
     show_progress,
 )
 from mrpo_tools.training.groups import TrainingGroups
-from mrpo_tools.training.policy import scorer_of
 from mrpo_tools.training.prepare import Prepared, prepare
 from mrpo_tools.training.record import check_split, model_card, open_run, run_record
 from mrpo_tools.training.saturation import tell_saturated
@@ -55,7 +54,12 @@ from mrpo_tools.training.step0 import check_step0
 from mrpo_tools.training.step_size import check_goes_on, groups_a_step
 from mrpo_tools.training.together import any_process
 from mrpo_tools.training.trainer import GroupTrainer
-from mrpo_tools.training.wrapping import is_sharded, sharded_scorer_of, sharding_of
+from mrpo_tools.training.wrapping import (
+    is_sharded,
+    refuse_deepspeed,
+    sharding_of,
+    wrapped_scorer_of,
+)
 
 LESS_MEMORY = (
     "set gradient_checkpointing: true, then lower per_device_train_batch_size, or use "
@@ -223,11 +227,7 @@ def _fit(
     device = pick_device()
     reset_peak_memory(device)
     policy = prepared.policy
-    sharding = sharding_of(recipe)
-    if sharding is None:
-        scorer = scorer_of(policy, recipe, device)
-    else:
-        scorer = sharded_scorer_of(policy, recipe, device, sharding)
+    scorer = wrapped_scorer_of(policy, recipe, device)
     start = check_step0(scorer, prepared, device)
     recomputed = _recompute_activations(recipe, scorer, prepared.training, device)
     with StopOnSignal() as stop:
@@ -294,6 +294,7 @@ def _recompute_activations(
 
 def _run(trainer: GroupTrainer, output: Path, *, kept: int | None) -> None:
     """Train from the last whole checkpoint, if there is one; so many are kept, or all."""
+    refuse_deepspeed(trainer)
     trainer.add_callback(StepSize(groups_a_step(trainer.args)))
     trainer.add_callback(SealCheckpoints(kept))
     checkpoint = last_whole(output)

@@ -120,19 +120,50 @@ def _problems(recipe: Recipe, words: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+def refuse_deepspeed(trainer: Any) -> None:
+    """Refuse what DeepSpeed would compute otherwise, once a trainer knows its plugin.
+
+    Raises:
+        UsageError: all of it together.
+    """
+    plugin = trainer.accelerator.state.deepspeed_plugin
+    if plugin is None:
+        return
+    stage3 = plugin.zero_stage == 3
+    problems = []
+    if trainer.args.fp16:
+        problems.append("DeepSpeed would make the weights of a float16 policy 16 bits wide")
+    if stage3 and getattr(trainer.scorer.causal_lm, "is_loaded_in_4bit", False):
+        problems.append("ZeRO-3 cannot share 4-bit weights out; ZeRO-2 and DDP keep them whole")
+    if stage3 and trainer.args.load_best_model_at_end:
+        problems.append("trainer.load_best_model_at_end: ZeRO-3 has no place for whole weights")
+    _refuse(problems, "recipes/accelerate/ddp.yaml or fsdp2.yaml")
+
+
 def _refuse(problems: list[str], hint: str) -> None:
     if problems:
         raise UsageError("\n".join(problems), hint)
 
 
-def sharded_scorer_of(
+def wrapped_scorer_of(
+    policy: ResolvedReference, recipe: Recipe, device: torch.device
+) -> ResponseScorer:
+    """The model to train, whole or shared out as the launcher and the recipe ask.
+
+    Raises:
+        ResourceError, UsageError: see `scorer_of`; its numbers cannot be shared out.
+    """
+    sharding = sharding_of(recipe)
+    if sharding is None:
+        return scorer_of(policy, recipe, device)
+    return _sharded_scorer_of(policy, recipe, device, sharding)
+
+
+def _sharded_scorer_of(
     policy: ResolvedReference, recipe: Recipe, device: torch.device, sharding: Sharding
 ) -> ResponseScorer:
     """The model to train, shared out: the first process reads it into the machine's memory, the
     others know its shape, and each device gets a layer at a time and keeps its part.
-
-    Raises:
-        UsageError: its files cannot be loaded, or its numbers are float16 or NF4.
     """
     if policy.products == "float16" or policy.reference.quantization == "nf4":
         raise UsageError(
