@@ -1,4 +1,4 @@
-"""What two processes do together, for tests/test_sharding.py: `torchrun … sharded_runs.py FOLDER`.
+"""What two processes do together, for tests/test_sharding.py: `sharded_runs.py FOLDER [raise]`.
 
 Each run is one that a single process has made too. Every process writes what it found to a file.
 """
@@ -18,6 +18,7 @@ from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback, TrainerState
 
 from mrpo_tools.cache import Cache
 from mrpo_tools.config import Recipe, Reference
@@ -26,6 +27,7 @@ from mrpo_tools.references.locate import locate
 from mrpo_tools.scorer.scorer import ResponseScorer
 from mrpo_tools.scorer.trees import Row
 from mrpo_tools.sources import load_groups
+from mrpo_tools.training.callbacks import FiniteGuard
 from mrpo_tools.training.train import train
 from mrpo_tools.training.wrapping import layers_of
 
@@ -35,10 +37,10 @@ LIMIT = timedelta(seconds=4)
 ROW = Row([1, 2, 3], [[4, 5], [6]], [0, 1])
 
 
-def fit(folder: Path, name: str, *, resume: bool = False) -> None:
+def fit(folder: Path, name: str, *callbacks: TrainerCallback, resume: bool = False) -> None:
     """One of the runs that are asked for."""
     asked = json.loads((folder / "asked.json").read_text())
-    words = asked["runs"][name]
+    words = asked["runs"][name.replace("raising", "resumed")]
     os.environ.update(FSDP if name.startswith("fsdp") else {})
     references = {key: Reference(**each) for key, each in asked["references"].items()}
     groups = load_groups(folder / "data.jsonl").groups
@@ -78,11 +80,31 @@ def gradients(model: Path, *, padded: bool) -> dict[str, object]:
         for name, weights in scorer.named_parameters()
         if isinstance(weights, DTensor)
     }
-    return {"logps": logps.tolist(), "gradients": grads}
+    return {"logps": logps.tolist(), "gradients": grads, "dropped": is_dropped(scorer)}
 
 
-def main(folder: Path) -> None:
+def is_dropped(scorer: ResponseScorer) -> bool:
+    """Whether one number that is not finite, in one process, takes every gradient of all."""
+    first = next(scorer.parameters())
+    if distributed.get_rank() == 1:
+        first.grad.to_local().view(-1)[:1] = float("nan")
+    FiniteGuard().on_pre_optimizer_step(None, TrainerState(), None, model=scorer)
+    return all(weights.grad is None for weights in scorer.parameters())
+
+
+class RaiseAlone(TrainerCallback):
+    """An error in the second process alone, between what all do together."""
+
+    def on_step_begin(self, args, state, control, **_) -> None:
+        if state.global_step == 1 and distributed.get_rank() == 1:
+            print("raises", flush=True)
+            raise RuntimeError("planted")
+
+
+def main(folder: Path, *words: str) -> None:
     rank = int(os.environ["RANK"])
+    if words == ("raise",):
+        fit(folder, "fsdp_raising", RaiseAlone())
     asked = json.loads((folder / "asked.json").read_text())
     model = Path(asked["references"]["llama"]["model"])
     found: dict[str, object] = {}
@@ -98,4 +120,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -34,7 +34,7 @@ def words(some_groups, cached, tmp_path) -> list[str]:
 
 def ranks(launched: psutil.Process) -> dict[str, psutil.Process]:
     """The processes that train, by rank."""
-    children = [child for child in launched.children(recursive=True) if "-m" in child.cmdline()]
+    children = [child for child in launched.children() if "-m" in child.cmdline()]
     return {child.environ()["RANK"]: child for child in children if "RANK" in child.environ()}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from mrpo_tools.errors import UsageError
 from mrpo_tools.precomputing.precompute import precompute
 from mrpo_tools.references.loading import load_model
 from mrpo_tools.references.locate import locate
+from mrpo_tools.runs.checkpoints import last_whole
 from mrpo_tools.scorer.scorer import ResponseScorer
 from mrpo_tools.sources import load_groups
 from mrpo_tools.training.train import train
@@ -32,6 +34,7 @@ from mrpo_tools.training.wrapping import Sharding, sharding_of
 HERE = Path(__file__).parent
 WORDS = {
     "refs": ["llama", "qwen"], "max_steps": 3, "gradient_accumulation_steps": 1, "save_steps": 1,
+    "save_total_limit": 3,
     "eval_steps": 1, "eval_split": "all", "batch_tokens": 90, "learning_rate": 3e-3,
 }  # fmt: skip
 FULL = {**WORDS, "refs": ["qwen", "llama"], "finetuning": "full", "learning_rate": 1e-3}
@@ -59,8 +62,14 @@ def folder(tmp_path_factory, references) -> Path:
     for name, run_words in (("one", WORDS), ("one_full", FULL)):
         fit(folder, references, folder / name, **run_words, **ALONE)
     shutil.copytree(folder / "one", folder / "fsdp_resumed")
-    cut_short(folder / "fsdp_resumed", METRICS, ADAPTER, "checkpoint-2", "checkpoint-3")
+    cut_back(folder / "fsdp_resumed")
     return folder
+
+
+def cut_back(run: Path) -> None:
+    """Leave of a run what it was after its first step."""
+    cut_short(run, METRICS, ADAPTER, "checkpoint-2", "checkpoint-3")
+    assert last_whole(run) == run / "checkpoint-1"
 
 
 def fit(folder: Path, references, run: Path, *, resume: bool = False, **words):
@@ -105,6 +114,7 @@ def test_two_processes_have_the_curve_of_one(run, alone, folder, found):
     assert moved[0] == pytest.approx(moved[1], abs=1e-5)
 
 
+@torch.no_grad()
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's own
 @pytest.mark.parametrize(("run", "alone"), [("fsdp", "one"), ("fsdp_resumed", "one")])
 def test_an_adapter_is_saved_whole(run, alone, folder, found, tiny_models):
@@ -149,7 +159,7 @@ def test_checkpoints_have_the_form_of_one_process(folder, found):
 
 def test_one_process_goes_on_where_two_stopped(folder, found, references, tmp_path):
     run = Path(shutil.copytree(folder / "fsdp", tmp_path / "run"))
-    cut_short(run, METRICS, ADAPTER, "checkpoint-2", "checkpoint-3")
+    cut_back(run)
     with pytest.raises(UsageError, match=r"a step of .* is of 4 groups; with 1 processes") as error:
         fit(folder, references, run, resume=True, **WORDS, **SHARED)
     assert "--set gradient_accumulation_steps=2" in str(error.value.hint)
@@ -171,9 +181,23 @@ def test_empty_passes_make_unequal_processes_equal(found, tiny_models, reference
         padded = found[rank]["padded"]
         assert padded["logps"] == pytest.approx((passes * logps).tolist(), abs=1e-4)
         assert padded["gradients"] == pytest.approx(expected, rel=1e-4)
+        assert padded["dropped"]
     given_up = [each["unpadded"] for each in found]
     assert max(each.get("seconds", 0) for each in given_up) >= LIMIT.total_seconds() / 2
     assert any("failed" in each for each in given_up)
+
+
+def test_an_error_in_one_process_ends_all(folder, found):
+    """Between two steps, where the other goes on to wait for it; torchrun tells which it was."""
+    with started("torchrun", HERE / "sharded_runs.py", folder, "raise") as process:
+        for line in process.stdout:
+            if line.startswith("raises"):
+                break
+        raised = time.monotonic()
+        told, _ = process.communicate(timeout=60)
+        assert time.monotonic() - raised < 60
+    assert process.returncode != 0
+    assert "planted" in told
 
 
 REFUSED = {
@@ -182,6 +206,7 @@ REFUSED = {
     "ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR",
 }  # fmt: skip
 TWO = {"RANK": "0", "WORLD_SIZE": "2"}
+KEPT = Sharding(reshard_after_forward=False)
 
 
 @pytest.mark.parametrize("word", REFUSED)
@@ -200,8 +225,8 @@ def test_all_of_them_are_told_together():
     ("environment", "trainer", "expected"),
     [(TWO, {}, None), (FSDP, {}, None), ({**TWO, **FSDP}, {}, Sharding()),
      (TWO, {"fsdp": True}, Sharding()), ({}, {"fsdp": True}, None),
-     ({**TWO, **FSDP, "FSDP_RESHARD_AFTER_FORWARD": "false"}, {}, Sharding(False)),
-     (TWO, {"fsdp": True, "fsdp_config": {"reshard_after_forward": False}}, Sharding(False))],
+     ({**TWO, **FSDP, "FSDP_RESHARD_AFTER_FORWARD": "false"}, {}, KEPT),
+     (TWO, {"fsdp": True, "fsdp_config": {"reshard_after_forward": False}}, KEPT)],
 )  # fmt: skip
 def test_who_asks_for_sharding(environment, trainer, expected):
     assert sharding_of(recipe(trainer=trainer), environment) == expected
