@@ -44,7 +44,10 @@ def fit(folder: Path, name: str, *callbacks: TrainerCallback, resume: bool = Fal
     os.environ.update(FSDP if name.startswith("fsdp") else {})
     references = {key: Reference(**each) for key, each in asked["references"].items()}
     groups = load_groups(folder / "data.jsonl").groups
-    train(Recipe(**words), groups, Cache(asked["cache"]), references, folder / name, resume=resume)
+    train(
+        Recipe(**words), groups, Cache(asked["cache"]), references, folder / name,
+        resume=resume, callbacks=callbacks,
+    )  # fmt: skip
     os.environ.pop("ACCELERATE_USE_FSDP", None)
 
 
