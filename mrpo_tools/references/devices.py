@@ -43,13 +43,20 @@ def wait_for_everyone(patience: datetime.timedelta | None = None) -> None:
         from accelerate import PartialState
 
         words: dict[str, Any] = {} if patience is None else {"timeout": patience}
-        state = PartialState(cpu=pick_device().type == "cpu", backend=process_backend(), **words)
+        state = PartialState(cpu=only_cpu(), backend=process_backend(), **words)
         state.wait_for_everyone()
 
 
 def process_backend() -> str | None:
     """How processes talk to each other where torch does not know it by itself: gloo on CPUs."""
     return "gloo" if _several() and pick_device().type == "cpu" else None
+
+
+def only_cpu() -> bool:
+    """Whether accelerate is to be told that it has a CPU alone. It would leave DeepSpeed out then,
+    which asks for its own device."""
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    return pick_device().type == "cpu" and not deepspeed
 
 
 def _several() -> bool:

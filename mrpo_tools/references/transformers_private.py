@@ -75,6 +75,20 @@ PRIVATE_NAMES = (
     ),
     PrivateName(
         module="transformers",
+        name="Trainer._save_optimizer_and_scheduler",
+        parameters=("output_dir",),
+        reason="overridden: of a policy that is shared out, whole states are saved",
+        last_seen="5.23",
+    ),
+    PrivateName(
+        module="transformers",
+        name="Trainer._load_optimizer_and_scheduler",
+        parameters=("checkpoint",),
+        reason="overridden: whole states are loaded into a policy that is shared out",
+        last_seen="5.23",
+    ),
+    PrivateName(
+        module="transformers",
         name="Trainer._load_best_model",
         parameters=(),
         reason="overridden: the best checkpoint is loaded into the model inside the scorer",

@@ -1,7 +1,8 @@
 """`ResponseScorer`: a causal LM as a function from token batches to response log-probs.
 
 Both phases use this one module, so a policy at step 0 gives the numbers of its cached reference.
-It is the module that DDP and FSDP wrap: the decoder and its head are called inside `forward`.
+It is the module that DDP, FSDP and DeepSpeed wrap: the decoder and its head are called inside
+`forward` and the other `ENTRANCES`, and nowhere else.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -80,6 +82,10 @@ ROUTES = (
 OWN_LOGITS, ALONE = ROUTES[-2:]
 PIECES = Route("tree_pieces", attention=TREE_PIECES, share=True)
 """The second fastest, where `tree` has a kernel for all pieces at once."""
+ENTRANCES = ("forward", "token_logps", "own_logits")
+"""Methods that begin a pass through the model; none of them calls another."""
+EMPTY = Row([0], [[0]], [0])
+"""The least that a pass can be of, where one is needed that counts for nothing."""
 
 
 class ResponseScorer(nn.Module):
@@ -108,20 +114,21 @@ class ResponseScorer(nn.Module):
         self.dtype = dtype or weights
         adapted = getattr(model, "peft_config", None) is not None
         self._autocast = self.dtype in SIXTEEN_BITS and (adapted or weights != self.dtype)
-        self.routes = self._routes(attention)
+        self._asked_attention = attention
         self._rotary = Rotary(self.causal_lm)
         widen_logits(self.causal_lm)
         if self._autocast:
             _keep_narrow(model)
         _remove_dropout(model)
 
-    def _routes(self, attention: str) -> tuple[Route, ...]:
-        """Those to choose among, the fastest first."""
+    @cached_property
+    def routes(self) -> tuple[Route, ...]:
+        """Those to choose among on the device where the weights are, the fastest first."""
         packed: tuple[Route, ...] = ROUTES[:1]
         padded = ROUTES[1:]
         if uses_variable_length(self._device, self.dtype):
             packed += (PIECES,)
-        return {"auto": packed + padded, TREE: packed}.get(attention, padded)
+        return {"auto": packed + padded, TREE: packed}.get(self._asked_attention, padded)
 
     @property
     def _device(self) -> torch.device:
@@ -137,6 +144,11 @@ class ResponseScorer(nn.Module):
     def config(self) -> Any:
         """The configuration of that model, in transformers' own class."""
         return self.causal_lm.config
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Classes of the layers that are shared out whole: the model's own word for them."""
+        return list(self.causal_lm._no_split_modules or ())
 
     @property
     def takes_positions(self) -> bool:
@@ -206,22 +218,41 @@ class ResponseScorer(nn.Module):
         """A batch of rows in the form of this route."""
         return collate(rows, packed=self.route.packed)
 
-    def forward(self, batches: Sequence[TokenBatch], sequences: int) -> Tensor:
+    def forward(
+        self, batches: Sequence[TokenBatch], sequences: int, empty: Sequence[TokenBatch] = ()
+    ) -> Tensor:
         """Sum of the target tokens' log-probs for each sequence.
 
         Args:
             batches: in the form of the scorer's route; their owners are indices below `sequences`.
             sequences: S.
+            empty: further ones that add 0, with a gradient of 0: other processes have as many.
 
         Returns:
             [S] float64, nats; 0 for a sequence without tokens.
         """
-        logps = torch.cat([self.token_logps(batch) for batch in batches])
-        owners = torch.cat([batch["owners"] for batch in batches])
-        return sequence_logps(logps, owners, sequences)
+        logps = [self._token_logps(batch) for batch in batches]
+        owners = [batch["owners"] for batch in batches]
+        for batch in empty:
+            logps.append(0 * self._token_logps(batch).nan_to_num(neginf=0))
+            owners.append(batch["owners"])
+        return sequence_logps(torch.cat(logps), torch.cat(owners), sequences)
 
     def token_logps(self, batch: TokenBatch) -> Tensor:
         """[M] nats of a batch's target tokens, float32 or better."""
+        return self._token_logps(batch)
+
+    def own_logits(self, ids: Tensor, **last: int) -> Tensor:
+        """[1, T, V] logits by the model's own `forward`, of all positions or of the `last`."""
+        self.forget_lengths()
+        logits: Tensor = self.model(input_ids=ids, use_cache=False, **last).logits
+        return logits
+
+    def empty_batch(self, device: torch.device) -> TokenBatch:
+        """A batch of one token, in the form of this route."""
+        return to_device(self.collate([EMPTY]), device)
+
+    def _token_logps(self, batch: TokenBatch) -> Tensor:
         with self.arithmetic():
             states, head = self._states(batch)
             lines = states.flatten(0, 1).index_select(0, batch["sources"])

@@ -90,8 +90,7 @@ def plain_token_logps(scorer: ResponseScorer, row: Row, device: torch.device) ->
         for response in row.responses:
             ids = torch.tensor([[*row.prompt, *response]], device=device)
             last = {"logits_to_keep": len(response) + 1} if keeps else {}
-            scorer.forget_lengths()
-            logits = scorer.model(input_ids=ids, use_cache=False, **last).logits
+            logits = scorer.own_logits(ids, **last)
             logits = logits[0, logits.shape[1] - 1 - len(response) : -1]
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             targets = ids[0, len(row.prompt) :, None]
@@ -148,7 +147,12 @@ def _spread(items: Sequence[ItemT], count: int) -> list[ItemT]:
     return [items[round(place * (len(items) - 1) / max(count - 1, 1))] for place in range(count)]
 
 
-def self_check(scorer: ResponseScorer, rows: Sequence[Row], device: torch.device) -> Checked:
+def self_check(
+    scorer: ResponseScorer,
+    rows: Sequence[Row],
+    device: torch.device,
+    any_process: Callable[[bool], bool] = bool,
+) -> Checked:
     """Choose the fastest route that agrees with the model's own logits.
 
     Leaves `scorer` set to the first route that agrees. Responses that have no finite log-prob say
@@ -159,6 +163,8 @@ def self_check(scorer: ResponseScorer, rows: Sequence[Row], device: torch.device
         rows: trees (see `check_sample`). Where none has several responses, one is added: what the
             run meets later may.
         device: where the model is.
+        any_process: whether a route is refused in any of several processes, which must all take
+            the same one; by default there is one.
 
     Raises:
         UsageError: attention `tree` was forced, and the model does not agree with it.
@@ -182,9 +188,10 @@ def self_check(scorer: ResponseScorer, rows: Sequence[Row], device: torch.device
             return Checked(route, measured, refused)
         computed = _computed(scorer, rows, device)
         reason = computed if isinstance(computed, str) else _reason(truth, computed, yardstick)
-        if not isinstance(computed, str) and reason is None:
+        is_refused = any_process(reason is not None)
+        if not isinstance(computed, str) and not is_refused:
             return Checked(route, loudest([measured, _noise(truth, computed)]), refused)
-        refused[route.name] = str(reason)
+        refused[route.name] = reason or "another process refuses it"
     raise UsageError(
         f"attention tree does not give this model's own log-probs: {refused[route.name]}",
         "set attention: auto for this reference (--attention auto)",

@@ -19,7 +19,7 @@ from transformers import TrainingArguments
 from mrpo_tools.config import Recipe
 from mrpo_tools.errors import UsageError, did_you_mean
 from mrpo_tools.progress import say_once
-from mrpo_tools.references.devices import pick_device, process_backend
+from mrpo_tools.references.devices import only_cpu, pick_device, process_backend
 from mrpo_tools.references.transformers_private import use_one_gpu
 
 OTHER_PLACES = {
@@ -42,12 +42,12 @@ REFUSED = {
     "ignore_data_skip": "a resumed run would see other groups",
     "train_sampling_strategy": "the order is drawn from the seed, and a resumed run repeats it",
     "hub_token": "a token in a recipe ends up in the run; set HF_TOKEN in the environment",
-    "fsdp": "sharded training is not supported yet", "fsdp_config": "see fsdp",
-    "deepspeed": "sharded training is not supported yet",
-    "parallelism_config": "sharded training is not supported yet",
+    "parallelism_config": "groups are shared out over processes, and their tokens are not",
     "accelerator_config": "micro-batches and their losses are counted here",
 }  # fmt: skip
 """Keys that would break what a run promises, and how."""
+HARDWARE = ("fsdp", "fsdp_config", "deepspeed")
+"""Keys that say how a run is computed, and not what: a resumed run may have others."""
 LOGGERS = {
     "tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "mlflow": ("mlflow",),
     "trackio": ("trackio",), "comet_ml": ("comet_ml",), "clearml": ("clearml",),
@@ -97,6 +97,8 @@ def trainer_words(recipe: Recipe) -> dict[str, Any]:
         taken.remove("warmup_steps")
     problems, values = [], {}
     for key, value in recipe.trainer.items():
+        if key in ("fsdp", "fsdp_config"):  # `wrapping` reads them
+            continue
         if key in taken:
             place = OTHER_PLACES.get(key, key if key in Recipe.model_fields else None)
             say_once(f"trainer.{key} is left out: {place or 'this engine'} sets it")
@@ -171,7 +173,7 @@ def _of_engine(output: Path, products: str) -> dict[str, Any]:
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "fp16": products == "float16",  # scales the loss
-        "use_cpu": pick_device().type == "cpu",
+        "use_cpu": only_cpu(),
         "ddp_backend": process_backend(),
         "ddp_find_unused_parameters": False,
     }

@@ -19,6 +19,8 @@ from mrpo_tools.errors import NonFiniteError
 from mrpo_tools.progress import Advance, bar, say, say_once
 from mrpo_tools.references.devices import wait_for_everyone
 from mrpo_tools.runs.checkpoints import PREFIX, keep, seal
+from mrpo_tools.training.together import any_process
+from mrpo_tools.training.whole import own_part
 
 BAD_STEPS = 3
 
@@ -37,14 +39,23 @@ class FiniteGuard(TrainerCallback):
         self._finite_losses &= bool(loss.isfinite())
 
     def on_pre_optimizer_step(
-        self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        model: Any = None,
+        optimizer: Any = None,
+        **_: Any,
     ) -> None:
         """Drop the gradients where they, or a loss, are not finite in some process."""
         parameters = [p for p in model.parameters() if p.grad is not None]
-        finite = torch.stack([p.grad.isfinite().all() for p in parameters]).all()
+        if parameters:
+            finite = torch.stack([own_part(p.grad).isfinite().all() for p in parameters]).all()
+        else:  # DeepSpeed keeps them; it has taken the step, or left it out for their norm
+            finite = torch.tensor(not optimizer.step_was_skipped, device=args.device)
         finite = finite & self._finite_losses
         self._finite_losses = True
-        if not _any_process(~finite):
+        if not any_process(~finite):
             self._bad_steps = 0
             return
         self._bad_steps += 1
@@ -57,15 +68,6 @@ class FiniteGuard(TrainerCallback):
                 f"at step {state.global_step + 1}",
                 "lower learning_rate or raise beta, and look at the run's log for where it began",
             )
-
-
-def _any_process(flag: torch.Tensor) -> bool:
-    """Whether a flag is raised in this process or, where there are several, in any of them."""
-    if not torch.distributed.is_initialized():
-        return bool(flag)
-    raised = flag.float()
-    torch.distributed.all_reduce(raised, torch.distributed.ReduceOp.MAX)
-    return bool(raised)
 
 
 class Clock(TrainerCallback, ExportableState):
@@ -112,6 +114,21 @@ class Clock(TrainerCallback, ExportableState):
         self._stop()
 
 
+class StepSize(TrainerCallback, ExportableState):
+    """Keeps in each checkpoint how many groups a step is of."""
+
+    def __init__(self, groups: int) -> None:
+        self.groups = groups
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"args": {}, "attributes": {"groups": self.groups}}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take part in the checkpoints of a run that began without it."""
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+
+
 class StopOnSignal(TrainerCallback):
     """On SIGTERM: finish the step, save a checkpoint, stop."""
 
@@ -130,7 +147,7 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """Ask for a checkpoint and the end, if a signal came to any process."""
-        self.received = _any_process(torch.tensor(self.received, device=args.device))
+        self.received = any_process(torch.tensor(self.received, device=args.device))
         if state.global_step >= state.max_steps:
             control.should_log = True  # the last figures, whatever logging_steps
         if self.received:

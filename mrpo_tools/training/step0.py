@@ -22,6 +22,7 @@ from mrpo_tools.scorer.self_check import check_sample, self_check
 from mrpo_tools.scorer.trees import Row
 from mrpo_tools.training.groups import TrainingGroups
 from mrpo_tools.training.prepare import Prepared
+from mrpo_tools.training.together import any_process
 
 ROWS = 32
 CHECKED_GROUPS = 4
@@ -81,7 +82,9 @@ def check_step0(scorer: ResponseScorer, prepared: Prepared, device: torch.device
         quick=CHECKED_TOKENS,
         window=getattr(scorer.config.get_text_config(), "sliding_window", None),
     )
-    checked = self_check(scorer, sample, device)
+    checked = self_check(
+        scorer, sample, device, lambda flag: any_process(torch.tensor(flag, device=device))
+    )
     if checked.slower:
         say_once(f"warning: {checked.slower}")
     sampled = _sample(groups)

@@ -38,20 +38,28 @@ from mrpo_tools.runs.run import (
 from mrpo_tools.scorer.scorer import ResponseScorer
 from mrpo_tools.sources import COUNTS
 from mrpo_tools.training.activations import activations_fit, recompute_activations
-from mrpo_tools.training.arguments import trainer_words, training_arguments
+from mrpo_tools.training.arguments import HARDWARE, trainer_words, training_arguments
 from mrpo_tools.training.callbacks import (
     SealCheckpoints,
+    StepSize,
     StopOnSignal,
     StopWithoutGain,
     show_progress,
 )
 from mrpo_tools.training.groups import TrainingGroups
-from mrpo_tools.training.policy import scorer_of
 from mrpo_tools.training.prepare import Prepared, prepare
 from mrpo_tools.training.record import check_split, model_card, open_run, run_record
 from mrpo_tools.training.saturation import tell_saturated
 from mrpo_tools.training.step0 import check_step0
+from mrpo_tools.training.step_size import check_goes_on, groups_a_step
+from mrpo_tools.training.together import any_process
 from mrpo_tools.training.trainer import GroupTrainer
+from mrpo_tools.training.wrapping import (
+    is_sharded,
+    refuse_deepspeed,
+    sharding_of,
+    wrapped_scorer_of,
+)
 
 LESS_MEMORY = (
     "set gradient_checkpointing: true, then lower per_device_train_batch_size, or use "
@@ -61,8 +69,12 @@ LogEntry = Mapping[str, float]
 """A line of the Trainer's log."""
 DOUBTS = {**COUNTS, "unused_scores": "groups with scores that are not used, as others have none"}
 """What `DataReport.doubted_labels` counts, in words."""
-FREE = ("batch_tokens", "gradient_checkpointing")
-"""Keys of a recipe that a resumed run may change: they change memory, not the result."""
+FREE = (
+    "batch_tokens", "gradient_checkpointing", "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+)  # fmt: skip
+"""Keys of a recipe that a resumed run may change: they change memory, not the result, as long as a
+step is of as many groups (`check_goes_on`)."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +117,7 @@ def train(
     started = time.monotonic()
     check_split(recipe, dataset)
     trainer_words(recipe)  # refused before anything is read
+    sharding_of(recipe)
     stage = stage_of(output)
     if stage not in (Stage.EMPTY, Stage.BEGUN):
         _check_recipe(output, recipe, resume=resume)
@@ -188,13 +201,21 @@ def _check_recipe(output: Path, recipe: Recipe, *, resume: bool) -> None:
     differing = [
         f"{key} was {getattr(before, key)!r}, is now {getattr(recipe, key)!r}"
         for key in Recipe.model_fields
-        if getattr(before, key) != getattr(recipe, key) and key not in FREE
+        if _fixed(before, key) != _fixed(recipe, key) and key not in FREE
     ]
     if differing:
         raise UsageError(
             f"{output} holds a run of another recipe: {'; '.join(differing)}",
             f"go on as it was: {resume_command(output)}",
         )
+
+
+def _fixed(recipe: Recipe, key: str) -> object:
+    """A recipe's value as far as it determines the run."""
+    value: object = getattr(recipe, key)
+    if key == "trainer":
+        return {word: each for word, each in recipe.trainer.items() if word not in HARDWARE}
+    return value
 
 
 @contextlib.contextmanager
@@ -215,7 +236,7 @@ def _fit(
     device = pick_device()
     reset_peak_memory(device)
     policy = prepared.policy
-    scorer = scorer_of(policy, recipe, device)
+    scorer = wrapped_scorer_of(policy, recipe, device)
     start = check_step0(scorer, prepared, device)
     recomputed = _recompute_activations(recipe, scorer, prepared.training, device)
     with StopOnSignal() as stop:
@@ -268,10 +289,13 @@ def _recompute_activations(
 ) -> bool:
     """Activation checkpointing: as the recipe says, or where activations would not fit."""
     wanted = recipe.gradient_checkpointing
-    if wanted == "auto":
+    if wanted == "auto" and is_sharded(scorer):
+        wanted = True
+    elif wanted == "auto":
         micro_batch = recipe.per_device_train_batch_size
         rows = groups.trees(groups.sample(largest=micro_batch))
-        wanted = not activations_fit(scorer, rows, micro_batch, free_bytes(device))
+        too_few = not activations_fit(scorer, rows, micro_batch, free_bytes(device))
+        wanted = any_process(torch.tensor(too_few, device=device))
     if wanted:
         recompute_activations(scorer)
     return wanted
@@ -279,11 +303,14 @@ def _recompute_activations(
 
 def _run(trainer: GroupTrainer, output: Path, *, kept: int | None) -> None:
     """Train from the last whole checkpoint, if there is one; so many are kept, or all."""
+    refuse_deepspeed(trainer)
+    trainer.add_callback(StepSize(groups_a_step(trainer.args)))
     trainer.add_callback(SealCheckpoints(kept))
     checkpoint = last_whole(output)
     if checkpoint is None:
         trainer.train()
         return
+    check_goes_on(checkpoint, trainer.args, deepspeed=trainer.is_deepspeed_enabled)
     with _nothing_but_tensors(checkpoint):
         if trainer.restore_finished(str(checkpoint)):
             return

@@ -21,9 +21,13 @@ from mrpo_tools.errors import MrpoError, UsageError, did_you_mean
 from mrpo_tools.progress import say_once
 from mrpo_tools.references.model_files import first_line
 from mrpo_tools.scorer.scorer import ResponseScorer, response_logps
+from mrpo_tools.scorer.trees import TokenBatch
 from mrpo_tools.training.callbacks import Clock, FiniteGuard, StopOnSignal
 from mrpo_tools.training.figures import Averages, figures
 from mrpo_tools.training.groups import GroupCollator, TrainingGroups, group_seeds
+from mrpo_tools.training.together import missing_passes
+from mrpo_tools.training.whole import load_states, load_weights, save_states, whole_weights
+from mrpo_tools.training.wrapping import give_back, is_sharded
 
 
 class GroupTrainer(Trainer):
@@ -68,6 +72,12 @@ class GroupTrainer(Trainer):
             self.add_callback(stop)
         self.add_callback(self._guard)
 
+    @property
+    def scorer(self) -> ResponseScorer:
+        """The policy, without what DDP or DeepSpeed put around it."""
+        inner: ResponseScorer = self.accelerator.unwrap_model(self.model)
+        return inner
+
     def _get_num_items_in_batch(
         self, batch_samples: list[Any], device: torch.device
     ) -> Tensor | None:
@@ -88,7 +98,8 @@ class GroupTrainer(Trainer):
     ) -> Any:
         """Sum of the groups' losses over the usable groups of the optimizer step."""
         index = inputs["index"].tolist()
-        logps = model(**inputs["tokens"]).view(len(index), -1)
+        empty = self._empty_passes(len(inputs["tokens"]["batches"]))
+        logps = model(**inputs["tokens"], empty=empty).view(len(index), -1)
         epoch = math.floor(self.state.epoch or 0)
         seeds = group_seeds([self.groups.group_ids[g] for g in index], self.args.seed, epoch)
         applied = self.groups.objective(index, logps, seeds)
@@ -97,13 +108,18 @@ class GroupTrainer(Trainer):
         ).to(logps.device)
         loss = applied.losses.sum() / count.clamp(min=1)
         if num_items_in_batch is not None and self.args.world_size > 1:
-            loss = loss * self.args.world_size  # DDP averages what is a sum here
+            loss = loss * self.args.world_size  # they average what is a sum here
         loss = loss.float().to(self.args.device)  # the sums of some devices are on the CPU
         if model.training:
             with torch.no_grad():
                 self._averages.add(figures(self.groups, applied, index))
             self._guard.note(loss)
         return (loss, {"logps": logps}) if return_outputs else loss
+
+    def _empty_passes(self, count: int) -> list[TokenBatch]:
+        """As many batches that count for nothing as another process has more than these."""
+        missing = missing_passes(count, self.args.device)
+        return [self.scorer.empty_batch(self.args.device)] * missing
 
     def evaluate(
         self,
@@ -152,11 +168,13 @@ class GroupTrainer(Trainer):
 
     def _measure(self, groups: TrainingGroups, index: list[int]) -> dict[str, Tensor]:
         """Figures of some groups, and the losses of those that are usable."""
-        scorer = self.accelerator.unwrap_model(self.model)
+        scorer = self.scorer
         training = scorer.training
         scorer.eval()
         logps = torch.zeros(len(index) * groups.width, dtype=torch.float64)
-        for rows in scorer.batches(groups.trees(index), self.batch_tokens):
+        planned = scorer.batches(groups.trees(index), self.batch_tokens)
+        empty = self._empty_passes(len(planned))  # told before the first pass
+        for rows in planned:
             if self._is_stopped():
                 break
             keys = [key for row in rows for key in row.keys]
@@ -165,6 +183,9 @@ class GroupTrainer(Trainer):
             self.control = self.callback_handler.on_prediction_step(
                 self.args, self.state, self.control
             )
+        with torch.no_grad():
+            for batch in empty:
+                scorer.token_logps(batch)
         scorer.train(training)
         seeds = group_seeds([groups.group_ids[g] for g in index], self.args.seed, 0)
         applied = groups.objective(index, logps.view(len(index), groups.width), seeds)
@@ -176,6 +197,20 @@ class GroupTrainer(Trainer):
             logs = {**logs, **self._averages.take(self)}
         super().log(logs, start_time)
 
+    def save_model(
+        self,
+        output_dir: str | None = None,
+        _internal_call: bool = False,  # noqa: FBT001, FBT002  the Trainer's own signature
+    ) -> None:
+        """See `_save`; of a policy that is shared out, all processes make the whole together."""
+        if not is_sharded(self.scorer):
+            super().save_model(output_dir, _internal_call)
+            return
+        give_back(self.scorer)
+        state = whole_weights(self.scorer)
+        if self.args.should_save:
+            self._save(output_dir, state)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The adapter or the model inside the scorer, as `from_pretrained` reads it."""
         folder = Path(output_dir or str(self.args.output_dir))
@@ -184,7 +219,7 @@ class GroupTrainer(Trainer):
             state_dict = {
                 name.removeprefix("model."): tensor for name, tensor in state_dict.items()
             }
-        inner = self.accelerator.unwrap_model(self.model).model
+        inner = self.scorer.model
         inner.save_pretrained(folder, state_dict=state_dict)
         mode = next(folder.glob("*config.json")).stat().st_mode
         for weights in folder.glob("*.safetensors"):  # made for their owner alone
@@ -235,8 +270,22 @@ class GroupTrainer(Trainer):
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Nothing: the run has a card of its own."""
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        wrapped = model if model is not None else self.model
-        super()._load_from_checkpoint(
-            resume_from_checkpoint, self.accelerator.unwrap_model(wrapped).model
-        )
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if is_sharded(self.scorer):
+            save_states(Path(output_dir), self.optimizer, self.lr_scheduler)
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and is_sharded(self.scorer):
+            load_states(Path(checkpoint), self.optimizer, self.lr_scheduler)
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_from_checkpoint(
+        self,
+        resume_from_checkpoint: str,
+        model: Any = None,  # noqa: ARG002
+    ) -> None:
+        give_back(self.scorer)
+        load_weights(self.scorer.model, Path(resume_from_checkpoint))
