@@ -28,16 +28,17 @@ _PHRASES[Dtype] = {
 }
 Quantization = Literal["nf4"]
 _PHRASES[Quantization] = {"nf4": "weights in 4 bits, a quarter of the memory"}
-Overlong = Literal["skip", "truncate"]
+Overlong = Literal["skip", "truncate", "keep_end"]
 _PHRASES[Overlong] = {
     "skip": "it gets no number and is counted",
     "truncate": "its end is cut, and its number marked",
+    "keep_end": "of a long prompt the end is read, and the numbers marked",
 }
 Truncated = Literal["drop", "keep"]
-"""Whether responses that a reference read cut (`overlong: truncate`) take part."""
+"""Whether responses that a reference read cut, themselves or their prompt, take part."""
 _PHRASES[Truncated] = {
     "drop": "they are left out, and counted",
-    "keep": "the number of their beginning stands for them",
+    "keep": "the number of what was read stands for them",
 }
 System = Literal["fold", "drop", "error"]
 _PHRASES[System] = {
@@ -163,7 +164,7 @@ _PHRASES[Scheduler] = {
 
 
 def choices(words: Any) -> tuple[str, ...]:
-    """The names of a choice: `choices(Overlong)` is `("skip", "truncate")`."""
+    """The names of a choice: `choices(Overlong)` is `("skip", "truncate", "keep_end")`."""
     return get_args(words)
 
 

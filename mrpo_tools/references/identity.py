@@ -53,6 +53,9 @@ FIELDS = (
 NARROW_FIELDS = ("autocast", "logits")
 """Of products in 16 bits alone, so that identities in float32 stay what they were."""
 
+CUT_FIELDS = ("max_prompt_length",)
+"""Of references that read the end of long prompts alone, for the same reason."""
+
 
 class Difference(NamedTuple):
     """A field in which two identities differ, with the value of each."""
@@ -135,6 +138,11 @@ def identify(
             "added_tokens": reference.added_tokens,
             "max_length": reference.max_length or context_length(files.model),
             "overlong": reference.overlong,
+            **{
+                name: value
+                for name in CUT_FIELDS
+                if (value := getattr(reference, name)) is not None
+            },
             **_narrow(reference, dtype),
         }
     )
@@ -180,7 +188,7 @@ def fields_of_words(reference: Reference) -> dict[str, object]:
         name: getattr(reference, name)
         for name in ("quantization", "overlong", "system", "added_tokens")
     }
-    for name in ("dtype", "max_length"):
+    for name in ("dtype", "max_length", *CUT_FIELDS):
         if getattr(reference, name) is not None:
             fields[name] = getattr(reference, name)
     if reference.revision is not None and re.fullmatch("[0-9a-f]{40}", reference.revision):

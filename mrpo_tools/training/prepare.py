@@ -199,13 +199,19 @@ def _check_tokens(
     )
     if not differing:
         return
-    lengths = mine["max_length"], theirs["max_length"]
-    if lengths[0] != lengths[1] or mine["overlong"] != theirs["overlong"]:
+    words = {
+        name: values
+        for name in ("max_length", "max_prompt_length", "overlong")
+        if (values := (mine.get(name), theirs.get(name)))[0] != values[1]
+    }
+    if words:
+        here, there = (
+            ", ".join(f"{name} {values[side]}" for name, values in words.items()) for side in (0, 1)
+        )
         raise CacheStale(
-            f"{differing:,} responses are cut elsewhere for the policy (max_length {lengths[0]}) "
-            f"than for reference {store.name!r} (max_length {lengths[1]}): their log-probs cannot "
-            "be compared",
-            f"train with max_length {lengths[1]}, or precompute the reference with {lengths[0]}",
+            f"{differing:,} responses are cut elsewhere for the policy ({here}) than for reference "
+            f"{store.name!r} ({there}): their log-probs cannot be compared",
+            f"train with {there}, or precompute the reference with {here}",
         )
     raise CacheStale(
         f"the tokens of {differing:,} responses differ from those that reference {store.name!r} "

@@ -165,7 +165,8 @@ def _tell(prepared: Prepared) -> None:
     for reason, count in report.skipped_groups.items():
         say_once(f"skipped {count:,} groups: {reason}")
     for reason, count in report.dropped_responses.items():
-        say_once(f"left out {count:,} responses: {reason.replace('_', ' ')}")
+        hint = " (truncated: keep takes them)" if reason.startswith("truncated") else ""
+        say_once(f"left out {count:,} responses: {reason.replace('_', ' ')}{hint}")
 
 
 def _check_recipe(output: Path, recipe: Recipe, *, resume: bool) -> None:
