@@ -51,8 +51,8 @@ class Reference(Words):
     `dtype` None means the device's own: bfloat16 on an accelerator, float32 on a CPU. `autocast` is
     the format of products where it is narrower than the weights', as full finetuning has it; None
     means that of the weights. `max_length` None means the model's context length; `batch_tokens`
-    None means what suits the device. `max_prompt_length` is how much of a prompt `overlong: keep_end`
-    leaves, and goes with it alone. Every field but `attention` and `batch_tokens` is part of the
+    None means what suits the device. `max_prompt_length` is how much of a prompt is left by
+    `overlong: keep_end`, and goes with it alone. Every field but `attention` and `batch_tokens` is part of the
     reference's identity.
     """
 

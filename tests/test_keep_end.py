@@ -126,8 +126,8 @@ def test_the_policy_reads_the_same_end(cut, references, some_groups, tmp_path, c
     result = train(recipe(**words, truncated="keep"), some_groups, cache, own, tmp_path / "kept")
     assert result.metrics.step0_difference_nats_per_token < 1e-5
     assert result.metrics.groups == len(some_groups)
-    long = [len(g.responses) for g, is_long in
-            zip(some_groups, prompts_cut(references, some_groups), strict=True) if is_long]  # fmt: skip
+    both = zip(some_groups, prompts_cut(references, some_groups), strict=True)
+    long = [len(group.responses) for group, is_long in both if is_long]
     result = train(recipe(**words), some_groups, cache, own, tmp_path / "dropped")
     assert result.metrics.groups == len(some_groups) - len(long)
     assert result.metrics.dropped_responses == {"truncated": sum(long)}

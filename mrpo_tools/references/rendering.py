@@ -79,9 +79,9 @@ class Renderer:
         max_length: tokens of prompt and response together.
         max_prompt_length: tokens of a prompt that `keep_end` leaves.
         vocab_size: ids that the model has embeddings for; None where nobody asks a model.
-        overlong: `skip` marks a response that does not fit, `truncate` cuts its end. `keep_end` cuts
-            the beginning of a prompt that is longer than `max_prompt_length`, whatever the template
-            wrote there, but for BOS; a response that does not fit beside the rest is marked.
+        overlong: `skip` marks a response that does not fit, `truncate` cuts its end. `keep_end`
+            cuts the beginning of a prompt that is longer than `max_prompt_length`, whatever the
+            template wrote there, but for BOS; a response that does not fit beside it is marked.
 
     Attributes:
         counts: how often a template trimmed a response, and more (`chat.Chat`).
