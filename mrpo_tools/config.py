@@ -52,8 +52,8 @@ class Reference(Words):
     the format of products where it is narrower than the weights', as full finetuning has it; None
     means that of the weights. `max_length` None means the model's context length; `batch_tokens`
     None means what suits the device. `max_prompt_length` is how much of a prompt is left by
-    `overlong: keep_end`, and goes with it alone. Every field but `attention` and `batch_tokens` is part of the
-    reference's identity.
+    `overlong: keep_end`, and goes with it alone. Every field but `attention` and `batch_tokens` is
+    part of the reference's identity.
     """
 
     model: str

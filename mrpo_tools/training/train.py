@@ -19,7 +19,6 @@ from mrpo_tools.groups import Group
 from mrpo_tools.progress import is_first_process, say_once
 from mrpo_tools.references.devices import (
     free_bytes,
-    memory_errors,
     peak_memory_bytes,
     pick_device,
     reset_peak_memory,
@@ -31,7 +30,6 @@ from mrpo_tools.runs.record import Metrics
 from mrpo_tools.runs.run import (
     METRICS,
     Stage,
-    read_recipe,
     resume_command,
     stage_of,
 )
@@ -49,20 +47,15 @@ from mrpo_tools.training.groups import TrainingGroups
 from mrpo_tools.training.policy import scorer_of
 from mrpo_tools.training.prepare import Prepared, prepare
 from mrpo_tools.training.record import check_split, model_card, open_run, run_record
+from mrpo_tools.training.resume import check_recipe, memory_errors_of
 from mrpo_tools.training.saturation import tell_saturated
 from mrpo_tools.training.step0 import check_step0
 from mrpo_tools.training.trainer import GroupTrainer
 
-LESS_MEMORY = (
-    "set gradient_checkpointing: true, then lower per_device_train_batch_size, or use "
-    "quantization: nf4"
-)
 LogEntry = Mapping[str, float]
 """A line of the Trainer's log."""
 DOUBTS = {**COUNTS, "unused_scores": "groups with scores that are not used, as others have none"}
 """What `DataReport.doubted_labels` counts, in words."""
-FREE = ("batch_tokens", "gradient_checkpointing")
-"""Keys of a recipe that a resumed run may change: they change memory, not the result."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +93,7 @@ def train(
     Raises:
         UsageError, CacheError: before anything is written.
         NonFiniteError: three steps in a row had no finite gradient.
+        ResourceError: out of memory; names the command that goes on with less.
         Preempted: SIGTERM; a checkpoint is saved.
     """
     started = time.monotonic()
@@ -107,7 +101,7 @@ def train(
     trainer_words(recipe)  # refused before anything is read
     stage = stage_of(output)
     if stage not in (Stage.EMPTY, Stage.BEGUN):
-        _check_recipe(output, recipe, resume=resume)
+        check_recipe(output, recipe, resume=resume)
     wait_for_everyone()
     if stage is Stage.FINISHED:
         say_once(f"{output} has finished already")
@@ -119,7 +113,7 @@ def train(
         references=references, dataset=dataset,
     )  # fmt: skip
     open_run(output, stage, recipe, record)
-    with memory_errors("training", LESS_MEMORY), _without_denormals():
+    with memory_errors_of(recipe, output), _without_denormals():
         trainer, fitted = _fit(recipe, prepared, output, callbacks)
     metrics = Metrics(
         **prepared.report.model_dump(),
@@ -167,26 +161,6 @@ def _tell(prepared: Prepared) -> None:
     for reason, count in report.dropped_responses.items():
         hint = " (truncated: keep takes them)" if reason.startswith("truncated") else ""
         say_once(f"left out {count:,} responses: {reason.replace('_', ' ')}{hint}")
-
-
-def _check_recipe(output: Path, recipe: Recipe, *, resume: bool) -> None:
-    """Refuse to overwrite a run, or to go on with another recipe."""
-    if not resume:
-        raise UsageError(
-            f"{output} already holds a run",
-            f"go on with: {resume_command(output)}; or choose another --output",
-        )
-    before = read_recipe(output)
-    differing = [
-        f"{key} was {getattr(before, key)!r}, is now {getattr(recipe, key)!r}"
-        for key in Recipe.model_fields
-        if getattr(before, key) != getattr(recipe, key) and key not in FREE
-    ]
-    if differing:
-        raise UsageError(
-            f"{output} holds a run of another recipe: {'; '.join(differing)}",
-            f"go on as it was: {resume_command(output)}",
-        )
 
 
 @contextlib.contextmanager
