@@ -148,6 +148,14 @@ _PHRASES[Finetuning] = {
     "lora": "a small adapter; the weights stay",
     "full": "all weights",
 }
+Wrapping = Literal["ddp", "fsdp2", "zero2", "zero3"]
+"""How a policy is spread over several processes."""
+_PHRASES[Wrapping] = {
+    "ddp": "all of it in each",
+    "fsdp2": "parameters, gradients, optimizer in parts",
+    "zero2": "gradients and optimizer in parts (DeepSpeed)",
+    "zero3": "parameters too (DeepSpeed)",
+}
 Scheduler = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant",
     "constant_with_warmup", "inverse_sqrt",

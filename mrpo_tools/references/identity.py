@@ -138,20 +138,17 @@ def identify(
             "added_tokens": reference.added_tokens,
             "max_length": reference.max_length or context_length(files.model),
             "overlong": reference.overlong,
-            **{
-                name: value
-                for name in CUT_FIELDS
-                if (value := getattr(reference, name)) is not None
-            },
-            **_narrow(reference, dtype),
+            **_occasional(reference, dtype),
         }
     )
 
 
-def _narrow(reference: Reference, dtype: str) -> dict[str, str]:
-    """The fields of 16-bit products: their logits are float32 (before, they had 16 bits too)."""
+def _occasional(reference: Reference, dtype: str) -> dict[str, object]:
+    """The fields that few identities have: of cut prompts, and of 16-bit products, whose logits are
+    float32 (before, they had 16 bits too)."""
+    cut = {name: value for name in CUT_FIELDS if (value := getattr(reference, name)) is not None}
     products = products_dtype(reference, dtype)
-    fields = {"autocast": products} if products != dtype else {}
+    fields = {**cut, "autocast": products} if products != dtype else cut
     return fields if products == "float32" else {**fields, "logits": "float32"}
 
 
