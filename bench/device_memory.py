@@ -4,7 +4,7 @@
 
 For each case the whole Llama 3 8B is made of tensors that have a shape and no storage, wrapped as
 it would be (`fully_shard` over a process group that sends nothing), and computes two optimizer
-steps of two micro-batches: forward, backward, optimizer. The peak is what was alive, counted
+steps, the second one of two micro-batches: forward, backward, optimizer. The peak is what was alive, counted
 storage by storage; nothing of the foretold figure goes into it. NF4 layers are stand-ins with the
 bytes of bitsandbytes' and its way through a layer: its kernels want real numbers. `ddp` is not run:
 its buckets are made in C++ (tests/test_device_memory.py has it on real tensors); DeepSpeed neither.
@@ -185,8 +185,8 @@ def happened(
         scorer.causal_lm.tie_weights()
         scorer.take(scorer.routes[0])
         moved = OPTIMIZERS[optimizer]([w for w in scorer.parameters() if w.requires_grad])
-        for _ in range(2):
-            for _ in range(2):
+        for micro_batches in (1, 2):  # the last one finds gradients and states
+            for _ in range(micro_batches):
                 planned = scorer.batches(TRAINED, BATCH_TOKENS[False])
                 scorer(*inputs(scorer, planned, CPU)).sum().backward()
             moved.step()

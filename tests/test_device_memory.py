@@ -139,7 +139,7 @@ def test_ddp_has_a_second_copy_of_the_gradients(group):
 
 
 def test_what_is_divided_by_the_processes():
-    """By hand: 80 bytes of weights, of which 40 are trained, two layers of 30 and 20 beside them."""
+    """By hand: 80 bytes of weights, 40 of them trained, two layers of 30 and 20 beside them."""
     shapes = (torch.empty(10, device="meta"),)
     weights = Weights(80, 40, 0, Unit(30, 15), Unit(20, 10), shapes)
     step = StepBytes(kept=100, peak=150, head=50, layer=40)
