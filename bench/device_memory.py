@@ -4,9 +4,10 @@
 
 For each case the whole Llama 3 8B is made of tensors that have a shape and no storage, wrapped as
 it would be (`fully_shard` over a process group that sends nothing), and computes two optimizer
-steps, the second one of two micro-batches: forward, backward, optimizer. The peak is what was alive, counted
-storage by storage; nothing of the foretold figure goes into it. NF4 layers are stand-ins with the
-bytes of bitsandbytes' and its way through a layer: its kernels want real numbers. `ddp` is not run:
+steps, the second one of two micro-batches: forward, backward, optimizer. The peak is what was
+alive, counted storage by storage; nothing of the foretold figure goes into it. NF4 layers are
+stand-ins with the bytes of bitsandbytes' and its way through a layer: its kernels want real
+numbers. `ddp` is not run:
 its buckets are made in C++ (tests/test_device_memory.py has it on real tensors); DeepSpeed neither.
 """
 
@@ -175,12 +176,14 @@ def happened(
     scorer = blueprint.made(torch.device("meta"))
     if quantized:
         packed(scorer)
-    with _group(layout.processes), FakeTensorMode(allow_non_fake_inputs=True), PartBytes() as live:
+    with _group(layout.processes), contextlib.ExitStack() as stack:
         if layout.wrapping == "fsdp2":
             mesh = init_device_mesh("cpu", (layout.processes,))
             for layer in scorer.causal_lm.get_decoder().layers:
                 fully_shard(layer, mesh=mesh)
             fully_shard(scorer, mesh=mesh)
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        live = stack.enter_context(PartBytes())
         scorer = scorer.to_empty(device=CPU)
         scorer.causal_lm.tie_weights()
         scorer.take(scorer.routes[0])

@@ -141,7 +141,7 @@ def test_ddp_has_a_second_copy_of_the_gradients(group):
 def test_what_is_divided_by_the_processes():
     """By hand: 80 bytes of weights, 40 of them trained, two layers of 30 and 20 beside them."""
     shapes = (torch.empty(10, device="meta"),)
-    weights = Weights(80, 40, 0, Unit(30, 15), Unit(20, 10), shapes)
+    weights = Weights(80, 40, 0, Unit(30, 15), Unit(20, 10), 4, shapes)
     step = StepBytes(kept=100, peak=150, head=50, layer=40)
     memory = {
         wrapping: device_memory(weights, step, 80, Layout(4, wrapping), accumulates=True)
@@ -156,8 +156,8 @@ def test_what_is_divided_by_the_processes():
     assert parts["zero2"] == (80, 10 + 80, (80 + 40) // 4), "buckets, and float32 copies"
     assert parts["zero3"] == (20, 10 + 80, (80 + 40) // 4)
     assert memory["ddp"].peak_bytes == 240 + 150
-    in_a_layer = 20 + 2 * 30 + 2 * 15 + 10 + 100 + 40
-    assert memory["fsdp2"].peak_bytes == 50 + max(in_a_layer, 20 + 30 + 150)
+    in_a_layer = 20 + 2 * 30 + 2 * 15 + (10 - 4) + 100 + 40
+    assert memory["fsdp2"].peak_bytes == 50 + max(in_a_layer, 20 + 30 + 100 + 50)
     assert memory["fsdp2"].gathered_bytes == 20 + 2 * 30
 
 

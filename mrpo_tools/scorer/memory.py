@@ -83,6 +83,7 @@ class Weights(NamedTuple):
         largest: of the largest matrix of the layers, in the dtype of the products.
         layer: the largest layer.
         root: what is in no layer: embeddings, the last norm, the head.
+        embedding: of the root, what is trained of the embeddings; 0 where the head is tied to them.
         shapes: those that are trained, without storage.
     """
 
@@ -91,6 +92,7 @@ class Weights(NamedTuple):
     largest: int
     layer: Unit = Unit()
     root: Unit = Unit()
+    embedding: int = 0
     shapes: tuple[Tensor, ...] = ()
 
 
@@ -125,6 +127,7 @@ def weights_of(blueprint: Blueprint, *, quantized: bool = False) -> Weights:
     total = sum(tensor.nbytes for tensor in (*scorer.parameters(), *scorer.buffers()))
     if quantized:
         total -= int(sum(matrices.values()) * (blueprint.dtype.itemsize - NF4_BYTES))
+    embeddings = scorer.causal_lm.get_input_embeddings().weight
     shapes = tuple(weight for weight in scorer.parameters() if weight.requires_grad)
     layers, root = _units(scorer)
     return Weights(
@@ -133,6 +136,7 @@ def weights_of(blueprint: Blueprint, *, quantized: bool = False) -> Weights:
         largest=max(matrices.values(), default=0) * blueprint.dtype.itemsize,
         layer=max(layers, default=Unit()),
         root=root,
+        embedding=0 if head.weight is embeddings else _unit([embeddings]).trained,
         shapes=shapes,
     )
 

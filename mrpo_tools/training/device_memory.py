@@ -186,15 +186,19 @@ def _of_several(weights: Weights, step: StepBytes, optimizer: int, layout: Layou
 def _gathering(weights: Weights, step: StepBytes, *, deepspeed: bool) -> tuple[int, int]:
     """Bytes that are gathered at most, and the peak above the parts that a device keeps.
 
-    It is at the head, with a layer fetched ahead; or in a layer's backward pass, with the next one
-    and what it gives and sends of gradients; or at the end, where the gradients of the embeddings
-    and the head are sent.
+    It is at the beginning, where the root and the first layer are received and copied to their
+    places; at the head, with a layer fetched ahead; in a layer's backward pass, with the next one,
+    what it gives and sends of gradients and the head's; or at the end, where the root's are sent.
     """
     root, layer = weights.root, weights.layer
     layers = 2 * layer.total
     if deepspeed:
         layers = max(layers, min(weights.total - root.total, FLOAT * GATHERED))
-    at_head = root.total + layer.total + step.peak
-    in_layer = root.total + layers + 2 * layer.trained + root.trained + step.kept + step.layer
+    at_begin = 2 * root.total + 2 * layer.total
+    at_head = root.total + layer.total + step.kept + step.head
+    in_layer = (
+        root.total + layers + 2 * layer.trained + root.trained - weights.embedding
+        + step.kept + step.layer
+    )  # fmt: skip
     at_end = root.trained + max(root.total, root.trained)
-    return root.total + layers, max(at_head, in_layer, at_end)
+    return root.total + layers, max(at_begin, at_head, in_layer, at_end)

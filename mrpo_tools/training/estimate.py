@@ -231,7 +231,7 @@ def _formula(
     layer = STATES * state
     shapes = (torch.empty(trained // 4, device="meta"),)
     each = Unit(total // config["num_hidden_layers"], trained // config["num_hidden_layers"])
-    weights = Weights(total, trained, 0, each, Unit(), shapes)
+    weights = Weights(total, trained, 0, each, shapes=shapes)
     plain = StepBytes(STATES * kept, STATES * kept + logits + layer, logits, layer)
     checkpointed = StepBytes(kept, kept + logits + layer, logits, layer)
     recomputes = _recomputes(recipe, weights, plain, device, layout)
