@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -33,7 +34,7 @@ from mrpo_tools.scorer.trees import Row, plan_rows
 from mrpo_tools.scorer.trees import batches as batches_of
 from mrpo_tools.training.activations import fits, recompute_activations
 from mrpo_tools.training.device_memory import Layout, StepMemory, device_memory, layout_of
-from mrpo_tools.training.optimizers import DEFAULT, kept_by
+from mrpo_tools.training.optimizers import DEFAULT, Kept, kept_by
 from mrpo_tools.training.policy import on_model
 from mrpo_tools.training.prepare import Prepared
 from mrpo_tools.training.resume import groups_a_step
@@ -130,12 +131,9 @@ def estimate_training(
     largest = order[-recipe.per_device_train_batch_size :]
     cost = _cost(recipe, prepared, [trees[g] for g in largest], device, layout)
     optimizer = kept_by(recipe.trainer, cost.weights.shapes)
-    plain, checkpointed = (
-        device_memory(
-            cost.weights, step, optimizer.bytes, layout,
-            accumulates=recipe.gradient_accumulation_steps > 1,
-        )
-        for step in (cost.plain, cost.checkpointed)
+    on_device = partial(
+        device_memory, cost.weights, optimizer=optimizer.bytes, layout=layout,
+        accumulates=recipe.gradient_accumulation_steps > 1,
     )  # fmt: skip
     return TrainingEstimate(
         layout=layout,
@@ -144,20 +142,22 @@ def estimate_training(
         steps=_steps(recipe, len(groups), layout),
         step_tokens=round(sum(lengths) / _epoch_steps(recipe, len(groups), layout)),
         largest_tokens=sum(lengths[g] for g in largest),
-        plain=plain,
-        checkpointed=checkpointed,
+        plain=on_device(cost.plain),
+        checkpointed=on_device(cost.checkpointed),
         free_bytes=free,
         gradient_checkpointing=cost.recomputes,
         paged=optimizer.paged,
         disk_bytes=cost.weights.trained + optimizer.bytes,
         seconds=cost.seconds,
         about=cost.about or not optimizer.known,
-        rough=tuple(
-            reason
-            for reason, is_so in ((ROUGH, cost.about), (UNKNOWN_OPTIMIZER, not optimizer.known))
-            if is_so
-        ),
+        rough=_rough(cost, optimizer),
     )
+
+
+def _rough(cost: _Cost, optimizer: Kept) -> tuple[str, ...]:
+    """What is not of the real model, or not of the real optimizer."""
+    reasons = {ROUGH: cost.about, UNKNOWN_OPTIMIZER: not optimizer.known}
+    return tuple(reason for reason, holds in reasons.items() if holds)
 
 
 def _refuse_parts(policy: ResolvedReference, layout: Layout) -> None:
