@@ -31,7 +31,6 @@ from transformers import (
     Qwen2Config,
 )
 
-from mrpo_tools.config import Recipe
 from mrpo_tools.maths.logprobs import TILES
 from mrpo_tools.references.devices import peak_memory_bytes, reset_peak_memory
 from mrpo_tools.references.loading import add_lora, quiet_libraries
@@ -49,7 +48,8 @@ from mrpo_tools.scorer.scorer import BATCH_TOKENS, ResponseScorer
 from mrpo_tools.scorer.trees import Row
 from mrpo_tools.scorer.variable_length import VariableLength
 from mrpo_tools.training.activations import recompute_activations
-from mrpo_tools.training.estimate import step_memory
+from mrpo_tools.training.device_memory import Layout, device_memory
+from mrpo_tools.training.optimizers import kept_by
 
 CPU = torch.device("cpu")
 SHAPES: dict[str, Callable[[], Any]] = {
@@ -130,7 +130,9 @@ def predicted(blueprint: Blueprint, *, trained: bool) -> tuple[int, float]:
         return weights.total + working_bytes(blueprint, SCORED), 0.0
     step = step_bytes(blueprint, TRAINED, BATCH_TOKENS[False])
     tokens = sum(map(len, TRAINED))
-    return step_memory(Recipe(), weights, step).peak_bytes, step.kept / tokens
+    optimizer = kept_by({}, weights.shapes).bytes
+    memory = device_memory(weights, step, optimizer, Layout(), accumulates=True)
+    return memory.peak_bytes, step.kept / tokens
 
 
 def happened(blueprint: Blueprint, *, trained: bool) -> int:

@@ -1,4 +1,4 @@
-"""Write docs/methods.md, data.md, families.md (each from its .in.md and tables) and recipe.md.
+"""Write docs/methods.md, data.md, families.md and training.md, each from its .in.md and tables.
 
 `python docs/generate.py`
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mrpo_tools.cli.recipe import recipe_text
 from mrpo_tools.methods.method import LOSSES, describe
 from mrpo_tools.sources import ADAPTERS, COUNTS, KNOWN
 from mrpo_tools.sources.export import FORMS
+from mrpo_tools.training.arguments import LOGGERS, OTHER_PLACES, REFUSED, engine_keys
 
 DOCS = Path(__file__).parent
 SAMPLES = ("single", "several")
@@ -86,14 +88,27 @@ def data_page() -> str:
     return prose
 
 
-def recipe_page() -> str:
-    """docs/recipe.md: what `mrpo recipe` prints, with a sentence before it."""
-    return (
-        "# Recipes\n\nEvery key of a recipe with its default, as `mrpo recipe` prints them; "
-        "`mrpo recipe KEY` explains one. A key that is\ncommented out is left to the loss, the "
-        "reference or the device. Every key is also an option: `--set KEY=VALUE`.\n\n"
-        f"```yaml\n{recipe_text()}```\n"
-    )
+def training_page() -> str:
+    """docs/training.md: the prose of training.in.md around the keys of a recipe."""
+    prose = (DOCS / "training.in.md").read_text(encoding="utf-8")
+    tables = {
+        "keys": recipe_text().rstrip(),
+        "elsewhere": _table(("`trainer` key", "said by"), *_pairs(OTHER_PLACES, code=True)),
+        "refused": _table(("`trainer` key", "why"), *_pairs(REFUSED)),
+        "engine": ", ".join(f"`{key}`" for key in engine_keys()),
+        "loggers": ", ".join(f"`{name}`" for name in LOGGERS),
+    }
+    for name, table in tables.items():
+        prose = prose.replace("{{" + name + "}}", table)
+    return prose
+
+
+def _pairs(told: Mapping[str, str], *, code: bool = False) -> list[tuple[str, str]]:
+    pairs = []
+    for key, words in told.items():
+        places = " and ".join(f"`{word}`" for word in words.split(" and "))
+        pairs.append((f"`{key}`", places if code else words))
+    return pairs
 
 
 def families_page() -> str:
@@ -248,4 +263,4 @@ if __name__ == "__main__":
     (DOCS / "methods.md").write_text(page(), encoding="utf-8")
     (DOCS / "data.md").write_text(data_page(), encoding="utf-8")
     (DOCS / "families.md").write_text(families_page(), encoding="utf-8")
-    (DOCS / "recipe.md").write_text(recipe_page(), encoding="utf-8")
+    (DOCS / "training.md").write_text(training_page(), encoding="utf-8")

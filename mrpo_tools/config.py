@@ -53,8 +53,9 @@ class Reference(Words):
     `dtype` None means the device's own: bfloat16 on an accelerator, float32 on a CPU. `autocast` is
     the format of products where it is narrower than the weights', as full finetuning has it; None
     means that of the weights. `max_length` None means the model's context length; `batch_tokens`
-    None means what suits the device. Every field but `attention` and `batch_tokens` is part of the
-    reference's identity.
+    None means what suits the device. `max_prompt_length` is how much of a prompt is left by
+    `overlong: keep_end`, and goes with it alone. Every field but `attention` and `batch_tokens` is
+    part of the reference's identity.
     """
 
     model: str
@@ -64,6 +65,7 @@ class Reference(Words):
     autocast: words.Dtype | None = None
     quantization: words.Quantization | None = None
     max_length: int | None = Field(default=None, ge=8)
+    max_prompt_length: int | None = Field(default=None, ge=2)
     overlong: words.Overlong = "skip"
     system: words.System = "fold"
     added_tokens: words.AddedTokens = "plain"
@@ -71,6 +73,16 @@ class Reference(Words):
     trust_remote_code: bool = False
     attention: words.Attention = "auto"
     batch_tokens: int | None = Field(default=None, ge=16)
+
+    @model_validator(mode="after")
+    def _says_how_much_is_kept(self) -> Reference:
+        if self.overlong == "keep_end" and self.max_prompt_length is None:
+            raise ValueError(
+                "overlong keep_end needs max_prompt_length: how much of a prompt stays"
+            )
+        if self.overlong != "keep_end" and self.max_prompt_length is not None:
+            raise ValueError("max_prompt_length goes with overlong: keep_end alone")
+        return self
 
 
 class ScoringRule(Words):

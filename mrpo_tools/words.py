@@ -28,16 +28,17 @@ _PHRASES[Dtype] = {
 }
 Quantization = Literal["nf4"]
 _PHRASES[Quantization] = {"nf4": "weights in 4 bits, a quarter of the memory"}
-Overlong = Literal["skip", "truncate"]
+Overlong = Literal["skip", "truncate", "keep_end"]
 _PHRASES[Overlong] = {
     "skip": "it gets no number and is counted",
     "truncate": "its end is cut, and its number marked",
+    "keep_end": "of a long prompt the end is read, and the numbers marked",
 }
 Truncated = Literal["drop", "keep"]
-"""Whether responses that a reference read cut (`overlong: truncate`) take part."""
+"""Whether responses that a reference read cut, themselves or their prompt, take part."""
 _PHRASES[Truncated] = {
     "drop": "they are left out, and counted",
-    "keep": "the number of their beginning stands for them",
+    "keep": "the number of what was read stands for them",
 }
 Status = Literal["truncated", "empty", "duplicate"]
 """What is amiss with a sampled answer, so that it is left out of training unless it is kept."""
@@ -174,6 +175,14 @@ _PHRASES[Finetuning] = {
     "lora": "a small adapter; the weights stay",
     "full": "all weights",
 }
+Wrapping = Literal["ddp", "fsdp2", "zero2", "zero3"]
+"""How a policy is spread over several processes."""
+_PHRASES[Wrapping] = {
+    "ddp": "all of it in each",
+    "fsdp2": "parameters, gradients, optimizer in parts",
+    "zero2": "gradients and optimizer in parts (DeepSpeed)",
+    "zero3": "parameters too (DeepSpeed)",
+}
 Scheduler = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant",
     "constant_with_warmup", "inverse_sqrt",
@@ -190,7 +199,7 @@ _PHRASES[Scheduler] = {
 
 
 def choices(words: Any) -> tuple[str, ...]:
-    """The names of a choice: `choices(Overlong)` is `("skip", "truncate")`."""
+    """The names of a choice: `choices(Overlong)` is `("skip", "truncate", "keep_end")`."""
     return get_args(words)
 
 

@@ -104,6 +104,7 @@ CHANGES: dict[str, Change] = {
     "quantization": said(quantization="nf4"),
     "max_length": said(max_length=500),
     "overlong": said(overlong="truncate"),
+    "the end of long prompts": said(overlong="keep_end", max_prompt_length=40),
     "system drop": said(system="drop"),
     "system error": said(system="error"),
     "added_tokens": said(added_tokens="keep"),

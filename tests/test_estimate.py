@@ -118,6 +118,33 @@ def test_a_dry_run_of_training_says_what_it_takes(dry, mrpo, here):
     assert sorted(here.rglob("*")) == before
 
 
+def test_a_dry_run_of_several_devices(dry, mrpo):
+    """Eight have an eighth of parameters and optimizer each, and a step takes eight times the
+    groups; under DDP each has all of them. What starts nothing cannot be asked for without it."""
+    words = "--loss dpo --set split=all --set gradient_checkpointing=true --set finetuning=full"
+    one, ddp, parts, sgd = (
+        json.loads(mrpo(f"{dry} {words} {more} --json").out)
+        for more in ("", "--processes 8", "--processes 8 --wrapping fsdp2",
+                     "--set 'trainer={optim: sgd}'")
+    )  # fmt: skip
+    assert (one["layout"], ddp["layout"]) == (
+        {"processes": 1, "wrapping": None}, {"processes": 8, "wrapping": "ddp"},
+    )  # fmt: skip
+    for part in ("weights_bytes", "optimizer_bytes"):
+        whole = one["plain"][part]
+        assert ddp["plain"][part] == whole
+        assert parts["plain"][part] == whole // 8
+    assert one["steps"] == 5
+    assert ddp["steps"] == parts["steps"] == 1
+    assert sgd["plain"]["optimizer_bytes"] == 0
+    printed = mrpo(f"{dry} {words} --processes 8 --wrapping zero2").out
+    assert "memory is of a device (each of 8 under zero2)" in printed
+    refused = mrpo(f"{dry} {words} --processes 8".replace("--dry-run", "--output run"), 2).err
+    assert "--processes goes with --dry-run" in refused
+    line = f"{dry} --loss dpo --set split=all --set quantization=nf4 --processes 2 --wrapping"
+    assert "nf4 weights cannot be divided by fsdp2" in mrpo(f"{line} fsdp2", 2).err
+
+
 def test_a_dry_run_counts_the_steps_that_training_makes(cached, references, some_groups, tmp_path):
     recipe = Recipe(loss="dpo", refs=["llama"], split="all", num_train_epochs=1.5,
                     gradient_accumulation_steps=3)  # fmt: skip

@@ -111,7 +111,7 @@ def test_the_fields_are_the_designs(model):
     assert set(now.fields) == FIELDS == set(identity.FIELDS)
     elsewhere = {"model", "revision", "rendering_version"}
     changeable = elsewhere.union(*(change.fields for change in CHANGES.values()))
-    assert changeable == FIELDS.union(identity.NARROW_FIELDS)
+    assert changeable == FIELDS.union(identity.NARROW_FIELDS, identity.CUT_FIELDS)
 
 
 def test_an_adapter_that_is_not_safetensors_is_refused(model):

@@ -9,7 +9,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Gemma2Config, LlamaConfig, MixtralConfig, Qwen2Config
 
-from mrpo_tools.config import Recipe
 from mrpo_tools.references.loading import add_lora
 from mrpo_tools.scorer.blueprint import Blueprint
 from mrpo_tools.scorer.memory import LiveBytes, inputs, step_bytes, weights_of, working_bytes
@@ -22,7 +21,8 @@ from mrpo_tools.training.activations import (
     fits,
     recompute_activations,
 )
-from mrpo_tools.training.estimate import step_memory
+from mrpo_tools.training.device_memory import Layout, device_memory
+from mrpo_tools.training.optimizers import kept_by
 
 CPU = torch.device("cpu")
 SIZE = {
@@ -86,8 +86,10 @@ def test_few_layers_tell_what_training_all_of_them_takes(
         scorer.take(scorer.routes[0])
         train(scorer, micro_batches)
         happened = live.peak
-    recipe = Recipe(gradient_accumulation_steps=micro_batches)
-    memory = step_memory(recipe, weights_of(model), step_bytes(model, TREES))
+    weights = weights_of(model)
+    optimizer = kept_by({}, weights.shapes).bytes
+    step, accumulates = step_bytes(model, TREES), micro_batches > 1
+    memory = device_memory(weights, step, optimizer, Layout(), accumulates=accumulates)
     assert memory.peak_bytes == pytest.approx(happened, rel=0.05)
     parts = memory.weights_bytes + memory.gradient_bytes + memory.optimizer_bytes
     if micro_batches > 1:

@@ -86,7 +86,9 @@ def _from_words(store: ReferenceStore, reference: Reference) -> list[Difference]
     if reference.chat_template is None and recorded.chat_template is not None:
         words["chat_template"] = "the model's own"
     return [
-        Difference(name, now, cached[name]) for name, now in words.items() if now != cached[name]
+        Difference(name, now, cached.get(name))
+        for name, now in words.items()
+        if now != cached.get(name)
     ]
 
 

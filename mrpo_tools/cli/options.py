@@ -138,6 +138,8 @@ reference_options = decorate(
     click.option("--quantization", type=choice(words.Quantization),
                  help="Format of frozen weights, where not --dtype's."),
     click.option("--max-length", type=int, help="Tokens of prompt and response together."),
+    click.option("--max-prompt-length", type=int,
+                 help="Tokens of a prompt that --overlong keep_end leaves."),
     click.option("--overlong", type=choice(words.Overlong),
                  help="What of a response that does not fit.  [default: skip]"),
     click.option("--revision", metavar="REV", help="Commit, tag or branch on the hub."),
@@ -152,7 +154,8 @@ reference_options = decorate(
     click.option("--trust-remote-code", is_flag=True, default=None, help="Run the model's code."),
 )  # fmt: skip
 REFERENCE_FIELDS = (
-    "dtype", "quantization", "max_length", "overlong", "revision", "adapter", "system",
+    "dtype", "quantization", "max_length", "max_prompt_length", "overlong", "revision", "adapter",
+    "system",
     "added_tokens", "batch_tokens", "attention", "trust_remote_code",
 )  # fmt: skip
 

@@ -30,7 +30,7 @@ REFERENCE = """\
     dtype: {dtype}           # part of the reference's identity; float32 on a CPU
     # quantization: nf4      # 4-bit weights
     # max_length: 2048       # tokens of prompt and response; the model's context by default
-    # overlong: skip         # or truncate
+    # overlong: skip         # or truncate; or keep_end, with max_prompt_length
 """
 
 

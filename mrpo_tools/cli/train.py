@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mrpo_tools import words
 from mrpo_tools.cli.completion import recipes, references
 from mrpo_tools.cli.options import (
     cache_option,
+    choice,
     dataset_of,
     json_option,
     print_json,
@@ -42,7 +44,8 @@ SECTIONS = {
     **{name: keys for name, keys in KEYS.items() if name != "What is optimised"},
     "Every other key": ("config", "settings"),
     "Data and cache": (*DATA, "cache"),
-    "Output": ("output", "resume", "dry_run", "as_json"),
+    "Output": ("output", "resume", "as_json"),
+    "Before it is run": ("dry_run", "processes", "wrapping"),
 }
 """Of the help: options by heading."""
 
@@ -65,6 +68,11 @@ SECTIONS = {
               help="Go on with the run in --output, its recipe and data.")  # fmt: skip
 @click.option("--dry-run", is_flag=True,
               help="Say memory, steps and time; load no weights, write nothing.")  # fmt: skip
+@click.option("--processes", type=click.IntRange(min=1), metavar="N",
+              help="With --dry-run: on so many devices.  [default: as it was started]")  # fmt: skip
+@click.option("--wrapping", type=choice(words.Wrapping),
+              help="With --dry-run: how the policy is spread over them.  [default: as accelerate "
+              "launch says, or ddp]")  # fmt: skip
 @json_option
 def train(
     *,
@@ -92,8 +100,7 @@ def train(
     from mrpo_tools.cache import Cache
     from mrpo_tools.config import pinned
 
-    if output is None and (resume or not options["dry_run"]):
-        raise click.MissingParameter(param_hint="'--output'", param_type="option")
+    _check_options(output, options, resume=resume)
     project, config = _project(config, output, options, resume=resume)
     names, placed = _names(options["refs"])
     recipe = _with_references(_recipe(config, options, settings, names), project)
@@ -105,7 +112,7 @@ def train(
     source = _read(dataset, recipe, cache)
     _begin()
     if output is None or options["dry_run"]:
-        estimate = _estimate(recipe, source.groups, cache, models)
+        estimate = _estimate(recipe, source.groups, cache, models, options)
         _print_estimate(estimate, as_json=options["as_json"])
         return
     from mrpo_tools.training.train import train as phase2
@@ -120,6 +127,16 @@ def train(
         resume=resume,
     )
     _print(result, recipe.loss, as_json=options["as_json"])
+
+
+def _check_options(output: Path | None, options: dict[str, Any], *, resume: bool) -> None:
+    if output is None and (resume or not options["dry_run"]):
+        raise click.MissingParameter(param_hint="'--output'", param_type="option")
+    for name in ("processes", "wrapping"):
+        if options[name] is not None and not options["dry_run"]:
+            raise click.UsageError(
+                f"--{name} goes with --dry-run; torchrun or accelerate launch starts processes"
+            )
 
 
 def _drawn(dataset: Dataset, recipe: Recipe, split_seed: int | None) -> Dataset:
@@ -176,24 +193,30 @@ def _project(
 
 
 def _estimate(
-    recipe: Recipe, groups: Sequence[Group], cache: Cache, references: dict[str, Reference]
+    recipe: Recipe,
+    groups: Sequence[Group],
+    cache: Cache,
+    references: dict[str, Reference],
+    options: dict[str, Any],
 ) -> TrainingEstimate:
+    from mrpo_tools.training.device_memory import layout_of
     from mrpo_tools.training.estimate import estimate_training
     from mrpo_tools.training.prepare import prepare
 
-    return estimate_training(recipe, prepare(recipe, groups, cache, references))
+    layout = layout_of(recipe.trainer, options["processes"], options["wrapping"])
+    return estimate_training(recipe, prepare(recipe, groups, cache, references), layout=layout)
 
 
 def _print_estimate(estimate: TrainingEstimate, *, as_json: bool) -> None:
     """What it would take; memory with every activation kept, and with most of them recomputed."""
-    from dataclasses import asdict, astuple
+    from dataclasses import asdict
 
     from mrpo_tools.progress import is_first_process
 
     if not is_first_process():
         return
     if as_json:
-        print_json(asdict(estimate))
+        print_json({**asdict(estimate), "layout": estimate.layout._asdict()})
         return
     print_table(
         ("groups", "steps", "tokens a step", "largest micro-batch", "disk MB", "seconds"),
@@ -210,19 +233,36 @@ def _print_estimate(estimate: TrainingEstimate, *, as_json: bool) -> None:
     )
     both = {"false": estimate.plain, "true": estimate.checkpointed}
     print_table(
-        ("checkpointing", "weights", "gradients", "optimizer", "activations", "beside", "peak MB"),
+        ("checkpointing", *PARTS.values()),
         [
-            (name, *(rounded_up(part / 1e6) for part in astuple(step)))
+            (name, *(rounded_up(getattr(step, part) / 1e6) for part in PARTS))
             for name, step in both.items()
         ],
     )
+    _print_notes(estimate)
+
+
+PARTS = {
+    "weights_bytes": "parameters", "gradient_bytes": "gradients", "optimizer_bytes": "optimizer",
+    "gathered_bytes": "gathered", "kept_bytes": "activations", "logits_bytes": "logits",
+    "peak_bytes": "peak MB",
+}  # fmt: skip
+"""Columns of the dry run's memory: of a device, in a step."""
+
+
+def _print_notes(estimate: TrainingEstimate) -> None:
+    """What the figures are of, and what is decided by them."""
+    layout = estimate.layout
+    spread = f"each of {layout.processes} under {layout.wrapping}" if layout.wrapping else "one"
+    paged = ", whose states may be paged out" if estimate.paged else ""
+    print(f"memory is of a device ({spread}), of tensors, in the largest micro-batch that the data")
+    print(f"can make; the optimizer is {estimate.optimizer}{paged}")
     chosen = "true" if estimate.gradient_checkpointing else "false"
     print(
         f"gradient_checkpointing: {chosen} here, where {estimate.free_bytes / 1e6:,.0f} MB are free"
     )
-    print("memory is of tensors, in the largest micro-batch that the data can make")
-    if estimate.about:
-        print("about, by a rough formula, as no model can be made of the policy's configuration")
+    for reason in estimate.rough:
+        print(f"about, by {reason}")
 
 
 def _names(refs: str | None) -> tuple[list[str] | None, list[str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -106,10 +106,12 @@ class _CountedRows:
     def __init__(self, writer: PartWriter) -> None:
         self.writer = writer
         self.counts: Counter[str] = Counter()
+        self.cut = 0
 
     def add(self, rows: Sequence[LogpRow]) -> None:
         self.writer.add(rows)
         self.counts.update(row.status for row in rows)
+        self.cut += sum(row.truncated for row in rows)
 
 
 class _Pass(NamedTuple):
@@ -151,7 +153,7 @@ def _compute(
         computed=rows.counts,
         tokens=done.tokens,
         padding=done.padding,
-        warnings=_warnings(resolved.name, rows.counts, bad=len(done.bad), slower=checked.slower),
+        warnings=_warnings(resolved, rows, bad=len(done.bad), slower=checked.slower),
     )
 
 
@@ -207,10 +209,10 @@ def _alone(model: LoadedReference, bad: Sequence[Place], rows: _CountedRows) -> 
 
 
 def _warnings(
-    name: str, counts: Mapping[str, int], *, bad: int, slower: str | None
+    resolved: ResolvedReference, rows: _CountedRows, *, bad: int, slower: str | None
 ) -> tuple[str, ...]:
     """What the user should know, in words."""
-    warnings = []
+    name, counts, warnings = resolved.name, rows.counts, []
     if slower:
         warnings.append(f"{name}: {slower}")
     if bad:
@@ -222,7 +224,13 @@ def _warnings(
     if counts["overlong"]:
         warnings.append(
             f"{counts['overlong']:,} responses do not fit max_length; they are stored as "
-            "overlong (set `overlong: truncate`, or a larger max_length)"
+            "overlong (set `overlong: truncate` or `keep_end`, or a larger max_length)"
+        )
+    if rows.cut:
+        what = "a prompt" if resolved.reference.overlong == "keep_end" else "an end"
+        warnings.append(
+            f"{name}: {rows.cut:,} responses have {what} that was cut; they are marked, and take "
+            "part where a recipe says `truncated: keep`"
         )
     return tuple(warnings)
 

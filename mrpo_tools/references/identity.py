@@ -53,6 +53,9 @@ FIELDS = (
 NARROW_FIELDS = ("autocast", "logits")
 """Of products in 16 bits alone, so that identities in float32 stay what they were."""
 
+CUT_FIELDS = ("max_prompt_length",)
+"""Of references that read the end of long prompts alone, for the same reason."""
+
 
 class Difference(NamedTuple):
     """A field in which two identities differ, with the value of each."""
@@ -118,7 +121,7 @@ def identify(
             "dtype": dtype,
             "quantization": reference.quantization,
             **_reading(reference, files),
-            **_narrow(reference, dtype),
+            **_occasional(reference, dtype),
         }
     )
 
@@ -163,10 +166,12 @@ def _reading(reference: Reference, files: ModelFiles) -> dict[str, Any]:
     }
 
 
-def _narrow(reference: Reference, dtype: str) -> dict[str, str]:
-    """The fields of 16-bit products: their logits are float32 (before, they had 16 bits too)."""
+def _occasional(reference: Reference, dtype: str) -> dict[str, object]:
+    """The fields that few identities have: of cut prompts, and of 16-bit products, whose logits are
+    float32 (before, they had 16 bits too)."""
+    cut = {name: value for name in CUT_FIELDS if (value := getattr(reference, name)) is not None}
     products = products_dtype(reference, dtype)
-    fields = {"autocast": products} if products != dtype else {}
+    fields = {**cut, "autocast": products} if products != dtype else cut
     return fields if products == "float32" else {**fields, "logits": "float32"}
 
 
@@ -203,7 +208,7 @@ def fields_of_words(reference: Reference) -> dict[str, object]:
         name: getattr(reference, name)
         for name in ("quantization", "overlong", "system", "added_tokens")
     }
-    for name in ("dtype", "max_length"):
+    for name in ("dtype", "max_length", *CUT_FIELDS):
         if getattr(reference, name) is not None:
             fields[name] = getattr(reference, name)
     if reference.revision is not None and re.fullmatch("[0-9a-f]{40}", reference.revision):

@@ -2,7 +2,8 @@
 
 The prompt is rendered with the reference's chat template and generation prompt; a response is what
 the template adds to it. The two are tokenised separately, so the prompt's ids are the same for all
-responses of a group, and a response's log-prob does not depend on its siblings.
+responses of a group, and a response's log-prob does not depend on its siblings. For the same reason
+a long prompt that keeps its end is cut to a length that is fixed, whatever its responses need.
 
 User text never becomes a control token: see `control_tokens`.
 """
@@ -46,7 +47,7 @@ class EncodedResponse:
         ids: the response's tokens.
         token_hash: of the prompt's and the response's ids; equal text, tokenizer and rules give
             an equal hash.
-        truncated: its end was cut to fit `max_length`.
+        truncated: its end was cut to fit `max_length`, or the beginning of its prompt was.
         overlong: it does not fit, and has no number.
     """
 
@@ -76,14 +77,18 @@ class Renderer:
         added_tokens: `plain` encodes literals of added tokens that are not special (`<think>`) as
             text, `keep` as their ids. Runs of white space are vocabulary and always kept.
         max_length: tokens of prompt and response together.
+        max_prompt_length: tokens of a prompt that `keep_end` leaves.
         vocab_size: ids that the model has embeddings for; None where nobody asks a model.
-        overlong: `skip` marks a response that does not fit, `truncate` cuts its end.
+        overlong: `skip` marks a response that does not fit, `truncate` cuts its end. `keep_end`
+            cuts the beginning of a prompt that is longer than `max_prompt_length`, whatever the
+            template wrote there, but for BOS; a response that does not fit beside it is marked.
 
     Attributes:
         counts: how often a template trimmed a response, and more (`chat.Chat`).
 
     Raises:
-        UsageError: the tokenizer has no `tokenizers` backend, or its template cannot be used.
+        UsageError: the tokenizer has no `tokenizers` backend, its template cannot be used, or
+            `max_prompt_length` leaves no room for a response.
     """
 
     def __init__(
@@ -95,12 +100,14 @@ class Renderer:
         system: str = "fold",
         added_tokens: str = "plain",
         max_length: int | None = None,
+        max_prompt_length: int | None = None,
         overlong: str = "skip",
         vocab_size: int | None = None,
     ) -> None:
         self.name = name
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self._prompt_room = _prompt_room(name, overlong, max_prompt_length, max_length)
         self.overlong = overlong
         self.vocab_size = vocab_size
         with self._tokenizing():
@@ -124,14 +131,24 @@ class Renderer:
         """
         answers = [response.message for response in group.responses]
         prompt_text, answered = self._chat.texts(group.prompt, group.tools, answers)
-        prompt_ids = self._prompt_ids(prompt_text)
+        whole = self._prompt_ids(prompt_text)
+        prompt_ids = self._cut_prompt(whole)
+        cut = len(prompt_ids) < len(whole)
         ids = [self._response_ids(prompt_text, added) for added in answered]
-        return EncodedGroup(prompt_ids, [self._fit(prompt_ids, response) for response in ids])
+        responses = [self._fit(prompt_ids, response, cut=cut) for response in ids]
+        return EncodedGroup(prompt_ids, responses)
 
     def encode_prompt(self, prompt: Sequence[Message], tools: str | None = None) -> list[int]:
         """The ids of a prompt, generation prompt included; `tools` as a group has them."""
         prompt_text, _ = self._chat.texts(prompt, tools)
-        return self._prompt_ids(prompt_text)
+        return self._cut_prompt(self._prompt_ids(prompt_text))
+
+    def _cut_prompt(self, ids: list[int]) -> list[int]:
+        """The end of a prompt that is longer than its room; what begins a text stays before it."""
+        if self._prompt_room is None or len(ids) <= self._prompt_room:
+            return ids
+        first = ids[:1] if ids[0] == self.tokenizer.bos_token_id else []
+        return [*first, *ids[len(first) - self._prompt_room :]]
 
     def prompt_text(self, prompt: Sequence[Message]) -> str | None:
         """A text of which the tokenizer as it is, special tokens added, makes the ids of
@@ -179,14 +196,29 @@ class Renderer:
                 "download it again",
             ) from None
 
-    def _fit(self, prompt_ids: list[int], ids: list[int]) -> EncodedResponse:
+    def _fit(self, prompt_ids: list[int], ids: list[int], *, cut: bool) -> EncodedResponse:
         room = len(ids) if self.max_length is None else self.max_length - len(prompt_ids)
         if len(ids) <= room:
-            return EncodedResponse(ids, token_hash(prompt_ids, ids))
+            return EncodedResponse(ids, token_hash(prompt_ids, ids), truncated=cut)
         if self.overlong == "truncate" and room > 0:
-            cut = ids[:room]
-            return EncodedResponse(cut, token_hash(prompt_ids, cut), truncated=True)
+            ids = ids[:room]
+            return EncodedResponse(ids, token_hash(prompt_ids, ids), truncated=True)
         return EncodedResponse(ids, token_hash(prompt_ids, ids), overlong=True)
+
+
+def _prompt_room(
+    name: str, overlong: str, max_prompt_length: int | None, max_length: int | None
+) -> int | None:
+    """Tokens that a prompt may have; None where nothing is cut at its beginning."""
+    if overlong != "keep_end" or max_prompt_length is None:
+        return None
+    if max_length is not None and max_prompt_length >= max_length:
+        raise UsageError(
+            f"reference {name!r}: max_prompt_length {max_prompt_length:,} leaves no room for a "
+            f"response within max_length {max_length:,}",
+            "lower max_prompt_length, or raise max_length",
+        )
+    return max_prompt_length
 
 
 def token_hash(prompt_ids: Sequence[int], ids: Sequence[int]) -> str:

@@ -109,6 +109,7 @@ def renderer_of(resolved: ResolvedReference) -> Renderer:
         system=fields["system"],
         added_tokens=fields["added_tokens"],
         max_length=fields["max_length"],
+        max_prompt_length=fields.get("max_prompt_length"),
         overlong=fields["overlong"],
         vocab_size=config_size(resolved.files.model, "vocab_size"),
     )

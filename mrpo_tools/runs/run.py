@@ -10,6 +10,7 @@ import yaml
 
 from mrpo_tools.config import DEFAULT_CACHE, Project, Recipe, Reference, parse, read_yaml
 from mrpo_tools.errors import UsageError
+from mrpo_tools.files import write_whole
 from mrpo_tools.runs.checkpoints import checkpoints, is_sealed
 from mrpo_tools.runs.record import RECIPE, RUN, RunRecord
 
@@ -137,4 +138,4 @@ def read_recipe(path: Path) -> Recipe:
 def save_recipe(path: Path, recipe: Recipe) -> None:
     """The resolved recipe, every key with its value."""
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    (path / RECIPE).write_text(text, encoding="utf-8")
+    write_whole(path / RECIPE, text.encode())

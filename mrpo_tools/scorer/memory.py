@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mrpo_tools.maths.logprobs import token_logps
 from mrpo_tools.scorer.blueprint import Blueprint
 from mrpo_tools.scorer.scorer import ResponseScorer, to_device
 from mrpo_tools.scorer.trees import Row, TokenBatch
@@ -66,6 +67,13 @@ class LiveBytes(TorchDispatchMode):
         self.peak = max(self.peak, self.live)
 
 
+class Unit(NamedTuple):
+    """Bytes of some parameters, and of those among them that are trained."""
+
+    total: int = 0
+    trained: int = 0
+
+
 class Weights(NamedTuple):
     """Bytes of a model's parameters and buffers, and how many of them are trained.
 
@@ -73,11 +81,19 @@ class Weights(NamedTuple):
         total: of all; tied ones once.
         trained: of those that require gradients.
         largest: of the largest matrix of the layers, in the dtype of the products.
+        layer: the largest layer.
+        root: what is in no layer: embeddings, the last norm, the head.
+        embedding: of the root, what is trained of the embeddings; 0 where the head is tied to them.
+        shapes: those that are trained, without storage.
     """
 
     total: int
     trained: int
     largest: int
+    layer: Unit = Unit()
+    root: Unit = Unit()
+    embedding: int = 0
+    shapes: tuple[Tensor, ...] = ()
 
 
 @contextlib.contextmanager
@@ -111,9 +127,33 @@ def weights_of(blueprint: Blueprint, *, quantized: bool = False) -> Weights:
     total = sum(tensor.nbytes for tensor in (*scorer.parameters(), *scorer.buffers()))
     if quantized:
         total -= int(sum(matrices.values()) * (blueprint.dtype.itemsize - NF4_BYTES))
-    trained = sum(weight.nbytes for weight in scorer.parameters() if weight.requires_grad)
-    largest = max(matrices.values(), default=0) * blueprint.dtype.itemsize
-    return Weights(total, trained, largest)
+    embeddings = scorer.causal_lm.get_input_embeddings().weight
+    shapes = tuple(weight for weight in scorer.parameters() if weight.requires_grad)
+    layers, root = _units(scorer)
+    return Weights(
+        total=total,
+        trained=sum(weight.nbytes for weight in shapes),
+        largest=max(matrices.values(), default=0) * blueprint.dtype.itemsize,
+        layer=max(layers, default=Unit()),
+        root=root,
+        embedding=0 if head.weight is embeddings else _unit([embeddings]).trained,
+        shapes=shapes,
+    )
+
+
+def _units(scorer: ResponseScorer) -> tuple[list[Unit], Unit]:
+    """The layers, as the model names them, and the rest."""
+    names = set(getattr(scorer.causal_lm, "_no_split_modules", None) or ())
+    layers = [module for module in scorer.modules() if type(module).__name__ in names]
+    inside = {id(weight) for layer in layers for weight in layer.parameters()}
+    rest = [weight for weight in scorer.parameters() if id(weight) not in inside]
+    return [_unit(layer.parameters()) for layer in layers], _unit(rest)
+
+
+def _unit(weights: Iterable[Tensor]) -> Unit:
+    every = list(weights)
+    trained = sum(weight.nbytes for weight in every if weight.requires_grad)
+    return Unit(sum(weight.nbytes for weight in every), trained)
 
 
 def working_bytes(blueprint: Blueprint, rows: Sequence[Row]) -> int:
@@ -131,10 +171,14 @@ class StepBytes(NamedTuple):
     Attributes:
         kept: what autograd keeps from the forward to the backward pass.
         peak: the most there is in both.
+        head: of it, what a tile of the head takes beside `kept`.
+        layer: what one layer takes beside `kept`.
     """
 
     kept: int
     peak: int
+    head: int = 0
+    layer: int = 0
 
 
 def step_bytes(
@@ -150,20 +194,49 @@ def step_bytes(
         max_tokens: of one pass through the model.
     """
 
-    def measure(shallow: Blueprint) -> tuple[float, float, float]:
+    def measure(shallow: Blueprint) -> tuple[float, ...]:
         with imagined(shallow) as (scorer, live):
             for weight in scorer.parameters():
                 if weight.requires_grad:
                     weight.grad = torch.zeros_like(weight)
-            before = live.begin()
-            planned = scorer.batches(trees, max_tokens)
-            logps = scorer(*inputs(scorer, planned, shallow.device))
-            forward, kept = live.peak - before, live.begin() - before
-            logps.sum().backward()
-            return kept, forward, live.peak - before
+            batches, count = inputs(scorer, scorer.batches(trees, max_tokens), shallow.device)
+            whole = _passes(lambda: scorer(batches, count), live)
+            layers = _passes(lambda: _decoded(scorer, batches), live)
+            _, *head = _passes(_head_of(scorer, batches[0]), live)
+            return (*whole, *layers, max(head))
 
-    kept, *peaks = blueprint.at_full_depth(measure)  # either pass may be the larger when deep
-    return StepBytes(int(kept), int(max(peaks)))
+    kept, *peaks, waiting, forward, backward, head = blueprint.at_full_depth(measure)
+    return StepBytes(  # either pass may be the larger when deep
+        int(kept), int(max(peaks)), int(head), int(max(forward, backward) - waiting)
+    )
+
+
+def _decoded(scorer: ResponseScorer, batches: Sequence[TokenBatch]) -> Tensor:
+    """A number for each batch that depends on its hidden states, without the head."""
+    with scorer.arithmetic():
+        return torch.stack([scorer._states(batch)[0].sum() for batch in batches])
+
+
+def _head_of(scorer: ResponseScorer, batch: TokenBatch) -> Callable[[], Tensor]:
+    """The head on a batch's hidden states, once the layers have made them."""
+    with torch.no_grad(), scorer.arithmetic():
+        states, head = scorer._states(batch)
+    lines = states.flatten(0, 1).index_select(0, batch["sources"]).requires_grad_()
+
+    def computed() -> Tensor:
+        with scorer.arithmetic():
+            return token_logps(lines, batch["targets"], head)
+
+    return computed
+
+
+def _passes(compute: Callable[[], Any], live: LiveBytes) -> tuple[int, int, int]:
+    """Bytes kept after a forward pass, and the most in it and in the backward pass."""
+    before = live.begin()
+    result = compute()
+    forward, kept = live.peak - before, live.begin() - before
+    result.sum().backward()
+    return kept, forward, live.peak - before
 
 
 def inputs(

@@ -113,6 +113,11 @@ def trainer_words(recipe: Recipe) -> dict[str, Any]:
     return values
 
 
+def engine_keys() -> list[str]:
+    """Keys of the Trainer that are set here whatever a recipe says."""
+    return sorted(_of_engine(Path(), "float32").keys() - OTHER_PLACES.keys())
+
+
 def _checked(key: str, value: Any) -> Any:
     """A value of the Trainer's key in its own type."""
     if key in REFUSED:

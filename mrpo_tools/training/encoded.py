@@ -30,7 +30,7 @@ SAMPLE = 1024
 TEXT_FIELDS = ("rendering_version", "tokenizer", "chat_template", "pinned_date", "bos_token",
                "eos_token", "system", "added_tokens")  # fmt: skip
 """Fields of an identity that decide how text becomes ids."""
-CUT_FIELDS = ("max_length", "overlong")
+CUT_FIELDS = ("max_length", "max_prompt_length", "overlong")
 """Fields that decide which of them are taken."""
 LENGTH, TRUNCATED, OVERLONG = 2, 1, 2
 
@@ -214,7 +214,7 @@ def same_text(policy: ResolvedReference, store: ReferenceStore) -> bool:
 def same_cut(policy: ResolvedReference, store: ReferenceStore) -> bool:
     """Whether both take the same of the ids."""
     mine, theirs = policy.identity.fields, store.identity.fields
-    return all(mine[name] == theirs[name] for name in CUT_FIELDS)
+    return all(mine.get(name) == theirs.get(name) for name in CUT_FIELDS)
 
 
 def stale(policy: ResolvedReference, store: ReferenceStore, differing: int) -> CacheStale:
@@ -225,9 +225,13 @@ def stale(policy: ResolvedReference, store: ReferenceStore, differing: int) -> C
             f"{store.name!r} got, though its files are the same: the tokenizer library has changed",
             f"compute them again in a new cache: mrpo precompute --ref {store.name} --cache DIR",
         )
-    mine, theirs = (item.identity.fields["max_length"] for item in (policy, store))
+    mine, theirs = policy.identity.fields, store.identity.fields
+    words = [name for name in CUT_FIELDS if mine.get(name) != theirs.get(name)]
+    here, there = (
+        ", ".join(f"{name} {fields.get(name)}" for name in words) for fields in (mine, theirs)
+    )
     return CacheStale(
-        f"{differing:,} responses are cut elsewhere for the policy (max_length {mine}) than for "
-        f"reference {store.name!r} (max_length {theirs}): their log-probs cannot be compared",
-        f"train with max_length {theirs}, or precompute the reference with {mine}",
+        f"{differing:,} responses are cut elsewhere for the policy ({here}) than for reference "
+        f"{store.name!r} ({there}): their log-probs cannot be compared",
+        f"train with {there}, or precompute the reference with {here}",
     )

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,13 +15,14 @@ from mrpo_tools.config import Recipe
 from mrpo_tools.errors import UsageError
 from mrpo_tools.maths.logprobs import TILES
 from mrpo_tools.precomputing.estimate import count_parameters
-from mrpo_tools.progress import rank_and_count
 from mrpo_tools.references.devices import free_bytes, peak_flops, pick_device
 from mrpo_tools.references.model_files import read_json
+from mrpo_tools.references.resolved import ResolvedReference
 from mrpo_tools.scorer.blueprint import Blueprint, blueprint_of
 from mrpo_tools.scorer.memory import (
     NF4_BYTES,
     StepBytes,
+    Unit,
     Weights,
     inputs,
     step_bytes,
@@ -30,40 +32,23 @@ from mrpo_tools.scorer.scorer import BATCH_TOKENS, ResponseScorer, response_logp
 from mrpo_tools.scorer.speed import EFFICIENCY, seconds_of
 from mrpo_tools.scorer.trees import Row, plan_rows
 from mrpo_tools.scorer.trees import batches as batches_of
-from mrpo_tools.training.activations import ADAM_STATES, fits, recompute_activations
+from mrpo_tools.training.activations import fits, recompute_activations
+from mrpo_tools.training.device_memory import Layout, StepMemory, device_memory, layout_of
+from mrpo_tools.training.optimizers import DEFAULT, Kept, kept_by
 from mrpo_tools.training.policy import on_model
 from mrpo_tools.training.prepare import Prepared
+from mrpo_tools.training.resume import groups_a_step
 
 STATES = 34
 """Hidden-size vectors that a layer keeps of each token, where the policy cannot be imagined
 (Korthikanti et al. 2022, §4.1)."""
 ADAPTER_SHARE = 0.01
 """Of the parameters, in a usual adapter; for the same case."""
+ROUGH = "a rough formula, as no model can be made of the policy's configuration"
+UNKNOWN_OPTIMIZER = "AdamW's states, as those of trainer.optim are not known"
 PASSES = {"lora": 2.0, "full": 3.0}
 """Forward passes that a forward and a backward pass are worth, without and with gradients of the
 weights."""
-
-
-@dataclass(frozen=True)
-class StepMemory:
-    """The memory of a step whose micro-batch is the largest that the data can make; of tensors.
-
-    Attributes:
-        weights_bytes: of the policy.
-        gradient_bytes: of what is trained.
-        optimizer_bytes: AdamW's states of it.
-        kept_bytes: activations that wait for the backward pass.
-        working_bytes: what a tile of the head or one layer takes beside all that.
-        peak_bytes: the most there is. It is the sum, or less where a step has one micro-batch:
-            gradients come while activations go.
-    """
-
-    weights_bytes: int
-    gradient_bytes: int
-    optimizer_bytes: int
-    kept_bytes: int
-    working_bytes: int
-    peak_bytes: int
 
 
 @dataclass(frozen=True)
@@ -71,6 +56,8 @@ class TrainingEstimate:
     """What training would take.
 
     Attributes:
+        layout: over how many processes, and how.
+        optimizer: by the Trainer's name.
         groups: that are trained on.
         steps: of the optimizer.
         step_tokens: of a step, on average, a shared prompt counted once.
@@ -79,13 +66,16 @@ class TrainingEstimate:
         checkpointed: memory with `gradient_checkpointing`.
         free_bytes: of memory here, now.
         gradient_checkpointing: as the recipe says, or as `auto` chooses with `free_bytes`.
+        paged: the optimizer's states may leave a full device for the machine's memory.
         disk_bytes: of one checkpoint, without its tokenizer.
         seconds: of the steps and of what is measured between them, measured on a few
             micro-batches; about.
-        about: memory and seconds are of a rough formula, because the policy cannot be made of its
-            configuration here.
+        about: some of it is rough.
+        rough: what, and why.
     """
 
+    layout: Layout
+    optimizer: str
     groups: int
     steps: int
     step_tokens: int
@@ -94,9 +84,11 @@ class TrainingEstimate:
     checkpointed: StepMemory
     free_bytes: int
     gradient_checkpointing: bool
+    paged: bool
     disk_bytes: int
     seconds: float
     about: bool
+    rough: tuple[str, ...]
 
 
 class _Cost(NamedTuple):
@@ -111,7 +103,10 @@ class _Cost(NamedTuple):
 
 
 def estimate_training(
-    recipe: Recipe, prepared: Prepared, device: torch.device | None = None
+    recipe: Recipe,
+    prepared: Prepared,
+    device: torch.device | None = None,
+    layout: Layout | None = None,
 ) -> TrainingEstimate:
     """What a run of this recipe would take on this machine; loads no weights, writes nothing.
 
@@ -119,8 +114,14 @@ def estimate_training(
         recipe: of the run.
         prepared: its data.
         device: where it would run; None is this process's.
+        layout: over how many processes, and how; None as this one was started.
+
+    Raises:
+        UsageError: a layout that the policy cannot have.
     """
     device = device or pick_device()
+    layout = layout or layout_of(recipe.trainer)
+    _refuse_parts(prepared.policy, layout)
     groups, free = prepared.training, free_bytes(device)
     config = read_json(prepared.policy.files.model / "config.json")
     width = config.get("text_config", config)["hidden_size"]
@@ -128,41 +129,52 @@ def estimate_training(
     lengths = [sum(map(len, plan_rows([tree], hidden_size=width))) for tree in trees]
     order = sorted(range(len(trees)), key=lengths.__getitem__)
     largest = order[-recipe.per_device_train_batch_size :]
-    cost = _cost(recipe, prepared, [trees[g] for g in largest], device)
+    cost = _cost(recipe, prepared, [trees[g] for g in largest], device, layout)
+    optimizer = kept_by(recipe.trainer, cost.weights.shapes)
+    on_device = partial(
+        device_memory, cost.weights, optimizer=optimizer.bytes, layout=layout,
+        accumulates=recipe.gradient_accumulation_steps > 1,
+    )  # fmt: skip
     return TrainingEstimate(
+        layout=layout,
+        optimizer=str(recipe.trainer.get("optim", DEFAULT)),
         groups=len(groups),
-        steps=_steps(recipe, len(groups)),
-        step_tokens=round(sum(lengths) / _epoch_steps(recipe, len(groups))),
+        steps=_steps(recipe, len(groups), layout),
+        step_tokens=round(sum(lengths) / _epoch_steps(recipe, len(groups), layout)),
         largest_tokens=sum(lengths[g] for g in largest),
-        plain=step_memory(recipe, cost.weights, cost.plain),
-        checkpointed=step_memory(recipe, cost.weights, cost.checkpointed),
+        plain=on_device(cost.plain),
+        checkpointed=on_device(cost.checkpointed),
         free_bytes=free,
         gradient_checkpointing=cost.recomputes,
-        disk_bytes=(1 + ADAM_STATES) * cost.weights.trained,
+        paged=optimizer.paged,
+        disk_bytes=cost.weights.trained + optimizer.bytes,
         seconds=cost.seconds,
-        about=cost.about,
+        about=cost.about or not optimizer.known,
+        rough=_rough(cost, optimizer),
     )
 
 
-def step_memory(recipe: Recipe, weights: Weights, step: StepBytes) -> StepMemory:
-    """The peak of a step and its parts."""
-    rest = weights.total + ADAM_STATES * weights.trained
-    working = step.peak - step.kept
-    peak = weights.trained + step.peak  # the last micro-batch finds the gradients of those before
-    if recipe.gradient_accumulation_steps == 1:
-        peak = max(step.peak, weights.trained + working)
-    return StepMemory(
-        weights_bytes=weights.total,
-        gradient_bytes=weights.trained,
-        optimizer_bytes=ADAM_STATES * weights.trained,
-        kept_bytes=step.kept,
-        working_bytes=working,
-        peak_bytes=rest + peak,
-    )
+def _rough(cost: _Cost, optimizer: Kept) -> tuple[str, ...]:
+    """What is not of the real model, or not of the real optimizer."""
+    reasons = {ROUGH: cost.about, UNKNOWN_OPTIMIZER: not optimizer.known}
+    return tuple(reason for reason, holds in reasons.items() if holds)
+
+
+def _refuse_parts(policy: ResolvedReference, layout: Layout) -> None:
+    if layout.divides_weights and policy.reference.quantization is not None:
+        raise UsageError(
+            f"{policy.reference.quantization} weights cannot be divided by {layout.wrapping}: they "
+            "are blocks of bytes with scales of their own",
+            "--wrapping ddp, or --set quantization=null",
+        )
 
 
 def _cost(
-    recipe: Recipe, prepared: Prepared, largest: Sequence[Row], device: torch.device
+    recipe: Recipe,
+    prepared: Prepared,
+    largest: Sequence[Row],
+    device: torch.device,
+    layout: Layout,
 ) -> _Cost:
     """By the policy made of its configuration; by a formula where it cannot be made."""
     try:
@@ -174,28 +186,36 @@ def _cost(
         weights = weights_of(plain, quantized=quantized)
         widened = weights.largest if quantized else 0  # one matrix at a time
         kept, recomputed = (
-            step._replace(peak=step.peak + widened)
+            step._replace(peak=step.peak + widened, layer=step.layer + widened)
             for blueprint in (plain, checkpointed)
             for step in [step_bytes(blueprint, largest, recipe.batch_tokens)]
         )
-        recomputes = _recomputes(recipe, weights, kept, device)
-        seconds = _seconds(recipe, prepared, checkpointed if recomputes else plain)
+        recomputes = _recomputes(recipe, weights, kept, device, layout)
+        seconds = _seconds(recipe, prepared, checkpointed if recomputes else plain, layout)
     except UsageError:
         raise
     except Exception:  # a family's own code may fail in any way without real weights
-        return _formula(recipe, prepared, largest, device)
+        return _formula(recipe, prepared, largest, device, layout)
     return _Cost(weights, kept, recomputed, recomputes, seconds, about=False)
 
 
-def _recomputes(recipe: Recipe, weights: Weights, plain: StepBytes, device: torch.device) -> bool:
+def _recomputes(
+    recipe: Recipe, weights: Weights, plain: StepBytes, device: torch.device, layout: Layout
+) -> bool:
     """As the recipe says, or as `auto` chooses once the weights are there."""
     if recipe.gradient_checkpointing != "auto":
         return recipe.gradient_checkpointing
-    return not fits(plain.kept, weights.trained, free_bytes(device) - weights.total)
+    parts = layout.processes if layout.divides_weights else 1
+    free = free_bytes(device) - weights.total // parts
+    return not fits(plain.kept, weights.trained // parts, free)
 
 
 def _formula(
-    recipe: Recipe, prepared: Prepared, largest: Sequence[Row], device: torch.device
+    recipe: Recipe,
+    prepared: Prepared,
+    largest: Sequence[Row],
+    device: torch.device,
+    layout: Layout,
 ) -> _Cost:
     """Roughly, from the headers of the weights and three numbers of the configuration."""
     policy = prepared.policy
@@ -209,13 +229,15 @@ def _formula(
     logits = TILES[device.type == "cpu"] * config["vocab_size"] * 3 * 4
     kept = config["num_hidden_layers"] * state
     layer = STATES * state
-    weights = Weights(total, trained, 0)
-    plain = StepBytes(STATES * kept, STATES * kept + logits + layer)
-    checkpointed = StepBytes(kept, kept + logits + layer)
-    recomputes = _recomputes(recipe, weights, plain, device)
+    shapes = (torch.empty(trained // 4, device="meta"),)
+    each = Unit(total // config["num_hidden_layers"], trained // config["num_hidden_layers"])
+    weights = Weights(total, trained, 0, each, shapes=shapes)
+    plain = StepBytes(STATES * kept, STATES * kept + logits + layer, logits, layer)
+    checkpointed = StepBytes(kept, kept + logits + layer, logits, layer)
+    recomputes = _recomputes(recipe, weights, plain, device, layout)
     groups = prepared.training
     tokens = float(sum(map(len, groups.trees(range(len(groups))))))
-    tokens *= _steps(recipe, len(groups)) / _epoch_steps(recipe, len(groups)) / _processes()
+    tokens *= _share(recipe, len(groups), layout)
     seconds = 2 * parameters * tokens * PASSES[recipe.finetuning]
     seconds /= EFFICIENCY * peak_flops(device, dtype)
     return _Cost(weights, plain, checkpointed, recomputes, seconds, about=True)
@@ -242,25 +264,25 @@ def _blueprint(
     )
 
 
-def _processes() -> int:
-    _, count = rank_and_count()
-    return count
-
-
-def _epoch_steps(recipe: Recipe, groups: int) -> int:
+def _epoch_steps(recipe: Recipe, groups: int, layout: Layout) -> int:
     """Optimizer steps of an epoch; the last one may have fewer groups."""
-    micro_batches = recipe.gradient_accumulation_steps * _processes()
-    return math.ceil(groups / (recipe.per_device_train_batch_size * micro_batches))
+    return math.ceil(groups / (groups_a_step(recipe) * layout.processes))
 
 
-def _steps(recipe: Recipe, groups: int) -> int:
+def _steps(recipe: Recipe, groups: int, layout: Layout) -> int:
     """Optimizer steps of a run, as the Trainer counts them."""
     if recipe.max_steps > 0:
         return recipe.max_steps
-    return math.ceil(recipe.num_train_epochs * _epoch_steps(recipe, groups))
+    return math.ceil(recipe.num_train_epochs * _epoch_steps(recipe, groups, layout))
 
 
-def _seconds(recipe: Recipe, prepared: Prepared, blueprint: Blueprint) -> float:
+def _share(recipe: Recipe, groups: int, layout: Layout) -> float:
+    """What one process computes of a run, in epochs of one process."""
+    steps = _steps(recipe, groups, layout) / _epoch_steps(recipe, groups, layout)
+    return steps / layout.processes
+
+
+def _seconds(recipe: Recipe, prepared: Prepared, blueprint: Blueprint, layout: Layout) -> float:
     """Of all steps, and of the evaluations before, between and after them."""
     groups, size = prepared.training, recipe.per_device_train_batch_size
     order = random.Random(recipe.seed).sample(range(len(groups)), len(groups))
@@ -273,9 +295,8 @@ def _seconds(recipe: Recipe, prepared: Prepared, blueprint: Blueprint) -> float:
         if blueprint.device.type != "cpu":
             torch.accelerator.synchronize(blueprint.device)
 
-    steps = _steps(recipe, len(groups))
     seconds = seconds_of(blueprint, epoch, step, passes=PASSES[recipe.finetuning])
-    seconds *= steps / _epoch_steps(recipe, len(groups)) / _processes()
+    seconds *= _share(recipe, len(groups), layout)
     if prepared.held_out is None or recipe.eval_steps is None:
         return seconds
     held_out = prepared.held_out.trees(range(len(prepared.held_out)))
@@ -285,4 +306,5 @@ def _seconds(recipe: Recipe, prepared: Prepared, blueprint: Blueprint) -> float:
         batches_of(held_out, recipe.batch_tokens or BATCH_TOKENS[blueprint.device.type == "cpu"]),
         lambda scorer, rows: response_logps(scorer, rows, blueprint.device),
     )
-    return seconds + once * (1 + math.ceil(steps / recipe.eval_steps))
+    steps = _steps(recipe, len(groups), layout)
+    return seconds + once * (1 + math.ceil(steps / recipe.eval_steps)) / layout.processes

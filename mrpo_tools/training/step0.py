@@ -30,7 +30,7 @@ CHECKED_TOKENS = 512
 """Groups that are longer take no part in the self-check, but for a window's sake."""
 ARITHMETIC = frozenset({"quantization", "dtype", "autocast", "logits"})
 """Fields that make the same model's numbers differ by rounding."""
-HARMLESS = frozenset({"model", "revision", "max_length", "overlong"})
+HARMLESS = frozenset({"model", "revision", "max_length", "max_prompt_length", "overlong"})
 """Fields that leave the number of a given sequence as it is; `prepare` has compared the ids."""
 
 

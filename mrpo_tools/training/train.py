@@ -19,7 +19,6 @@ from mrpo_tools.groups import Group
 from mrpo_tools.progress import is_first_process, say_once
 from mrpo_tools.references.devices import (
     free_bytes,
-    memory_errors,
     peak_memory_bytes,
     pick_device,
     reset_peak_memory,
@@ -31,14 +30,13 @@ from mrpo_tools.runs.record import Metrics
 from mrpo_tools.runs.run import (
     METRICS,
     Stage,
-    read_recipe,
     resume_command,
     stage_of,
 )
 from mrpo_tools.scorer.scorer import ResponseScorer
 from mrpo_tools.sources import COUNTS
 from mrpo_tools.training.activations import activations_fit, recompute_activations
-from mrpo_tools.training.arguments import HARDWARE, trainer_words, training_arguments
+from mrpo_tools.training.arguments import trainer_words, training_arguments
 from mrpo_tools.training.callbacks import (
     SealCheckpoints,
     StepSize,
@@ -49,6 +47,7 @@ from mrpo_tools.training.callbacks import (
 from mrpo_tools.training.groups import TrainingGroups
 from mrpo_tools.training.prepare import Prepared, prepare
 from mrpo_tools.training.record import check_split, model_card, open_run, run_record
+from mrpo_tools.training.resume import check_recipe, memory_errors_of
 from mrpo_tools.training.saturation import tell_saturated
 from mrpo_tools.training.step0 import check_step0
 from mrpo_tools.training.step_size import check_goes_on, groups_a_step
@@ -61,20 +60,10 @@ from mrpo_tools.training.wrapping import (
     wrapped_scorer_of,
 )
 
-LESS_MEMORY = (
-    "set gradient_checkpointing: true, then lower per_device_train_batch_size, or use "
-    "quantization: nf4"
-)
 LogEntry = Mapping[str, float]
 """A line of the Trainer's log."""
 DOUBTS = {**COUNTS, "unused_scores": "groups with scores that are not used, as others have none"}
 """What `DataReport.doubted_labels` counts, in words."""
-FREE = (
-    "batch_tokens", "gradient_checkpointing", "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-)  # fmt: skip
-"""Keys of a recipe that a resumed run may change: they change memory, not the result, as long as a
-step is of as many groups (`check_goes_on`)."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +101,7 @@ def train(
     Raises:
         UsageError, CacheError: before anything is written.
         NonFiniteError: three steps in a row had no finite gradient.
+        ResourceError: out of memory; names the command that goes on with less.
         Preempted: SIGTERM; a checkpoint is saved.
     """
     started = time.monotonic()
@@ -120,7 +110,7 @@ def train(
     sharding_of(recipe)
     stage = stage_of(output)
     if stage not in (Stage.EMPTY, Stage.BEGUN):
-        _check_recipe(output, recipe, resume=resume)
+        check_recipe(output, recipe, resume=resume)
     wait_for_everyone()
     if stage is Stage.FINISHED:
         say_once(f"{output} has finished already")
@@ -132,7 +122,7 @@ def train(
         references=references, dataset=dataset,
     )  # fmt: skip
     open_run(output, stage, recipe, record)
-    with memory_errors("training", LESS_MEMORY), _without_denormals():
+    with memory_errors_of(recipe, output), _without_denormals():
         trainer, fitted = _fit(recipe, prepared, output, callbacks)
     metrics = Metrics(
         **prepared.report.model_dump(),
@@ -187,35 +177,8 @@ def _tell(prepared: Prepared) -> None:
     for reason, count in report.skipped_groups.items():
         say_once(f"skipped {count:,} groups: {reason}")
     for reason, count in report.dropped_responses.items():
-        say_once(f"left out {count:,} responses: {reason.replace('_', ' ')}")
-
-
-def _check_recipe(output: Path, recipe: Recipe, *, resume: bool) -> None:
-    """Refuse to overwrite a run, or to go on with another recipe."""
-    if not resume:
-        raise UsageError(
-            f"{output} already holds a run",
-            f"go on with: {resume_command(output)}; or choose another --output",
-        )
-    before = read_recipe(output)
-    differing = [
-        f"{key} was {getattr(before, key)!r}, is now {getattr(recipe, key)!r}"
-        for key in Recipe.model_fields
-        if _fixed(before, key) != _fixed(recipe, key) and key not in FREE
-    ]
-    if differing:
-        raise UsageError(
-            f"{output} holds a run of another recipe: {'; '.join(differing)}",
-            f"go on as it was: {resume_command(output)}",
-        )
-
-
-def _fixed(recipe: Recipe, key: str) -> object:
-    """A recipe's value as far as it determines the run."""
-    value: object = getattr(recipe, key)
-    if key == "trainer":
-        return {word: each for word, each in recipe.trainer.items() if word not in HARDWARE}
-    return value
+        hint = " (truncated: keep takes them)" if reason.startswith("truncated") else ""
+        say_once(f"left out {count:,} responses: {reason.replace('_', ' ')}{hint}")
 
 
 @contextlib.contextmanager
