@@ -1,4 +1,4 @@
-"""Write docs/methods.md, data.md, families.md and training.md, each from its .in.md and tables.
+"""Write docs/methods.md, data.md, families.md, training.md and rounds.md from .in.md and tables.
 
 `python docs/generate.py`
 
@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Any
 
 from mrpo_tools.cli.recipe import recipe_text
 from mrpo_tools.methods.method import LOSSES, describe
+from mrpo_tools.rounds.plan import RoundPlan
 from mrpo_tools.sources import ADAPTERS, COUNTS, KNOWN
 from mrpo_tools.sources.export import FORMS
 from mrpo_tools.training.arguments import LOGGERS, OTHER_PLACES, REFUSED, engine_keys
@@ -109,6 +112,37 @@ def _pairs(told: Mapping[str, str], *, code: bool = False) -> list[tuple[str, st
         places = " and ".join(f"`{word}`" for word in words.split(" and "))
         pairs.append((f"`{key}`", places if code else words))
     return pairs
+
+
+def rounds_page() -> str:
+    """docs/rounds.md: the prose of rounds.in.md around keys, measured rounds, and hours."""
+    prose = (DOCS / "rounds.in.md").read_text(encoding="utf-8")
+    measured = json.loads((DOCS / "rounds_on_demo.json").read_text(encoding="utf-8"))
+    keys = (
+        (f"`{name}`", f"`{_default(field)}`", str(field.description))
+        for name, field in RoundPlan.model_fields.items()
+    )
+    parts = {
+        "round keys": _table(("key of `rounds:`", "default", ""), *keys),
+        "demo rounds": "\n\n".join(
+            f"References: {references}.\n\n{_table(table['header'], *table['rows'])}"
+            for references, table in measured["tables"].items()
+        ),
+        "round hours": subprocess.run(
+            [sys.executable, DOCS.parent / "bench" / "round_hours.py"],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.rstrip(),
+    }
+    for name, text in parts.items():
+        prose = prose.replace("{{" + name + "}}", text)
+    return prose
+
+
+def _default(field: Any) -> str:
+    value = field.get_default(call_default_factory=True)
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
 
 
 def families_page() -> str:
@@ -264,3 +298,4 @@ if __name__ == "__main__":
     (DOCS / "data.md").write_text(data_page(), encoding="utf-8")
     (DOCS / "families.md").write_text(families_page(), encoding="utf-8")
     (DOCS / "training.md").write_text(training_page(), encoding="utf-8")
+    (DOCS / "rounds.md").write_text(rounds_page(), encoding="utf-8")
