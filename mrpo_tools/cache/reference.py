@@ -30,8 +30,8 @@ from mrpo_tools.cache.parts import (
 from mrpo_tools.cache.records import WriterRecord, footer_of, records_of, wall_seconds
 from mrpo_tools.config import Reference
 from mrpo_tools.errors import CacheDamaged, CacheMissing, CacheStale, UsageError
-from mrpo_tools.facts import Keys, count_distinct, find
 from mrpo_tools.files import make_directory, write_whole
+from mrpo_tools.groups.facts import Keys, count_distinct, find
 from mrpo_tools.maths.noise import Noise, least_noise, loudest
 from mrpo_tools.references.identity import Identity
 
