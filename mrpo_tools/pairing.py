@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from mrpo_tools.facts import Facts
 from mrpo_tools.groups import Group, Response
+from mrpo_tools.groups.facts import Facts
 from mrpo_tools.words import DeterministicPairing
 
 Pair = tuple[Response, Response]

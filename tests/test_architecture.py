@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mrpo_tools"
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 LEVELS = [
-    ["errors", "facts", "messages", "words"],
+    ["errors", "messages", "words"],
     ["files", "groups", "progress"],
     ["config", "pairing", "server"],
     ["maths", "paper_tables", "sources"],
@@ -48,7 +48,7 @@ HOMES = {
     "safetensors": {"precomputing", "references"},
 }
 TORCHLESS = {
-    "cache", "config", "errors", "facts", "files", "groups", "messages", "pairing", "paper_tables",
+    "cache", "config", "errors", "files", "groups", "messages", "pairing", "paper_tables",
     "progress", "report", "runs", "server", "sources", "sql", "words",
 }  # fmt: skip
 """Parts that work where torch is not installed; so what they import does too."""

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from mrpo_tools.cache.mapped import MappedGroups, write_groups
 from mrpo_tools.errors import UsageError
-from mrpo_tools.facts import Ids, find, hash_keys, keys_of, numbered
 from mrpo_tools.groups import (
     Group,
     Response,
@@ -25,6 +24,7 @@ from mrpo_tools.groups import (
     taken,
     user_prompt,
 )
+from mrpo_tools.groups.facts import Ids, find, hash_keys, keys_of, numbered
 from mrpo_tools.messages import Message, ToolCall
 from mrpo_tools.pairing import count_doubted_labels, doubted_labels
 

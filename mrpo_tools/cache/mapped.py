@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mrpo_tools.facts import Facts, Keys, Places, keys_of_bytes, prompt_bytes
 from mrpo_tools.groups import Group, GroupTable, Response, group_from_dict
+from mrpo_tools.groups.facts import Facts, Keys, Places, keys_of_bytes, prompt_bytes
 from mrpo_tools.messages import json_text, message_from_dict
 
 ROWS = 8192

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mrpo_tools.cache.parts import LOGPS_SCHEMA, STATUSES
-from mrpo_tools.facts import Keys, Places, keys_of_bytes
+from mrpo_tools.groups.facts import Keys, Places, keys_of_bytes
 
 COLUMNS = ("response_id", "logp", "num_tokens", "status", "truncated", "token_hash")
 """Of a part that `Numbers` is made of."""

@@ -35,7 +35,7 @@ from mrpo_tools.sources.readers.rows import ignore_progress
 
 WORTH_KEEPING = 32 * 2**20
 """Bytes of a source; a smaller one is read in a second or two."""
-CODE = ("sources/**/*.py", "groups.py", "messages.py", "facts.py", "cache/mapped.py")
+CODE = ("sources/**/*.py", "groups/*.py", "messages.py", "cache/mapped.py")
 """What decides the groups that become of a source."""
 
 

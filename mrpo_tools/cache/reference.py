@@ -11,7 +11,7 @@ from mrpo_tools.cache.parts import LOGPS, Row
 from mrpo_tools.cache.store_of_parts import PartStore
 from mrpo_tools.config import Reference
 from mrpo_tools.errors import UsageError
-from mrpo_tools.facts import Keys, count_distinct, find
+from mrpo_tools.groups.facts import Keys, count_distinct, find
 from mrpo_tools.maths.noise import Apart, Noise, allowed, beyond, least_noise, loudest
 
 

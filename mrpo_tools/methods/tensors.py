@@ -19,8 +19,8 @@ from torch import Tensor
 from mrpo_tools.cache import STATUSES, ReferenceStore
 from mrpo_tools.cache.numbers import HASH_BYTES, Numbers
 from mrpo_tools.errors import UsageError
-from mrpo_tools.facts import Facts, numbered
 from mrpo_tools.groups import Group, facts_of, kinds_of_judgement
+from mrpo_tools.groups.facts import Facts, numbered
 from mrpo_tools.maths import metrics
 from mrpo_tools.maths.judgements import Judgements
 from mrpo_tools.maths.shapes import Index, blocks

@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from mrpo_tools.cache import ReferenceStore
 from mrpo_tools.errors import CacheStale
-from mrpo_tools.facts import Places
 from mrpo_tools.groups import Group
+from mrpo_tools.groups.facts import Places
 from mrpo_tools.progress import bar
 from mrpo_tools.references.rendering import EncodedGroup, EncodedResponse, Renderer, token_hash
 from mrpo_tools.references.resolved import ResolvedReference, renderer_of

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from mrpo_tools.facts import Ids, Places
+from mrpo_tools.groups.facts import Ids, Places
 from mrpo_tools.maths.objectives import Applied
 from mrpo_tools.maths.shapes import Index
 from mrpo_tools.methods.combination import Combined

@@ -10,8 +10,8 @@ import numpy as np
 from mrpo_tools.cache import ReferenceStore
 from mrpo_tools.config import Recipe
 from mrpo_tools.errors import UsageError
-from mrpo_tools.facts import find, first_places
 from mrpo_tools.groups import Group, facts_of, kinds_of_judgement, taken
+from mrpo_tools.groups.facts import find, first_places
 from mrpo_tools.methods.tensors import look_up, reference_accuracies
 from mrpo_tools.pairing import count_doubted_labels
 

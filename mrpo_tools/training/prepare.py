@@ -17,8 +17,8 @@ from mrpo_tools.cache import Cache, ReferenceStore, ScoreStore
 from mrpo_tools.cache.current import stores_of
 from mrpo_tools.config import Recipe, Reference
 from mrpo_tools.errors import ResourceError, UsageError
-from mrpo_tools.facts import Ids, Places
 from mrpo_tools.groups import Group, facts_of, in_split, taken
+from mrpo_tools.groups.facts import Ids, Places
 from mrpo_tools.maths.judgements import Judgements
 from mrpo_tools.maths.shapes import blocks
 from mrpo_tools.methods.combination import Combined, combine

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from mrpo_tools.errors import UsageError
-from mrpo_tools.facts import Facts, Places, hash_keys, order_of
+from mrpo_tools.groups.facts import Facts, Places, hash_keys, order_of
 from mrpo_tools.messages import Message, ToolCall, call_from_dict, json_text, message_from_dict
 from mrpo_tools.words import Status
 
