@@ -17,7 +17,8 @@ from pathlib import Path
 from mrpo_tools.cache import Cache, library_versions
 from mrpo_tools.config import Recipe, load_project
 from mrpo_tools.evaluation.evaluate import evaluate
-from mrpo_tools.methods.method import LOSSES, PRESETS, objective_of
+from mrpo_tools.methods.method import LOSSES, objective_of
+from mrpo_tools.methods.presets import PRESETS
 from mrpo_tools.runs.read import read_history
 from mrpo_tools.runs.run import load_run
 from mrpo_tools.sources import load_groups

@@ -155,6 +155,8 @@ class Recipe(Words):
     """How far the others may be from reference 1; unset, as the loss has it."""
     epsilon_max: float | None = Field(default=None, ge=0)
     """The largest radius of the trust region, relative to reference 1's log-prob."""
+    behaviour: str | None = None
+    """Cached reference that samples were drawn from, for `rlhf` and `kd`."""
     truncated: words.Truncated = "drop"
     """Whether responses take part that a reference, or the policy, read cut."""
     chosen: words.Chosen = "auto"
@@ -190,7 +192,9 @@ class Recipe(Words):
     kl_weight: float | None = Field(default=None, ge=0)
     """Weight of the distance from the reference (`grpo_offline`)."""
     clip: float | None = Field(default=None, gt=0)
-    """How far a policy ratio may be from 1 (`grpo_offline`)."""
+    """How far a policy ratio may be from 1 (`grpo_offline`, `rlhf`)."""
+    advantage: words.Advantage | None = None
+    """What a sample's reward is compared with (`rlhf`)."""
     score_scale: float | None = Field(default=None, gt=0)
     """Scores are divided by it, into [0, 1] (MPPO)."""
     length_normalized: bool | None = None

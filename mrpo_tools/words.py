@@ -60,11 +60,11 @@ _PHRASES[Attention] = {
 }
 
 Loss = Literal[
-    "mrpo", "mean_ref", "dpo", "multi_dpo", "ipo", "slic", "rrhf", "cpo", "kto_pair", "orpo",
-    "r_dpo", "simpo", "sppo", "sft", "mpo", "w_mpo", "swepo", "mpo_1vsk", "mpo_reference_free",
-    "infonca", "nca", "plackett_luce", "grpo_offline", "mppo_point_ce", "mppo_point_mse",
-    "mppo_pair_single", "mppo_pair_mns", "mppo_pair_mnm", "mppo_pair_mcs", "mppo_pair_mcm",
-    "mppo_list_mle",
+    "mrpo", "mean_ref", "inpo", "mnpo", "dpo", "multi_dpo", "ipo", "slic", "rrhf", "cpo",
+    "kto_pair", "orpo", "r_dpo", "simpo", "sppo", "sft", "mpo", "w_mpo", "swepo", "mpo_1vsk",
+    "mpo_reference_free", "infonca", "nca", "plackett_luce", "grpo_offline", "mppo_point_ce",
+    "mppo_point_mse", "mppo_pair_single", "mppo_pair_mns", "mppo_pair_mnm", "mppo_pair_mcs",
+    "mppo_pair_mcm", "mppo_list_mle", "rlhf", "kd",
 ]  # fmt: skip
 """What is optimised; `mrpo losses NAME` says what each is."""
 
@@ -141,6 +141,14 @@ _PHRASES[TableFormat] = {
     "latex": "a tabular for a paper",
     "csv": "a line for each method and metric, unrounded",
     "json": "everything, every seed's value too",
+}
+
+Advantage = Literal["normalized", "centred", "leave_one_out"]
+"""What a sample's reward is compared with, and whether the spread divides it."""
+_PHRASES[Advantage] = {
+    "normalized": "the group's mean, in units of its spread (GRPO)",
+    "centred": "the group's mean",
+    "leave_one_out": "the mean of the others: the unbiased one",
 }
 
 Finetuning = Literal["lora", "full"]

@@ -41,6 +41,8 @@ VARIED = [
 CASES = [*EVERY, *VARIED, *TOGETHER]
 """Every objective of the table with its defaults, and each of its hyper-parameters varied."""
 RANDOM_PAIR = [("mppo_pair_single", {}), ("dpo", {"pairing": "best_random", "beta": 0.5})]
+SEVERAL = {"multi_dpo", "kd"}
+"""Objectives that see each reference."""
 KINDS = ("scores", "ties", "labels", "labels_and_scores", "labels_and_ties")
 SHAPE_ERROR = r"shape|\[B"
 
@@ -57,15 +59,21 @@ def describe(case) -> str:
 def sample(name: str, kind="scores", sizes=range(2, 9), seed: int = 0, count: int = 3):
     """Ragged random groups with the references this objective takes: one, or `count`."""
     rng = np.random.default_rng(seed)
-    references = count if name == "multi_dpo" else 0
-    return [oracle.random_group(rng, size, kind, references) for size in sizes]
+    references = count if name in SEVERAL else 0
+    groups = [oracle.random_group(rng, size, kind, references) for size in sizes]
+    if name == "kd":
+        drawn = [oracle.random_group(rng, 3, kind, references) for _ in groups]
+        groups = [group.beside(samples) for group, samples in zip(groups, drawn, strict=True)]
+    return groups
 
 
 def group_with(rewards, **columns) -> Group:
     """A group of one-token responses whose log-ratios are `rewards`, against reference −20."""
     size = len(rewards)
     policy = [-20.0 + reward for reward in rewards]
-    return Group(policy, [-20.0] * size, columns.pop("lengths", [1] * size), **columns)
+    flat = [-20.0] * size
+    lengths = columns.pop("lengths", [1] * size)
+    return Group(policy, flat, lengths, behaviour=flat, **columns)
 
 
 def padded(rows, fill, dtype=torch.float64, width: int = 1) -> torch.Tensor:
@@ -99,6 +107,8 @@ def tensors_of(groups, width: int = 1, fill: float = math.nan, dtype=torch.float
         "chosen": column("chosen", fill=True, dtype=torch.bool),
         "mask": mask_of([group.policy for group in groups], width),
         "weights": None if weights[0] is None else torch.tensor(weights, dtype=dtype),
+        "behaviour_logps": column("behaviour"),
+        "unjudged": column("unjudged", fill=True, dtype=torch.bool),
         "seeds": torch.tensor([group.seed for group in groups], dtype=torch.int64),
     }
 

@@ -27,6 +27,8 @@ class Group:
     scores: Sequence[float] | None = None
     chosen: Sequence[bool] | None = None
     weights: Sequence[float] | None = None
+    behaviour: Sequence[float] | None = None
+    unjudged: Sequence[bool] | None = None  # samples beside a labelled pair
     seed: int = 0
 
     @property
@@ -36,9 +38,27 @@ class Group:
 
     def take(self, indices: Sequence[int]) -> Group:
         """The group of these responses, in this order."""
-        columns = ("policy", "reference", "lengths", "scores", "chosen")
+        columns = ("policy", "reference", "lengths", "scores", "chosen", "behaviour", "unjudged")
         given = {name: values for name in columns if (values := getattr(self, name)) is not None}
         return replace(self, **{name: [v[i] for i in indices] for name, v in given.items()})
+
+    @property
+    def judged(self) -> Group:
+        """Without samples that stand beside a labelled pair."""
+        if self.unjudged is None:
+            return self
+        return self.take([i for i in range(self.size) if not self.unjudged[i]])
+
+    def beside(self, samples: Group) -> Group:
+        """This group's responses, and those of another as samples beside them."""
+        columns = ("policy", "reference", "lengths", "scores", "chosen", "behaviour")
+        both = {
+            name: [*values, *getattr(samples, name)]
+            for name in columns
+            if (values := getattr(self, name)) is not None
+        }
+        flags = [False] * self.size + [True] * samples.size
+        return replace(self, **both, unjudged=flags)
 
 
 def random_group(rng: np.random.Generator, size: int, kind: str, references: int = 0) -> Group:
@@ -61,6 +81,7 @@ def random_group(rng: np.random.Generator, size: int, kind: str, references: int
         scores=None if kind == "labels" else scores.astype(float).tolist(),
         chosen=[bool(flag) for flag in labels[:size]] if kind.startswith("labels") else None,
         weights=rng.dirichlet(np.ones(references)).tolist() if references else None,
+        behaviour=np.minimum(policy + rng.normal(0.0, 0.5, size), -0.5).tolist(),
         seed=int(rng.integers(-(2**63), 2**63 - 1)),
     )
 
@@ -182,6 +203,9 @@ def visible(group: Group, h: SimpleNamespace) -> Group:
     """The group as the objective sees it: `top_bottom` leaves the m best and the m worst."""
     if h.chosen != "top_bottom":
         return group
+    if group.unjudged is not None:
+        rest = group.take([i for i in range(group.size) if group.unjudged[i]])
+        return visible(replace(group.judged, unjudged=None), h).beside(rest)
     order, m = best_first(scores_of(group)), min(h.top_bottom, group.size // 2)
     return group.take(sorted(order[:m] + order[group.size - m :]))
 
@@ -232,7 +256,8 @@ HYPER = {
     "chosen": ("auto", "top1", "top_bottom"), "top_bottom": (2,),
     "deviation_scale": (0.1, 2.0), "signed": (False, True), "power": (1, 0, 2),
     "weight": ("none", "power"), "gamma": (1.0, 0.3), "delta": (1.0, 20.0),
-    "sft_weight": (1.0, 0.3), "tau": (1.0, 3.0), "clip": (0.2, 0.1), "kl_weight": (0.04, 0.5),
+    "sft_weight": (1.0, 0.3), "tau": (1.0, 3.0), "clip": (0.2, 0.1),
+    "advantage": ("normalized", "centred", "leave_one_out"), "kl_weight": (0.04, 0.5),
     "score_scale": (10.0, 20.0),
 }  # fmt: skip
 """Every hyper-parameter: its default, and other values to try."""
@@ -467,6 +492,40 @@ def grpo_offline(group: Group, h: SimpleNamespace) -> float:
     return -total / group.size
 
 
+def rlhf(group: Group, h: SimpleNamespace) -> float:
+    """Clipped surrogate on ρ = e^{ℓ−b}, with R = s − β(b − r) against the group's own mean."""
+    kept = [s - h.beta * (b - r) for s, b, r in
+            zip(scores_of(group), group.behaviour, group.reference, strict=True)]  # fmt: skip
+    total = 0.0
+    for i, value in enumerate(kept):
+        advantage = value - mean(kept)
+        if h.advantage == "normalized":
+            advantage /= population_std(kept)
+        if h.advantage == "leave_one_out":
+            advantage = value - mean([other for j, other in enumerate(kept) if j != i])
+        ratio = math.exp(min(max(group.policy[i] - group.behaviour[i], -20.0), 20.0))
+        total += min(ratio * advantage, min(max(ratio, 1 - h.clip), 1 + h.clip) * advantage)
+    return -total / group.size
+
+
+def kd(group: Group, h: SimpleNamespace) -> float:
+    """DPO on the judged responses against reference 1, and the samples' way to the others."""
+    judged = group.judged
+    against_1 = replace(judged, reference=[row[0] for row in judged.reference])
+    pair = mean([dpo(against_1, w, lo, h) for w, lo in pairs(against_1, h.pairing)])
+    drawn = [i for i in range(group.size) if group.unjudged[i]]
+    costs = {
+        i: math.fsum(weight * (group.behaviour[i] - r)
+                     for weight, r in list(zip(group.weights, group.reference[i], strict=True))[1:])
+        for i in drawn
+    }  # fmt: skip
+    terms = []
+    for i in drawn:
+        ratio = math.exp(min(max(group.policy[i] - group.behaviour[i], -20.0), 20.0))
+        terms.append(ratio * (costs[i] - mean([costs[j] for j in drawn if j != i])))
+    return pair + h.beta * mean(terms)
+
+
 def sft(group: Group, h: SimpleNamespace) -> float:
     """−ℓ_w/L_w, the mean over Y+."""
     return mean([-per_token(group, i) for i in sides(group, h)[0]])
@@ -528,7 +587,8 @@ SET_LOSSES = {**by_name(mpo, swepo, mpo_reference_free), "w_mpo": swepo, "mpo_1v
 LIST_LOSSES = by_name(infonca, nca, plackett_luce, mppo_list_mle)
 POINT_LOSSES = by_name(mppo_point_ce, mppo_point_mse)
 LOSSES = {
-    **PAIR_LOSSES, **SET_LOSSES, **LIST_LOSSES, **POINT_LOSSES, **by_name(grpo_offline, sft)
+    **PAIR_LOSSES, **SET_LOSSES, **LIST_LOSSES, **POINT_LOSSES,
+    **by_name(grpo_offline, rlhf, kd, sft),
 }  # fmt: skip
 REFERENCE_FREE = {name for name in LOSSES if name.startswith("mppo_")} | {
     "mpo_reference_free", "slic", "rrhf", "cpo", "orpo", "simpo", "sft"
@@ -539,6 +599,13 @@ def _is_usable(name: str, group: Group, h: SimpleNamespace) -> bool:
     """Whether the visible group has a loss under this objective."""
     if group.size == 0:
         return False
+    if name == "kd":
+        drawn = 0 if group.unjudged is None else sum(group.unjudged)
+        return bool(pairs(group.judged, "all")) and drawn >= 2
+    if name == "rlhf":
+        kept = [s - h.beta * (b - r) for s, b, r in
+                zip(scores_of(group), group.behaviour, group.reference, strict=True)]  # fmt: skip
+        return any(delta != 0 for delta in deviations(kept))
     positive, negative = sides(group, h)
     if name in PAIR_LOSSES:
         return bool(pairs(group, "all"))
@@ -593,7 +660,7 @@ def candidate_losses(name: str, group: Group, **hyper) -> list[float]:
 def rewards(name: str, group: Group, **hyper) -> list[float]:
     """The reward of every response: no deviation term, the training reference."""
     h, everyone = settings(name, hyper), range(group.size)
-    if name == "multi_dpo":
+    if name in ("multi_dpo", "kd"):
         return [h.beta * (group.policy[i] - group.reference[i][0]) for i in everyone]
     if name in ("simpo", "mpo_reference_free"):
         return [h.beta * per_token(group, i) for i in everyone]

@@ -24,7 +24,10 @@ from mrpo_tools.training.groups import group_seeds
 from mrpo_tools.training.prepare import prepare
 from mrpo_tools.training.trainer import GroupTrainer
 
-WITH_MRPO = ("mrpo", "mean_ref", *objectives.NAMES)
+WITH_MRPO = (
+    "mrpo", "mean_ref", *(name for name, row in objectives.TABLE.items() if not row.samples),
+)  # fmt: skip
+"""Those on samples need other data."""
 
 
 def references_of(loss: str) -> list[str]:

@@ -9,6 +9,7 @@ import torch
 from batches import (
     EVERY,
     RANDOM_PAIR,
+    SEVERAL,
     TOGETHER,
     assert_close,
     compute,
@@ -36,15 +37,17 @@ def groups(draw, name: str = "dpo", tied: bool = False, sizes=(2, 6)) -> Group:
     column = st.lists(nats, min_size=size, max_size=size)
     levels = st.lists(st.integers(0, 2), min_size=size, max_size=size)
     scores = draw(levels if tied else st.permutations(range(size)))
-    several = name == "multi_dpo"
-    return Group(
+    several = name in SEVERAL
+    group = Group(
         policy=draw(column),
         reference=[draw(st.tuples(nats, nats)) for _ in range(size)] if several else draw(column),
         lengths=draw(st.lists(st.integers(1, 40), min_size=size, max_size=size)),
         scores=[float(score) for score in scores],
         weights=[0.25, 0.75] if several else None,
+        behaviour=draw(column),
         seed=draw(st.integers(-(2**63), 2**63 - 1)),
     )
+    return group.beside(group.take([*range(size)][:-1] * 2)) if name == "kd" else group
 
 
 def scaled(group: Group, **factor: float) -> Group:
@@ -152,7 +155,8 @@ DEPENDS_ONLY = [
                    "mppo_pair_mns", "mppo_pair_mcm", "mppo_list_mle", "mppo_point_ce",
                    "mppo_point_mse")),
     (on_log_probs_per_token, "ipo", {"length_normalized": True}),
-    *((on_differences_in_a_prompt, name, {}) for name in ("dpo", "plackett_luce", "ipo", "r_dpo")),
+    *((on_differences_in_a_prompt, name, {})
+      for name in ("dpo", "plackett_luce", "ipo", "r_dpo", "rlhf")),
     *((on_differences_in_a_prompt, name, THIRD) for name in ("mpo", "w_mpo", "infonca")),
     (on_differences_in_a_prompt, "swepo", THIRD | POWER),
     *((on_order_or_relative_deviation, name, {})

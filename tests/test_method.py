@@ -28,7 +28,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def method(loss: str, count: int = 3, scores: bool = True, **words):
-    return resolve_method(Recipe(loss=loss, refs=NAMES[:count], **words), scores=scores)
+    sampler = {"behaviour": NAMES[0]} if loss in ("rlhf", "kd") else {}
+    return resolve_method(Recipe(loss=loss, refs=NAMES[:count], **(sampler | words)), scores=scores)
 
 
 def test_presets_are_dpo_after_a_combination():
@@ -38,6 +39,28 @@ def test_presets_are_dpo_after_a_combination():
     assert method("multi_dpo").combination.combine == "separate"
     assert method("mpo").combination == method("mrpo").combination
     assert method("dpo", 1).combination.trust_region == "none"
+    assert method("rlhf").combination == Combination("geometric", "uniform", "none", 0.1)
+    assert method("kd").combination == Combination("separate", "uniform", "adaptive", 0.1)
+
+
+@pytest.mark.parametrize("loss", ["inpo", "mnpo"])
+def test_earlier_policies_share_what_reference_1_leaves(loss):
+    """MNPO's published code: η 0.0075 on means over tokens, a third for the first reference."""
+    for count, weights in ((1, [1.0]), (2, [1 / 3, 2 / 3]), (3, [1 / 3, 1 / 3, 1 / 3])):
+        resolved = method(loss, count)
+        assert resolved.row is objectives.TABLE["ipo"]
+        assert resolved.hyper["beta"] == 0.0075
+        assert resolved.hyper["length_normalized"] is True
+        assert resolved.combination.fixed_weights == pytest.approx(weights)
+        assert (resolved.combination.combine, resolved.combination.weights) == (
+            "geometric",
+            "fixed",
+        )
+        assert resolved.combination.trust_region == "none"
+    own = method(loss, 2, fixed_weights=[0.9, 0.1], beta=0.1, length_normalized=False)
+    assert own.combination.fixed_weights == [0.9, 0.1]
+    assert own.hyper["beta"] == 0.1
+    assert own.hyper["length_normalized"] is False
 
 
 def test_a_pair_of_a_larger_group_can_have_weights_and_radius_of_its_own():
@@ -99,6 +122,10 @@ REFUSED = [
     ({"loss": "dpo", "combine": "separate"}, "dpo takes one reference log-prob per response"),
     ({"loss": "multi_dpo", "combine": "harmonic"}, "multi_dpo keeps its references separate"),
     ({"loss": "simpo", "count": 0, "epsilon_max": 0.1}, "simpo has no reference in it"),
+    ({"loss": "rlhf", "behaviour": None}, "rlhf trains on samples"),
+    ({"loss": "dpo", "behaviour": "llama"}, "dpo does not ask who wrote a response"),
+    ({"loss": "rlhf", "combine": "harmonic"}, "rlhf is held to each reference by a KL"),
+    ({"loss": "kd", "count": 1}, "kd needs two references or more"),
     ({"loss": "nothing"}, "no loss is named 'nothing'"),
 ]  # fmt: skip
 

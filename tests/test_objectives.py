@@ -12,6 +12,7 @@ from batches import (
     EVERY,
     KINDS,
     RANDOM_PAIR,
+    SEVERAL,
     SHAPE_ERROR,
     TOGETHER,
     assert_close,
@@ -462,13 +463,12 @@ ALL_CHOSEN = group_with([1.0, 2.0], scores=[1.0, 0.0], chosen=[True, True])
 NONE_CHOSEN = group_with([1.0, 2.0], scores=[1.0, 0.0], chosen=[False, False])
 ENDS_CHOSEN = group_with([1.0, 2.0, 3.0], scores=[2.0, 1.0, 0.0], chosen=[True, False, True])
 MIDDLE_CHOSEN = replace(ENDS_CHOSEN, chosen=[False, True, False])
-SEVERAL = {"multi_dpo"}
 PAIRWISE = oracle.PAIR_LOSSES.keys() - SEVERAL
 SETS = oracle.SET_LOSSES.keys() - {"mpo_1vsk"}
 LABELLED = SETS | {name for name in PAIRWISE if not name.startswith("mppo_pair_m")}
 UNUSABLE_BY = [
-    (PAIRWISE | SETS | {"sft", "grpo_offline"}, ALL_EQUAL),
-    (SETS | {"sft", "grpo_offline"}, NEARLY_EQUAL),
+    (PAIRWISE | SETS | {"sft", "grpo_offline", "rlhf"}, ALL_EQUAL),
+    (SETS | {"sft", "grpo_offline", "rlhf"}, NEARLY_EQUAL),
     (oracle.LOSSES.keys() - SEVERAL - oracle.POINT_LOSSES.keys(), SINGLE),
     (oracle.LOSSES.keys() - SEVERAL, NOTHING),
     (LABELLED, ALL_CHOSEN),
@@ -538,11 +538,16 @@ EXTREME = [
 def test_finite_at_extreme_log_probs(name, hyper, dtype):
     """Log-probs of −10,000 and differences of ±5,000: no overflow, in float32 either."""
     groups = EXTREME
-    if name == "multi_dpo":
+    if name == "rlhf":
+        groups = [replace(g, behaviour=g.reference[::-1]) for g in groups]
+    if name in SEVERAL:
         groups = [
-            replace(g, reference=[[r, r - 5_000.0] for r in g.reference], weights=[0.5, 0.5])
+            replace(g, reference=[[r, r - 5_000.0] for r in g.reference], weights=[0.5, 0.5],
+                    behaviour=g.reference[::-1])
             for g in groups
-        ]
+        ]  # fmt: skip
+    if name == "kd":
+        groups = [group.beside(group) for group in groups]
     tensors = tensors_of(groups, dtype=dtype)
     loss, gradient = loss_and_gradient(name, tensors, hyper)
     batch = objectives.Batch(**tensors)
@@ -566,6 +571,13 @@ def test_an_absent_reference_is_not_needed_or_it_is_said(name):
     else:
         with pytest.raises(ValueError, match="reference"):
             objectives.compute(name, without)
+
+
+@pytest.mark.parametrize("name", ["rlhf", "kd"])
+def test_samples_without_the_log_probs_they_were_drawn_with_are_refused(name):
+    tensors = tensors_of(sample(name)) | {"behaviour_logps": None}
+    with pytest.raises(ValueError, match="behaviour_logps"):
+        objectives.compute(name, objectives.Batch(**tensors))
 
 
 def test_scores_are_compared_in_float64():
@@ -628,7 +640,7 @@ class TestBestRandom:
 
 
 PAIR = tensors_of(sample("dpo", "labels_and_scores", sizes=(4, 4, 4)))
-COLUMNS = [key for key in PAIR if key not in ("weights", "seeds")]
+COLUMNS = [key for key in PAIR if key not in ("weights", "seeds", "unjudged")]
 SEVERAL_REFERENCES = tensors_of(sample("multi_dpo", sizes=(4, 4, 4)))
 WEIGHTS, SEEDS = SEVERAL_REFERENCES["weights"], PAIR["seeds"]
 WRONG_SHAPES = [

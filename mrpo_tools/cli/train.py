@@ -271,7 +271,8 @@ def _names(refs: str | None) -> tuple[list[str] | None, list[str]]:
 def _with_references(recipe: Recipe, project: Project) -> Recipe:
     """The recipe; where it names no reference and its loss needs one, with the project's: the first
     for a loss of one reference, all of them for one of several."""
-    from mrpo_tools.methods.method import PRESETS, find_loss, objective_of
+    from mrpo_tools.methods.method import find_loss, objective_of
+    from mrpo_tools.methods.presets import PRESETS
     from mrpo_tools.progress import say_once
 
     loss = find_loss(recipe.loss)

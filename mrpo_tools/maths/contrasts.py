@@ -28,6 +28,7 @@ class Sides:
         positive: [B, N] the chosen set Y+.
         negative: [B, N] the rejected set Y−.
         labels: [B, N] bool the data's own labels; None where the data have none.
+        compared: [B, N] those of `mask` that are judged: all but samples beside a labelled pair.
     """
 
     mask: Tensor
@@ -36,6 +37,7 @@ class Sides:
     positive: Tensor
     negative: Tensor
     labels: Tensor | None
+    compared: Tensor
 
     @property
     def both(self) -> Tensor:
@@ -47,6 +49,7 @@ def choose_sides(
     mask: Tensor,
     scores: Tensor | None,
     labels: Tensor | None,
+    unjudged: Tensor | None = None,
     *,
     chosen: Chosen = "auto",
     top_bottom: int = 2,
@@ -57,6 +60,7 @@ def choose_sides(
         mask: [B, N] responses that take part.
         scores: [B, N], or None: then a labelled response counts as 1 and the rest as 0.
         labels: [B, N] the data's own labels, or None.
+        unjudged: [B, N] samples beside a labelled pair: they take part and have no side; or None.
         chosen: `auto`: the labels if there are any, else `mean`. `mean`: Y+ = {δ_i > 0}
             (MPO Eq. 11-12). `top1`: Y+ is the best response (with labels, the best of the chosen).
             `top_bottom`: the m best against the m worst, m at most ⌊N/2⌋; the rest is masked.
@@ -73,26 +77,29 @@ def choose_sides(
         if labels is None:
             raise ValueError("a batch needs scores or chosen")
         scores = labels
-    clean = fill(scores.to(torch.float64), mask)
+    compared = mask if unjudged is None else mask & ~unjudged
+    clean = fill(scores.to(torch.float64), compared)
     if chosen == "top_bottom":
-        best, worst = _ends(clean, mask, top_bottom)
-        mask = best | worst
-        clean = fill(clean, mask)
-    labels = labels & mask if labels is not None else None
-    deviations = _deviations(clean, mask)
+        best, worst = _ends(clean, compared, top_bottom)
+        mask = mask & ~compared | best | worst
+        compared = best | worst
+        clean = fill(clean, compared)
+    labels = labels & compared if labels is not None else None
+    deviations = deviations_of(clean, compared)
     if chosen == "top_bottom":
         positive = best & (deviations != 0).any(-1, keepdim=True)
     else:
         positive = _positive(
-            chosen=chosen, scores=clean, deviations=deviations, labels=labels, mask=mask
+            chosen=chosen, scores=clean, deviations=deviations, labels=labels, mask=compared
         )
     return Sides(
         mask=mask,
         scores=clean,
         deviations=deviations,
         positive=positive,
-        negative=mask & ~positive,
+        negative=compared & ~positive,
         labels=labels,
+        compared=compared,
     )
 
 
@@ -117,7 +124,7 @@ def pairs(sides: Sides, pairing: Pairing, seeds: Tensor | None = None) -> Tensor
     every = every_pair(sides)
     if pairing == "all":
         return every
-    winner = one_hot_argmax(sides.scores, sides.mask if sides.labels is None else sides.labels)
+    winner = one_hot_argmax(sides.scores, sides.compared if sides.labels is None else sides.labels)
     against = every & winner.unsqueeze(-1)
     if pairing == "best_vs_rest":
         return against
@@ -134,8 +141,8 @@ def pairs(sides: Sides, pairing: Pairing, seeds: Tensor | None = None) -> Tensor
 def every_pair(sides: Sides) -> Tensor:
     """[B, N, N] bool: chosen against rejected by the labels; without any, all with s_a > s_b."""
     if sides.labels is not None:
-        return sides.labels.unsqueeze(-1) & (sides.mask & ~sides.labels).unsqueeze(-2)
-    both = sides.mask.unsqueeze(-1) & sides.mask.unsqueeze(-2)
+        return sides.labels.unsqueeze(-1) & (sides.compared & ~sides.labels).unsqueeze(-2)
+    both = sides.compared.unsqueeze(-1) & sides.compared.unsqueeze(-2)
     return both & (pair_differences(sides.scores) > 0)
 
 
@@ -148,10 +155,11 @@ def one_hot_argmax(values: Tensor, mask: Tensor) -> Tensor:
 
 def score_deviation(sides: Sides) -> Tensor:
     """[B]: the population standard deviation of each group's scores."""
-    return masked_mean(sides.deviations.square(), sides.mask).sqrt()
+    return masked_mean(sides.deviations.square(), sides.compared).sqrt()
 
 
-def _deviations(scores: Tensor, mask: Tensor) -> Tensor:
+def deviations_of(scores: Tensor, mask: Tensor) -> Tensor:
+    """[B, N] each score less its group's mean, exactly 0 within the tolerance."""
     mean = masked_mean(scores, mask).unsqueeze(-1)
     scale = fill(scores.abs(), mask).amax(-1, keepdim=True).clamp(min=1)
     deviations = fill(scores - mean, mask)

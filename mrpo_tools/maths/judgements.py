@@ -25,6 +25,8 @@ class Judgements:
         mask: [G, N] bool, True where a response takes part.
         scores: [G, N] s, higher is better; None: chosen counts as 1, the rest as 0.
         chosen: [G, N] bool labels of the data; None: no labels.
+        unjudged: [G, N] bool: samples beside a labelled pair, which are compared with nothing;
+            None: every response is judged.
 
     Masked entries of scores and labels may hold anything.
 
@@ -35,10 +37,11 @@ class Judgements:
     mask: Tensor
     scores: Tensor | None
     chosen: Tensor | None
+    unjudged: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.mask.shape)
-        for name in ("scores", "chosen"):
+        for name in ("scores", "chosen", "unjudged"):
             tensor = getattr(self, name)
             if tensor is not None:
                 require_shape(name, tensor, shape)
@@ -46,14 +49,24 @@ class Judgements:
             raise ValueError("a batch needs scores or chosen")
 
     @cached_property
+    def compared(self) -> Tensor:
+        """[G, N] the responses that take part and are judged."""
+        return self.mask if self.unjudged is None else self.mask & ~self.unjudged
+
+    @cached_property
     def sides(self) -> contrasts.Sides:
         """The chosen and rejected sets by the data's own labels, else by the mean score."""
-        return contrasts.choose_sides(self.mask, self.scores, self.chosen)
+        return self.sides_by("auto", 1)
 
     def sides_by(self, chosen: Chosen, top_bottom: int) -> contrasts.Sides:
         """The sides by another rule of `choose_sides`."""
         return contrasts.choose_sides(
-            self.mask, self.scores, self.chosen, chosen=chosen, top_bottom=top_bottom
+            self.mask,
+            self.scores,
+            self.chosen,
+            self.unjudged,
+            chosen=chosen,
+            top_bottom=top_bottom,
         )
 
     @cached_property
@@ -79,4 +92,5 @@ class Judgements:
             function(self.mask),
             None if self.scores is None else function(self.scores),
             None if self.chosen is None else function(self.chosen),
+            None if self.unjudged is None else function(self.unjudged),
         )

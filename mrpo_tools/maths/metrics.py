@@ -40,7 +40,7 @@ def top1(rewards: Tensor, judged: Judgements) -> Tensor:
     A group whose responses are all tied cannot say.
     """
     _require_rewards(rewards, judged)
-    mask, scores = judged.mask, judged.sides.scores
+    mask, scores = judged.compared, judged.sides.scores
     picked = one_hot_argmax(fill(rewards, mask), mask)
     best = fill(scores, mask, float("-inf")).amax(-1)
     hit = fill(scores, picked).sum(-1) == best
@@ -57,7 +57,7 @@ def kendall_tau(rewards: Tensor, judged: Judgements) -> Tensor:
     _require_rewards(rewards, judged)
     if judged.scores is None:
         raise ValueError("kendall_tau needs scores")
-    mask = judged.mask
+    mask = judged.compared
     both = mask.unsqueeze(-1) & mask.unsqueeze(-2)
     scores = judged.scores.to(torch.float64)
     by_reward = fill(pair_differences(fill(rewards.to(torch.float64), mask)).sign(), both)

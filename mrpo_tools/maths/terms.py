@@ -1,8 +1,9 @@
 """The numbers of a batch, and the symbols that objectives are written in.
 
-ℓ policy log-prob, r reference log-prob (nats, summed over the response's tokens), L response tokens
-under the policy's tokenizer, Δ = ℓ − r, s score, δ its deviation from the group's mean, q = ℓ/L,
-p = e^q. Shapes: B groups of up to N responses, K references.
+ℓ policy log-prob, r reference log-prob, b that of the policy which a response was sampled from
+(nats, summed over the response's tokens), L response tokens under the policy's tokenizer,
+Δ = ℓ − r, ρ = e^{ℓ − b}, s score, δ its deviation from the group's mean, q = ℓ/L, p = e^q. Shapes:
+B groups of up to N responses, K references.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from mrpo_tools.maths.judgements import Judgements
 from mrpo_tools.maths.shapes import fill, masked_mean, require_shape
 from mrpo_tools.words import Chosen, Pairing
 
+RATIO_LIMIT = 20.0
+"""The largest |log ρ| of a policy ratio ρ."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -32,6 +36,9 @@ class Batch:
         mask: [B, N] bool, True where there is a response.
         weights: [B, K] reference weights, for `multi_dpo`.
         seeds: [B] int64, for pairing `best_random`.
+        behaviour_logps: [B, N] b, nats: under the policy that the responses were sampled from, for
+            `rlhf` and `kd`; of responses that were not sampled it may hold anything.
+        unjudged: [B, N] bool: samples beside a labelled pair, for `kd`; None: none.
 
     Raises:
         ValueError: a shape does not fit, or there are neither scores nor labels.
@@ -45,6 +52,8 @@ class Batch:
     mask: Tensor
     weights: Tensor | None = None
     seeds: Tensor | None = None
+    behaviour_logps: Tensor | None = None
+    unjudged: Tensor | None = None
 
     @classmethod
     def of(
@@ -56,6 +65,7 @@ class Batch:
         reference_logps: Tensor | None = None,
         weights: Tensor | None = None,
         seeds: Tensor | None = None,
+        behaviour_logps: Tensor | None = None,
     ) -> Batch:
         """The batch of groups that are judged already; shapes as of the attributes."""
         return cls(
@@ -67,6 +77,8 @@ class Batch:
             mask=judged.mask,
             weights=weights,
             seeds=seeds,
+            behaviour_logps=behaviour_logps,
+            unjudged=judged.unjudged,
         )
 
     def __post_init__(self) -> None:
@@ -84,12 +96,14 @@ class Batch:
                 require_shape("weights", self.weights, shape[:1] + (references or (1,)))
         if self.seeds is not None:
             require_shape("seeds", self.seeds, (shape[0],))
+        if self.behaviour_logps is not None:
+            require_shape("behaviour_logps", self.behaviour_logps, shape)
         _ = self.judged
 
     @cached_property
     def judged(self) -> Judgements:
         """Mask, scores and labels as one."""
-        return Judgements(self.mask, self.scores, self.chosen)
+        return Judgements(self.mask, self.scores, self.chosen, self.unjudged)
 
 
 class Terms:
@@ -156,8 +170,8 @@ class Terms:
         return fill(self.batch.lengths.to(self.logp.dtype), self.batch.mask, 1.0).clamp(min=1)
 
     @cached_property
-    def ratio(self) -> Tensor:
-        """[B, N] Δ = ℓ − r.
+    def reference(self) -> Tensor:
+        """[B, N] r, nats.
 
         Raises:
             ValueError: the batch has no reference, or several.
@@ -170,11 +184,16 @@ class Terms:
                 f"{self.name} takes one reference log-prob per response, [B, N]; combine "
                 "several with references.combine"
             )
-        return self.logp - fill(reference, self.batch.mask)
+        return fill(reference, self.batch.mask)
 
     @cached_property
-    def ratios(self) -> list[Tensor]:
-        """K times [B, N]: Δ against each reference.
+    def ratio(self) -> Tensor:
+        """[B, N] Δ = ℓ − r."""
+        return self.logp - self.reference
+
+    @cached_property
+    def references(self) -> list[Tensor]:
+        """K times [B, N]: each reference's r, nats.
 
         Raises:
             ValueError: the batch does not have [B, N, K] reference log-probs.
@@ -182,7 +201,12 @@ class Terms:
         references = self.batch.reference_logps
         if references is None or references.dim() != 3:
             raise ValueError(f"{self.name} needs reference_logps [B, N, K] and weights [B, K]")
-        return [self.logp - fill(logps, self.batch.mask) for logps in references.unbind(-1)]
+        return [fill(logps, self.batch.mask) for logps in references.unbind(-1)]
+
+    @cached_property
+    def ratios(self) -> list[Tensor]:
+        """K times [B, N]: Δ against each reference."""
+        return [self.logp - reference for reference in self.references]
 
     @property
     def weights(self) -> Tensor:
@@ -194,6 +218,28 @@ class Terms:
         if self.batch.weights is None:
             raise ValueError(f"{self.name} needs reference_logps [B, N, K] and weights [B, K]")
         return self.batch.weights
+
+    @cached_property
+    def samples(self) -> Tensor:
+        """[B, N] the responses that were sampled: those beside a labelled pair, or else all."""
+        unjudged = self.batch.unjudged
+        return self.mask if unjudged is None else self.mask & unjudged
+
+    @cached_property
+    def behaviour(self) -> Tensor:
+        """[B, N] b, nats; 0 where a response was not sampled.
+
+        Raises:
+            ValueError: the batch has none.
+        """
+        if self.batch.behaviour_logps is None:
+            raise ValueError(f"{self.name} needs behaviour_logps: b of the samples")
+        return fill(self.batch.behaviour_logps, self.samples)
+
+    @cached_property
+    def importance(self) -> Tensor:
+        """[B, N] ρ = exp(ℓ − b), the exponent in ±20; 1 where a response was not sampled."""
+        return fill(self.logp - self.behaviour, self.samples).clamp(-RATIO_LIMIT, RATIO_LIMIT).exp()
 
     @cached_property
     def q(self) -> Tensor:

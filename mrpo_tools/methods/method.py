@@ -1,14 +1,13 @@
 """What `--loss NAME` means: an objective, its hyper-parameters, and a combination of references.
 
-`mrpo` and `mean_ref` are `dpo` after a combination of references; every other name is an objective
-of `maths.objectives`. Any objective with a reference in it takes any combination.
+A name is a preset, or an objective of `maths.objectives`. Any objective with a reference in it
+takes any combination.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +19,7 @@ from mrpo_tools.maths import objectives
 from mrpo_tools.maths.contrasts import Sides
 from mrpo_tools.maths.judgements import Judgements
 from mrpo_tools.methods.combination import Combination, Combined
+from mrpo_tools.methods.presets import OWN_COMBINATIONS, PRESETS
 
 COMBINATION_WORDS = ("combine", "weights", "trust_region", "epsilon_max", "fixed_weights")
 """Keys of a recipe that say how references are combined, beside the layout of the weights."""
@@ -27,40 +27,6 @@ SCORE_PARAMETERS = frozenset({"deviation_scale", "power", "weight", "signed", "t
 """Hyper-parameters that act on scores themselves."""
 
 
-@dataclass(frozen=True)
-class Preset:
-    """A `--loss` that is an objective after a combination of references.
-
-    Attributes:
-        objective: its name.
-        combination: of the references.
-        formula: in words.
-        source: paper and equation.
-    """
-
-    objective: str
-    combination: Combination
-    formula: str
-    source: str
-
-
-PRESETS: Mapping[str, Preset] = MappingProxyType(
-    {
-        "mrpo": Preset(
-            "dpo",
-            Combination(combine="harmonic", weights="confidence", trust_region="adaptive"),
-            "dpo against the virtual reference: harmonic, confidence weights, adaptive trust "
-            "region",
-            "MRPO Eq. 7-10",
-        ),
-        "mean_ref": Preset(
-            "dpo",
-            Combination(combine="geometric", weights="uniform", trust_region="adaptive"),
-            "dpo against the geometric mean of the references, adaptive trust region",
-            "MRPO Table 1",
-        ),
-    }
-)
 LOSSES = (*PRESETS, *objectives.NAMES)
 
 
@@ -141,12 +107,14 @@ def resolve_method(recipe: Recipe, *, scores: bool) -> Method:
     name = find_loss(recipe.loss)
     row = objective_of(name)
     _refuse_references(name, row, recipe)
+    _refuse_samples(name, row, recipe)
     if row.scores and not scores:
         raise UsageError(
             f"{name} needs scores; this data has only chosen and rejected",
             "use a pairwise or set objective: dpo, mrpo, mpo",
         )
-    return Method(name, row, row.complete(_hyper(name, recipe, row)), _combination(name, recipe))
+    hyper = {**_preset_hyper(name), **_hyper(name, recipe, row)}
+    return Method(name, row, row.complete(hyper), _combination(name, recipe))
 
 
 def find_loss(name: str) -> str:
@@ -188,6 +156,29 @@ def _refuse_references(name: str, row: objectives.Objective, recipe: Recipe) -> 
         )
 
 
+def _refuse_samples(name: str, row: objectives.Objective, recipe: Recipe) -> None:
+    if row.samples and recipe.behaviour is None:
+        raise UsageError(
+            f"{name} trains on samples, and needs the log-probs that they were drawn with",
+            "--set behaviour=NAME: the cached reference that the answers were sampled from; "
+            "mrpo round does both",
+        )
+    if not row.samples and recipe.behaviour is not None:
+        raise UsageError(
+            f"{name} does not ask who wrote a response; behaviour would change nothing",
+            "leave it out, or use rlhf or kd",
+        )
+    if name == "rlhf" and recipe.combine not in (None, "geometric"):
+        raise UsageError(
+            f"rlhf is held to each reference by a KL; combine {recipe.combine} has no meaning",
+            "leave combine out: Σ_k α_k KL(π‖π_k) is the geometric one",
+        )
+
+
+def _preset_hyper(name: str) -> Mapping[str, Any]:
+    return PRESETS[name].hyper if name in PRESETS else {}
+
+
 def _hyper(name: str, recipe: Recipe, row: objectives.Objective) -> dict[str, object]:
     """The hyper-parameters that the recipe sets."""
     own = {*row.defaults} - {*objectives.COMMON}
@@ -218,17 +209,27 @@ def _foreign(name: str, row: objectives.Objective, key: str) -> UsageError:
 
 def _combination(name: str, recipe: Recipe) -> Combination:
     """The preset's combination, MRPO's for any other name, with the recipe's words over it."""
-    base = PRESETS.get(name, PRESETS["mrpo"]).combination
+    own = OWN_COMBINATIONS.get(name, PRESETS["mrpo"].combination)
+    base = PRESETS[name].combination if name in PRESETS else own
     words: dict[str, Any] = {"weights_layout": recipe.weights_layout}
     if objective_of(name).references == "several":
         words["combine"] = "separate"
     if len(recipe.refs) < 2:
         words["trust_region"] = "none"
+    share = PRESETS[name].first_weight if name in PRESETS else None
+    if share is not None:
+        words["fixed_weights"] = _shared(share, len(recipe.refs))
     if recipe.fixed_weights is not None:
         words["weights"] = "fixed"
     set_words = {word: getattr(recipe, word) for word in COMBINATION_WORDS}
     words |= {word: value for word, value in set_words.items() if value is not None}
     return replace(base, **words)
+
+
+def _shared(first: float, count: int) -> list[float]:
+    """Weights of `count` references: the first one's, and what the others share."""
+    others = count - 1
+    return [first, *[(1 - first) / others] * others] if others else [1.0]
 
 
 @dataclass(frozen=True)
@@ -255,10 +256,11 @@ class Description:
 def describe(name: str) -> Description:
     """A loss in words."""
     row, preset = objective_of(name), PRESETS.get(name)
-    defaults: dict[str, object] = dict(row.defaults)
+    defaults: dict[str, object] = {**row.defaults, **_preset_hyper(name)}
     if preset:
         words = ("combine", "weights", "trust_region", "epsilon_max")
         defaults |= {word: getattr(preset.combination, word) for word in words}
+    judged = "scores" if row.scores else "scores or labels"
     needs = {
         "none": "no reference",
         "one": "a reference, made for several" if preset else "a reference",
@@ -267,6 +269,7 @@ def describe(name: str) -> Description:
     several = preset is not None or row.references == "several"
     refs = "--refs A,B" if several else "--refs A"
     settings = [f"--set {key}={value}" for key, value in list(row.defaults.items())[:1]]
+    settings += ["--set behaviour=SAMPLER"] * row.samples
     command = ["mrpo train", "--loss", name,
                "--policy MODEL" if row.references == "none" else refs, *settings,
                "--output RUN"]  # fmt: skip
@@ -274,7 +277,7 @@ def describe(name: str) -> Description:
         name=name,
         formula=preset.formula if preset else row.formula,
         source=preset.source if preset else row.source,
-        needs=f"{needs}, {'scores' if row.scores else 'scores or labels'}",
+        needs=f"{needs}, {judged}{', samples of the policy' if row.samples else ''}",
         defaults=defaults,
         recipe=" ".join(command),
     )

@@ -10,7 +10,7 @@ A *pairing* or a rule of who is *chosen*. A *reference* (`references`), combined
 
     table        what an objective is; compute, rewards, usable by name
     conditions   which groups are usable      reward   what the reward of a response is
-    pairwise, sets, mppo                      the objectives
+    pairwise, sets, mppo, sampled             the objectives
 
 Symbols are those of docs/methods.md: ℓ policy log-prob, r reference log-prob (nats, summed), L
 response tokens under the policy's tokenizer, s score, δ deviation from the group's mean, Y+ and Y−
@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from mrpo_tools.maths.objectives import mppo, pairwise, sets
+from mrpo_tools.maths.objectives import mppo, pairwise, sampled, sets
 from mrpo_tools.maths.objectives.table import (
     COMMON,
     TABLE,
@@ -61,7 +61,7 @@ HYPER_PARAMETERS = tuple(
 
 def __getattr__(name: str) -> Callable[..., Tensor]:
     """`objectives.dpo` and its like: every objective of the table is a function here."""
-    for module in (pairwise, sets, mppo):
+    for module in (pairwise, sets, mppo, sampled):
         if name in TABLE and hasattr(module, name):
             function: Callable[..., Tensor] = getattr(module, name)
             return function

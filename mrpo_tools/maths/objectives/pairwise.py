@@ -39,10 +39,10 @@ def log_complement(q: Tensor) -> Tensor:
     return torch.log(-torch.expm1(q.clamp(max=CERTAIN)))
 
 
-def _smoothed(margins: Tensor, label_smoothing: float) -> Tensor:
-    """−(1−c) log σ(h) − c log σ(−h), elementwise."""
-    smoothing = label_smoothing
-    return -(1 - smoothing) * logsigmoid(margins) - smoothing * logsigmoid(-margins)
+def smoothed_dpo(ratio: Tensor, beta: float, label_smoothing: float) -> Tensor:
+    """[B, N] Δ -> [B, N, N]: −(1−c) log σ(h) − c log σ(−h), h = β(Δ_w − Δ_l), c the smoothing."""
+    margins = pair_differences(beta * ratio)
+    return -(1 - label_smoothing) * logsigmoid(margins) - label_smoothing * logsigmoid(-margins)
 
 
 @objective(usable=HAS_PAIR, reward=reward.implicit)
@@ -59,7 +59,7 @@ def dpo(
 
     Source: MRPO Eq. 5, MPO Eq. 2
     """
-    return t.mean_over_pairs(_smoothed(pair_differences(beta * t.ratio), label_smoothing), pairing)
+    return t.mean_over_pairs(smoothed_dpo(t.ratio, beta, label_smoothing), pairing)
 
 
 @objective(usable=HAS_PAIR, reward=reward.against_reference_1, references="several")
@@ -78,7 +78,7 @@ def multi_dpo(
     """
     total = torch.zeros_like(t.logp[:, 0])
     for k, ratio in enumerate(t.ratios):
-        losses = _smoothed(pair_differences(beta * ratio), label_smoothing)
+        losses = smoothed_dpo(ratio, beta, label_smoothing)
         total = total + t.weights[:, k] * t.mean_over_pairs(losses, pairing)
     return total
 

@@ -23,10 +23,7 @@ from mrpo_tools.maths.objectives.conditions import (
 )
 from mrpo_tools.maths.objectives.table import objective
 from mrpo_tools.maths.shapes import fill, masked_logsumexp, masked_mean, pair_differences
-from mrpo_tools.maths.terms import Terms
-
-RATIO_LIMIT = 20.0
-"""nats per token at which GRPO's ratio exponent is clamped."""
+from mrpo_tools.maths.terms import RATIO_LIMIT, Terms
 
 
 def share_of_chosen(t: Terms, logits: Tensor) -> Tensor:
@@ -39,6 +36,11 @@ def ranking(t: Terms, values: Tensor) -> Tensor:
     below = (pair_differences(t.sides.scores) >= 0) & t.mask.unsqueeze(-2)
     others = values.unsqueeze(-2).expand_as(below)
     return fill(masked_logsumexp(others, below) - values, t.mask).sum(-1)
+
+
+def clipped_gains(rho: Tensor, advantages: Tensor, clip: float) -> Tensor:
+    """[B, N] min(ρA, clip(ρ, 1±ε)A), the surrogate of PPO."""
+    return torch.minimum(rho * advantages, rho.clamp(1 - clip, 1 + clip) * advantages)
 
 
 def _bonus(t: Terms, *, beta: float, deviation_scale: float, power: int, signed: bool) -> Tensor:
@@ -174,5 +176,5 @@ def grpo_offline(
     rho = z.exp()
     deviation = score_deviation(t.sides).unsqueeze(-1)
     advantages = t.sides.deviations / torch.where(deviation > 0, deviation, 1.0)
-    gains = torch.minimum(rho * advantages, rho.clamp(1 - clip, 1 + clip) * advantages)
+    gains = clipped_gains(rho, advantages, clip)
     return -masked_mean(gains - kl_weight * ((-z).exp() + z - 1), t.mask)

@@ -67,6 +67,7 @@ class Objective:
         scores: whether labels alone are too little.
         batchwise: whether a group's loss depends on the other groups of its batch.
         chosen: the rule that says who is chosen, unless the caller gives one.
+        samples: whether it needs responses that were sampled, with b of each.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Objective:
     scores: bool
     batchwise: bool
     chosen: Chosen
+    samples: bool
 
     @cached_property
     def _paragraphs(self) -> list[str]:
@@ -178,6 +180,7 @@ def objective(
     scores: bool = False,
     batchwise: bool = False,
     chosen: Chosen = "auto",
+    samples: bool = False,
 ) -> Callable[[OfTerms], Callable[..., Tensor]]:
     """Enter a function of terms in the table under its own name; arguments as of `Objective`.
 
@@ -195,6 +198,7 @@ def objective(
             scores=scores,
             batchwise=batchwise,
             chosen=chosen,
+            samples=samples,
         )
         TABLE[row.name] = row
 
