@@ -7,8 +7,7 @@ it would be (`fully_shard` over a process group that sends nothing), and compute
 steps, the second one of two micro-batches: forward, backward, optimizer. The peak is what was
 alive, counted storage by storage; nothing of the foretold figure goes into it. NF4 layers are
 stand-ins with the bytes of bitsandbytes' and its way through a layer: its kernels want real
-numbers. `ddp` is not run:
-its buckets are made in C++ (tests/test_device_memory.py has it on real tensors); DeepSpeed neither.
+numbers. `ddp` and DeepSpeed are not run.
 """
 
 from __future__ import annotations
