@@ -5,6 +5,6 @@ The key comes from the environment and stands in no output, error or record.
 
 from mrpo_tools.server.client import Client, Refused, Server
 from mrpo_tools.server.completions import Completion, Completions
-from mrpo_tools.server.together import together
+from mrpo_tools.server.many import together
 
 __all__ = ["Client", "Completion", "Completions", "Refused", "Server", "together"]
