@@ -83,8 +83,7 @@ def sql(
         click.echo("\n".join(_overview(path)))
         return
     values |= _values(params)
-    suffix = Path(output or "").suffix.lower()
-    form = form or SUFFIXES.get(suffix, "table")
+    form = form or SUFFIXES.get(Path(output or "").suffix.lower(), "table")
     target = target_of(output, path, binary=form == "parquet")
     from mrpo_tools.sql.apart import Question, answer
     from mrpo_tools.sql.formats import sink_of
