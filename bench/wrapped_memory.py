@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from mrpo_tools.scorer.blueprint import Blueprint
 from mrpo_tools.scorer.memory import inputs, step_bytes, weights_of
 from mrpo_tools.scorer.scorer import ResponseScorer
 from mrpo_tools.scorer.trees import Row
-from mrpo_tools.training.device_memory import Layout, device_memory
+from mrpo_tools.training.device_memory import Layout, StepMemory, device_memory
 from mrpo_tools.training.optimizers import kept_by
 
 TREES = [Row(range(128), [range(64), range(64)], [0, 1])] * 2
@@ -117,19 +117,36 @@ def happened(blueprint: Blueprint, wrapping: str) -> dict[str, int]:
         return {"wrapped": wrapped, "happened": live.peak}
 
 
+def foretold(blueprint: Blueprint, layout: Layout) -> StepMemory:
+    """As a dry run reckons it."""
+    weights = weights_of(blueprint)
+    states = kept_by({}, weights.shapes).bytes
+    step = step_bytes(blueprint, TREES)
+    return device_memory(weights, step, states, layout, accumulates=True)
+
+
 def measured(wrapping: Any, *, adapter: bool) -> dict[str, Any]:
     """Both figures, in bytes, and the parts of that which is foretold."""
     blueprint = blueprint_of(adapter=adapter)
-    weights = weights_of(blueprint)
-    states = kept_by({}, weights.shapes).bytes
-    layout = Layout(distributed.get_world_size(), wrapping)
-    step = step_bytes(blueprint, TREES)
-    expected = device_memory(weights, step, states, layout, accumulates=True)
+    expected = foretold(blueprint, Layout(distributed.get_world_size(), wrapping))
     truth = happened(blueprint, wrapping)
-    return {
-        "wrapping": wrapping, "adapter": adapter, **vars(expected), **truth,
-        "apart": expected.peak_bytes / truth["happened"] - 1,
-    }  # fmt: skip
+    return {"wrapping": wrapping, "adapter": adapter, **vars(expected), **truth}
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """A row of the table, in MB."""
+    names = ("weights_bytes", "gradient_bytes", "optimizer_bytes", "gathered_bytes", "kept_bytes",
+             "peak_bytes", "happened")  # fmt: skip
+    parts = " | ".join(f"{row[name] / 1e6:,.1f}" for name in names)
+    apart = row["peak_bytes"] / row["happened"] - 1
+    work = "LoRA" if row["adapter"] else "full"
+    return f"| {work} | 2 × {row['wrapping']} | {parts} | {apart:+.1%} |"
+
+
+HEADS = (
+    "| work | processes | parameters | gradients | optimizer MB | gathered | activations | peak MB "
+    "| happened MB | apart |\n" + "|---" * 10 + "|"
+)
 
 
 def main() -> None:
@@ -143,7 +160,7 @@ def main() -> None:
     try:
         row = measured(words.wrapping, adapter=words.adapter)
         if distributed.get_rank() == 0:
-            print(json.dumps(row, indent=1))
+            print(HEADS, line(row), sep="\n")
             if words.output:
                 words.output.write_text(json.dumps(row) + "\n")
     finally:

@@ -179,7 +179,7 @@ def _of_several(weights: Weights, step: StepBytes, optimizer: int, layout: Layou
     elif layout.wrapping == "zero3":
         gathered, most = _zero3(weights, step)
     elif layout.wrapping == "zero2":
-        most = max(step.peak, _sent_by_zero2(weights.trained // count))
+        most = _zero2(weights, step, weights.trained // count)
     loaded = weights.total if layout.wrapping == "zero3" else 0  # DeepSpeed divides what is there
     return StepMemory(
         weights_bytes=whole,
@@ -211,10 +211,14 @@ def _fsdp2(weights: Weights, step: StepBytes) -> tuple[int, int]:
     return root.total + 2 * layer.total, max(at_begin, at_head, in_layer, at_end)
 
 
-def _sent_by_zero2(part: int) -> int:
-    """Bytes at the end, where a bucket's gradients for a device are put together and stand beside
-    those of the micro-batches before."""
-    return part + min(part, FLOAT * BUCKET)
+def _zero2(weights: Weights, step: StepBytes, part: int) -> int:
+    """The peak above what a device keeps and the bucket, which is there from a pass's first
+    gradient on, when the head is done. It is before that; at that gradient, or in a layer; or at
+    the end, where a bucket's gradients for a device stand beside those of the passes before.
+    """
+    first = weights.tensor if weights.root.trained else 0
+    in_layer = step.kept + max(step.layer, first)
+    return max(step.peak - FLOAT * BUCKET, in_layer, part + min(part, FLOAT * BUCKET))
 
 
 def _zero3(weights: Weights, step: StepBytes) -> tuple[int, int]:
