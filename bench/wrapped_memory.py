@@ -125,12 +125,11 @@ def foretold(blueprint: Blueprint, layout: Layout) -> StepMemory:
     return device_memory(weights, step, states, layout, accumulates=True)
 
 
-def measured(wrapping: Any, *, adapter: bool) -> dict[str, Any]:
+def measured(layout: Layout, *, adapter: bool) -> dict[str, Any]:
     """Both figures, in bytes, and the parts of that which is foretold."""
     blueprint = blueprint_of(adapter=adapter)
-    expected = foretold(blueprint, Layout(distributed.get_world_size(), wrapping))
-    truth = happened(blueprint, wrapping)
-    return {"wrapping": wrapping, "adapter": adapter, **vars(expected), **truth}
+    expected, truth = foretold(blueprint, layout), happened(blueprint, str(layout.wrapping))
+    return {"wrapping": layout.wrapping, "adapter": adapter, **vars(expected), **truth}
 
 
 def line(row: Mapping[str, Any]) -> str:
@@ -158,7 +157,7 @@ def main() -> None:
     quiet_libraries()
     distributed.init_process_group("gloo")
     try:
-        row = measured(words.wrapping, adapter=words.adapter)
+        row = measured(Layout(distributed.get_world_size(), words.wrapping), adapter=words.adapter)
         if distributed.get_rank() == 0:
             print(HEADS, line(row), sep="\n")
             if words.output:

@@ -17,7 +17,7 @@ from pydantic import Field
 from mrpo_tools.config import read_yaml
 from mrpo_tools.errors import UsageError
 from mrpo_tools.progress import say_once
-from mrpo_tools.runs.record import FIXED, RECIPE, RUN, Record, read_object
+from mrpo_tools.runs.record import FIXED, RECIPE, RUN, Record, determining, read_object
 
 SEAL = "seal.json"
 PREFIX = "checkpoint-"
@@ -72,7 +72,8 @@ def damage(checkpoint: Path) -> str | None:
     if sealed.step != step_of(checkpoint):
         return f"it is the checkpoint of step {sealed.step}"
     now = _determined(checkpoint.parent)
-    others = [key for key in sealed.run if key in now and sealed.run[key] != now[key]]
+    was = determining(sealed.run)
+    others = [key for key in was if key in now and was[key] != now[key]]
     if others:
         return f"it is of a run with another {', '.join(others)}"
     try:
@@ -127,7 +128,8 @@ def _determined(run: Path) -> dict[str, Any]:
     if not ((run / RECIPE).is_file() and (run / RUN).is_file()):
         return {}
     record = read_object(run / RUN)
-    return read_yaml(run / RECIPE) | {key: record.get(key) for key in FIXED}
+    recipe = determining(read_yaml(run / RECIPE))
+    return recipe | {key: record.get(key) for key in FIXED}
 
 
 def _digests(checkpoint: Path) -> dict[str, str]:
