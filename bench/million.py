@@ -7,8 +7,8 @@
 `make` writes a project: a JSONL of groups of four scored responses of about 40 characters, a tiny
 Llama, and a cache with the numbers of three references. Those of the first groups are the model's
 own, so that the check before the first step finds what it should; the others are made up, with the
-hashes of the real tokens. `--wide` adds a group of so many responses. The groups are also kept as
-the first reading of the JSONL keeps them, byte for byte: `--unread` leaves that to the first start.
+hashes of the real tokens. `--wide` adds a group of so many responses. The groups are also kept with
+the values that the first reading of the JSONL keeps: `--unread` leaves that to the first start.
 
 `start` trains one step, as often as asked for, each time in a process of its own, and prints a line
 of JSON for each: seconds and the most resident memory from the start of the process to the end of
@@ -219,6 +219,7 @@ def _batch(chunk: Chunk, groups: list, prompts: list, responses: list) -> pa.Rec
             pa.array(responses, pa.binary(16)), pa.array(texts_of),
             pa.array([score for scores in chunk.scores for score in scores]),
             pa.nulls(len(texts_of), pa.bool_()), pa.nulls(len(texts_of), pa.string()),
+            *[pa.nulls(len(texts_of), pa.string())] * 2,
             pa.array([len(text) for text in texts_of], pa.int64()),
         ],
         fields=list(SCHEMA.field("responses").type.value_type),

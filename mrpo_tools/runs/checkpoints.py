@@ -72,8 +72,7 @@ def damage(checkpoint: Path) -> str | None:
     if sealed.step != step_of(checkpoint):
         return f"it is the checkpoint of step {sealed.step}"
     now = _determined(checkpoint.parent)
-    was = determining(sealed.run)
-    others = [key for key in was if key in now and was[key] != now[key]]
+    others = [key for key in sealed.run if key in now and sealed.run[key] != now[key]]
     if others:
         return f"it is of a run with another {', '.join(others)}"
     try:

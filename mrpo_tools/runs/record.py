@@ -223,19 +223,19 @@ FREE = (
     "batch_tokens", "gradient_checkpointing", "per_device_train_batch_size",
     "gradient_accumulation_steps",
 )  # fmt: skip
-"""Keys of a recipe that a resumed run may change: they change memory, not the result, as long as a
-step is of as many groups (`step_size.check_goes_on`): the loss is a mean over these."""
+"""Keys of its recipe that may change: they change memory, not the result, as long as a step is of
+as many groups: the loss is a mean over these."""
 HARDWARE = ("fsdp", "fsdp_config", "deepspeed")
-"""Keys of its `trainer` that say how a run is computed, and not what: it may have others too."""
+"""Keys of `trainer` that say how a run is computed, and not what."""
 
 
 def determining(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe as far as it determines the run."""
-    kept = {key: value for key, value in recipe.items() if key not in FREE}
-    trainer = kept.get("trainer") or {}
-    if trainer:
-        kept["trainer"] = {key: each for key, each in trainer.items() if key not in HARDWARE}
-    return kept
+    """The keys of a recipe that determine the run."""
+    words = {key: value for key, value in recipe.items() if key not in FREE}
+    trainer = words.get("trainer")
+    if isinstance(trainer, Mapping):
+        words["trainer"] = {key: each for key, each in trainer.items() if key not in HARDWARE}
+    return words
 
 
 class RunRecord(Record):

@@ -29,12 +29,11 @@ def check_recipe(output: Path, recipe: Recipe, *, resume: bool) -> None:
             f"{output} already holds a run",
             f"go on with: {resume_command(output)}; or choose another --output",
         )
-    before = read_recipe(output)
-    was, would_be = (determining(each.model_dump()) for each in (before, recipe))
+    before, now = (determining(each.model_dump()) for each in (read_recipe(output), recipe))
     differing = [
-        f"{key} was {getattr(before, key)!r}, is now {getattr(recipe, key)!r}"
-        for key in was
-        if was[key] != would_be[key]
+        f"{key} was {before[key]!r}, is now {now[key]!r}"
+        for key in before
+        if before[key] != now[key]
     ]
     if differing:
         raise UsageError(
