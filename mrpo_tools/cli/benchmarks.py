@@ -69,8 +69,12 @@ def print_benchmarks(record: OutcomesRecord, wanted: Wanted) -> None:
                 _moved(outcome),
             )
         )
-    print_table(("benchmark", "untrained", "trained", "gain, paired", "better/worse"), rows)
-    print("± one standard error; gains with 95 % intervals, example by example")
+    if record.untrained:
+        print_table(("benchmark", "untrained", "trained", "gain, paired", "better/worse"), rows)
+        print("± one standard error; gains with 95 % intervals, example by example")
+    else:
+        print_table(("benchmark", "policy"), [(row[0], row[2]) for row in rows])
+        print("± one standard error")
     for outcome in shown:
         if outcome.note is not None:
             print(f"{outcome.scorer}: {outcome.note}")

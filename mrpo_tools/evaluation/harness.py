@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import random
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from mrpo_tools.errors import MrpoError, UsageError, did_you_mean
 from mrpo_tools.progress import rank_and_count
@@ -37,8 +41,7 @@ SHOTS = {
 }  # fmt: skip
 """Worked examples before a question, where nobody says otherwise: the Open LLM Leaderboard's, whose
 data sets MRPO's tables name (its ARC was the challenge set)."""
-SEEDS = {"random_seed": 0, "numpy_random_seed": 1234, "torch_random_seed": 1234,
-         "fewshot_random_seed": 1234}  # fmt: skip
+SEEDS = {"random_seed": 0, "numpy_seed": 1234, "torch_seed": 1234, "fewshot_seed": 1234}
 """The harness's own; the last one draws the worked examples."""
 VERSION = 1
 """Of how tasks are asked here; another one makes results anew."""
@@ -174,23 +177,32 @@ class Harness:
 
         manager = self._manager
         chat = self.wanted.chat and subject.has_template
+        _seed()
         with (
             _quiet(),
             _failures(f"task {task}"),
             memory_errors(f"asking the task {task}", "use a smaller model"),
             subject.arithmetic(),
         ):
-            results = lm_eval.simple_evaluate(
-                model=subject.lm,
-                tasks=[task],
-                num_fewshot=self.wanted.shots_of(task),
+            loaded = manager.load([task])
+            for each in loaded["tasks"].values():
+                self._set_shots(each, self.wanted.shots_of(task))
+            results = lm_eval.evaluate(
+                lm=subject.lm,
+                task_dict=loaded,
                 limit=self.wanted.limit,
                 apply_chat_template=chat,
                 fewshot_as_multiturn=chat,
-                task_manager=manager,
-                **SEEDS,
             )
         return measured_of(task, results)
+
+    @staticmethod
+    def _set_shots(task: Any, shots: int | None) -> None:
+        """As the harness's command does: a task that says 0 keeps it."""
+        own = task.get_config("num_fewshot")
+        if own is None or (own and shots is not None):
+            task.set_config(key="num_fewshot", value=shots or 0)
+        task.set_fewshot_seed(seed=SEEDS["fewshot_seed"])
 
 
 class Subject:
@@ -242,6 +254,13 @@ class Subject:
         self.__dict__.pop("lm", None)
         if self.__dict__.pop("_loaded", None) is not None:
             free_memory()
+
+
+def _seed() -> None:
+    """As the harness's command does, for tasks that draw."""
+    random.seed(SEEDS["random_seed"])
+    np.random.seed(SEEDS["numpy_seed"])
+    torch.manual_seed(SEEDS["torch_seed"])
 
 
 def measured_of(task: str, results: dict[str, Any]) -> Measured:
