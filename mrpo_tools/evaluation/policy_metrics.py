@@ -54,14 +54,7 @@ def policy_metrics(
     tensors = tensors.within(mask)
     seen = method.sides(tensors.judged).mask
     combined = combine(tensors.logps, seen, method.combination)
-    columns = _columns(
-        method=method,
-        tensors=tensors,
-        seen=seen,
-        combined=combined,
-        trained=trained,
-        untrained=untrained,
-    )
+    columns = _columns(method, tensors, seen, combined, trained, untrained)
     values = torch.stack([column.to(torch.float64) for column in columns.values()], dim=-1)
     measured = dict(zip(columns, estimates(values, tensors.prompts), strict=True))
     alone = references_alone(tensors)
