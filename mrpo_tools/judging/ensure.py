@@ -11,7 +11,6 @@ from mrpo_tools.cache import Cache, VerdictRow, VerdictStore, WriterRecord
 from mrpo_tools.cache.parts import UNUSABLE
 from mrpo_tools.cache.upkeep import compact_store
 from mrpo_tools.cache.writer import ended_by_sigterm
-from mrpo_tools.errors import ServerError
 from mrpo_tools.judging.judge import Judge
 from mrpo_tools.judging.purse import Budget, CostEstimate, Prices, Purse, estimate
 from mrpo_tools.judging.questions import Question
@@ -142,7 +141,7 @@ def paid(
         return None
     try:
         reply = chat.ask(messages, seed)
-    except ServerError:
+    except BaseException:
         purse.settle(aside, None)
         raise
     purse.settle(aside, reply)

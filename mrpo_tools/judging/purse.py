@@ -102,20 +102,27 @@ class Purse:
         self.budget, self.prices, self.max_tokens = budget, prices, max_tokens
         self.calls = self.prompt_tokens = self.completion_tokens = 0
         self.spent = self._aside = 0.0
-        self._lock = threading.Lock()
+        self._away = 0
+        self._turn = threading.Condition()
 
     def take(self, messages: Sequence[Mapping[str, str]]) -> float | None:
-        """Put aside what a question may cost at most; None where that is more than is left."""
+        """Put aside what a question may cost at most; None where that is more than is left.
+
+        What is on its way mostly costs less than was put aside for it, so that is waited for.
+        """
         most = 0.0
         if self.prices is not None:
             most = self.prices.of(_bytes(messages) + OVERHEAD, self.max_tokens)
-        with self._lock:
-            calls, money = self.budget.calls, self.budget.money
+        calls, money = self.budget.calls, self.budget.money
+        with self._turn:
+            while money is not None and self.spent + self._aside + most > money:
+                if not self._away:
+                    return None
+                self._turn.wait()
             if calls is not None and self.calls >= calls:
                 return None
-            if money is not None and self.spent + self._aside + most > money:
-                return None
             self.calls += 1
+            self._away += 1
             self._aside += most
             return most
 
@@ -124,8 +131,10 @@ class Purse:
 
         A server that counts no tokens is counted at the most.
         """
-        with self._lock:
+        with self._turn:
             self._aside -= aside
+            self._away -= 1
+            self._turn.notify_all()
             if reply is None:
                 self.calls -= 1
                 return

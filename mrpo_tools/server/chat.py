@@ -59,8 +59,7 @@ class Chat:
 
     def __init__(self, client: Client, model: str, max_tokens: int) -> None:
         self.client, self.model, self.max_tokens = client, model, max_tokens
-        self._form = 0
-        self._settled = False
+        self._form: int | None = None
 
     def ask(self, messages: Sequence[Mapping[str, str]], seed: int = 0) -> ChatReply:
         """The reply to some messages.
@@ -73,20 +72,20 @@ class Chat:
             Refused: the server will not, in any form.
             ServerError: every attempt failed.
         """
-        form = self._form
+        form = self._form or 0
         while True:
             try:
                 reply = self.client.post(PATH, self._body(messages, seed, form), _reply)
             except Refused as error:
                 if error.status not in UNKNOWN_WORD:
                     raise
-                if self._settled or _POLICY.search(error.what):
+                if form == self._form or _POLICY.search(error.what):
                     return ChatReply("", "refused", error.what)
-                form += 1
+                form = form + 1 if self._form is None else self._form
                 if form == len(_FORMS):
                     raise
             else:
-                self._form, self._settled = form, True
+                self._form = form
                 return self._keyless(reply)
 
     def _keyless(self, reply: ChatReply) -> ChatReply:
