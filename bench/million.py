@@ -7,8 +7,8 @@
 `make` writes a project: a JSONL of groups of four scored responses of about 40 characters, a tiny
 Llama, and a cache with the numbers of three references. Those of the first groups are the model's
 own, so that the check before the first step finds what it should; the others are made up, with the
-hashes of the real tokens. `--wide` adds a group of so many responses. The groups are also kept as
-the first reading of the JSONL keeps them, byte for byte: `--unread` leaves that to the first start.
+hashes of the real tokens. `--wide` adds a group of so many responses. The groups are also kept with
+the values that the first reading of the JSONL keeps: `--unread` leaves that to the first start.
 
 `start` trains one step, as often as asked for, each time in a process of its own, and prints a line
 of JSON for each: seconds and the most resident memory from the start of the process to the end of

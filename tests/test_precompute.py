@@ -18,7 +18,7 @@ from simulated import Simulation, Spoiled, loading
 from stores import logps_of, row
 
 from mrpo_tools.cache import Cache
-from mrpo_tools.cli.precompute import _shard
+from mrpo_tools.cli.precompute import shard_of
 from mrpo_tools.config import Reference, absolute_paths
 from mrpo_tools.errors import Preempted, ResourceError, UsageError
 from mrpo_tools.evaluation.rank import cached_groups
@@ -171,8 +171,8 @@ def test_a_process_takes_its_rank_only_with_the_worlds_size(monkeypatch, environ
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert _shard(None) == shard
-    assert _shard("3/16") == (2, 16)
+    assert shard_of(None) == shard
+    assert shard_of("3/16") == (2, 16)
 
 
 def test_a_nan_is_caught_rescored_and_never_used(references, some_groups, tmp_path):

@@ -13,6 +13,7 @@ from mrpo_tools.errors import UsageError
 from mrpo_tools.methods.method import resolve_method
 from mrpo_tools.paper_tables import load_preset, load_table
 from mrpo_tools.references.rendering import FALLBACK_TEMPLATE
+from mrpo_tools.rounds.plan import RoundPlan, RoundRecipe, load_round_recipe
 from mrpo_tools.sources import KNOWN
 
 ROOT = Path(__file__).parents[1]
@@ -32,22 +33,36 @@ def test_every_cell_loads_and_means_something(word):
     """Its data sets are names of `KNOWN` or hub ids."""
     preset = load_preset(word)
     recipe = preset.recipe
+    if preset.rounds:
+        recipe = first_round(preset)
+        assert recipe.refs[0] == preset.recipe.refs[0]
+        assert set(recipe.refs) <= set(preset.project.references)
+        assert preset.project.scorers.keys() == {preset.recipe.score}
     source = preset.project.dataset.source
-    scores = source in SCORED or "table-4.yaml:mpo" in word or "w-mpo" in word
+    scores = source in SCORED or "table-4.yaml:mpo" in word or "w-mpo" in word or preset.rounds
     assert resolve_method(recipe, scores=scores).name == recipe.loss
-    assert list(preset.project.references) == recipe.refs
+    assert list(preset.project.references) == preset.recipe.refs
     table = load_table(Path(word.partition(".yaml:")[0] + ".yaml"))
     assert preset.title.startswith(table.paper)
     for dataset in table.datasets:
         assert dataset.source in KNOWN or dataset.source.count("/") == 1
 
 
+def first_round(preset) -> Recipe:
+    """What the first round of a cell trains by."""
+    words = preset.recipe.model_dump(exclude_unset=True, exclude={"refs"})
+    plan = RoundPlan(**{"policy": preset.recipe.refs[0], **preset.rounds})
+    return RoundRecipe(words, plan).recipe(preset.recipe.refs[0], [], None)
+
+
 def test_every_row_of_the_papers_is_there():
-    """The rows and columns of the papers' tables, without those that sample during training."""
+    """The rows and columns of the papers' tables."""
     expected = {
         "mrpo-table-1": ("dpo multi-dpo-0.1 multi-dpo-0.5 multi-dpo-0.9 mean-ref mrpo",
                          "l-from-m m-from-l"),
         "mrpo-as-published": ("dpo mrpo mrpo-weights-of-the-paper multi-dpo", "l-from-m m-from-l"),
+        "mrpo-table-1-sampled": ("rlhf-0.1 rlhf-0.5 rlhf-0.9 kd-0.1 kd-0.5 kd-0.9",
+                                 "l-from-m m-from-l"),
         "mrpo-table-2": ("dpo mrpo", "l-from-m m-from-l"),
         "mrpo-table-4": ("dpo mrpo", "m-from-l-q l-from-m-q q-from-m-l"),
         "mrpo-table-5": ("epsilon-0 epsilon-1e6 epsilon-1 epsilon-0.1 epsilon-0.01",
@@ -58,7 +73,10 @@ def test_every_row_of_the_papers_is_there():
         "mpo-table-1": ("mpo-1vsk mpo w-mpo w-mpo-eq-7", "mistral llama"),
         "mpo-table-1-baselines": ("rrhf slic ipo cpo kto orpo r-dpo grpo dpo nc2-dpo infonca",
                                   "mistral llama"),
+        "mpo-table-2": ("mpo w-mpo dpo", "mistral llama"),
+        "mpo-table-3": ("mpo", "mistral llama"),
         "mpo-table-4": ("mpo w-mpo", "mistral llama"),
+        "mnpo": ("mnpo inpo", "gemma"),
         "swepo-table-2": ("dpo dpo-x3 infonca swepo-1-vs-k swepo-p0 swepo-p1 swepo-p2",
                           "mistral llama"),
         "mppo-table-2": ("dpo kto orpo simpo point-ce point-mse pair-single pair-mns pair-mnm "
@@ -101,6 +119,37 @@ def test_the_numbers_are_the_papers():
         table = load_table(ROOT / "recipes" / "papers" / f"{stem}.yaml")
         assert [data.source for data in table.datasets] == datasets
     assert [KNOWN[name].train_groups for name in SMALL] == [364, 502, 2178]
+
+
+def test_the_numbers_of_rounds_are_the_papers():
+    """MPO §5 and Table 6, MRPO Table 1's fixed weights, MNPO's published code."""
+    papers = ROOT / "recipes" / "papers"
+    llama = load_preset(f"{papers}/mpo-table-3.yaml:mpo/llama")
+    rates = [float(words["learning_rate"]) for words in llama.rounds["by_round"]]
+    assert rates == [5e-7, 4e-7, 3e-7]
+    assert (llama.rounds["n"], llama.rounds["temperature"], llama.rounds["top_p"]) == (5, 1.0, 1.0)
+    assert 3 * llama.rounds["prompts"] <= 61_135 < 3 * (llama.rounds["prompts"] + 1)
+    assert (llama.recipe.chosen, llama.recipe.top_bottom) == ("top_bottom", 2)
+    mistral = load_preset(f"{papers}/mpo-table-2.yaml:mpo/mistral")
+    assert (first_round(mistral).learning_rate, mistral.recipe.beta) == (1.5e-7, 0.01)
+    kd = first_round(load_preset(f"{papers}/mrpo-table-1-sampled.yaml:kd-0.1/l-from-m"))
+    assert (kd.refs, kd.fixed_weights, kd.behaviour) == (["llama", "mistral"], [0.9, 0.1], "llama")
+    mnpo = load_preset(f"{papers}/mnpo.yaml:mnpo/gemma")
+    resolved = resolve_method(first_round(mnpo), scores=True)
+    assert (resolved.hyper["beta"], resolved.hyper["length_normalized"]) == (0.0075, True)
+    assert (mnpo.rounds["temperature"], mnpo.rounds["top_p"], mnpo.rounds["history"]) == (
+        0.8, 0.95, 2,
+    )  # fmt: skip
+
+
+def test_init_writes_a_recipe_of_rounds(here, mrpo):
+    """Which `mrpo round` takes as it is."""
+    out = mrpo(f"init --preset {ROOT}/recipes/papers/mnpo.yaml:mnpo/gemma").out
+    assert "next: mrpo round recipe.yaml --dry-run\n" in out
+    loaded = load_round_recipe(Path("recipe.yaml"))
+    assert loaded.plan.policy == "gemma"
+    assert loaded.references("gemma", ["r2", "r1"]) == ["gemma", "r2", "r1"]
+    assert load_project().scorers.keys() == {"skywork"}
 
 
 def test_init_writes_a_project_and_a_recipe_that_load(here, mrpo):
@@ -171,7 +220,7 @@ def test_the_published_code_is_not_the_paper(here, mrpo):
 @pytest.mark.parametrize(
     ("word", "message", "hint"),
     [
-        ("none.yaml:a/b", "no file none.yaml", "those that mrpo brings along: mpo-table-1"),
+        ("none.yaml:a/b", "no file none.yaml", "those that mrpo brings along: mnpo"),
         ("t.yaml", "t.yaml: no cell is named", "cells: dpo/l, stranger/l, typo/l"),
         ("t.yaml:dop/l", "t.yaml: there is no cell 'dop/l'", "did you mean dpo/l"),
         ("t.yaml:typo/l", "t.yaml:typo/l: lr: unknown key", "did you mean learning_rate?"),

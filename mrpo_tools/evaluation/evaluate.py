@@ -68,8 +68,7 @@ def evaluate(
         UsageError: no group is in the split.
         CacheMissing: references have no numbers for it; names all of them and the command.
     """
-    everything = in_split(groups, split)
-    by = _scores(cache, score or run.recipe.score)
+    everything, by = in_split(groups, split), _scores(cache, score or run.recipe.score)
     measured, left_out = _scored(everything, by)
     references = run.record.references
     method = method_of(run.recipe, measured)
@@ -97,10 +96,14 @@ def evaluate(
         **_about_scores(by),
     }
     record = _with_left_out(policy_metrics(method, tensors, trained, untrained), left_out)
-    record = record.model_copy(update=about)
     stem = split if own_data else f"{split}-{groups_hash[:8]}"
-    if by is not None and str(by) != run.record.score:
-        stem += f"-by-{by.name}"
+    return _written(run, stem, record.model_copy(update=about))
+
+
+def _written(run: Run, stem: str, record: EvaluationRecord) -> Evaluation:
+    """The record in its file; what other scores than the run's own say has one of its own."""
+    if record.score not in (None, run.record.score):
+        stem += f"-by-{record.score.partition('@')[0]}"
     path = evaluation_file(run.path, stem)
     record.write(path)
     return Evaluation(path, record)

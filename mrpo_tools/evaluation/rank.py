@@ -144,10 +144,7 @@ def rank(
         UsageError: nothing to rank, or no group with a pair.
     """
     stores = _stores(cache, names, references or {})
-    groups = cached_groups(cache, split, dataset)
-    left_out: Mapping[str, int] = {}
-    if score is not None:
-        groups, left_out = with_scores(groups, cache.find_scores(score))
+    groups, left_out = _judged(cache, cached_groups(cache, split, dataset), score)
     tensors = look_up(stores, groups, truncated)
     labels = _labels(stores)
     unpaired = accuracy_columns(tensors, tensors.logps)[:, 0].isnan()
@@ -163,10 +160,7 @@ def rank(
         split=split if any(group.split for group in groups) else "all",
         groups=len(groups),
         groups_without_pairs=int(unpaired.sum()),
-        dropped_responses={
-            **{reason: n for reason, n in tensors.dropped.items() if n},
-            **left_out,
-        },
+        dropped_responses={reason: n for reason, n in tensors.dropped.items() if n} | left_out,
         references=_references(tensors, evidence, [stores[k] for k in order]),
         leading_figure=figure.name,
         longer=rules.longer,
@@ -190,6 +184,13 @@ def _stores(
     if not everything:
         raise CacheMissing(f"{cache.path} holds no reference", "mrpo precompute --ref NAME")
     return stores_of(cache, names or list(dict.fromkeys(everything)), project)
+
+
+def _judged(
+    cache: Cache, groups: Sequence[Group], score: str | None
+) -> tuple[Sequence[Group], dict[str, int]]:
+    """Groups with the scores that count, and how many responses have none, by reason."""
+    return (groups, {}) if score is None else with_scores(groups, cache.find_scores(score))
 
 
 def cached_groups(cache: Cache, split: str, dataset: str | None = None) -> Sequence[Group]:

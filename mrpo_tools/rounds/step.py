@@ -17,6 +17,7 @@ from typing import Any
 from mrpo_tools.cache import Cache
 from mrpo_tools.config import Dataset, Recipe, Reference
 from mrpo_tools.errors import UsageError
+from mrpo_tools.evaluation.evaluate import evaluate
 from mrpo_tools.evaluation.outcomes import kl_to, measure_outcomes
 from mrpo_tools.files import make_directory, save_json, write_whole
 from mrpo_tools.groups import Group, in_split, one_a_prompt
@@ -196,8 +197,10 @@ def _usable(rounds: Rounds, samples: Samples) -> list[Group]:
 
 
 def _scored(rounds: Rounds, groups: Sequence[Group]) -> float | None:
-    """Every scorer's scores of the samples, cached; the mean of the first one's."""
-    stores = [ensure_scores(scorer, groups, rounds.cache).store for scorer in rounds.scorers]
+    """Every scorer's scores of the samples, and of what is held out, cached; the mean of the first
+    one's over the samples."""
+    every = [*groups, *in_split(rounds.groups, rounds.eval_split)]
+    stores = [ensure_scores(scorer, every, rounds.cache).store for scorer in rounds.scorers]
     scored, _ = with_scores(groups, stores[0])
     scores = [response.score or 0.0 for group in scored for response in group.responses]
     return sum(scores) / len(scores) if scores else None
@@ -238,9 +241,8 @@ def _precomputed(
 ) -> None:
     """What the references, and the policy that the samples were drawn from, have no numbers for."""
     names = dict.fromkeys([*recipe.refs, *([recipe.behaviour] if recipe.behaviour else [])])
-    split = None if recipe.eval_steps else TRAIN
     for summary in precompute(
-        {name: models[name] for name in names}, data, rounds.cache, rounds.data_name, split
+        {name: models[name] for name in names}, data, rounds.cache, rounds.data_name
     ):
         computed = sum(summary.computed.values())
         say_once(f"{summary.store}: {computed:,} computed, {summary.reused:,} were there")
@@ -270,8 +272,10 @@ def _trained(
 
 
 def _measured(rounds: Rounds, number: int, data: Sequence[Group], path: Path) -> dict[str, Any]:
-    """Outcomes on the held-out prompts, from the first policy, and KL to the last round's."""
+    """Outcomes on the held-out prompts, from the first policy, and KL to the last round's; in the
+    run's own directory also its preference accuracies, which tables and reports show below."""
     plan, run = rounds.recipe.plan, load_run(path)
+    evaluate(run, data, rounds.cache, TEST)
     outcomes = measure_outcomes(
         run, data, rounds.scorers[:1], rounds.cache, plan.measuring, TEST,
         origin=rounds.model(0), held_out=rounds.scorers[1:],
