@@ -372,6 +372,17 @@ def test_a_budget_of_money_is_not_exceeded_whatever_is_on_its_way():
     assert said.unpaid == 60 - len(bodies)
 
 
+def test_two_judges_share_a_budget(here, mrpo):
+    a, b = (answers(here / f"{name}.jsonl", name, [2 if name == "a" else 1] * 8) for name in "ab")
+    with FakeServer({PATH: Judging(by_rule)}, models=("one", "other")) as server:
+        line = f"judge {a} {b} --repeats 0 --budget 20 --json --judge {server.url}/v1#one"
+        told = json.loads(mrpo(f"{line} --judge {server.url}/v1#other").out)
+        asked = Counter(body["model"] for body in server.answered(PATH))
+    assert asked == {"one": 16, "other": 4}
+    assert [each["unpaid"] for each in told["judges"]] == [0, 12]
+    assert told["judges"][1]["bouts"][0]["without"]["not asked"] >= 4
+
+
 @pytest.mark.parametrize("word", ["many", "-3", "2.5", "1.5usd"])
 def test_a_budget_that_cannot_be_meant_is_refused(word):
     with pytest.raises(UsageError, match="--budget"):

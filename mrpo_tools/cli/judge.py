@@ -117,7 +117,10 @@ def judge(*, contestants: tuple[str, ...], judges: tuple[str, ...], **options: A
     from mrpo_tools.judging.ensure import ensure_verdicts
 
     questions = [each for bout in bouts for each in bout.questions]
-    said = [ensure_verdicts(each, questions, cache, budget, prices) for each in asked]
+    said = []
+    for each in asked:
+        said.append(ensure_verdicts(each, questions, cache, budget, prices))
+        budget = said[-1].purse.left
     report(entry, bouts, said, as_json=options["as_json"])
 
 

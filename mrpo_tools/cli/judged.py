@@ -80,13 +80,16 @@ def remarks(row: BoutResult) -> list[str]:
             f"{_share(row.first_shown)} of decided verdicts are for the answer shown first"
         )
     if row.lengths is not None:
-        line = row.lengths
+        line, longer = row.lengths, row.longer or 0.0
         lines.append(
-            f"answers are {row.longer:+,.0f} characters longer; {line.slope:+.2f} ± "
-            f"{line.slope_error:.2f} logits for {line.scale:,.0f} of them"
+            f"answers are {abs(longer):,.0f} characters {'longer' if longer > 0 else 'shorter'}; "
+            f"{line.slope:+.2f} ± {line.slope_error:.2f} logits for {line.scale:,.0f} more"
         )
     elif row.prompts:
-        lines.append("no win rate at equal lengths: too few prompts, or lengths that part the wins")
+        lines.append(
+            "no win rate at equal lengths: few prompts, lengths that are all the same, or that "
+            "part the wins from the losses"
+        )
     if row.identical:
         lines.append(f"{row.identical:,} prompts have equal answers: ties that nobody was asked")
     for status, count in row.without.items():

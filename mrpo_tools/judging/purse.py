@@ -145,6 +145,15 @@ class Purse:
                 counted = read is not None and written is not None
                 self.spent += self.prices.of(read or 0, written or 0) if counted else aside
 
+    @property
+    def left(self) -> Budget:
+        """What another judge may spend of the same budget."""
+        calls, money = self.budget.calls, self.budget.money
+        return Budget(
+            None if calls is None else calls - self.calls,
+            None if money is None else money - self.spent,
+        )
+
 
 def _bytes(messages: Sequence[Mapping[str, str]]) -> int:
     return sum(len(turn["content"].encode()) for turn in messages)
