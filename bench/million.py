@@ -219,6 +219,7 @@ def _batch(chunk: Chunk, groups: list, prompts: list, responses: list) -> pa.Rec
             pa.array(responses, pa.binary(16)), pa.array(texts_of),
             pa.array([score for scores in chunk.scores for score in scores]),
             pa.nulls(len(texts_of), pa.bool_()), pa.nulls(len(texts_of), pa.string()),
+            *[pa.nulls(len(texts_of), pa.string())] * 2,
             pa.array([len(text) for text in texts_of], pa.int64()),
         ],
         fields=list(SCHEMA.field("responses").type.value_type),

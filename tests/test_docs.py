@@ -62,7 +62,9 @@ def test_the_commands_run_in_order(tmp_path, monkeypatch, some_groups, tiny_mode
     monkeypatch.chdir(tmp_path)
     write_lines(Path("pairs.jsonl"), (group.with_split(None).as_dict() for group in some_groups))
     more = {"init": ["--test-size", "0.4"], "train": ["--set", "max_steps=1"],
-            "generate": ["--max-new-tokens", "4"]}  # fmt: skip
+            "generate": ["--max-new-tokens", "4"], "round": ["--dry-run"]}  # fmt: skip
+    Path("rules.py").write_text("def score(messages, answer): return len(answer)", encoding="utf-8")
+    Path("rounds.yaml").write_text("score: rules:score\nloss: mpo\n", encoding="utf-8")
     for line in "".join(blocks(README, "bash")[1:]).splitlines():
         command, *arguments = shlex.split(line, comments=True)
         assert command == "mrpo"

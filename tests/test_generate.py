@@ -284,7 +284,8 @@ def test_killed_again_and_again_nothing_is_lost_or_doubled(kind, tiny_models, tm
         assert figures[name] == 0, figures
     assert figures["midway"] >= 1
     assert figures["at hand"] <= (batch if kind == "here" else CONCURRENCY)
-    assert figures.get("answered again", 0) <= KILLS * CONCURRENCY
+    # on their way at a kill, or answered while earlier answers were being written
+    assert figures.get("answered again", 0) <= 3 * KILLS * CONCURRENCY
 
 
 @pytest.fixture

@@ -36,9 +36,9 @@ def test_a_file_without_a_version_is_read_whole(name, tmp_path):
     if name == "run.json":
         before["hyper"]["chosen"] = before["hyper"].pop("partition")  # as the recipe has it
         for words in (before["policy"], *before["models"].values()):
-            words["autocast"] = None  # words that came later have their defaults
+            words |= {"autocast": None, "max_prompt_length": None}  # later words: their defaults
     if "dataset" in before:
-        before["dataset"] |= {"skip_bad": False, "validation_size": 0.0}
+        before["dataset"] |= {"skip_bad": False, "validation_size": 0.0, "keep_status": []}
     assert json.loads((tmp_path / "again.json").read_text()) == {"version": 1, **before}
     assert FILES[name].read(tmp_path / "again.json") == record
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -313,3 +315,34 @@ def test_samples_beside_labels_are_for_kd_alone(rounds_in):
     recipe = rounds.recipe_of(1).model_copy(update={"loss": "dpo", "behaviour": None})
     with pytest.raises(UsageError, match="dpo cannot compare them"):
         prepare(recipe, data, rounds.cache, rounds.models)
+
+
+def test_the_command(here, mrpo, tiny_models, demo_groups, monkeypatch):
+    """The dry run names what each round asks and does nothing; the command makes a round, and what
+    it says to do next can be done."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    rows = [
+        json.dumps(replace(group, split="test" if place < 2 else "train").as_dict())
+        for place, group in enumerate(demo_groups[:8])
+    ]
+    Path("data.jsonl").write_text("\n".join(rows))
+    project = {
+        "dataset": "data.jsonl",
+        "references": {"llama": {"model": str(tiny_models["llama"]), "dtype": "float32"}},
+        "scorers": {"by_letters": {"rule": "marking:letters"},
+                    "by_length": {"rule": "marking:length"}},
+    }  # fmt: skip
+    Path("mrpo.yaml").write_text(yaml.safe_dump(project))
+    written(here, RECIPE, ROUNDS)
+    plan = mrpo("round recipe.yaml --rounds 2 --output rounds/a --dry-run").out
+    assert re.search(r"2 +a-round-1 +6 +24 +a-round-1 +llama,a-round-1", plan)
+    assert "marking:letters, marking:length; measured on 2 prompts" in plan
+    assert not Path("rounds").exists()
+    made = mrpo("round recipe.yaml --rounds 1 --output rounds/a")
+    assert "marking:length (held out)" in made.out
+    assert "mrpo report rounds/a/round-1/run" in made.out
+    mrpo("report rounds/a/round-1/run")
+    wrong = mrpo("round recipe.yaml --rounds 1 --output rounds/a --set beta=3", 2)
+    assert "beta was 1.0, is now 3" in wrong.err
+    missing = mrpo("round recipe.yaml --output b --set score=nobody", 2)
+    assert "no scorer is named 'nobody'" in missing.err

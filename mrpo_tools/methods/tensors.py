@@ -124,22 +124,24 @@ def look_up(
 
 
 def behaviour_of(
-    store: ReferenceStore, groups: Sequence[Group], judged: Judgements
-) -> tuple[Tensor, Tensor]:
+    store: ReferenceStore | None, groups: Sequence[Group], judged: Judgements
+) -> tuple[Tensor | None, Tensor]:
     """Log-probs of samples under the policy that they were drawn from.
 
     Args:
-        store: of that policy.
+        store: of that policy; None where the objective asks for none.
         groups: G of them.
         judged: of the groups.
 
     Returns:
-        [G, N] nats, NaN where there is none; and [G, N] bool: samples without one, which cannot
-        take part.
+        [G, N] nats, NaN where there is none, or None without a store; and [G, N] bool: samples
+        without one, which cannot take part.
 
     Raises:
         CacheMissing: some response has no row.
     """
+    if store is None:
+        return None, torch.zeros_like(judged.mask)
     logps = look_up([store], groups, "keep").logps[..., 0]
     samples = judged.mask if judged.unjudged is None else judged.mask & judged.unjudged
     return logps, samples & logps.isnan()

@@ -17,7 +17,7 @@ from pydantic import Field
 from mrpo_tools.config import read_yaml
 from mrpo_tools.errors import UsageError
 from mrpo_tools.progress import say_once
-from mrpo_tools.runs.record import FIXED, RECIPE, RUN, Record, read_object
+from mrpo_tools.runs.record import FIXED, RECIPE, RUN, Record, determining, read_object
 
 SEAL = "seal.json"
 PREFIX = "checkpoint-"
@@ -127,7 +127,8 @@ def _determined(run: Path) -> dict[str, Any]:
     if not ((run / RECIPE).is_file() and (run / RUN).is_file()):
         return {}
     record = read_object(run / RUN)
-    return read_yaml(run / RECIPE) | {key: record.get(key) for key in FIXED}
+    recipe = determining(read_yaml(run / RECIPE))
+    return recipe | {key: record.get(key) for key in FIXED}
 
 
 def _digests(checkpoint: Path) -> dict[str, str]:

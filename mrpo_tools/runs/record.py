@@ -7,6 +7,7 @@ stays unsaid when a record is written again, and keys that this mrpo does not kn
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Self, TypeAlias, TypeVar
@@ -218,6 +219,23 @@ FIXED = (
     "groups_hash",
 )
 """Of a run's record: what may not change when it goes on, beside its recipe."""
+FREE = (
+    "batch_tokens", "gradient_checkpointing", "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+)  # fmt: skip
+"""Keys of its recipe that may change: they change memory, not the result, as long as a step is of
+as many groups: the loss is a mean over these."""
+HARDWARE = ("fsdp", "fsdp_config", "deepspeed")
+"""Keys of `trainer` that say how a run is computed, and not what."""
+
+
+def determining(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a recipe that determine the run."""
+    words = {key: value for key, value in recipe.items() if key not in FREE}
+    trainer = words.get("trainer")
+    if isinstance(trainer, Mapping):
+        words["trainer"] = {key: each for key, each in trainer.items() if key not in HARDWARE}
+    return words
 
 
 class RunRecord(Record):

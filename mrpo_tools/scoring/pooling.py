@@ -35,6 +35,7 @@ from mrpo_tools.references.devices import (
 from mrpo_tools.references.loading import HEAD, load_reward_model
 from mrpo_tools.references.model_files import first_line
 from mrpo_tools.references.resolved import ResolvedReference
+from mrpo_tools.references.transformers_private import attention_of
 from mrpo_tools.scorer.scorer import BATCH_TOKENS
 from mrpo_tools.scoring.lines import Line, lines_of
 from mrpo_tools.scoring.protocol import Scoring
@@ -203,7 +204,7 @@ def score_all(
     record = WriterRecord(
         scorer=words,
         device=str(device),
-        attention=str(loaded.model.config._attn_implementation),
+        attention=attention_of(loaded.model.config),
         dtype=resolved.dtype,
         route=checked.route,
         refused=checked.refused,

@@ -46,8 +46,6 @@ REFUSED = {
     "accelerator_config": "micro-batches and their losses are counted here",
 }  # fmt: skip
 """Keys that would break what a run promises, and how."""
-HARDWARE = ("fsdp", "fsdp_config", "deepspeed")
-"""Keys that say how a run is computed, and not what: a resumed run may have others."""
 LOGGERS = {
     "tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "mlflow": ("mlflow",),
     "trackio": ("trackio",), "comet_ml": ("comet_ml",), "clearml": ("clearml",),

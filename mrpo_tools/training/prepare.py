@@ -151,11 +151,9 @@ def _gather(
     for reason, unfit in encoded.unfit.items():
         dropped = dropped + Counter({reason: int(unfit.sum())})
         tensors = tensors.within(tensors.mask & ~unfit)
-    drawn = None
-    if behaviour is not None:
-        drawn, without = behaviour_of(behaviour, groups, tensors.judged)
-        dropped = dropped + Counter(no_behaviour=int(without.sum()))
-        tensors = tensors.within(tensors.mask & ~without)
+    drawn, without = behaviour_of(behaviour, groups, tensors.judged)
+    dropped = dropped + Counter(no_behaviour=int(without.sum()))
+    tensors = tensors.within(tensors.mask & ~without)
     sides = method.sides(tensors.judged)
     combined = combine(tensors.logps, sides.mask, method.combination)
     combined = replace(combined, behaviour=drawn)

@@ -9,15 +9,8 @@ from pathlib import Path
 from mrpo_tools.config import Recipe
 from mrpo_tools.errors import UsageError
 from mrpo_tools.references.devices import memory_errors
+from mrpo_tools.runs.record import determining
 from mrpo_tools.runs.run import read_recipe, resume_command
-from mrpo_tools.training.arguments import HARDWARE
-
-FREE = (
-    "batch_tokens", "gradient_checkpointing", "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-)  # fmt: skip
-"""Keys of a recipe that a resumed run may change: they change memory, not the result, as long as a
-step is of as many groups (`step_size.check_goes_on`): the loss is a mean over these."""
 
 
 def check_recipe(output: Path, recipe: Recipe, *, resume: bool) -> None:
@@ -36,25 +29,17 @@ def check_recipe(output: Path, recipe: Recipe, *, resume: bool) -> None:
             f"{output} already holds a run",
             f"go on with: {resume_command(output)}; or choose another --output",
         )
-    before = read_recipe(output)
+    before, now = (determining(each.model_dump()) for each in (read_recipe(output), recipe))
     differing = [
-        f"{key} was {getattr(before, key)!r}, is now {getattr(recipe, key)!r}"
-        for key in Recipe.model_fields
-        if _fixed(before, key) != _fixed(recipe, key) and key not in FREE
+        f"{key} was {before[key]!r}, is now {now[key]!r}"
+        for key in before
+        if before[key] != now[key]
     ]
     if differing:
         raise UsageError(
             f"{output} holds a run of another recipe: {'; '.join(differing)}",
             f"go on as it was: {resume_command(output)}",
         )
-
-
-def _fixed(recipe: Recipe, key: str) -> object:
-    """A recipe's value as far as it determines the run."""
-    value: object = getattr(recipe, key)
-    if key == "trainer":
-        return {word: each for word, each in recipe.trainer.items() if word not in HARDWARE}
-    return value
 
 
 def groups_a_step(recipe: Recipe) -> int:
