@@ -345,6 +345,20 @@ def test_another_judge_template_or_length_is_another_identity(tmp_path):
     assert same.identity.hash == judges[0].identity.hash
 
 
+def test_two_identities_of_a_judge_are_told_apart_by_name(here, mrpo):
+    with FakeServer({PATH: Judging(by_rule)}) as server:
+        stores = [
+            ensure_verdicts(
+                judge_of(f"{server.url}/v1#tiny", max_tokens=most), questions_of(1), Cache("cache")
+            ).store
+            for most in (8, 9)
+        ]
+    told = json.loads(mrpo(f"cache diff {stores[0]} {stores[1]} --json").out)
+    assert told == [{"field": "max_tokens", str(stores[0]): 8, str(stores[1]): 9}]
+    assert f"{stores[0].name}@" in mrpo(f"cache diff {stores[0].name} {stores[1]}", 3).err
+    assert "no verdicts" in mrpo(f"cache diff {stores[0].name}@00 {stores[1]}", 3).err
+
+
 def test_a_budget_of_calls_stops_there_and_the_next_command_goes_on():
     with FakeServer({PATH: Judging(by_rule)}) as server:
         judge = judge_of(f"{server.url}/v1#tiny")
@@ -516,8 +530,10 @@ def killed_and_going_on(count: int, kills: int) -> None:
         for number in range(1, kills + 1):
             child = subprocess.Popen(words, env={**os.environ, **here})
             gate.open(share)
+            patience = time.monotonic() + 120
             while store is None or len(store.keys()) < number * share:
                 assert child.poll() is None
+                assert time.monotonic() < patience
                 time.sleep(0.02)
                 cache = Cache("c")
                 store = next(iter(cache.judges()), None) if cache.path.is_dir() else None

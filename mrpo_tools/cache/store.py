@@ -117,6 +117,22 @@ class Cache:
             )
         return self._only(wanted, stores)
 
+    def find_verdicts(self, wanted: str) -> VerdictStore:
+        """The store of a judge, by its name or, where there are several, `name@ab12`.
+
+        Raises:
+            As `find_scores`.
+        """
+        there = self.judges()
+        stores = _fitting(wanted, there)
+        if not stores:
+            meant, names = _near(wanted, there)
+            raise CacheMissing(
+                f"judge {wanted!r} has no verdicts in {self.path} (cached: {names})",
+                f"{meant}create them with: mrpo judge A B --judge URL#MODEL",
+            )
+        return self._only(wanted, stores)
+
     def _only(self, wanted: str, stores: Sequence[StoreT]) -> StoreT:
         """The one store that a name means."""
         if len(stores) == 1:

@@ -235,11 +235,13 @@ def _named(values: Row) -> Row:
 
 
 def _store(opened: Cache, name: str) -> PartStore:
-    """The store of a reference, or else of a scorer."""
-    if not opened.named(name) and any(
-        store.name == name.partition("@")[0] for store in opened.scorers()
-    ):
-        return opened.find_scores(name)
+    """The store of a reference, or else of a scorer or a judge."""
+    bare = name.partition("@")[0]
+    if not opened.named(name):
+        if any(store.name == bare for store in opened.scorers()):
+            return opened.find_scores(name)
+        if any(store.name == bare for store in opened.judges()):
+            return opened.find_verdicts(name)
     return opened.find(name)
 
 
