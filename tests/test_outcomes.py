@@ -22,6 +22,7 @@ from mrpo_tools.evaluation.judging import Given, judged
 from mrpo_tools.evaluation.outcomes import is_measured, measure_outcomes, model_outcomes
 from mrpo_tools.groups import in_split, user_prompt
 from mrpo_tools.references.resolved import renderer_of, resolve
+from mrpo_tools.report.differing import differing
 from mrpo_tools.report.outcomes import chosen, frontiers, measured_key
 from mrpo_tools.report.write import report
 from mrpo_tools.runs.answers import Judged, Prompted, answers_file, read_answers, write_answers
@@ -409,6 +410,46 @@ def test_the_report_shows_outcomes_and_answers_escaped(tmp_path, groups):
         assert word in text
     assert "4 samples at T 1" in page
     assert page.index("Outcomes") < page.index("What was run")
+
+
+def greedy_rows(groups, answers) -> list[Prompted]:
+    """Prompts with one greedy answer of a trained policy, its text and its marks."""
+    return [
+        Prompted(group, [Judged("before", 10.0, "untrained", "greedy", "stop"),
+                         Judged("drawn", 10.0, "trained", "sampled", "stop"),
+                         Judged(text, marks, "trained", "greedy", "stop")])
+        for group, (text, marks) in zip(groups, answers, strict=False)
+    ]  # fmt: skip
+
+
+def test_two_policies_are_set_side_by_side_where_they_differ_most(groups):
+    """By the marks of their greedy answers, whatever the order of the files; the same text is no
+    difference, and a prompt that one has not answered is left out."""
+    mine = greedy_rows(groups, [("a", 3), ("same", 9), ("c", 1), ("d", 5), ("e", 2)])
+    theirs = greedy_rows(groups, [("A", 4), ("same", 1), ("C", 8), ("D", 1)])[::-1]
+    found = differing(mine, theirs)
+    assert [(one.content, other.content) for _, one, other in found] == [
+        ("c", "C"), ("d", "D"), ("a", "A"),
+    ]  # fmt: skip
+    assert [row.group for row, _, _ in found] == [groups[2], groups[3], groups[0]]
+    assert differing(mine, mine) == []
+
+
+def test_the_report_sets_two_runs_side_by_side(tmp_path, groups):
+    for name, loss, marks, answers in (
+        ("one", "dpo", 4.0, [(HOSTILE, 1), ("b", 2)]),
+        ("other", "mrpo", 5.0, [("a", 7), ("B", 3)]),
+    ):
+        run = measured_run(tmp_path / "runs" / name, loss, 1.0, marks)
+        write_answers(answers_file(run, "test"), greedy_rows(groups, answers))
+    report([tmp_path / "runs"], tmp_path / "report")
+    page = (tmp_path / "report/report.html").read_text()
+    text = (tmp_path / "report/report.md").read_text()
+    part = text[text.index("Where mrpo and dpo differ most") :]
+    assert part.index("| a |") < part.index("| B |")
+    assert "<script" not in page
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(1)" in page
 
 
 def test_a_sweep_measures_every_run_once(world, rules, mrpo, monkeypatch, references, groups):

@@ -241,8 +241,8 @@ def answers_table(methods: Sequence[MethodRuns], split: str) -> Table | None:
         f"marks fell most; of equal ones the first. Texts are cut at {SHOWN} characters.",
         ["", "prompt", "before", "marks", "after", "marks"],
         [
-            [which, _cut(row.group.prompt[-1].content), _cut(before.content),
-             f"{before.score:g}", _cut(after.content), f"{after.score:g}"]
+            [which, cut(row.group.prompt[-1].content), cut(before.content),
+             f"{before.score:g}", cut(after.content), f"{after.score:g}"]
             for which, (row, before, after) in rows.items()
         ],
     )  # fmt: skip
@@ -268,5 +268,6 @@ def chosen(rows: Sequence[Prompted]) -> dict[str, tuple[Prompted, Judged, Judged
     return named
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+    """A text as a table shows it."""
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"

@@ -17,6 +17,7 @@ from mrpo_tools.report.curves import (
     loss_picture,
     margin_picture,
 )
+from mrpo_tools.report.differing import differing_tables
 from mrpo_tools.report.facts import (
     about_table,
     cost_table,
@@ -84,7 +85,11 @@ def report(
     methods = by_method(results)
     drawn = [(draw(methods), reason) for draw, reason in PICTURES]
     pictures = [picture for picture, _ in drawn if picture is not None]
-    answered = [outcomes_table(methods), answers_table(methods, split)]
+    answered = [
+        outcomes_table(methods),
+        answers_table(methods, split),
+        *differing_tables(methods, split),
+    ]
     words: dict[str, object] = {
         "verdict": verdict(comparison),
         "summary": " ".join(filter(None, [summary(methods, split), hardly_moved(methods)])),
