@@ -95,13 +95,28 @@ class ScoringRule(Words):
     full_marks: float | None = None
 
 
+class ScoringJudge(Words):
+    """A model behind an OpenAI-compatible chat endpoint that rates answers, `URL#MODEL`.
+
+    `template` is a preset or a file whose labels are ratings.
+    """
+
+    judge: str
+    template: str = "rating"
+    max_tokens: int = Field(default=1024, ge=1)
+    concurrency: int = Field(default=16, ge=1)
+    timeout: float = Field(default=600.0, gt=0)
+
+
 def _kind_of_scorer(value: object) -> str:
     fields = value if isinstance(value, Mapping) else vars(value) if value is not None else {}
-    return "rule" if "rule" in fields else "reward"
+    return "rule" if "rule" in fields else "judge" if "judge" in fields else "reward"
 
 
 ScorerWords = Annotated[
-    Annotated[Reference, Tag("reward")] | Annotated[ScoringRule, Tag("rule")],
+    Annotated[Reference, Tag("reward")]
+    | Annotated[ScoringRule, Tag("rule")]
+    | Annotated[ScoringJudge, Tag("judge")],
     Discriminator(_kind_of_scorer),
 ]
 """A scorer: a reward model has the words of a reference."""

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import json
 import random
+import re
 import socket
 import threading
 import time
@@ -109,6 +111,61 @@ def said(prompt: Any, seed: int) -> tuple[str, str]:
     """A text of its own for each prompt and seed; one in eight is cut."""
     digest = hashlib.sha256(json.dumps([prompt, seed]).encode()).hexdigest()
     return f" answer {digest[:12]} ", "length" if digest[0] in "01" else "stop"
+
+
+FENCED = re.compile(
+    r"<(?P<name>\w+) (?P<mark>[0-9a-f]{12})>\n(.*?)\n</(?P=name) (?P=mark)>", re.DOTALL
+)
+"""What a judge's template puts between marks."""
+
+
+class Judging:
+    """`/v1/chat/completions` of a judge, whose opinion is a function of what it is shown.
+
+    Args:
+        opinion: (prompt, first, second) -> label, or (prompt, answer) -> rating; a third, or
+            fourth, argument `seed` where it takes one.
+        words: a label -> the message's text; JSON by default.
+        finish_reason: of every reply.
+        message: what else stands in every message.
+        json_object: refuse `response_format` where not.
+        limit: the word for the token limit that is known.
+    """
+
+    def __init__(
+        self,
+        opinion: Callable[..., Any],
+        *,
+        words: Callable[[str], str] | None = None,
+        finish_reason: str = "stop",
+        message: Mapping[str, Any] | None = None,
+        json_object: bool = True,
+        limit: str = "max_tokens",
+    ) -> None:
+        self.opinion, self.words = opinion, words or as_json
+        self.finish_reason, self.message = finish_reason, dict(message or {})
+        self.json_object, self.limit = json_object, limit
+        self.seeded = "seed" in inspect.signature(opinion).parameters
+
+    def __call__(self, body: Body) -> Body:
+        if "response_format" in body and not self.json_object:
+            raise RefusedByServer(400, "Unrecognized request argument: response_format")
+        if self.limit not in body:
+            raise RefusedByServer(400, f"Unsupported parameter; use {self.limit}")
+        assert body["temperature"] == 0
+        texts = [text for _, _, text in FENCED.findall(body["messages"][-1]["content"])]
+        seed = {"seed": body["seed"]} if self.seeded else {}
+        text = self.words(self.opinion(*texts, **seed))
+        content = {"role": "assistant", "content": text, **self.message}
+        choice = {"index": 0, "message": content, "finish_reason": self.finish_reason}
+        counted = sum(len(turn["content"]) for turn in body["messages"]) // 4
+        usage = {"prompt_tokens": counted, "completion_tokens": 10}
+        return {"object": "chat.completion", "choices": [choice], "usage": usage}
+
+
+def as_json(label: Any) -> str:
+    """A judge's reply as it should be."""
+    return json.dumps({"reasoning": f"I looked, and {label} it is", "verdict": label})
 
 
 class FakeServer:

@@ -1,10 +1,11 @@
-"""The store of log-probs and scores: immutable, content-addressed Parquet parts in a directory.
+"""The store of log-probs, scores and verdicts: immutable, content-addressed Parquet parts.
 
     cache/
       groups/<dataset>-<sha256 of the bytes, 16 hex>.parquet      the data
       references/<name>-<identity, 12 hex>/identity.json          written first, never changed
       references/<name>-<identity, 12 hex>/part-<sha256, 16 hex>.parquet
       scores/<name>-<identity, 12 hex>/…                          the same of scorers
+      verdicts/<name>-<identity, 12 hex>/…                        the same of judges
 
 A file's name carries the hash of its bytes, so the directory listing is the truth: there is no
 index to corrupt and no lock to hold. A writer writes to a temporary name, flushes it to the disk
@@ -15,7 +16,7 @@ byte is hashed at every read.
     records.py    what the writer of a part says of itself
     parts.py      kinds of rows, and one part of them
     store_of_parts.py    the parts of one identity, of any kind
-    reference.py  scores.py    what is particular to log-probs, and to scores
+    reference.py  scores.py  verdicts.py    what is particular to each kind
     writer.py     rows on their way into parts
     datasets.py   the data, as it is saved
     store.py      the cache directory: which references and scorers, which data
@@ -42,9 +43,11 @@ from mrpo_tools.cache.parts import (
     PART_SECONDS,
     SCORES_SCHEMA,
     STATUSES,
+    VERDICTS_SCHEMA,
     LogpRow,
     Part,
     ScoreRow,
+    VerdictRow,
     first_of_each,
 )
 from mrpo_tools.cache.records import WriterRecord
@@ -52,6 +55,7 @@ from mrpo_tools.cache.reference import ReferenceStore
 from mrpo_tools.cache.scores import ScoreStore
 from mrpo_tools.cache.store import Cache
 from mrpo_tools.cache.store_of_parts import PartStore
+from mrpo_tools.cache.verdicts import VerdictStore
 from mrpo_tools.cache.writer import PartWriter
 
 __all__ = [
@@ -63,6 +67,7 @@ __all__ = [
     "PART_SECONDS",
     "SCORES_SCHEMA",
     "STATUSES",
+    "VERDICTS_SCHEMA",
     "Cache",
     "LogpRow",
     "Part",
@@ -71,6 +76,8 @@ __all__ = [
     "ReferenceStore",
     "ScoreRow",
     "ScoreStore",
+    "VerdictRow",
+    "VerdictStore",
     "WriterRecord",
     "check_format",
     "created",

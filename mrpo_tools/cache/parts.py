@@ -48,9 +48,31 @@ SCORES_SCHEMA = pa.schema(
 """One row per response: `score` absent unless `status` is `ok`, `num_tokens` of prompt and response
 where a model read them, `reason` why a scorer failed."""
 
+VERDICTS_SCHEMA = pa.schema(
+    [
+        pa.field("verdict_id", pa.string(), nullable=False),
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("first_id", pa.string(), nullable=False),
+        pa.field("second_id", pa.string(), nullable=False),
+        pa.field("repeat", pa.int32(), nullable=False),
+        pa.field("preference", pa.float64()),
+        pa.field("label", pa.string()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reasoning", pa.string()),
+        pa.field("prompt_tokens", pa.int32()),
+        pa.field("completion_tokens", pa.int32()),
+    ]
+)
+"""One row per question to a judge, who was shown `first_id` above `second_id` (response ids):
+`preference` for the first one, −1 to 1, absent unless `status` is `ok`; the judge's own `label`,
+and what it said before it. `repeat` is 0, or the number of a question that was asked once more."""
+
 STATUSES = ("ok", "overlong", "nonfinite")
 FAILED = "failed"
 """Of a score: the scorer gave none. It is asked again, and another row then counts."""
+UNUSABLE, REFUSED, CUT = "unusable", "refused", "length"
+"""Of a verdict: no label can be read in the answer, which is asked for again; the judge will not
+say; its token limit cut the answer."""
 
 Row: TypeAlias = Mapping[str, Any]
 """A row by its columns."""
@@ -127,6 +149,17 @@ SCORES = Kind(
 )
 
 
+VERDICTS = Kind(
+    folder="verdicts",
+    noun="verdicts",
+    schema=VERDICTS_SCHEMA,
+    number="preference",
+    statuses=("ok", UNUSABLE, REFUSED, CUT),
+    same=("prompt_id", "first_id", "second_id", "repeat"),
+    provisional=(UNUSABLE,),
+)
+
+
 @dataclass(frozen=True)
 class LogpRow:
     """A reference's number for one response, as `LOGPS_SCHEMA` stores it."""
@@ -152,6 +185,23 @@ class ScoreRow:
     num_tokens: int | None = None
     truncated: bool = False
     reason: str | None = None
+
+
+@dataclass(frozen=True)
+class VerdictRow:
+    """A judge's answer to one question, as `VERDICTS_SCHEMA` stores it."""
+
+    verdict_id: str
+    prompt_id: str
+    first_id: str
+    second_id: str
+    repeat: int
+    preference: float | None
+    label: str | None = None
+    status: str = "ok"
+    reasoning: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
 
 
 @dataclass(frozen=True)

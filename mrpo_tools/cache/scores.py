@@ -51,7 +51,8 @@ class ScoreStore(PartStore):
         if not words:
             raise UsageError(
                 f"the cache does not say what scorer {self.name!r} is",
-                f"mrpo score --reward-model {self.name}=MODEL, or --rule MODULE:FUNCTION",
+                f"mrpo score --reward-model {self.name}=MODEL, --rule MODULE:FUNCTION, or "
+                "--judge URL#MODEL",
             )
         return words[-1]
 
@@ -76,4 +77,6 @@ class ScoreStore(PartStore):
         words = next((each.scorer for each in self.recorded()[::-1] if each.scorer), {})
         if "rule" in words:
             return f" --rule {shlex.quote(str(words['rule']))} --name {self.name}"
+        if "judge" in words:
+            return f" --judge {shlex.quote(str(words['judge']))} --name {self.name}"
         return f" --reward-model {self.name}"

@@ -1,4 +1,4 @@
-"""The cache directory: which references and scorers it holds, and which data."""
+"""The cache directory: which references, scorers and judges it holds, and which data."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from mrpo_tools.cache.parts import first_of_each
 from mrpo_tools.cache.reference import ReferenceStore
 from mrpo_tools.cache.scores import ScoreStore
 from mrpo_tools.cache.store_of_parts import PartStore, is_store
+from mrpo_tools.cache.verdicts import VerdictStore
 from mrpo_tools.errors import CacheMissing, CacheStale, did_you_mean
 from mrpo_tools.files import sweep_temporaries
 from mrpo_tools.groups import Group
 from mrpo_tools.references.identity import Identity, excerpts
 
-STORES: tuple[type[PartStore], ...] = (ReferenceStore, ScoreStore)
+STORES: tuple[type[PartStore], ...] = (ReferenceStore, ScoreStore, VerdictStore)
 """A store class for each kind of rows."""
 StoreT = TypeVar("StoreT", bound=PartStore)
 
@@ -56,6 +57,10 @@ class Cache:
     def scorers(self) -> list[ScoreStore]:
         """The same of scorers."""
         return self._stored(ScoreStore)
+
+    def judges(self) -> list[VerdictStore]:
+        """The same of judges."""
+        return self._stored(VerdictStore)
 
     def stores(self) -> list[PartStore]:
         """Every store of every kind.
@@ -112,6 +117,22 @@ class Cache:
             )
         return self._only(wanted, stores)
 
+    def find_verdicts(self, wanted: str) -> VerdictStore:
+        """The store of a judge, by its name or, where there are several, `name@ab12`.
+
+        Raises:
+            As `find_scores`.
+        """
+        there = self.judges()
+        stores = _fitting(wanted, there)
+        if not stores:
+            meant, names = _near(wanted, there)
+            raise CacheMissing(
+                f"judge {wanted!r} has no verdicts in {self.path} (cached: {names})",
+                f"{meant}create them with: mrpo judge A B --judge URL#MODEL",
+            )
+        return self._only(wanted, stores)
+
     def _only(self, wanted: str, stores: Sequence[StoreT]) -> StoreT:
         """The one store that a name means."""
         if len(stores) == 1:
@@ -153,6 +174,10 @@ class Cache:
     def score_store(self, name: str, identity: Identity) -> ScoreStore:
         """The same of a scorer."""
         return self._begun(ScoreStore, name, identity)
+
+    def verdict_store(self, name: str, identity: Identity) -> VerdictStore:
+        """The same of a judge."""
+        return self._begun(VerdictStore, name, identity)
 
     def _begun(self, of: type[StoreT], name: str, identity: Identity) -> StoreT:
         directory = self.path / of.kind.folder / f"{name}-{identity.short}"

@@ -149,11 +149,12 @@ def compact(cache: Cache, *, merged_rows: int = MERGED_ROWS) -> list[Merged]:
         ResourceError: no space; what was there is still there.
     """
     refuse_damage(cache)
-    merged = [_compact_store(store, merged_rows) for store in cache.stores()]
+    merged = [compact_store(store, merged_rows) for store in cache.stores()]
     return [*merged, _compact_datasets(cache)]
 
 
-def _compact_store(store: PartStore, merged_rows: int) -> Merged:
+def compact_store(store: PartStore, merged_rows: int = MERGED_ROWS) -> Merged:
+    """Merge the parts of one store; see `compact`."""
     sweep_temporaries(store.directory)
     parts = store.parts()
     if len(parts) < 2:

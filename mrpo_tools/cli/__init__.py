@@ -33,6 +33,7 @@ COMMANDS = {
     "round": "mrpo_tools.cli.round",
     "rank": "mrpo_tools.cli.rank",
     "evaluate": "mrpo_tools.cli.evaluate",
+    "judge": "mrpo_tools.cli.judge",
     "sweep": "mrpo_tools.cli.sweep",
     "compare": "mrpo_tools.cli.compare",
     "report": "mrpo_tools.cli.report",
@@ -47,7 +48,7 @@ SECTIONS = {
     "Data and their scores": ("data", "score"),
     "Phase 1: numbers of the references": ("precompute", "cache", "sql", "rank"),
     "Phase 2: a policy": ("train", "round", "sweep", "evaluate", "generate", "merge"),
-    "Results": ("compare", "report"),
+    "Results": ("compare", "judge", "report"),
     "What there is to choose": ("losses", "recipe"),
 }
 """Of the help: commands by heading, in the order of their use."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=Group)
 def cache() -> None:
-    """Look after the cache of log-probs and scores."""
+    """Look after the cache of log-probs, scores and verdicts."""
 
 
 cache.add_command(export)
@@ -43,7 +44,7 @@ cache.add_command(import_)
 @cache_option
 @json_option
 def status(*, cache: str | None, as_json: bool) -> None:
-    """What is stored: each reference x data set x split, and by whom; the same of scorers.
+    """What is stored: each reference x data set x split, and by whom; so of scorers and judges.
 
     \b
     Example:
@@ -54,8 +55,11 @@ def status(*, cache: str | None, as_json: bool) -> None:
     opened = open_cache(cache)
     printed = False
     listed: list[Row] = []
-    for stores in (opened.references(), opened.scorers()):
-        held, cells = holdings(stores), coverage(opened, stores)
+    kinds: list[tuple[Sequence[PartStore], bool]] = [
+        (opened.references(), True), (opened.scorers(), True), (opened.judges(), False)
+    ]  # fmt: skip
+    for stores, of_responses in kinds:
+        held, cells = holdings(stores), coverage(opened, stores) if of_responses else []
         if as_json:
             listed += [
                 {**_named(asdict(holding)), "coverage": _of(holding, cells)} for holding in held
@@ -102,19 +106,24 @@ def verify(*, cache: str | None, rescore: int | None, refs: tuple[str, ...], as_
     scored = opened.scorers()
     counts = [_counts(store) for store in stores]
     marks = [_counts(store) for store in scored]
+    verdicts = [_counts(store) for store in opened.judges()]
     named = [opened.find(name) for word in refs for name in word.split(",")] or stores
     again = [(store, _rescore(opened, store, rescore)) for store in named if rescore]
     rows = [_rescored(store, result) for store, result in again]
     if as_json:
-        print_json({"rows": counts, "rescored": rows, **({"scores": marks} if marks else {})})
+        more = {name: each for name, each in (("scores", marks), ("verdicts", verdicts)) if each}
+        print_json({"rows": counts, "rescored": rows, **more})
     else:
         print(f"{opened.path}: every file has the hash in its name")
         print_records(counts)
         print_records(marks)
+        print_records(verdicts)
         print_records(rows)
     for path in upkeep.foreign(opened):
         print(f"note: {path} is no file of mrpo's; nothing reads it", file=sys.stderr)
-    problems = [line for store in [*stores, *scored] for line in _disagreements(store)]
+    problems = [
+        line for store in [*stores, *scored, *opened.judges()] for line in _disagreements(store)
+    ]
     problems += [line for store, result in again for line in _changed(store, result)]
     if problems:
         raise CacheStale("\n".join(problems), _AFTER_DISAGREEMENT)
@@ -226,11 +235,13 @@ def _named(values: Row) -> Row:
 
 
 def _store(opened: Cache, name: str) -> PartStore:
-    """The store of a reference, or else of a scorer."""
-    if not opened.named(name) and any(
-        store.name == name.partition("@")[0] for store in opened.scorers()
-    ):
-        return opened.find_scores(name)
+    """The store of a reference, or else of a scorer or a judge."""
+    bare = name.partition("@")[0]
+    if not opened.named(name):
+        if any(store.name == bare for store in opened.scorers()):
+            return opened.find_scores(name)
+        if any(store.name == bare for store in opened.judges()):
+            return opened.find_verdicts(name)
     return opened.find(name)
 
 

@@ -1,4 +1,4 @@
-"""`mrpo score`: scores of responses, by rules and reward models, into the cache."""
+"""`mrpo score`: scores of responses, by rules, reward models and judges, into the cache."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mrpo_tools.cli.options import (
     reference_options,
 )
 from mrpo_tools.cli.precompute import shard_of
-from mrpo_tools.cli.scorers import reward_model_option, scorers_named
+from mrpo_tools.cli.scorers import judge_option, reward_model_option, scorers_named
 
 if TYPE_CHECKING:
     from mrpo_tools.cache import Cache
@@ -38,7 +38,11 @@ if TYPE_CHECKING:
 @reward_model_option
 @click.option("--rule", "rules", multiple=True, metavar="MODULE:FUNCTION",
               help="FUNCTION(messages, answer) gives the score. Repeats.")  # fmt: skip
-@click.option("--name", help="What --score is to call the rule.  [default: MODULE.FUNCTION]")
+@judge_option
+@click.option("--template", metavar="NAME|FILE",
+              help="What the judge is asked.  [default: rating]")  # fmt: skip
+@click.option("--name", help="What --score is to call the rule or judge.  "
+              "[default: MODULE.FUNCTION, MODEL-TEMPLATE]")  # fmt: skip
 @click.option("--full-marks", type=float, help="Of the rule.  [default: its `full_marks`]")
 @dataset_options
 @click.option("--split", help="Score this split only.")
@@ -52,12 +56,12 @@ if TYPE_CHECKING:
 def score(
     source: str | None, name: str | None, split: str | None, shard: str | None, **options: Any
 ) -> None:
-    """Score every response by rules and reward models, and keep the scores in the cache.
+    """Score every response by rules, reward models and judges, and keep the scores in the cache.
 
     What has a score of this very scorer (its weights, template, settings; a rule's source) is not
     scored again, so this command also resumes an interrupted one. Several scorers stand side by
     side; `--score NAME` of train, evaluate, rank, data show and sql says which counts. Without
-    --rule and --reward-model, all `scorers:` of mrpo.yaml.
+    --rule, --reward-model and --judge, all `scorers:` of mrpo.yaml.
 
     \b
     Example:
@@ -108,7 +112,8 @@ def _chosen(
         chosen = [scorer_of(known, words) for known, words in project.scorers.items()]
     if not chosen:
         raise UsageError(
-            "no scorer is named", "mrpo score --rule MODULE:FUNCTION, or --reward-model NAME=MODEL"
+            "no scorer is named",
+            "mrpo score --rule MODULE:FUNCTION, --reward-model NAME=MODEL, or --judge URL#MODEL",
         )
     return chosen
 

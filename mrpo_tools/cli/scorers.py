@@ -1,4 +1,4 @@
-"""Scorers on the command line: rules and reward models by name, and `--score`."""
+"""Scorers on the command line: rules, reward models and judges by name, and `--score`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ reward_model_option = click.option(
     help="A sequence classifier of one label. Repeats and takes commas.",
 )  # fmt: skip
 
+judge_option = click.option(
+    "--judge", "judges", multiple=True, metavar="URL#MODEL",
+    help="A chat endpoint rates the answers: http://HOST:PORT/v1#MODEL. Repeats.",
+)  # fmt: skip
+
 score_option = click.option(
     "--score", metavar="NAME", shell_complete=scorers,
     help="Scorer of `mrpo score` whose scores count.  [default: the data's own]",
@@ -30,34 +35,37 @@ score_option = click.option(
 def scorers_named(
     options: Mapping[str, Any], project: Project, cache: Cache, name: str | None = None
 ) -> list[Scorer]:
-    """The scorers of `--rule` and `--reward-model`, rules first.
+    """The scorers of `--rule`, `--reward-model` and `--judge`, in this order.
 
     Words of a model among the options (`--dtype`, …) hold for every reward model.
 
     Args:
-        options: `rules`, `reward_models`, `full_marks`, and a reference's fields.
+        options: `rules`, `reward_models`, `full_marks`, a reference's fields; `judges` and
+            `template` where a command has them.
         project: its `scorers:` may be named.
         cache: reward models that it knows may be named.
-        name: as the cache is to call the one rule.
+        name: as the cache is to call the one rule, or the one judge.
 
     Raises:
         UsageError: there is no such rule or model, or two would share a name.
     """
     from mrpo_tools.errors import UsageError
 
-    rules = options["rules"]
-    if name is not None and len(rules) != 1:
+    rules, judges = options["rules"], options.get("judges") or ()
+    if name is not None and len(rules) + len(judges) != 1:
         raise UsageError(
-            f"--name {name} is of one --rule, and there are {len(rules)}",
+            f"--name {name} is of one --rule or --judge, and there are {len(rules) + len(judges)}",
             "a reward model's name stands before its `=`: --reward-model NAME=MODEL",
         )
     models = [part for word in options["reward_models"] for part in word.split(",") if part]
     chosen = [_rule(word, options["full_marks"], name, project) for word in rules]
     chosen += [_reward_model(word, options, project, cache) for word in models]
+    chosen += [_judge(word, options.get("template"), name, project) for word in judges]
     names = [scorer.store_name for scorer in chosen]
     if len(set(names)) < len(names):
         raise UsageError(
-            f"two scorers have the name {max(names, key=names.count)}", "one --name a --rule"
+            f"two scorers have the name {max(names, key=names.count)}",
+            "one --name a --rule, or a --judge",
         )
     return chosen
 
@@ -96,6 +104,20 @@ def _reward_model(word: str, options: Mapping[str, Any], project: Project, cache
     if not fields:
         return scorer
     return scorer_of(name, parse(Reference, {**scorer.words, **fields}, f"scorer {name}"))
+
+
+def _judge(word: str, template: str | None, name: str | None, project: Project) -> Scorer:
+    """`URL#MODEL`, or the project's name of one."""
+    from mrpo_tools.config import ScoringJudge, parse
+    from mrpo_tools.scoring.judge import judge_scorer
+    from mrpo_tools.scoring.named import scorer_of
+
+    known = project.scorers.get(word)
+    given = {} if template is None else {"template": template}
+    if isinstance(known, ScoringJudge):
+        return scorer_of(name or word, known.model_copy(update=given))
+    scorer = judge_scorer(name or "", parse(ScoringJudge, {"judge": word, **given}, "judge"))
+    return scorer if name is None else scorer_of(name, scorer.project_words)
 
 
 def stored_scores(word: str | None, cache: Cache, project: Project) -> ScoreStore | None:

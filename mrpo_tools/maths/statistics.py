@@ -6,6 +6,7 @@ The standard library alone, so that tables and reports need no torch.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -172,4 +173,25 @@ def cohens_kappa(both: int, first_only: int, second_only: int, neither: int) -> 
     observed = (both + neither) / total
     first, second = (both + first_only) / total, (both + second_only) / total
     expected = first * second + (1 - first) * (1 - second)
+    return (observed - expected) / (1 - expected) if expected < 1 else None
+
+
+def kappa(first: Sequence[str], second: Sequence[str]) -> float | None:
+    """The same of decisions among any names, pair by pair.
+
+    Returns:
+        None where it is undefined: no decision, or both raters always say the same one thing.
+
+    Example:
+        Two of four are alike; of independent raters (2·3 + 1·1 + 1·0) / 16 would be:
+
+        >>> f"{kappa(['win', 'win', 'tie', 'loss'], ['win', 'win', 'win', 'tie']):.3f}"
+        '0.111'
+    """
+    total = len(first)
+    if not total:
+        return None
+    observed = sum(one == other for one, other in zip(first, second, strict=True)) / total
+    shares, others = Counter(first), Counter(second)
+    expected = sum(shares[name] * others[name] for name in shares) / total**2
     return (observed - expected) / (1 - expected) if expected < 1 else None

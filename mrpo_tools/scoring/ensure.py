@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from mrpo_tools.cache import Cache, PartWriter, ScoreRow, ScoreStore
 from mrpo_tools.cache.missing import Shard, missing_from
-from mrpo_tools.cache.parts import FAILED, PART_ROWS
+from mrpo_tools.cache.parts import FAILED, PART_ROWS, PART_SECONDS
+from mrpo_tools.cache.upkeep import compact_store
 from mrpo_tools.cache.writer import ended_by_sigterm
 from mrpo_tools.groups import Group
 from mrpo_tools.progress import bar, say
@@ -69,11 +70,13 @@ def ensure_scores(
         return ScoreSummary(store, reused, seconds=time.monotonic() - started)
     counts: Counter[str] = Counter()
     tokens, failure = 0, None
+    paid = scorer.kind == "judge"  # for each answer: it is on the disk before the next one is
+    seconds = 0.0 if paid else PART_SECONDS
     with ended_by_sigterm():
         scoring = scorer.begin(incomplete)
         total = sum(len(group.responses) for group in incomplete)
         with (
-            PartWriter(store, scoring.record, rows=part_rows) as writer,
+            PartWriter(store, scoring.record, rows=part_rows, seconds=seconds) as writer,
             bar(f"scores by {scorer.store_name}", total, "responses") as advance,
         ):
             for batch in scoring.rows:
@@ -82,6 +85,8 @@ def ensure_scores(
                 tokens += sum(row.num_tokens or 0 for row in batch if row.score is not None)
                 failure = failure or _first_failure(batch)
                 advance(len(batch))
+    if paid:
+        compact_store(store)
     return ScoreSummary(
         store=store,
         reused=reused,

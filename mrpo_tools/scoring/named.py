@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mrpo_tools.cache import Cache, ScoreStore
-from mrpo_tools.config import Reference, ScorerWords, ScoringRule, check_name
+from mrpo_tools.config import Reference, ScorerWords, ScoringJudge, ScoringRule, check_name
 from mrpo_tools.errors import CacheMissing, CacheStale, UsageError, did_you_mean
 from mrpo_tools.references.locate import is_here
+from mrpo_tools.scoring.judge import judge_scorer
 from mrpo_tools.scoring.protocol import Scorer
 from mrpo_tools.scoring.reward import reward_model
 from mrpo_tools.scoring.rules import load_rule, source_hash
@@ -30,6 +31,8 @@ def scorer_of(name: str, words: ScorerWords) -> Scorer:
         )
     if isinstance(words, ScoringRule):
         return load_rule(words.rule, words.full_marks, name)
+    if isinstance(words, ScoringJudge):
+        return judge_scorer(name, words)
     return reward_model(name, words)
 
 
@@ -70,6 +73,12 @@ def _recorded(name: str, scorers: Mapping[str, ScorerWords], cache: Cache) -> Sc
             "names it",
             f"`scorers: {{{bare}: …}}` in mrpo.yaml",
         )
+    if "judge" in words:  # a cache may come from elsewhere, and with it where answers would go
+        raise UsageError(
+            f"scorer {bare!r} is a judge, which is asked only where the command line or mrpo.yaml "
+            "names its server",
+            f"`scorers: {{{bare}: {{judge: URL#MODEL}}}}` in mrpo.yaml",
+        )
     return reward_model(store.name, Reference.model_validate(words))
 
 
@@ -91,7 +100,11 @@ def current_scores(cache: Cache, name: str, scorers: Mapping[str, ScorerWords]) 
     if current:
         return current[0]
     store = cache.find_scores(name)
-    option = "--rule" if isinstance(scorers[bare], ScoringRule) else "--reward-model"
+    words = scorers[bare]
+    option = (
+        "--rule" if isinstance(words, ScoringRule)
+        else "--judge" if isinstance(words, ScoringJudge) else "--reward-model"
+    )  # fmt: skip
     raise CacheStale(
         f"the cached scores by {store} are of another identity: scorer {bare!r} has changed since",
         f"score again with: mrpo score {option} {bare}; or name the old ones: --score "
@@ -105,6 +118,8 @@ def _is_current(store: ScoreStore, name: str, words: ScorerWords) -> bool:
     if isinstance(words, ScoringRule):
         now = source_hash(words.rule)
         return fields.get("rule") == words.rule and now in (None, fields.get("source"))
+    if isinstance(words, ScoringJudge):
+        return fields.get("scorer") == "judge" and _names_this_judge(store, words)
     if fields.get("scorer") != "reward":
         return False
     if not is_here(words):
@@ -112,3 +127,11 @@ def _is_current(store: ScoreStore, name: str, words: ScorerWords) -> bool:
     dtype = words.dtype or fields["dtype"]
     scorer = reward_model(name, words.model_copy(update={"dtype": dtype}))
     return scorer.stored_identity.hash == store.identity.hash
+
+
+def _names_this_judge(store: ScoreStore, words: ScoringJudge) -> bool:
+    """Whether a store's judge is the one of these words; a server need not answer for that."""
+    _, _, model = words.judge.partition("#")
+    named = model or str(store.identity.fields["model"])
+    asked = words.model_copy(update={"judge": f"{words.judge.partition('#')[0]}#{named}"})
+    return judge_scorer(store.name, asked).stored_identity.hash == store.identity.hash

@@ -221,10 +221,13 @@ class Client:
         hint = f" (the key of {' or '.join(KEYS)})" if reply.status_code == 401 else ""
         return f"HTTP {reply.status_code}{hint}{': ' if said else ''}{said}"
 
+    def without_key(self, text: str) -> str:
+        """A text in which the key, should it stand there, is struck out."""
+        return text.replace(self._key, "***") if self._key else text
+
     def _said(self, text: str) -> str:
         """Another's words on one line, and never the key, which a server may repeat."""
-        shown = text.replace(self._key, "***") if self._key else text
-        shown = " ".join(shown.split())
+        shown = " ".join(self.without_key(text).split())
         return shown if len(shown) <= SHOWN else f"{shown[: SHOWN - 1]}…"
 
     def _connections(self) -> httpx2.Client:

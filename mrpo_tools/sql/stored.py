@@ -16,9 +16,10 @@ from mrpo_tools.cache import (
     GROUPS_SCHEMA,
     LOGPS_SCHEMA,
     SCORES_SCHEMA,
+    VERDICTS_SCHEMA,
     Cache,
+    PartStore,
     ReferenceStore,
-    ScoreStore,
 )
 from mrpo_tools.cache.datasets import latest_of_each
 from mrpo_tools.cache.files import listed, read_all, repair_command
@@ -43,7 +44,6 @@ REFS_SCHEMA = pa.schema(
         pa.field("updated", pa.timestamp("s")),
     ]
 )
-SCORER = pa.field("scorer", pa.string())
 _GROUP_FIELDS = [GROUPS_SCHEMA.field(n) for n in ("group_id", "prompt_id", "dataset", "split")]
 _JUDGEMENT = pa.struct(
     [
@@ -58,37 +58,46 @@ _LEAVES = [field.name for field in _GROUP_FIELDS] + [
 
 
 class Verified(NamedTuple):
-    """What a cache holds, every byte checked: the saved groups, each reference's parts, and the
-    scores of all scorers."""
+    """What a cache holds, every byte checked: the saved groups, each reference's parts, the scores
+    of all scorers and the verdicts of all judges."""
 
     groups: rows.Files
     parts: list[rows.Files]
     scores: pa.Table
+    verdicts: pa.Table
 
 
 def files(cache: Cache, stores: Sequence[ReferenceStore]) -> Verified:
-    """The saved groups, the parts of these references, and all scores.
+    """The saved groups, the parts of these references, all scores and verdicts.
 
     Raises:
         CacheDamaged: names every damaged file of all of them.
     """
-    scorers = cache.scorers()
+    scorers, judges = cache.scorers(), cache.judges()
     readers: list[Callable[[], Any]] = [partial(group_files, cache)]
     readers += [partial(part_files, store) for store in stores]
-    readers += [store.table for store in scorers]
+    readers += [store.table for store in (*scorers, *judges)]
     contents = read_all(readers, lambda read: read(), repair_command(cache.path))
     last = 1 + len(stores)
-    return Verified(contents[0], contents[1:last], _scores(scorers, contents[last:]))
+    scored, judged = contents[last : last + len(scorers)], contents[last + len(scorers) :]
+    return Verified(
+        contents[0],
+        contents[1:last],
+        _named("scorer", SCORES_SCHEMA, scorers, scored),
+        _named("judge", VERDICTS_SCHEMA, judges, judged),
+    )
 
 
-def _scores(scorers: Sequence[ScoreStore], tables: Sequence[pa.Table]) -> pa.Table:
-    """The rows of all scorers, under their names."""
-    labels = names.labels(scorers)
+def _named(
+    column: str, kind: pa.Schema, stores: Sequence[PartStore], tables: Sequence[pa.Table]
+) -> pa.Table:
+    """The rows of all stores of a kind, under their names."""
+    field, labels = pa.field(column, pa.string()), names.labels(stores)
     named = [
-        table.add_column(0, SCORER, pa.repeat(pa.scalar(label, pa.string()), table.num_rows))
+        table.add_column(0, field, pa.repeat(pa.scalar(label, pa.string()), table.num_rows))
         for label, table in zip(labels, tables, strict=True)
     ]
-    schema = pa.schema([SCORER, *SCORES_SCHEMA])
+    schema = pa.schema([field, *kind])
     return pa.concat_tables([schema.empty_table(), *(table.cast(schema) for table in named)])
 
 
@@ -100,12 +109,13 @@ def counting(scores: pa.Table, label: str) -> pa.Table:
 
 def datasets(verified: Verified, stores: Sequence[ReferenceStore]) -> dict[str, ds.Dataset]:
     """What the views and macros read, by the name they call it."""
-    groups, parts, scores = verified
+    groups, parts, scores, verdicts = verified
     return {
         "stored_groups": groups.dataset(),
         "stored_datasets": rows.Files(groups.files, groups.schema).dataset(),
         "stored_judgements": judgements(None),
         "stored_scores": ds.dataset(scores),
+        "stored_verdicts": ds.dataset(verdicts),
         "stored_logps_none": ds.dataset(LOGPS_SCHEMA.empty_table()),
         "stored_refs": ds.dataset(_refs_table(stores, parts)),
         **{f"stored_logps_{place}": part.dataset() for place, part in enumerate(parts)},

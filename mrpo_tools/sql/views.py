@@ -60,6 +60,12 @@ VIEWS = (
          "reason"),
     ),
     View(
+        "verdicts",
+        "a row per judge and question; preference for the response shown first, −1 to 1",
+        ("judge", "verdict_id", "prompt_id", "first_id", "second_id", "repeat", "preference",
+         "label", "status", "reasoning", "prompt_tokens", "completion_tokens"),
+    ),
+    View(
         "runs",
         "a row per training run below --runs",
         ("run", "path", "loss", "objective", "reference_names", "policy", "dataset", "split",
@@ -133,6 +139,7 @@ def view_statements(labels: Sequence[str], *, counted: bool = False) -> list[str
         f"CREATE VIEW logps_wide AS {_logps_wide(labels)}",
         _REFS,
         "CREATE VIEW scores AS SELECT * FROM stored_scores",
+        "CREATE VIEW verdicts AS SELECT * FROM stored_verdicts",
         "CREATE VIEW runs AS SELECT * REPLACE (recipe::JSON AS recipe, record::JSON AS record) "
         "FROM stored_runs",
         "CREATE VIEW metrics AS SELECT * FROM stored_metrics",
