@@ -90,7 +90,9 @@ def test_the_command_that_is_printed_ends_the_run_as_it_would_have(
         fit(recipe(**words), run, resume=True, callbacks=[Full(step)])
     command = re.search(r"mrpo (train [^;]*)", hint_of(error))[1]
     assert command.endswith("--per-device-train-batch-size 1 --gradient-accumulation-steps 4")
-    mrpo(command)
+    went_on = mrpo(command).err
+    assert "passed over" not in went_on, "and so from its checkpoint"
+    assert "begins anew" not in went_on
     expected, losses = losses_of(whole), losses_of(run)
     assert set(losses) == set(expected) == set(range(1, STEPS + 1))
     assert losses == pytest.approx(expected, abs=1e-6)
