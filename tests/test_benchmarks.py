@@ -116,16 +116,24 @@ def kept(folder: Path, task: str) -> dict:
     return json.loads(path.read_text())
 
 
-def by_hand(model: str | Path, rows: list[dict]) -> list[float]:
-    """Whether the likeliest of the choices, after the question and a space, is the right one."""
+def by_hand(model: str | Path, rows: list[dict], *, chat: bool = False) -> list[float]:
+    """Whether the likeliest of the choices is the right one: after the question and a space, or
+    right after the question in the chat template."""
     policy = AutoModelForCausalLM.from_pretrained(model)
     tokenizer = AutoTokenizer.from_pretrained(model)
     right = []
     for row in rows:
+        asked, space = row["question"], " "
+        if chat:
+            turns = [{"role": "user", "content": asked}]
+            asked = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            assert asked != row["question"]
+            space = ""
+        bos = not (tokenizer.bos_token and asked.startswith(tokenizer.bos_token))
         scores = []
         for choice in row["choices"]:
-            context = tokenizer(row["question"])["input_ids"]
-            ids = tokenizer(f"{row['question']} {choice}")["input_ids"]
+            context = tokenizer(asked, add_special_tokens=bos)["input_ids"]
+            ids = tokenizer(f"{asked}{space}{choice}", add_special_tokens=bos)["input_ids"]
             assert ids[: len(context)] == context
             with torch.no_grad():
                 logps = policy(torch.tensor([ids])).logits[0].float().log_softmax(-1)
@@ -228,6 +236,18 @@ def test_nothing_is_asked_twice(world, record):
     assert (first.prompts, first.settings["chat_template"]) == (3, True)
     assert first.identity != record.outcomes[1].identity
     assert len(list(folder.glob("tiny_written-*.json"))) == 2
+    record.write(outcomes_file(run.path, "benchmarks"))
+
+
+def test_questions_are_asked_in_the_chat_template(world, record):
+    """Of the base, by hand; the answers are others than without it."""
+    run, cache = load_run(world / "run"), Cache(world / "cache")
+    measure_benchmarks(run, wanted(world, "tiny_a"), cache)
+    rows = [json.loads(row) for row in (world / "tasks" / "tiny_a.jsonl").read_text().splitlines()]
+    examples = kept(world / "cache" / "harness", "tiny_a")["measured"]["examples"]
+    expected = by_hand(run.record.policy.model, rows, chat=True)
+    assert examples["tiny_a"]["acc,none"] == expected
+    assert expected != by_hand(run.record.policy.model, rows)
     record.write(outcomes_file(run.path, "benchmarks"))
 
 
