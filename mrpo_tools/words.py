@@ -20,6 +20,14 @@ _PHRASES[DataForm] = {
     "openrlhf": "pairs as OpenRLHF reads them",
 }
 
+AnswersForm = Literal["alpaca_eval", "arena_hard", "mt_bench"]
+"""Whose questions are answered, and in whose form."""
+_PHRASES[AnswersForm] = {
+    "alpaca_eval": "instruction, output, generator: one JSON list",
+    "arena_hard": "Arena-Hard v2's messages, a line for each question",
+    "mt_bench": "two turns, the second after the first answer",
+}
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 _PHRASES[Dtype] = {
     "float32": "exact, and the fastest on a CPU",

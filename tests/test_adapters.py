@@ -349,6 +349,26 @@ SAMPLES: dict[str, tuple[Rows, list[Expected]]] = {
         (["user: R"], [("x", 1.0, False), ("y", 3.0, True)]),
         (["user: S"], scores(("x", 0.0), ("y", 0.0))),
     ]),
+    "alpaca-eval": ([
+        {"dataset": "koala", "instruction": "Q", "output": "a", "generator": "m"},
+        {"instruction": "Q", "output": "b", "generator": "n"},
+        {"instruction": "R", "output": "c", "generator": "m"},
+        {"instruction": "R", "output": "d", "generator": "n"},
+    ], [
+        (["user: Q"], [("a", None, None), ("b", None, None)]),
+        (["user: R"], [("c", None, None), ("d", None, None)]),
+    ]),
+    "arena-hard": ([
+        {"uid": key, "ans_id": "x", "model": model, "tstamp": 1.5, "metadata": {"token_len": 1},
+         "messages": [{"role": "user", "content": asked},
+                      {"role": "assistant", "content": {"answer": said}}]}
+        for key, model, asked, said in (
+            ("1", "m", "Q", "a"), ("1", "n", "Q", "b"), ("2", "m", "R", "c"), ("2", "n", "R", "d"),
+        )
+    ], [
+        (["user: Q"], [("a", None, None), ("b", None, None)]),
+        (["user: R"], [("c", None, None), ("d", None, None)]),
+    ]),
     "stack-exchange": ([
         {"qid": 31371917, "question": "<p>Sort?</p>", "date": "2015/07/12", "metadata": ["u"],
          "answers": [{"answer_id": 1, "author": "A", "author_id": 2, "author_profile": "u",

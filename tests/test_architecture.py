@@ -39,6 +39,7 @@ HOMES = {
     "tokenizers": {"demo", "references"},
     "peft": {"references"},
     "bitsandbytes": {"references"},
+    "lm_eval": {"evaluation"},
     "rich": {"cli", "progress"},
     "matplotlib": {"report"},
     "jinja2": {"report"},

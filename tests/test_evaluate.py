@@ -24,6 +24,7 @@ from mrpo_tools.groups import Response, in_split
 from mrpo_tools.precomputing.precompute import precompute
 from mrpo_tools.runs.record import EvaluationRecord, Metrics, RunRecord
 from mrpo_tools.runs.run import load_run
+from mrpo_tools.sources import load_groups
 from mrpo_tools.training.train import train
 
 NAMES = ["llama", "mistral", "qwen"]
@@ -361,3 +362,42 @@ def test_precompute_keeps_to_the_identities_of_the_run(
                 "--json"]) == 0  # fmt: skip
     assert json.loads(capsys.readouterr().out)["groups"] > 0
     assert len(cache.references()) == 2
+
+
+def test_a_policy_as_a_reward_model_by_subset(tmp_path, references, groups, cached, capsys):
+    """RewardBench's rows: pairs and best of four of π − reference 1 in each subset, by hand."""
+    shutil.copytree(cached.path, tmp_path / "cache")
+    cache = Cache(tmp_path / "cache")
+    recipe = Recipe(loss="dpo", refs=["llama"], max_steps=4, learning_rate=1e-2)
+    train(recipe, groups, cache, references, tmp_path / "run")
+    bench = tmp_path / "bench.jsonl"
+    rows = [
+        {"id": str(n), "subset": ("Focus", "Math", "Ties")[n % 3], "prompt": f"Question {n}?",
+         "chosen": [f"the answer {n}"], "rejected": [f"no {n}", f"{n} or so", "?" * (n + 2)]}
+        for n in range(15)
+    ]  # fmt: skip
+    bench.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = ["evaluate", str(tmp_path / "run"), "--dataset", str(bench), "--split", "all",
+            "--cache", str(cache.path), "--precompute"]  # fmt: skip
+    assert run([*line, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    policy = logps_of(Cache(tmp_path / "run" / "evaluation"), "policy")
+    first = logps_of(cache, "llama")
+    right: dict[str, list] = {"Focus": [], "Math": [], "Ties": []}
+    best: dict[str, list] = {"Focus": [], "Math": [], "Ties": []}
+    for group in load_groups(bench).groups:
+        good, *bad = [policy[key] - first[key] for key in group.response_ids]
+        part = group.source_id.partition("/")[0]
+        right[part].append(np.mean([good > each for each in bad]))
+        best[part].append(good > max(bad))
+    assert list(printed["parts"]) == sorted(right)
+    for name, part in printed["parts"].items():
+        assert part["groups"] == 5
+        for metric, values in (("accuracies", right), ("accuracies_reference_1", right),
+                               ("top1", best)):  # fmt: skip
+            assert part[metric] == pytest.approx(np.mean(values[name])), (name, metric)
+            low, high = part["intervals"][metric]
+            assert low <= part[metric] <= high
+    assert len({part["accuracies"] for part in printed["parts"].values()}) > 1
+    assert run(line) == 0
+    assert "accuracy by part" in capsys.readouterr().out

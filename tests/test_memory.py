@@ -192,10 +192,28 @@ def test_auto_is_foretold_as_training_decides_it():
     measured = bytes_per_token(scorer, TREES[0]) * len(TREES[0])
     kept = step_bytes(model, TREES[:1]).kept
     assert kept == pytest.approx(measured, rel=0.15)
-    trained = weights_of(model).trained
-    assert trained == sum(p.nbytes for p in scorer.parameters() if p.requires_grad)
-    for free in (0.5 * kept, 5 * kept + 10 * trained):
-        assert fits(kept, trained, free) == activations_fit(scorer, TREES[:1], 1, free)
+    weights = weights_of(model)
+    assert weights.trained == sum(p.nbytes for p in scorer.parameters() if p.requires_grad)
+    for free in (0.5 * kept, 5 * kept + 10 * weights.trained):
+        foretold = fits(kept, weights.shapes, free, {})
+        assert foretold == activations_fit(scorer, TREES[:1], 1, free, {})
+
+
+@pytest.mark.parametrize(
+    ("optim", "bytes_a_number"),
+    [(None, 4 + 8), ("sgd", 4), ("adagrad", 4 + 4), ("adamw_8bit", 4 + 2), ("lion_8bit", 4 + 1)],
+)
+def test_auto_counts_the_optimizer_of_the_recipe(optim, bytes_a_number):
+    """Activations may take 70 % of what gradients and the optimizer's states leave; the scales of
+    8 bits are less than 7 % of them here."""
+    scorer = blueprint(CONFIGS["llama"]()).made(CPU)
+    scorer.take(scorer.routes[0])
+    trainer = {} if optim is None else {"optim": optim}
+    kept = bytes_per_token(scorer, TREES[0]) * len(TREES[0])
+    count = sum(weights.numel() for weights in scorer.parameters())
+    least = kept / 0.7 + bytes_a_number * count
+    assert activations_fit(scorer, TREES[:1], 1, 1.2 * least, trainer)
+    assert not activations_fit(scorer, TREES[:1], 1, 0.97 * least, trainer)
 
 
 def test_operations_are_those_that_torch_counts():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mrpo_tools.cli.benchmarks import harness_options, print_benchmarks, wanted_of
 from mrpo_tools.cli.completion import references, runs, scorers
 from mrpo_tools.cli.help import Command
 from mrpo_tools.cli.leaks import own_groups, refuse_others, warn_of_leaks
@@ -27,6 +28,7 @@ from mrpo_tools.cli.scorers import pinned_scores, reward_model_option, scorer_wo
 if TYPE_CHECKING:
     from mrpo_tools.cache import Cache
     from mrpo_tools.config import Project, Reference
+    from mrpo_tools.evaluation.harness import Wanted
     from mrpo_tools.runs.outcomes import OutcomesRecord
     from mrpo_tools.runs.record import EvaluationRecord
     from mrpo_tools.runs.run import Run
@@ -51,6 +53,7 @@ TIED = "– (every pair is tied)"
 @reward_model_option
 @click.option("--held-out-score", metavar="NAME", shell_complete=scorers,
               help="Scorer whose mean stands beside.  [default: the recipe's]")  # fmt: skip
+@harness_options
 @cache_option
 @json_option
 def evaluate(subjects: tuple[str, ...], refs: str | None, split: str, **options: Any) -> None:
@@ -68,6 +71,7 @@ def evaluate(subjects: tuple[str, ...], refs: str | None, split: str, **options:
         mrpo evaluate runs/mrpo --split test
         mrpo evaluate runs/mrpo --rule rules:score --samples 4
         mrpo evaluate runs/mrpo --reward-model skywork=Skywork/Skywork-Reward-Llama-3.1-8B-v0.2
+        mrpo evaluate runs/mrpo --harness glu
         mrpo evaluate runs/*
         mrpo evaluate Qwen/Qwen2.5-0.5B-Instruct --refs llama,qwen --precompute
     """
@@ -76,12 +80,17 @@ def evaluate(subjects: tuple[str, ...], refs: str | None, split: str, **options:
 
     project = load_project()
     options["scorer"] = scorer_word(options)
+    wanted = wanted_of(options)
     records = []
     for subject in subjects:
+        benchmarks = None if wanted is None else _benchmarks(subject, wanted, project, options)
+        if wanted is not None and benchmarks is not None and not options["as_json"]:
+            print_benchmarks(benchmarks, wanted)
         record, outcomes = _records(
             subject, refs=refs, split=split, project=project, options=options
         )
         beside = {} if outcomes is None else {"outcomes": outcomes.as_json()}
+        beside |= {} if benchmarks is None else {"benchmarks": benchmarks.as_json()}
         records.append(beside | record.as_json())
         if not options["as_json"]:
             if len(subjects) > 1:
@@ -95,6 +104,24 @@ def evaluate(subjects: tuple[str, ...], refs: str | None, split: str, **options:
         print(f"next: mrpo compare {runs}, or mrpo report {runs}")
     else:
         print(f"next: mrpo generate {subjects[0]} -o answers.jsonl")
+
+
+def _benchmarks(
+    subject: str, wanted: Wanted, project: Project, options: dict[str, Any]
+) -> OutcomesRecord:
+    """The tasks of the harness, of a run beside its untrained policy or of a model."""
+    from mrpo_tools.cache import Cache
+    from mrpo_tools.config import DEFAULT_CACHE
+    from mrpo_tools.evaluation.benchmarks import measure_benchmarks, model_benchmarks
+    from mrpo_tools.runs.run import is_run, load_run
+
+    model = None if is_run(Path(subject)) else _model(subject, project)
+    if model is not None:
+        return model_benchmarks(model, wanted, Cache(options["cache"] or project.cache))
+    run = load_run(Path(subject))
+    return measure_benchmarks(
+        run, wanted, Cache(options["cache"] or run.record.cache or DEFAULT_CACHE)
+    )
 
 
 Records = tuple["EvaluationRecord", "OutcomesRecord | None"]
@@ -266,6 +293,24 @@ def _print(record: EvaluationRecord) -> None:
             f"margin {record.margins:.4f}{beside} on {record.groups:,} groups of split "
             f"{record.split}"
         )
+    if record.parts:
+        _print_parts(record)
     if record.hardly_moved:
         print(record.hardly_moved)
     print(NOT_COMPARABLE)
+
+
+def _print_parts(record: EvaluationRecord) -> None:
+    """The policy as a reward model on each part of the data."""
+    rows = []
+    for name, part in record.parts.items():
+        own, first = part.estimate("accuracies"), part.estimate("top1")
+        rows.append(
+            (
+                name,
+                f"{part.groups:,}",
+                "–" if own is None else with_interval(own),
+                "–" if first is None else with_interval(first),
+            )
+        )
+    print_table(("accuracy by part, own reward", "groups", "of pairs", "of the best"), rows)

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mrpo_tools import words
 from mrpo_tools.cli.completion import runs
 from mrpo_tools.cli.help import Command
 from mrpo_tools.cli.options import (
     cache_option,
+    choice,
     dataset_of,
     dataset_options,
     decorate,
@@ -26,8 +28,9 @@ if TYPE_CHECKING:
     from mrpo_tools.config import Project, Reference
     from mrpo_tools.groups import Group
     from mrpo_tools.runs.run import Run
-    from mrpo_tools.sampling import Samples
+    from mrpo_tools.sampling import Samples, Sampling
     from mrpo_tools.server import Server
+    from mrpo_tools.words import AnswersForm
 
 sampling_options = decorate(
     click.option("--n", "--samples", "n", default=1, show_default=True,
@@ -63,10 +66,19 @@ SECTIONS = {
 @dataset_options
 @cache_option
 @click.option("--split", help="Whose prompts; `all` for everything.  [default: train]")
+@click.option("--answers-form", "form", type=choice(words.AnswersForm),
+              help="Answer a benchmark's own questions (--dataset FILE) in the form that its judge "
+              "reads.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path),
-              help="FILE.jsonl; stdout by default.")  # fmt: skip
+              help="FILE.jsonl (alpaca_eval: FILE.json); stdout by default.")  # fmt: skip
 def generate(
-    *, model: str, split: str | None, output: Path | None, cache: str | None, **options: Any
+    *,
+    model: str,
+    split: str | None,
+    form: AnswersForm | None,
+    output: Path | None,
+    cache: str | None,
+    **options: Any,
 ) -> None:
     """Sample answers of a run, a reference or a model to a data set's prompts, as data.
 
@@ -77,12 +89,13 @@ def generate(
     Example:
         mrpo generate runs/mrpo --n 5 --temperature 1 -o samples.jsonl
         mrpo generate runs/mrpo --split test -o answers.jsonl
+        mrpo generate runs/mrpo --answers-form mt_bench --dataset question.jsonl -o mrpo.jsonl
     """
     from mrpo_tools.config import Project, Reference, load_project
     from mrpo_tools.errors import UsageError
     from mrpo_tools.runs.run import is_run, load_run
 
-    _check_target(output)
+    _check_target(output, ".json" if form == "alpaca_eval" else ".jsonl")
     if options["limit"] is not None and options["limit"] < 1:
         raise UsageError(f"--limit {options['limit']}: expected 1 or more")
     project = load_project()
@@ -93,20 +106,65 @@ def generate(
         if project.dataset is None:
             project = Project(dataset=run.record.dataset, cache=project.cache)
     with _home(run, cache, project, output) as home:
+        if form is not None:
+            _benchmark(model, reference, form, home, output, options)
+            return
         samples = _sampled(model, reference, project, split, home, options)
     _report(samples, model, run, output)
 
 
-def _check_target(output: Path | None) -> None:
+def _benchmark(
+    model: str,
+    reference: Reference,
+    form: AnswersForm,
+    home: Path,
+    output: Path | None,
+    options: dict[str, Any],
+) -> None:
+    """Answers to a benchmark's questions, in its form."""
+    from mrpo_tools.errors import UsageError
+    from mrpo_tools.progress import is_first_process, say
+    from mrpo_tools.sampling.questions import answer, read_questions, rows_of, write_answered
+
+    if options["dataset"] is None:
+        raise UsageError(f"--answers-form {form} answers the benchmark's questions",
+                         "--dataset FILE")  # fmt: skip
+    if options["n"] != 1:
+        raise UsageError(f"--answers-form {form} has one answer to a question", "leave --n out")
+    questions = read_questions(options["dataset"], form, options["limit"])
+    sampling, server = sampling_of(options), server_of(options)
+    from mrpo_tools.sampling import sample_groups
+
+    answered = answer(
+        questions,
+        lambda groups: (
+            sample_groups(reference, groups, sampling, home, server=server, name=model).answered
+        ),
+    )
+    if not is_first_process():
+        return
+    amiss = [response.status for each in answered for response in each.responses]
+    for status in dict.fromkeys(status for status in amiss if status):
+        say(f"note: {amiss.count(status):,} answers are {status}")
+    if output is None:
+        for row in rows_of(answered, form, model):
+            print(json.dumps(row, ensure_ascii=False))
+    else:
+        write_answered(output, answered, form, model)
+        print(f"{len(amiss):,} answers to {len(questions):,} questions of {form} in {output}")
+
+
+def _check_target(output: Path | None, suffix: str) -> None:
     from mrpo_tools.errors import UsageError
 
     if output is None:
         return
     if not output.parent.is_dir():
         raise UsageError(f"no directory {output.parent}", f"mkdir -p {output.parent}")
-    if output.suffix != ".jsonl":
+    if output.suffix != suffix:
+        form = "JSON lines" if suffix == ".jsonl" else "a JSON list"
         raise UsageError(
-            f"{output}: answers are written as JSON lines", f"-o {output.with_suffix('.jsonl')}"
+            f"{output}: answers are written as {form}", f"-o {output.with_suffix(suffix)}"
         )
 
 
@@ -145,12 +203,18 @@ def _sampled(
     """The answers to the prompts that are asked for."""
     limit = options.pop("limit")
     groups = _asked(read_groups(dataset_of(project, options)).groups, split, limit)
-    from mrpo_tools.sampling import Sampling, sample_groups
+    from mrpo_tools.sampling import sample_groups
+
+    sampling, server = sampling_of(options), server_of(options)
+    return sample_groups(reference, groups, sampling, home, server=server, name=model)
+
+
+def sampling_of(options: dict[str, Any]) -> Sampling:
+    """How `sampling_options` have answers drawn."""
+    from mrpo_tools.sampling import Sampling
 
     names = ("n", "temperature", "top_p", "top_k", "max_new_tokens", "seed")
-    sampling = Sampling(**{name: options[name] for name in names})
-    server = server_of(options)
-    return sample_groups(reference, groups, sampling, home, server=server, name=model)
+    return Sampling(**{name: options[name] for name in names})
 
 
 def _asked(groups: Sequence[Group], split: str | None, limit: int | None) -> list[Group]:

@@ -17,6 +17,7 @@ from mrpo_tools.cache.current import stores_of
 from mrpo_tools.config import Dataset, Recipe, Reference
 from mrpo_tools.errors import CacheMissing, CacheStale
 from mrpo_tools.evaluation.policy_metrics import PolicyLogps, policy_metrics
+from mrpo_tools.evaluation.ranking import parts_of
 from mrpo_tools.groups import Group, hash_groups, in_split
 from mrpo_tools.methods.method import method_of
 from mrpo_tools.methods.tensors import GroupTensors, look_up
@@ -95,7 +96,8 @@ def evaluate(
         "dataset": dataset,
         **_about_scores(by),
     }
-    record = _with_left_out(policy_metrics(method, tensors, trained, untrained), left_out)
+    record = policy_metrics(method, tensors, trained, untrained, parts_of(measured))
+    record = _with_left_out(record, left_out)
     stem = split if own_data else f"{split}-{groups_hash[:8]}"
     return _written(run, stem, record.model_copy(update=about))
 
@@ -149,11 +151,11 @@ def evaluate_model(
     policy = _first(look_up([ensure(home, resolved, measured).store], measured, truncated))
     if refs:
         method = method_of(Recipe(loss="mrpo", refs=list(refs)), measured)
-        record = policy_metrics(method, tensors, policy, _first(tensors))
+        record = policy_metrics(method, tensors, policy, _first(tensors), parts_of(measured))
     else:
         alone = look_up([], measured)
         method = method_of(Recipe(loss="slic"), measured)  # its reward is the log-prob
-        record = policy_metrics(method, alone, policy, None)
+        record = policy_metrics(method, alone, policy, None, parts_of(measured))
     about = {
         "split": split,
         "model": name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from mrpo_tools.maths import metrics
 from mrpo_tools.methods.combination import Combined, combine
 from mrpo_tools.methods.method import Method
 from mrpo_tools.methods.tensors import GroupTensors
-from mrpo_tools.runs.record import EvaluationRecord
+from mrpo_tools.runs.record import EvaluatedPart, EvaluationRecord
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,16 @@ class PolicyLogps:
     mask: Tensor
 
 
+BY_PART = ("accuracies", "top1", "accuracies_reference_1", "accuracies_logp")
+"""What is said of each part of the data."""
+
+
 def policy_metrics(
-    method: Method, tensors: GroupTensors, trained: PolicyLogps, untrained: PolicyLogps | None
+    method: Method,
+    tensors: GroupTensors,
+    trained: PolicyLogps,
+    untrained: PolicyLogps | None,
+    parts: Mapping[str, Sequence[int]] | None = None,
 ) -> EvaluationRecord:
     """Everything that can be said of a policy beside its references, and itself untrained.
 
@@ -34,6 +43,7 @@ def policy_metrics(
         tensors: the references' numbers, and who is preferred.
         trained: the policy's own log-probs.
         untrained: the same before training; None where nothing stands for it.
+        parts: the groups of each part of the data, by its name.
 
     Returns:
         What `RUN/evaluation/<split>.json` says of numbers; None for what no group can say.
@@ -44,14 +54,7 @@ def policy_metrics(
     tensors = tensors.within(mask)
     seen = method.sides(tensors.judged).mask
     combined = combine(tensors.logps, seen, method.combination)
-    columns = _columns(
-        method=method,
-        tensors=tensors,
-        seen=seen,
-        combined=combined,
-        trained=trained,
-        untrained=untrained,
-    )
+    columns = _columns(method, tensors, seen, combined, trained, untrained)
     values = torch.stack([column.to(torch.float64) for column in columns.values()], dim=-1)
     measured = dict(zip(columns, estimates(values, tensors.prompts), strict=True))
     alone = references_alone(tensors)
@@ -66,6 +69,7 @@ def policy_metrics(
                 "reference_accuracies": ends,
             },
             **_moved(trained, untrained, mask),
+            **_parts(columns, tensors.prompts, parts or {}),
             "groups": int(columns["accuracies"].isfinite().sum()),
             "groups_without_pairs": int(columns["accuracies"].isnan().sum()),
             "dropped_responses": {reason: n for reason, n in tensors.dropped.items() if n},
@@ -111,6 +115,24 @@ def _columns(
     if judged.scores is not None:
         columns["kendall_tau"] = metrics.kendall_tau(own, mine)
     return columns | {name: metrics.accuracies(of, judged) for name, of in rewards.items()}
+
+
+def _parts(
+    columns: Mapping[str, Tensor], prompts: Tensor, parts: Mapping[str, Sequence[int]]
+) -> dict[str, dict[str, EvaluatedPart]]:
+    """The metrics of each part; nothing where the data have none."""
+    names = [name for name in BY_PART if name in columns]
+    values = torch.stack([columns[name].to(torch.float64) for name in names], dim=-1)
+    every = {}
+    for part, places in parts.items():
+        own = values[list(places)]
+        measured = dict(zip(names, estimates(own, prompts[list(places)]), strict=True))
+        every[part] = EvaluatedPart(
+            groups=int(own[:, 0].isfinite().sum()),
+            intervals={name: estimate.interval for name, estimate in measured.items()},
+            **{name: estimate.value for name, estimate in measured.items()},
+        )
+    return {"parts": every} if every else {}
 
 
 def _moved(

@@ -249,6 +249,7 @@ def add_lora(model: PreTrainedModel, *, seed: int, **settings: Any) -> PreTraine
         adapted = cast("PreTrainedModel", get_peft_model(model, config))
     except ValueError as error:
         raise UsageError(f"lora_target_modules: {error}") from None
+    _name_layers_in_order(adapted)
     return adapted
 
 
@@ -258,7 +259,16 @@ def train_on(model: PreTrainedModel) -> PreTrainedModel:
     for name in with_adapter.peft_config:
         with_adapter.peft_config[name].inference_mode = False
         with_adapter.set_adapter(name)
+    _name_layers_in_order(model)
     return model
+
+
+def _name_layers_in_order(model: Any) -> None:
+    """Have an adapter's file name its layers in order: as a set they come in another order in every
+    process, and the file is part of the adapter's identity."""
+    for config in model.peft_config.values():
+        if isinstance(config.target_modules, set):
+            config.target_modules = sorted(config.target_modules)
 
 
 def keep_dropout(model: PreTrainedModel, probability: float) -> None:

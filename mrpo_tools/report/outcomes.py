@@ -188,8 +188,9 @@ def outcomes_table(methods: Sequence[MethodRuns]) -> Table | None:
         "outcomes",
         "Outcomes",
         "Marks of generated answers with 95 % intervals, by bootstrap over prompts; the gain is "
-        "paired by prompt. KL(π‖reference 1) is of the sampled answers, nats a whole answer.",
-        ["method", "seed", "rule", "answers", "prompts", "untrained", "trained", "gain",
+        "paired by prompt. KL(π‖reference 1) is of the sampled answers, nats a whole answer. A "
+        "benchmark's intervals are by its standard errors, its prompts its own.",
+        ["method", "seed", "scorer", "answers", "prompts", "untrained", "trained", "gain",
          "full marks, %", "KL", "cut, %"],
         rows,
     ) if rows else None  # fmt: skip
@@ -225,7 +226,8 @@ def answers_table(methods: Sequence[MethodRuns], split: str) -> Table | None:
     gained most and the one that lost most: they are no sample, and nobody chose them.
     """
     judged = [(outcome.mean, method, run) for method in methods for run in method.runs
-              for outcome in outcomes_of(run)[:1] if outcome.mean is not None]  # fmt: skip
+              for outcome in outcomes_of(run)[:1]
+              if outcome.mean is not None and outcome.kind != "benchmark"]  # fmt: skip
     if not judged:
         return None
     _, method, _ = max(judged, key=lambda each: each[0])

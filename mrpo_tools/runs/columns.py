@@ -104,17 +104,24 @@ def _parts(outcome: Outcome, results: Sequence[Result]) -> list[Literal["mean", 
 
 
 def _titles(outcomes: Sequence[Outcome]) -> dict[str, str]:
-    """`sampled`, after the scorer where there are several, as briefly as tells them apart."""
+    """`sampled`, after the scorer where there are several, as briefly as tells them apart; a
+    benchmark's task."""
+    benchmarks = {outcome.key: outcome.scorer for outcome in outcomes if _is_benchmark(outcome)}
+    outcomes = [outcome for outcome in outcomes if outcome.key not in benchmarks]
     scorers = list(dict.fromkeys(outcome.scorer for outcome in outcomes))
     brief = {scorer: scorer.rpartition(":")[2] for scorer in scorers}
     if len(set(brief.values())) < len(scorers):
         brief = {scorer: scorer for scorer in scorers}
-    return {
+    return benchmarks | {
         outcome.key: f"{brief[outcome.scorer]}, {outcome.decoding}"
         if len(scorers) > 1
         else outcome.decoding
         for outcome in outcomes
     }
+
+
+def _is_benchmark(outcome: Outcome) -> bool:
+    return outcome.kind == "benchmark"
 
 
 def _outcome(outcome: Outcome, what: Literal["mean", "full", "kl_nats"], title: str) -> Column:
@@ -129,4 +136,6 @@ def _outcome(outcome: Outcome, what: Literal["mean", "full", "kl_nats"], title: 
         "full": (f"full marks, {title}", 100.0, 1),
         "kl_nats": ("KL, nats", 1.0, 2),
     }
+    if _is_benchmark(outcome):
+        shown["mean"] = (title, 100.0, 1)
     return Column(f"{key} {what}", shown[what][0], of, *shown[what][1:])

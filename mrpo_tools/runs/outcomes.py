@@ -12,10 +12,12 @@ from typing import Literal, TypeAlias
 
 from pydantic import Field
 
-from mrpo_tools.runs.record import Estimate, Interval, Part, Record
+from mrpo_tools.runs.record import Estimate, Interval, Part, Record, Setting
 
 OUTCOMES = "outcomes"
 """Where a run keeps its generated answers and what was said of them, by split."""
+BENCHMARKS = "benchmarks"
+"""In place of a split, of outcomes whose prompts are a benchmark's own."""
 
 
 Quantity: TypeAlias = Literal["mean", "full", "kl_nats", "gain"]
@@ -26,7 +28,8 @@ class Outcome(Part):
     """What one scorer said of one kind of answers to the prompts of a split.
 
     Attributes:
-        scorer: who said it, as the user named it: `MODULE:FUNCTION` of a rule.
+        scorer: who said it, as the user named it: `MODULE:FUNCTION` of a rule, a task of the
+            language-model harness.
         kind: of scorer.
         held_out: it stands beside the others; nothing was chosen or trained by it.
         decoding: `greedy`, or `sampled` at `temperature`.
@@ -44,7 +47,10 @@ class Outcome(Part):
         truncated: share of answers that the token limit cut.
         mean_tokens: of an answer.
         identity: hash of what scored: another version of a rule is another outcome.
-        intervals: 95 % of `mean`, `full`, `kl_nats` and `gain`, bootstrap over prompts.
+        settings: of a benchmark: metric, shots, versions, standard errors, and on how many examples
+            the trained policy did better and worse.
+        intervals: 95 % of `mean`, `full`, `kl_nats` and `gain`, bootstrap over prompts; of a
+            benchmark by standard errors.
     """
 
     scorer: str
@@ -64,16 +70,19 @@ class Outcome(Part):
     truncated: float | None = None
     mean_tokens: float | None = None
     identity: str | None = None
+    settings: dict[str, Setting] = Field(default_factory=dict)
     intervals: dict[str, Interval | None] = Field(default_factory=dict)
 
     @property
     def key(self) -> str:
-        """Its name in tables: one scorer and one decoding."""
-        return f"{self.scorer} {self.decoding}"
+        """Its name in tables: one scorer and one decoding; of a benchmark its task."""
+        return self.scorer if self.kind == "benchmark" else f"{self.scorer} {self.decoding}"
 
     @property
     def way(self) -> str:
-        """How the answers were drawn, for people: `greedy`, or `4 samples at T 1`."""
+        """How the answers were drawn, for people: `greedy`, `4 samples at T 1`, `5-shot`."""
+        if self.kind == "benchmark":
+            return f"{self.settings.get('shots', 0)}-shot"
         if self.decoding == "greedy":
             return "greedy"
         return f"{self.samples} sample{'s'[: self.samples > 1]} at T {self.temperature:g}"
@@ -128,3 +137,16 @@ def read_outcomes(run: Path, split: str) -> OutcomesRecord | None:
     """A run's outcomes on a split; None where nothing was generated."""
     file = outcomes_file(run, split)
     return OutcomesRecord.read(file) if file.exists() else None
+
+
+def every_outcome(run: Path, split: str) -> OutcomesRecord | None:
+    """A run's outcomes on a split and, after them, on benchmarks; None where there are none."""
+    own, benchmarks = read_outcomes(run, split), read_outcomes(run, BENCHMARKS)
+    if own is None or benchmarks is None or split == BENCHMARKS:
+        return own or benchmarks
+    return own.model_copy(
+        update={
+            "outcomes": [*own.outcomes, *benchmarks.outcomes],
+            "untrained": [*own.untrained, *benchmarks.untrained],
+        }
+    )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from mrpo_tools.errors import UsageError
 from mrpo_tools.progress import say
-from mrpo_tools.runs.outcomes import OutcomesRecord, read_outcomes
+from mrpo_tools.runs.outcomes import OutcomesRecord, every_outcome
 from mrpo_tools.runs.record import RUN, EvaluationRecord, Metrics, read_object
 from mrpo_tools.runs.run import EVALUATION, METRICS, STATE, Run, is_finished, is_run, read_run
 
@@ -51,7 +51,7 @@ class Result:
         metrics: what training took and where it ended.
         history: the log, oldest first.
         evaluation: of one split; None where it was not evaluated.
-        outcomes: of the same split; None where nothing was generated.
+        outcomes: of the same split, and of benchmarks; None where nothing was generated.
     """
 
     run: Run
@@ -127,7 +127,7 @@ def read_result(path: Path, split: str) -> Result:
         Metrics.read(path / METRICS),
         read_history(path),
         read_evaluation(path, split),
-        read_outcomes(path, split),
+        every_outcome(path, split),
     )
 
 

@@ -344,6 +344,28 @@ class Estimate:
         return None if self.value is None else (self.low, self.high)
 
 
+class EvaluatedPart(Part):
+    """Some metrics of one part of a split.
+
+    Attributes:
+        groups: that have a pair.
+        intervals: 95 %, bootstrap over prompts, by metric.
+    """
+
+    groups: int = 0
+    accuracies: float | None = None
+    top1: float | None = None
+    accuracies_reference_1: float | None = None
+    accuracies_logp: float | None = None
+    intervals: dict[str, Interval | None] = Field(default_factory=dict)
+
+    def estimate(self, metric: str) -> Estimate | None:
+        """A metric with its interval; None where it was not measured."""
+        if metric not in self.model_fields_set:
+            return None
+        return _estimate(getattr(self, metric), self.intervals.get(metric))
+
+
 class EvaluationRecord(Record, Measurements[float]):
     """`evaluation/<split>.json`: the metrics of one policy on one split.
 
@@ -366,6 +388,7 @@ class EvaluationRecord(Record, Measurements[float]):
         prompts_trained_on: of those measured here, by the run; None where nobody knows.
         moved_nats_per_token: mean distance between the policy's log-probs and those of the
             untrained one; None where it has none.
+        parts: of the data that its groups' names tell apart, as RewardBench's `subset` does.
     """
 
     intervals: Measurements[Interval] = Field(default_factory=Measurements[Interval])
@@ -384,6 +407,7 @@ class EvaluationRecord(Record, Measurements[float]):
     dataset: Dataset | None = None
     prompts_trained_on: int | None = None
     moved_nats_per_token: float | None = None
+    parts: dict[str, EvaluatedPart] = Field(default_factory=dict)
 
     def estimate(self, metric: str) -> Estimate | None:
         """A metric with its interval; None where it was not measured."""

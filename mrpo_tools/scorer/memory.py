@@ -85,6 +85,8 @@ class Weights(NamedTuple):
         root: what is in no layer: embeddings, the last norm, the head.
         embedding: of the root, what is trained of the embeddings; 0 where the head is tied to them.
         shapes: those that are trained, without storage.
+        tensor: the largest parameter.
+        width: bytes of a number of those that are most.
     """
 
     total: int
@@ -94,6 +96,8 @@ class Weights(NamedTuple):
     root: Unit = Unit()
     embedding: int = 0
     shapes: tuple[Tensor, ...] = ()
+    tensor: int = 0
+    width: int = 4
 
 
 @contextlib.contextmanager
@@ -138,6 +142,8 @@ def weights_of(blueprint: Blueprint, *, quantized: bool = False) -> Weights:
         root=root,
         embedding=0 if head.weight is embeddings else _unit([embeddings]).trained,
         shapes=shapes,
+        tensor=max(weight.nbytes for weight in scorer.parameters()),
+        width=blueprint.dtype.itemsize,
     )
 
 

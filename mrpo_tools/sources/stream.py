@@ -187,7 +187,7 @@ class GroupStream:
     def _adapted(self, root: Field, split: str | None) -> list[Group]:
         parsed = self.adapter.parse(root, self._score)
         tools = self.adapter.tools(root)
-        name = root["id"].name() if root.has("id") else None
+        name = _name_of(root)
         prompts = [with_system(root, prompt) for prompt, _ in parsed]
         if root.problems:
             return []
@@ -311,6 +311,15 @@ class GroupStream:
 
 def _number(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _name_of(root: Field) -> str | None:
+    """A row's own name, after that of the part of the data where a column `subset` has one."""
+    name = root["id"].name() if root.has("id") else None
+    if not root.has("subset"):
+        return name
+    part = root["subset"].name()
+    return part if name is None else f"{part}/{name}"
 
 
 def _kind_of_score(adapter: Adapter, score: str | None) -> str:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mrpo_tools.scorer.scorer import ResponseScorer, to_device
 from mrpo_tools.scorer.trees import Row
+from mrpo_tools.training.optimizers import kept_by
 
 SHARE_OF_FREE_MEMORY = 0.7
 """What activations may take; the rest is for the head's tiles and what a layer needs meanwhile."""
-ADAM_STATES = 2
-"""Numbers that AdamW keeps for each one that is trained, in its dtype."""
 
 
 def bytes_per_token(scorer: ResponseScorer, row: Row) -> float:
@@ -37,7 +37,11 @@ def bytes_per_token(scorer: ResponseScorer, row: Row) -> float:
 
 
 def activations_fit(
-    scorer: ResponseScorer, rows: Sequence[Row], micro_batch: int, free: float
+    scorer: ResponseScorer,
+    rows: Sequence[Row],
+    micro_batch: int,
+    free: float,
+    trainer: Mapping[str, Any],
 ) -> bool:
     """Whether the largest micro-batch's activations fit without being recomputed, measured on a
     small pass rather than guessed.
@@ -47,23 +51,27 @@ def activations_fit(
         rows: the trees of training, each group one.
         micro_batch: groups of a micro-batch.
         free: bytes of memory that nothing uses where the model is.
+        trainer: of the recipe, which may name the optimizer.
     """
     ordered = sorted(rows, key=len)
     rate = bytes_per_token(scorer, ordered[len(ordered) // 2])
     largest = sum(map(len, ordered[-micro_batch:]))
-    trained = sum(weights.nbytes for weights in scorer.parameters() if weights.requires_grad)
-    return fits(rate * largest, trained, free)
+    trained = [weights for weights in scorer.parameters() if weights.requires_grad]
+    return fits(rate * largest, trained, free, trainer)
 
 
-def fits(kept: float, trained: float, free: float) -> bool:
-    """Whether activations fit beside the gradients and Adam's states of what is trained.
+def fits(kept: float, trained: Sequence[Tensor], free: float, trainer: Mapping[str, Any]) -> bool:
+    """Whether activations fit beside the gradients and the optimizer's states.
 
     Args:
         kept: bytes of activations that wait for the backward pass.
-        trained: bytes of the parameters that are trained.
+        trained: the parameters that are trained, or tensors of their shapes without storage.
         free: bytes of memory beside the weights.
+        trainer: of the recipe, which may name the optimizer.
     """
-    return kept <= SHARE_OF_FREE_MEMORY * (free - (1 + ADAM_STATES) * trained)
+    gradients = sum(weights.nbytes for weights in trained)
+    beside = gradients + kept_by(trainer, trained).bytes
+    return kept <= SHARE_OF_FREE_MEMORY * (free - beside)
 
 
 def recompute_activations(scorer: ResponseScorer) -> None:

@@ -4,6 +4,10 @@ DDP keeps everything on every device, and a second copy of the gradients in the 
 sends. FSDP2 and ZeRO-3 divide parameters, gradients and the optimizer's states by the processes and
 gather a layer when it is computed, the next one meanwhile, and the embeddings, the last norm and
 the head for the whole pass. ZeRO-2 keeps the parameters whole (Rajbhandari et al. 2020, §5).
+DeepSpeed's own are its bucket of gradients, as large for a small policy, a float32 copy of the
+part that a device moves, and what ZeRO-3 gathers: it keeps layers until they are many, and
+receives them in one place and copies them to another (its stage_1_and_2.py, stage3.py and
+partition_parameters.py).
 """
 
 from __future__ import annotations
@@ -21,9 +25,11 @@ from mrpo_tools.scorer.memory import StepBytes, Weights
 from mrpo_tools.words import Wrapping
 
 BUCKET = 500_000_000
-"""Gradients that DeepSpeed sends at a time, of which it fills the next meanwhile."""
+"""Gradients that DeepSpeed sends at a time, and has room for always (`reduce_bucket_size`)."""
 GATHERED = 1_000_000_000
 """Parameters that DeepSpeed gathers at most (`stage3_max_live_parameters`)."""
+FETCHED = 50_000_000
+"""Parameters that it receives ahead at a time (`stage3_prefetch_bucket_size`)."""
 FLOAT = 4
 
 
@@ -159,18 +165,22 @@ def device_memory(
 
 def _of_several(weights: Weights, step: StepBytes, optimizer: int, layout: Layout) -> StepMemory:
     count, deepspeed = layout.processes, layout.wrapping in ("zero2", "zero3")
-    if deepspeed:
-        optimizer += FLOAT * sum(each.numel() for each in weights.shapes)  # a copy that is moved
+    whole = weights.total // count if layout.divides_weights else weights.total
     gradients = 2 * weights.trained
     if layout.wrapping != "ddp":
         gradients = weights.trained // count
     if deepspeed:
-        gradients += 2 * min(weights.trained, FLOAT * BUCKET)
-    whole = weights.total // count if layout.divides_weights else weights.total
+        gradients += FLOAT * BUCKET
+        optimizer += FLOAT * sum(each.numel() for each in weights.shapes)  # a copy that is moved
     optimizer //= 1 if layout.wrapping == "ddp" else count
-    gathered, above = 0, step.peak
-    if layout.divides_weights:
-        gathered, above = _gathering(weights, step, deepspeed=deepspeed)
+    gathered, most = 0, step.peak
+    if layout.wrapping == "fsdp2":
+        gathered, most = _fsdp2(weights, step)
+    elif layout.wrapping == "zero3":
+        gathered, most = _zero3(weights, step)
+    elif layout.wrapping == "zero2":
+        most = _zero2(weights, step, weights.trained // count)
+    loaded = weights.total if layout.wrapping == "zero3" else 0  # DeepSpeed divides what is there
     return StepMemory(
         weights_bytes=whole,
         gradient_bytes=gradients,
@@ -179,11 +189,11 @@ def _of_several(weights: Weights, step: StepBytes, optimizer: int, layout: Layou
         logits_bytes=step.head,
         gathered_bytes=gathered,
         working_bytes=step.peak - step.kept,
-        peak_bytes=whole + gradients + optimizer + above,
+        peak_bytes=max(loaded, whole + gradients + optimizer + most),
     )
 
 
-def _gathering(weights: Weights, step: StepBytes, *, deepspeed: bool) -> tuple[int, int]:
+def _fsdp2(weights: Weights, step: StepBytes) -> tuple[int, int]:
     """Bytes that are gathered at most, and the peak above the parts that a device keeps.
 
     It is at the beginning, where the root and the first layer are received and copied to their
@@ -191,14 +201,32 @@ def _gathering(weights: Weights, step: StepBytes, *, deepspeed: bool) -> tuple[i
     what it gives and sends of gradients and the head's; or at the end, where the root's are sent.
     """
     root, layer = weights.root, weights.layer
-    layers = 2 * layer.total
-    if deepspeed:
-        layers = max(layers, min(weights.total - root.total, FLOAT * GATHERED))
     at_begin = 2 * root.total + 2 * layer.total
     at_head = root.total + layer.total + step.kept + step.head
     in_layer = (
-        root.total + layers + 2 * layer.trained + root.trained - weights.embedding
+        root.total + 2 * layer.total + 2 * layer.trained + root.trained - weights.embedding
         + step.kept + step.layer
     )  # fmt: skip
     at_end = root.trained + max(root.total, root.trained)
-    return root.total + layers, max(at_begin, at_head, in_layer, at_end)
+    return root.total + 2 * layer.total, max(at_begin, at_head, in_layer, at_end)
+
+
+def _zero2(weights: Weights, step: StepBytes, part: int) -> int:
+    """The peak above what a device keeps and the bucket, which is there from a pass's first
+    gradient on, when the head is done. It is before that; at that gradient, or in a layer; or at
+    the end, where a bucket's gradients for a device stand beside those of the passes before.
+    """
+    first = weights.tensor if weights.root.trained else 0
+    in_layer = step.kept + max(step.layer, first)
+    return max(step.peak - FLOAT * BUCKET, in_layer, part + min(part, FLOAT * BUCKET))
+
+
+def _zero3(weights: Weights, step: StepBytes) -> tuple[int, int]:
+    """The same of ZeRO-3: the peak is where the backward pass fetches its first layers or the head,
+    in a pass, or where a bucket is put together to be sent, at the end if it holds all gradients.
+    """
+    gathered = min(weights.total, weights.root.total + weights.width * GATHERED)
+    fetched = min(weights.total, max(weights.tensor, weights.width * FETCHED))
+    sent = min(weights.trained, FLOAT * BUCKET)
+    at_send = sent + (step.kept if sent < weights.trained else 0)
+    return gathered, gathered + max(fetched + step.kept, step.peak, at_send)

@@ -205,9 +205,10 @@ def _recomputes(
     """As the recipe says, or as `auto` chooses once the weights are there."""
     if recipe.gradient_checkpointing != "auto":
         return recipe.gradient_checkpointing
-    parts = layout.processes if layout.divides_weights else 1
-    free = free_bytes(device) - weights.total // parts
-    return not fits(plain.kept, weights.trained // parts, free)
+    if layout.wrapping == "fsdp2":
+        return True
+    free = free_bytes(device) - weights.total  # a policy is whole until DeepSpeed divides it
+    return not fits(plain.kept, weights.shapes, free, recipe.trainer)
 
 
 def _formula(

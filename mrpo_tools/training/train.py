@@ -257,7 +257,8 @@ def _recompute_activations(
     elif wanted == "auto":
         micro_batch = recipe.per_device_train_batch_size
         rows = groups.trees(groups.sample(largest=micro_batch))
-        too_few = not activations_fit(scorer, rows, micro_batch, free_bytes(device))
+        free = free_bytes(device)
+        too_few = not activations_fit(scorer, rows, micro_batch, free, recipe.trainer)
         wanted = any_process(torch.tensor(too_few, device=device))
     if wanted:
         recompute_activations(scorer)

@@ -216,6 +216,20 @@ _TABLE = (
         verdict=("a", "b", "score_a"),
     ),
     Adapter(
+        "alpaca-eval",
+        "AlpacaEval's outputs: those of several generators make a group",
+        columns={"instruction": TEXT, "output": TEXT, "generator": TEXT},
+        read=scored.read_alpaca_eval,
+        one_response_a_row=True,
+    ),
+    Adapter(
+        "arena-hard",
+        "Arena-Hard's (v2) answers: those of several models make a group",
+        columns={"uid": TEXT, "model": TEXT, "messages": MESSAGES},
+        read=scored.read_arena_hard,
+        one_response_a_row=True,
+    ),
+    Adapter(
         "stack-exchange",
         "Stack Exchange's questions and answers with their pm_score",
         columns={"question": TEXT, "answers": objects_with("text", "pm_score")},

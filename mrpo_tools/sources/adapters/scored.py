@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import get_args
 
 from mrpo_tools.groups import Response, user_prompt
+from mrpo_tools.messages import Message
 from mrpo_tools.sources.adapters.adapter import Parsed
 from mrpo_tools.sources.adapters.conversation import (
     SAID_BESIDES,
@@ -157,6 +158,23 @@ def read_rewarded(row: Field) -> Parsed:
     prompt = prompt_of(row["prompt"])
     answer = completion_of(row["response"], prompt)
     return prompt, [replace(answer, score=row["reward"].number())]
+
+
+def read_alpaca_eval(row: Field) -> Parsed:
+    """`instruction, output, generator`: one response a row."""
+    response = Response(row["output"].text(), model=row["generator"].name())
+    return user_prompt(row["instruction"].text()), [response]
+
+
+def read_arena_hard(row: Field) -> Parsed:
+    """`uid, model, messages: [{role, content}, …, {role, content: {answer}}]`: one response a row.
+
+    The content of the prompt's turns is text, that of the answer an object, as it was published.
+    """
+    *turns, said = row["messages"].items(of="a list of messages") or [row["messages"]]
+    prompt = tuple(Message(turn["role"].text(), turn["content"].text()) for turn in turns)
+    response = Response(said["content"]["answer"].text(), model=row["model"].name())
+    return ending_with_user(row["messages"], prompt), [response]
 
 
 def read_stack_exchange(row: Field) -> Parsed:
