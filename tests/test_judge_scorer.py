@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,30 @@ def test_what_was_rated_before_a_server_failed_is_kept():
             ensure_scores(scorer, DATA, Cache("c"))
         server.endpoints = {PATH: Judging(by_length)}
         assert ensure_scores(scorer, DATA, Cache("c")).reused == 4
+
+
+def test_a_rating_that_was_paid_is_on_the_disk_before_the_next_one_comes():
+    """Each answer waits until those before it are; one at a time, so nothing else writes them."""
+    seen = []
+
+    def kept() -> int:
+        stores = Cache("c").scorers() if Path("c").is_dir() else []
+        return sum(len(store.keys()) for store in stores)
+
+    def waiting(body):
+        patience = time.monotonic() + 10
+        while kept() < len(seen):
+            if time.monotonic() > patience:
+                raise RefusedByServer(403, "what was paid is not on the disk")
+            time.sleep(0.01)
+        seen.append(body)
+        return Judging(by_length)(body)
+
+    with FakeServer({PATH: waiting}) as server:
+        words = ScoringJudge(judge=f"{server.url}/v1#tiny", concurrency=1)
+        summary = ensure_scores(judge_scorer("j", words), DATA, Cache("c"))
+    assert summary.computed == {"ok": 10}
+    assert len(seen) == 10
 
 
 def test_models_answer_for_themselves_and_a_dry_run_samples_nothing(
