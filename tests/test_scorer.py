@@ -369,4 +369,4 @@ def test_activations_are_measured(tiny_models):
 def test_activations_decide_by_the_memory_that_is_free(tiny_models, free, fits):
     scorer = scorer_on(load(tiny_models["llama"]).train(), ROUTES[0])
     rows = random_rows(scorer.config.vocab_size)
-    assert activations.activations_fit(scorer, rows, 2, free) is fits
+    assert activations.activations_fit(scorer, rows, 2, free, {}) is fits
