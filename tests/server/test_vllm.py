@@ -22,9 +22,13 @@ import scipy.stats
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from mrpo_tools.cache import Cache
 from mrpo_tools.config import Reference
 from mrpo_tools.demo.tiny_tokenizers import TOKENIZERS
 from mrpo_tools.groups import Group
+from mrpo_tools.judging import judge_of
+from mrpo_tools.judging.ensure import ensure_verdicts
+from mrpo_tools.judging.questions import question
 from mrpo_tools.references.resolved import renderer_of, resolve
 from mrpo_tools.sampling import Samples, Sampling, sample_groups
 from mrpo_tools.server import Server
@@ -211,3 +215,32 @@ def test_what_stops_and_goes_on_asks_for_nothing_twice(served, demo_groups, tmp_
     more = sample_groups(served.reference, asked, replace(way, n=5), tmp_path, server=served.server)
     assert (first.generated, more.generated) == (16, 24)
     assert [own[:2] for own in contents(more)] == contents(first)
+
+
+SHORT = """labels: A, B
+---
+---
+{{mark}} {{prompt}} {{first}} {{second}} Reply A or B.
+"""
+"""A template that fits a tiny model's context."""
+
+
+def test_a_real_model_is_asked_as_a_judge(served, demo_groups, tmp_path):
+    """Its words are noise, so what counts is that every question gets a status, that what could be
+    read is kept, and that it alone is not asked again."""
+    template = tmp_path / "short.txt"
+    template.write_text(SHORT, encoding="utf-8")
+    judge = judge_of(f"{served.server.base}#{NAME}", str(template), max_tokens=16)
+    asked = [
+        question(group, order[0], order[1])
+        for group in demo_groups[:12]
+        for order in (group.responses[:2], group.responses[1::-1])
+    ]
+    cache = Cache(tmp_path / "cache")
+    first = ensure_verdicts(judge, asked, cache)
+    statuses = Counter(row.status for row in first.rows.values())
+    print(f"\njudge: {dict(statuses)}")
+    assert sum(statuses.values()) == len(asked) == 24
+    assert set(statuses) <= {"ok", "unusable", "length"}
+    again = ensure_verdicts(judge, asked, cache)
+    assert again.asked == statuses["unusable"]
