@@ -25,11 +25,15 @@ from fake_server import FAULTS, FakeServer, Judging, RefusedByServer, as_json, m
 
 from mrpo_tools.cache import Cache
 from mrpo_tools.errors import ServerError, UsageError
+from mrpo_tools.evaluation.contest import bouts_of
+from mrpo_tools.evaluation.contestants import Entered
+from mrpo_tools.evaluation.win_rates import keep_win_rates
 from mrpo_tools.groups import Group, Response, user_prompt
 from mrpo_tools.judging import judge_of
 from mrpo_tools.judging.ensure import ensure_verdicts
 from mrpo_tools.judging.purse import Budget, Prices, budget_of
 from mrpo_tools.judging.questions import question
+from mrpo_tools.runs.outcomes import every_outcome
 
 PATH = "/v1/chat/completions"
 KEY = "sk-a-secret-0123456789"
@@ -153,6 +157,40 @@ def test_a_judge_that_likes_length_and_the_rate_at_equal_lengths(here, mrpo):
     slope, scale = bout["length_slope"], bout["length_scale"]
     assert abs(slope - 0.012 * scale) < 3 * bout["length_slope_error"]
     assert bout["longer"] == pytest.approx(sum(more) / 300)
+
+
+def test_win_rates_are_outcomes_of_runs(here, mrpo):
+    """Both sides of a bout, ties half; a contestant that is no run gets no file; what another judge
+    said stays beside."""
+    words = ("runs/one", "runs/other", "base.jsonl")
+    for word in words[:2]:
+        (here / word).mkdir(parents=True)
+        for name in ("run.json", "recipe.yaml"):
+            (here / word / name).write_text("{}")
+    groups = [Group(user_prompt(f"q{n}"), ()) for n in range(10)]
+    qualities = ([3] * 6 + [1] * 4, [2] * 10, [0] * 10)
+    said = [[Response(f"{name}-{quality}-") for quality in own]
+            for name, own in zip("abc", qualities, strict=True)]  # fmt: skip
+    entry = Entered(["one", "other", "base.jsonl"], groups, said, {})
+    bouts = bouts_of(entry, 0)
+    questions = [each for bout in bouts for each in bout.questions]
+    cache = Cache(here / "cache")
+    for model in ("first", "second"):
+        with FakeServer({PATH: Judging(by_rule)}, models=(model,)) as server:
+            asked = ensure_verdicts(judge_of(f"{server.url}/v1#{model}"), questions, cache)
+            files = keep_win_rates(words, entry, bouts, [asked])
+    assert [file.parent.parent.name for file in files] == ["one", "other"]
+    record = every_outcome(here / "runs/other", "test")
+    rates = {each.scorer: each for each in record.outcomes}
+    assert {each.kind for each in record.outcomes} == {"judge"}
+    assert rates["second-pairwise against one"].mean == pytest.approx(0.4)
+    assert rates["first-pairwise against one"].mean == pytest.approx(0.4)
+    assert rates["second-pairwise against base.jsonl"].mean == 1.0
+    mine = every_outcome(here / "runs/one", "test").outcomes[0]
+    assert mine.mean == pytest.approx(0.6)
+    low, high = rates["second-pairwise against one"].intervals["mean"]
+    assert mine.intervals["mean"] == pytest.approx((1 - high, 1 - low))
+    assert low < 0.4 < high
 
 
 def test_where_length_decides_everything_no_rate_at_equal_lengths_is_told(here, mrpo):

@@ -122,6 +122,11 @@ def judge(*, contestants: tuple[str, ...], judges: tuple[str, ...], **options: A
         said.append(ensure_verdicts(each, questions, cache, budget, prices))
         budget = said[-1].purse.left
     report(entry, bouts, said, as_json=options["as_json"])
+    from mrpo_tools.evaluation.win_rates import keep_win_rates
+    from mrpo_tools.progress import say_once
+
+    for file in keep_win_rates(contestants, entry, bouts, said):
+        say_once(f"win rates are in {file}")
 
 
 def _prices(read: float | None, written: float | None) -> Prices | None:

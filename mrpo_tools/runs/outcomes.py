@@ -18,6 +18,8 @@ OUTCOMES = "outcomes"
 """Where a run keeps its generated answers and what was said of them, by split."""
 BENCHMARKS = "benchmarks"
 """In place of a split, of outcomes whose prompts are a benchmark's own."""
+VERDICTS = "verdicts"
+"""The same of win rates: of the prompts that a judge was asked about."""
 
 
 Quantity: TypeAlias = Literal["mean", "full", "kl_nats", "gain"]
@@ -140,13 +142,15 @@ def read_outcomes(run: Path, split: str) -> OutcomesRecord | None:
 
 
 def every_outcome(run: Path, split: str) -> OutcomesRecord | None:
-    """A run's outcomes on a split and, after them, on benchmarks; None where there are none."""
-    own, benchmarks = read_outcomes(run, split), read_outcomes(run, BENCHMARKS)
-    if own is None or benchmarks is None or split == BENCHMARKS:
-        return own or benchmarks
-    return own.model_copy(
+    """A run's outcomes on a split and, after them, win rates and benchmarks; None where there are
+    none."""
+    places = dict.fromkeys([split, VERDICTS, BENCHMARKS])
+    records = [record for place in places if (record := read_outcomes(run, place)) is not None]
+    if not records:
+        return None
+    return records[0].model_copy(
         update={
-            "outcomes": [*own.outcomes, *benchmarks.outcomes],
-            "untrained": [*own.untrained, *benchmarks.untrained],
+            "outcomes": [each for record in records for each in record.outcomes],
+            "untrained": [each for record in records for each in record.untrained],
         }
     )
