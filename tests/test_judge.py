@@ -25,7 +25,7 @@ from fake_server import FAULTS, FakeServer, Judging, RefusedByServer, as_json, m
 
 from mrpo_tools.cache import Cache
 from mrpo_tools.errors import ServerError, UsageError
-from mrpo_tools.evaluation.contest import bouts_of
+from mrpo_tools.evaluation.contest import bout_result, bouts_of
 from mrpo_tools.evaluation.contestants import Entered
 from mrpo_tools.evaluation.win_rates import keep_win_rates
 from mrpo_tools.groups import Group, Response, user_prompt
@@ -157,6 +157,20 @@ def test_a_judge_that_likes_length_and_the_rate_at_equal_lengths(here, mrpo):
     slope, scale = bout["length_slope"], bout["length_scale"]
     assert abs(slope - 0.012 * scale) < 3 * bout["length_slope_error"]
     assert bout["longer"] == pytest.approx(sum(more) / 300)
+
+
+def test_parts_that_the_names_of_rows_tell_apart(here):
+    """Math: won, lost; Safety: won, won."""
+    names = ("Math/1", "Safety/1", "Math/2", "Safety/2")
+    groups = [Group(user_prompt(name), (), source_id=name) for name in names]
+    said = [[Response(f"a-{n}-") for n in (3, 3, 1, 3)], [Response("b-2-")] * 4]
+    entry = Entered(["one", "other"], groups, said, {})
+    [bout] = bouts_of(entry, 0)
+    with FakeServer({PATH: Judging(by_rule)}, models=("tiny",)) as server:
+        judge = judge_of(f"{server.url}/v1#tiny")
+        rows = ensure_verdicts(judge, bout.questions, Cache(here / "cache")).rows
+    parts = {each.part: each.win_rate.value for each in bout_result(bout, entry.names, rows).parts}
+    assert parts == {"Math": 0.5, "Safety": 1.0}
 
 
 def test_win_rates_are_outcomes_of_runs(here, mrpo):

@@ -95,8 +95,7 @@ def remarks(row: BoutResult) -> list[str]:
     for status, count in row.without.items():
         lines.append(f"{count:,} prompts without a result: {status}")
     lines += [
-        f"split {part.part}: {with_interval(part.win_rate)} of {part.prompts:,}"
-        for part in row.parts
+        f"of {part.part}: {with_interval(part.win_rate)} of {part.prompts:,}" for part in row.parts
     ]
     return lines
 

@@ -12,6 +12,7 @@ import torch
 from mrpo_tools.cache import VerdictRow
 from mrpo_tools.evaluation.contestants import Entered
 from mrpo_tools.evaluation.estimates import estimates, number
+from mrpo_tools.evaluation.ranking import parts_of
 from mrpo_tools.groups import Group, lot_of
 from mrpo_tools.judging.outcomes import (
     IDENTICAL,
@@ -117,7 +118,7 @@ class BoutResult:
         lengths: the line in the lengths; None where there is none.
         controlled: win rate at equal lengths; likewise.
         longer: mean characters by which the first's answers are longer.
-        parts: by split of the data, where it has several.
+        parts: by split of the data, where it has several, and by part, where rows' names tell.
     """
 
     first: str
@@ -188,7 +189,7 @@ def bout_result(bout: Bout, names: Sequence[str], rows: Mapping[str, VerdictRow]
         lengths=line,
         controlled=Estimate(*line.at_zero) if line else Estimate(None, None, None),
         longer=sum(longer) / len(longer) if longer else None,
-        parts=_parts([group.split or "no split" for group, _, _ in there], results),
+        parts=_parts([group for group, _, _ in there], results),
     )
 
 
@@ -200,13 +201,16 @@ def win_rate(results: Sequence[float]) -> Estimate:
     return estimates(values, torch.arange(len(values)))[0]
 
 
-def _parts(splits: Sequence[str], results: Sequence[float]) -> list[PartOfBout]:
-    names = sorted(set(splits))
-    if len(names) < 2:
-        return []
-    own = {name: [result for split, result in zip(splits, results, strict=True) if split == name]
-           for name in names}  # fmt: skip
-    return [PartOfBout(name, len(each), win_rate(each)) for name, each in own.items()]
+def _parts(groups: Sequence[Group], results: Sequence[float]) -> list[PartOfBout]:
+    """By split, where there are several, and by the parts that rows' names tell apart."""
+    splits: dict[str, list[int]] = {}
+    for place, group in enumerate(groups):
+        splits.setdefault(group.split or "no split", []).append(place)
+    named = {**(dict(sorted(splits.items())) if len(splits) > 1 else {}), **parts_of(groups)}
+    return [
+        PartOfBout(name, len(places), win_rate([results[place] for place in places]))
+        for name, places in named.items()
+    ]
 
 
 @dataclass(frozen=True)
