@@ -131,6 +131,8 @@ def test_what_is_left_to_try(batch, recomputed, ways):
 def test_another_number_of_groups_a_step_is_another_run(fit, tmp_path):
     with pytest.raises(ResourceError):
         fit(recipe(**WHOLE), tmp_path / "run", callbacks=[Full(4)])
+    before = (tmp_path / "run/recipe.yaml").read_bytes()
     for words in ({"per_device_train_batch_size": 2}, {"gradient_accumulation_steps": 2}):
         with pytest.raises(UsageError, match=r"a step of .* is of \d+ groups; with 1 processes"):
             fit(recipe(**{**WHOLE, **words}), tmp_path / "run", resume=True)
+        assert (tmp_path / "run/recipe.yaml").read_bytes() == before

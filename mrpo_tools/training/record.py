@@ -99,8 +99,6 @@ def open_run(output: Path, stage: Stage, recipe: Recipe, record: RunRecord) -> N
     """
     if stage is Stage.INTERRUPTED:
         _check_record(output, record)
-        if is_first_process():
-            save_recipe(output, recipe)  # what fits into memory now
     elif is_first_process():
         _begin_run(output, recipe, record)
     wait_for_everyone()

@@ -31,6 +31,7 @@ from mrpo_tools.runs.run import (
     METRICS,
     Stage,
     resume_command,
+    save_recipe,
     stage_of,
 )
 from mrpo_tools.scorer.scorer import ResponseScorer
@@ -214,7 +215,7 @@ def _fit(
             processing_class=renderer_of(policy).tokenizer,
         )
         show_progress(trainer, recipe.eval_split)
-        _run(trainer, output, kept=recipe.save_total_limit)
+        _run(trainer, output, recipe)
         if stop.received:
             raise Preempted(
                 f"stopped by a signal after step {trainer.state.global_step}; checkpoint saved",
@@ -265,16 +266,18 @@ def _recompute_activations(
     return wanted
 
 
-def _run(trainer: GroupTrainer, output: Path, *, kept: int | None) -> None:
-    """Train from the last whole checkpoint, if there is one; so many are kept, or all."""
+def _run(trainer: GroupTrainer, output: Path, recipe: Recipe) -> None:
+    """Train from the last whole checkpoint, if there is one."""
     refuse_deepspeed(trainer)
     trainer.add_callback(StepSize(groups_a_step(trainer.args)))
-    trainer.add_callback(SealCheckpoints(kept))
+    trainer.add_callback(SealCheckpoints(recipe.save_total_limit))
     checkpoint = last_whole(output)
     if checkpoint is None:
         trainer.train()
         return
     check_goes_on(checkpoint, trainer.args, deepspeed=trainer.is_deepspeed_enabled)
+    if is_first_process():
+        save_recipe(output, recipe)  # what fits into memory now
     with _nothing_but_tensors(checkpoint):
         if trainer.restore_finished(str(checkpoint)):
             return
