@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mrpo_tools.precomputing.estimate import Estimate
     from mrpo_tools.precomputing.summary import Summary
     from mrpo_tools.references.resolved import ResolvedReference
-    from mrpo_tools.scorer.loaded import LoadedReference
+    from mrpo_tools.scorer.engine import Engine
 
 
 @click.command(cls=Command)
@@ -114,12 +114,12 @@ def shard_of(text: str | None) -> tuple[int, int]:
     return int(index) - 1, int(count)
 
 
-def _load(resolved: ResolvedReference, dtype: str, device: torch.device) -> LoadedReference:
+def _load(resolved: ResolvedReference, dtype: str, device: torch.device) -> Engine:
     """A reference's model; before the first one, a word about GPUs that lie idle."""
-    from mrpo_tools.scorer.loaded import load_reference
+    from mrpo_tools.scorer.choose import load_engine
 
     _tell_idle_gpus()
-    return load_reference(resolved, dtype, device)
+    return load_engine(resolved, dtype, device)
 
 
 @functools.cache

@@ -72,9 +72,10 @@ def places_of(prompts: Sequence[EncodedPrompt]) -> list[Place]:
     return [Place(prompt, i) for prompt in prompts for i in range(len(prompt.responses))]
 
 
-def trees_of(prompts: Sequence[EncodedPrompt]) -> list[Row]:
-    """Each prompt with its responses that fit; a key is a response's index in `places_of`."""
-    trees, first = [], 0
+def trees_of(prompts: Sequence[EncodedPrompt], first: int = 0) -> list[Row]:
+    """Each prompt with its responses that fit; a key is `first` more than a response's index in
+    `places_of`."""
+    trees = []
     for prompt in prompts:
         fitting = [i for i, response in enumerate(prompt.responses) if not response.overlong]
         if fitting:

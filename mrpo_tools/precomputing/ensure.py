@@ -18,7 +18,7 @@ from mrpo_tools.precomputing.summary import Summary
 from mrpo_tools.references.resolved import ResolvedReference
 
 if TYPE_CHECKING:
-    from mrpo_tools.scorer.loaded import LoadReference
+    from mrpo_tools.scorer.engine import LoadReference
 
 
 def ensure(
@@ -37,7 +37,7 @@ def ensure(
         resolved: from `resolve`.
         groups: what should have numbers; prompts that repeat are computed once.
         shard: (i, n) takes the prompts whose id is i modulo n, for several processes.
-        load: gives the model; None takes `load_reference`, and torch only where it is needed.
+        load: gives the model; None takes `load_engine`, and torch only where it is needed.
         part_rows: rows of a part: what a kill can lose.
 
     Raises:
@@ -50,14 +50,14 @@ def ensure(
     if incomplete:
         from mrpo_tools.precomputing.long_rows import tell_long_rows
         from mrpo_tools.precomputing.run import compute_missing
-        from mrpo_tools.scorer.loaded import load_reference
+        from mrpo_tools.scorer.choose import load_engine
 
         tell_long_rows(resolved, incomplete)
         summary = compute_missing(
             resolved,
             summary.store,
             incomplete,
-            load=load or load_reference,
+            load=load or load_engine,
             part_rows=part_rows,
         )
     return replace(summary, reused=reused, seconds=time.monotonic() - started)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from mrpo_tools.references.devices import peak_flops, peak_memory_bytes
-from mrpo_tools.scorer.loaded import LoadedReference
+from mrpo_tools.scorer.engine import Engine
 from mrpo_tools.scorer.trees import Row
 
 
@@ -26,7 +26,7 @@ class Meter:
         note: the sentence for the bar.
     """
 
-    def __init__(self, model: LoadedReference, peak: float | None = None) -> None:
+    def __init__(self, model: Engine, peak: float | None = None) -> None:
         if peak is None and sys.stderr.isatty():
             peak = peak_flops(model.device, model.dtype)
         self.model, self.peak, self.started = model, peak, time.monotonic()

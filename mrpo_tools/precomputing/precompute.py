@@ -17,7 +17,7 @@ from mrpo_tools.references.identity import changes
 from mrpo_tools.references.resolved import resolve
 
 if TYPE_CHECKING:
-    from mrpo_tools.scorer.loaded import LoadReference
+    from mrpo_tools.scorer.engine import LoadReference
 
 
 def precompute(
@@ -40,7 +40,7 @@ def precompute(
         dataset: its short name, for the file that keeps it.
         split: None takes every split.
         shard: (i, n) takes every n-th part of the prompts.
-        load: gives a reference's model; None takes `load_reference`.
+        load: gives a reference's model; None takes `load_engine`.
         part_rows: rows of a part of the cache.
 
     Raises:

@@ -15,7 +15,8 @@ from mrpo_tools.precomputing.run import is_log_prob
 from mrpo_tools.references.devices import pick_device
 from mrpo_tools.references.rendering import EncodedGroup
 from mrpo_tools.references.resolved import ResolvedReference, renderer_of
-from mrpo_tools.scorer.loaded import LoadedReference, LoadReference, load_reference
+from mrpo_tools.scorer.choose import load_engine
+from mrpo_tools.scorer.engine import Engine, LoadReference
 from mrpo_tools.scorer.trees import Row
 
 
@@ -49,7 +50,7 @@ def rescore(
     count: int,
     seed: int = 0,
     *,
-    load: LoadReference = load_reference,
+    load: LoadReference = load_engine,
 ) -> Rescored:
     """Compute some cached numbers again by the shortest way there is.
 
@@ -113,7 +114,7 @@ class _Again(NamedTuple):
 
 
 def _again(
-    model: LoadedReference, encoded: EncodedGroup, index: int, cached: float, token_hash: str
+    model: Engine, encoded: EncodedGroup, index: int, cached: float, token_hash: str
 ) -> _Again:
     response = encoded.responses[index]
     logp = model.plain_logps(Row(encoded.prompt_ids, [response.ids], [0]))[0]

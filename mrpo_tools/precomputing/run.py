@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -39,8 +39,10 @@ from mrpo_tools.references.devices import (
 )
 from mrpo_tools.references.model_files import sliding_window
 from mrpo_tools.references.resolved import ResolvedReference, renderer_of
-from mrpo_tools.scorer.loaded import LoadedReference, LoadReference, load_reference
+from mrpo_tools.scorer.choose import load_engine
+from mrpo_tools.scorer.engine import Engine, LoadReference
 from mrpo_tools.scorer.self_check import Checked, check_sample
+from mrpo_tools.scorer.trees import Row
 
 WINDOW = 512
 """Prompts that are tokenised and ordered by length together."""
@@ -57,7 +59,7 @@ def compute_missing(
     store: ReferenceStore,
     groups: Sequence[Group],
     *,
-    load: LoadReference = load_reference,
+    load: LoadReference = load_engine,
     part_rows: int = PART_ROWS,
 ) -> Summary:
     """Compute the log-prob of every response of `groups`, and store it.
@@ -127,7 +129,7 @@ def _compute(
     resolved: ResolvedReference,
     store: ReferenceStore,
     groups: Sequence[Group],
-    load: Callable[[str], LoadedReference],
+    load: Callable[[str], Engine],
     part_rows: int,
 ) -> Summary:
     started = time.time()
@@ -158,7 +160,7 @@ def _compute(
 
 
 def _record(
-    model: LoadedReference, resolved: ResolvedReference, checked: Checked, started: float
+    model: Engine, resolved: ResolvedReference, checked: Checked, started: float
 ) -> WriterRecord:
     """What the parts say of this run."""
     return WriterRecord(
@@ -174,7 +176,7 @@ def _record(
 
 
 def _all_batches(
-    model: LoadedReference,
+    model: Engine,
     resolved: ResolvedReference,
     *,
     windows: Iterable[list[EncodedPrompt]],
@@ -183,24 +185,33 @@ def _all_batches(
 ) -> _Pass:
     """Write what is overlong and what is a log-prob."""
     bad: list[Place] = []
+    waiting: dict[int, Place] = {}
     meter = Meter(model)
     with bar(f"log-probs of {resolved.name}", total_bytes / 1000, "kB of text") as advance:
-        for window in windows:
-            places = places_of(window)
-            overlong = [place for place in places if place.response.overlong]
-            rows.add([place.row(None, "overlong") for place in overlong])
-            advance(sum(place.text_bytes for place in overlong) / 1000)
-            for batch in model.batches(trees_of(window), resolved.reference.batch_tokens):
-                computed = [places[key] for row in batch for key in row.keys]
-                pairs = list(zip(computed, model.logps(batch), strict=True))
-                rows.add([place.row(logp, "ok") for place, logp in pairs if is_log_prob(logp)])
-                bad += [place for place, logp in pairs if not is_log_prob(logp)]
-                meter.add(batch)
-                advance(sum(place.text_bytes for place in computed) / 1000, note=meter.note)
+
+        def planned() -> Iterator[list[Row]]:
+            first = 0
+            for window in windows:
+                places = places_of(window)
+                overlong = [place for place in places if place.response.overlong]
+                rows.add([place.row(None, "overlong") for place in overlong])
+                advance(sum(place.text_bytes for place in overlong) / 1000)
+                waiting.update(enumerate(places, first))
+                trees = trees_of(window, first)
+                yield from model.batches(trees, resolved.reference.batch_tokens)
+                first += len(places)
+
+        for batch, logps in model.computed(planned()):
+            computed = [waiting.pop(key) for row in batch for key in row.keys]
+            pairs = list(zip(computed, logps, strict=True))
+            rows.add([place.row(logp, "ok") for place, logp in pairs if is_log_prob(logp)])
+            bad += [place for place, logp in pairs if not is_log_prob(logp)]
+            meter.add(batch)
+            advance(sum(place.text_bytes for place in computed) / 1000, note=meter.note)
     return _Pass(meter.tokens, meter.padding, bad)
 
 
-def _alone(model: LoadedReference, bad: Sequence[Place], rows: _CountedRows) -> None:
+def _alone(model: Engine, bad: Sequence[Place], rows: _CountedRows) -> None:
     """Write bad numbers computed once more, one row at a time; bad ones are `nonfinite` then."""
     for place in bad:
         logp = model.plain_logps(place.alone())[0]

@@ -1,13 +1,14 @@
-"""A reference's model, loaded: what phase 1 asks of it, and nothing else."""
+"""A reference's model, loaded whole: the `Engine` of models that fit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
 from mrpo_tools.references.loading import load_model
 from mrpo_tools.references.resolved import ResolvedReference
+from mrpo_tools.scorer.engine import Computed
 from mrpo_tools.scorer.scorer import ResponseScorer, response_logps
 from mrpo_tools.scorer.self_check import Checked, plain_logps, self_check
 from mrpo_tools.scorer.trees import Row
@@ -56,6 +57,11 @@ class LoadedReference:
         """Trees in the rows and batches of the route. See `ResponseScorer.batches`."""
         return self.scorer.batches(trees, max_tokens)
 
+    def computed(self, batches: Iterable[Sequence[Row]]) -> Iterator[Computed]:
+        """Every batch with its log-probs, one after the other."""
+        for batch in batches:
+            yield batch, self.logps(batch)
+
     def logps(self, rows: Sequence[Row]) -> list[float]:
         """Log-probs of one batch, in nats, in the order of the rows and their responses."""
         return response_logps(self.scorer, rows, self.device)
@@ -63,10 +69,6 @@ class LoadedReference:
     def plain_logps(self, row: Row) -> list[float]:
         """The same for one row, by the shortest way there is."""
         return plain_logps(self.scorer, row, self.device)
-
-
-LoadReference = Callable[[ResolvedReference, str, torch.device], LoadedReference]
-"""(reference, dtype of products, device) -> its model in that arithmetic on that device."""
 
 
 def load_reference(
