@@ -54,8 +54,10 @@ class Reference(Words):
     the format of products where it is narrower than the weights', as full finetuning has it; None
     means that of the weights. `max_length` None means the model's context length; `batch_tokens`
     None means what suits the device. `max_prompt_length` is how much of a prompt is left by
-    `overlong: keep_end`, and goes with it alone. Every field but `attention` and `batch_tokens` is
-    part of the reference's identity.
+    `overlong: keep_end`, and goes with it alone. `stream_layers` reads the model a layer at a time;
+    None does so where nothing holds it. `sweep_tokens` then share one reading of the layers; None
+    takes what hides the reading. `attention`, `batch_tokens`, `stream_layers` and `sweep_tokens`
+    change no numbers; every other field is part of the reference's identity.
     """
 
     model: str
@@ -73,6 +75,8 @@ class Reference(Words):
     trust_remote_code: bool = False
     attention: words.Attention = "auto"
     batch_tokens: int | None = Field(default=None, ge=16)
+    stream_layers: bool | None = None
+    sweep_tokens: int | None = Field(default=None, ge=16)
 
     @model_validator(mode="after")
     def _says_how_much_is_kept(self) -> Reference:

@@ -144,6 +144,7 @@ HARMLESS = {
     "adapter's key order": Change(lambda model: rewrite(model / ADAPTER), {}, set()),
     "adapter's readme": written("../first/README.md", "", "x"),
     "speed": Change(nothing, {"attention": "eager", "batch_tokens": 16}, set()),
+    "a layer at a time": Change(nothing, {"stream_layers": True, "sweep_tokens": 16}, set()),
     "another kernel": Change(nothing, {"attention": "sdpa"}, set()),
     "the model's own length": Change(nothing, {"max_length": 8192}, set()),
     "the revision of a directory, which has none": Change(nothing, {"revision": "v2"}, set()),

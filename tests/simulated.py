@@ -55,8 +55,8 @@ class Simulation(LoadedReference):
         time.sleep(self.seconds)
         return [simulated_logp(ids) + self.shift for ids in responses]
 
-    def plain_logps(self, row: Row) -> list[float]:
-        return self.logps([row])
+    def plain_logps(self, rows: list[Row]) -> list[list[float]]:
+        return [self.logps([row]) for row in rows]
 
 
 class Spoiled(LoadedReference):

@@ -167,7 +167,7 @@ def test_a_cache_of_biased_numbers_disagrees_with_the_model(dtype, fault):
         for batch in scorer.batches(rows, 400):
             sums = iter(reference.logps(batch))
             for row in batch:
-                plain = plain_logps(honest, row, CPU)
+                [plain] = plain_logps(honest, [row], CPU)
                 pairs += [Apart(next(sums) - own, len(ids))
                           for own, ids in zip(plain, row.responses, strict=True)]  # fmt: skip
         return pairs
@@ -201,7 +201,7 @@ def test_logits_are_float32_from_16_bit_weights():
     scorer = ResponseScorer(model)
     for row, wide, rounded in zip(rows, expected, narrow, strict=True):
         alone = Row(row.prompt, row.responses[:1], [0])
-        assert abs(plain_logps(scorer, alone, CPU)[0] - wide) <= 1e-5 * len(row.responses[0])
+        assert abs(plain_logps(scorer, [alone], CPU)[0][0] - wide) <= 1e-5 * len(row.responses[0])
         assert rounded != pytest.approx(wide, abs=1e-4)
 
 

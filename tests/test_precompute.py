@@ -180,11 +180,9 @@ def test_a_nan_is_caught_rescored_and_never_used(references, some_groups, tmp_pa
 
     class FirstStaysBad(Spoiled):
         numbers = (float("nan"), 1.0, float("-inf"))
-        first = True
 
-        def plain_logps(self, row):
-            first, self.first = self.first, False
-            return [float("nan")] if first else super().plain_logps(row)
+        def plain_logps(self, rows):
+            return [[float("nan")], *super().plain_logps(rows)[1:]]
 
     reference = references["llama"].model_copy(update={"batch_tokens": 10**6})
     cache, load = Cache(tmp_path / "cache"), loading(FirstStaysBad)

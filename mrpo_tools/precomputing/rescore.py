@@ -13,10 +13,10 @@ from mrpo_tools.errors import UsageError
 from mrpo_tools.maths.noise import Apart, beyond
 from mrpo_tools.precomputing.run import is_log_prob
 from mrpo_tools.references.devices import pick_device
-from mrpo_tools.references.rendering import EncodedGroup
+from mrpo_tools.references.rendering import EncodedResponse
 from mrpo_tools.references.resolved import ResolvedReference, renderer_of
 from mrpo_tools.scorer.choose import load_engine
-from mrpo_tools.scorer.engine import Engine, LoadReference
+from mrpo_tools.scorer.engine import LoadReference
 from mrpo_tools.scorer.trees import Row
 
 
@@ -79,10 +79,16 @@ def rescore(
     drawn = random.Random(seed).sample(sorted(places), min(count, len(places)))
     model = load(resolved, resolved.products, pick_device())
     renderer = renderer_of(resolved)
-    again = {}
+    rows, responses = [], []
     for key in drawn:
         group, index = places[key]
-        again[key] = _again(model, renderer.encode(group), index, *cached[key])
+        encoded = renderer.encode(group)
+        responses.append(encoded.responses[index])
+        rows.append(Row(encoded.prompt_ids, [responses[-1].ids], [0]))
+    again = {
+        key: _again(logp, response, *cached[key])
+        for key, response, [logp] in zip(drawn, responses, model.plain_logps(rows), strict=True)
+    }
     worst = max(drawn, key=lambda key: again[key].apart.per_token)
     return Rescored(
         rows=len(drawn),
@@ -113,10 +119,6 @@ class _Again(NamedTuple):
     other_tokens: bool
 
 
-def _again(
-    model: Engine, encoded: EncodedGroup, index: int, cached: float, token_hash: str
-) -> _Again:
-    response = encoded.responses[index]
-    logp = model.plain_logps(Row(encoded.prompt_ids, [response.ids], [0]))[0]
+def _again(logp: float, response: EncodedResponse, cached: float, token_hash: str) -> _Again:
     apart = Apart(logp - cached if is_log_prob(logp) else math.inf, len(response.ids))
     return _Again(logp, apart, response.token_hash != token_hash)

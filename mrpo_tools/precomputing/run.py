@@ -27,7 +27,6 @@ from mrpo_tools.precomputing.encoded import (
     trees_of,
 )
 from mrpo_tools.precomputing.meter import Meter
-from mrpo_tools.precomputing.prefetch import ahead
 from mrpo_tools.precomputing.summary import Summary
 from mrpo_tools.progress import bar
 from mrpo_tools.references.devices import (
@@ -41,6 +40,7 @@ from mrpo_tools.references.model_files import sliding_window
 from mrpo_tools.references.resolved import ResolvedReference, renderer_of
 from mrpo_tools.scorer.choose import load_engine
 from mrpo_tools.scorer.engine import Engine, LoadReference
+from mrpo_tools.scorer.prefetch import ahead
 from mrpo_tools.scorer.self_check import Checked, check_sample
 from mrpo_tools.scorer.trees import Row
 
@@ -201,7 +201,7 @@ def _all_batches(
                 yield from model.batches(trees, resolved.reference.batch_tokens)
                 first += len(places)
 
-        for batch, logps in model.computed(planned()):
+        for batch, logps in model.computed(planned(), lambda note: advance(0, note=note)):
             computed = [waiting.pop(key) for row in batch for key in row.keys]
             pairs = list(zip(computed, logps, strict=True))
             rows.add([place.row(logp, "ok") for place, logp in pairs if is_log_prob(logp)])
@@ -213,8 +213,8 @@ def _all_batches(
 
 def _alone(model: Engine, bad: Sequence[Place], rows: _CountedRows) -> None:
     """Write bad numbers computed once more, one row at a time; bad ones are `nonfinite` then."""
-    for place in bad:
-        logp = model.plain_logps(place.alone())[0]
+    plain = model.plain_logps([place.alone() for place in bad])
+    for place, [logp] in zip(bad, plain, strict=True):
         good = is_log_prob(logp)
         rows.add([place.row(logp, "ok") if good else place.row(None, "nonfinite")])
 

@@ -38,7 +38,7 @@ def load_tokenizer(files: ModelFiles, reference: Reference) -> PreTrainedTokeniz
 
     trusted = reference.trust_remote_code
     with (
-        _named(f"the tokenizer of {reference.model}"),
+        named_errors(f"the tokenizer of {reference.model}"),
         staged(files.model, trusted=trusted) as stage,
     ):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -73,16 +73,16 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     device = device or pick_device()
-    options = _options(reference, dtype, device, quantized=quantized)
+    options = loading_options(reference, dtype, device, quantized=quantized)
     trusted, auto = reference.trust_remote_code, AutoModelForCausalLM
-    with _named(f"model {reference.model}"):
+    with named_errors(f"model {reference.model}"):
         model: Any = _load_whole(files.model, options, trusted=trusted, auto=auto)
         if files.adapter is not None:
             from peft import LoraConfig, PeftModel
 
             settings = LoraConfig(**lora_settings(files.adapter))
             model = PeftModel.from_pretrained(model, files.adapter, config=settings)
-        _keep_differentiable(model)
+        keep_differentiable(model)
         model.eval()
         _try(model, device)
     return cast("PreTrainedModel", model)
@@ -110,11 +110,11 @@ def load_reward_model(
             f"reward model {reference.model} has an adapter, which is not read",
             "merge it into its model first",
         )
-    options = _options(reference, dtype, device)
+    options = loading_options(reference, dtype, device)
     if "quantization_config" in options:
         options["quantization_config"].llm_int8_skip_modules = [HEAD]
     trusted, auto = reference.trust_remote_code, AutoModelForSequenceClassification
-    with _named(f"reward model {reference.model}"):
+    with named_errors(f"reward model {reference.model}"):
         _check_label(reference, load_config(files.model, trusted=trusted, auto=auto))
         model = _load_whole(files.model, options, trusted=trusted, auto=auto)
         _widen_head(model)
@@ -140,7 +140,7 @@ def _widen_head(model: Any) -> None:
         head.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(), *inputs[1:]))
 
 
-def _options(
+def loading_options(
     reference: Reference, dtype: str, device: torch.device, *, quantized: bool = True
 ) -> dict[str, Any]:
     """What `from_pretrained` is told."""
@@ -196,7 +196,7 @@ def _try(model: Any, device: torch.device) -> None:
     model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device), use_cache=False)
 
 
-def _keep_differentiable(model: torch.nn.Module) -> None:
+def keep_differentiable(model: torch.nn.Module) -> None:
     """Keep 4-bit layers from repacking their weights on CPUs with AVX512-BF16.
 
     bitsandbytes does so at the first forward pass without gradient. A repacked layer computes in
@@ -296,7 +296,7 @@ def quiet_libraries() -> None:
 
 
 @contextlib.contextmanager
-def _named(what: str) -> Iterator[None]:
+def named_errors(what: str) -> Iterator[None]:
     """Quiet loading, with errors in the project's words."""
     quiet_libraries()
     try:

@@ -7,6 +7,7 @@ import torch
 from mrpo_tools.references.resolved import ResolvedReference
 from mrpo_tools.scorer.engine import Engine
 from mrpo_tools.scorer.loaded import load_reference
+from mrpo_tools.scorer.streamed import StreamedReference
 
 
 def load_engine(resolved: ResolvedReference, products: str, device: torch.device) -> Engine:
@@ -21,4 +22,6 @@ def load_engine(resolved: ResolvedReference, products: str, device: torch.device
         ResourceError: it does not fit into memory.
         UsageError: the files cannot be loaded.
     """
+    if resolved.reference.stream_layers:
+        return StreamedReference(resolved, products, device, resolved.reference.sweep_tokens)
     return load_reference(resolved, products, device)

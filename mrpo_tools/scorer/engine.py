@@ -11,6 +11,8 @@ from mrpo_tools.references.resolved import ResolvedReference
 from mrpo_tools.scorer.self_check import Checked
 from mrpo_tools.scorer.trees import Row
 
+Tell = Callable[[str], None]
+"""Is told how far a long step is."""
 Computed = tuple[Sequence[Row], list[float]]
 """A batch and its log-probs, in nats, in the order of its rows and their responses."""
 
@@ -47,11 +49,20 @@ class Engine(Protocol):
     def batches(self, trees: Sequence[Row], max_tokens: int | None) -> list[list[Row]]:
         """Trees in the rows and batches of the route, longest first."""
 
-    def computed(self, batches: Iterable[Sequence[Row]]) -> Iterator[Computed]:
-        """Every batch with its log-probs, in any order; batches are drawn as they are needed."""
+    def computed(self, batches: Iterable[Sequence[Row]], tell: Tell) -> Iterator[Computed]:
+        """Every batch with its log-probs, in any order.
 
-    def plain_logps(self, row: Row) -> list[float]:
-        """Log-probs of one row's responses, in nats, by the shortest way there is."""
+        Args:
+            batches: drawn as they are needed.
+            tell: is told how far a long step is.
+        """
+
+    def plain_logps(self, rows: Sequence[Row]) -> list[list[float]]:
+        """Log-probs of each row's responses, in nats, by the shortest way there is."""
+
+
+def in_silence(_note: str) -> None:
+    """A `Tell` that nobody listens to."""
 
 
 LoadReference = Callable[[ResolvedReference, str, torch.device], Engine]

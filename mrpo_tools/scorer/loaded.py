@@ -8,7 +8,7 @@ import torch
 
 from mrpo_tools.references.loading import load_model
 from mrpo_tools.references.resolved import ResolvedReference
-from mrpo_tools.scorer.engine import Computed
+from mrpo_tools.scorer.engine import Computed, Tell, in_silence
 from mrpo_tools.scorer.scorer import ResponseScorer, response_logps
 from mrpo_tools.scorer.self_check import Checked, plain_logps, self_check
 from mrpo_tools.scorer.trees import Row
@@ -57,7 +57,9 @@ class LoadedReference:
         """Trees in the rows and batches of the route. See `ResponseScorer.batches`."""
         return self.scorer.batches(trees, max_tokens)
 
-    def computed(self, batches: Iterable[Sequence[Row]]) -> Iterator[Computed]:
+    def computed(
+        self, batches: Iterable[Sequence[Row]], _tell: Tell = in_silence
+    ) -> Iterator[Computed]:
         """Every batch with its log-probs, one after the other."""
         for batch in batches:
             yield batch, self.logps(batch)
@@ -66,9 +68,9 @@ class LoadedReference:
         """Log-probs of one batch, in nats, in the order of the rows and their responses."""
         return response_logps(self.scorer, rows, self.device)
 
-    def plain_logps(self, row: Row) -> list[float]:
-        """The same for one row, by the shortest way there is."""
-        return plain_logps(self.scorer, row, self.device)
+    def plain_logps(self, rows: Sequence[Row]) -> list[list[float]]:
+        """The same of each row, by the shortest way there is."""
+        return plain_logps(self.scorer, rows, self.device)
 
 
 def load_reference(

@@ -8,7 +8,7 @@ It is the module that DDP, FSDP and DeepSpeed wrap: the decoder and its head are
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -119,7 +119,7 @@ class ResponseScorer(nn.Module):
         widen_logits(self.causal_lm)
         if self._autocast:
             _keep_narrow(model)
-        _remove_dropout(model)
+        remove_dropout(model)
 
     @cached_property
     def routes(self) -> tuple[Route, ...]:
@@ -332,7 +332,7 @@ def _keep_narrow(model: nn.Module) -> None:
             module.__dict__["cast_input_dtype_enabled"] = False
 
 
-def _remove_dropout(model: nn.Module) -> None:
+def remove_dropout(model: nn.Module) -> None:
     """Make every dropout of a model one of probability 0 (its configuration stays as it is)."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -346,30 +346,53 @@ def response_logps(
     scorer: ResponseScorer, rows: Sequence[Row], device: torch.device
 ) -> list[float]:
     """Log-probs, in nats, of one batch of rows, in the order of the rows and their responses."""
-    logps, owners, count = _computed(scorer, rows, device)
-    sums: list[float] = sequence_logps(logps, owners, count).tolist()
-    return sums
+    return logp_pass(scorer, rows, device)()
 
 
 def response_token_logps(
     scorer: ResponseScorer, rows: Sequence[Row], device: torch.device
 ) -> list[Tensor]:
     """The same before they are summed: [L] nats of each response's tokens, on the CPU."""
-    logps, owners, count = _computed(scorer, rows, device)
-    logps, owners = logps.cpu(), owners.cpu()
-    return [logps[owners == place] for place in range(count)]
+    return token_pass(scorer, rows, device)()
 
 
-@torch.no_grad()
-def _computed(
+def logp_pass(
     scorer: ResponseScorer, rows: Sequence[Row], device: torch.device
-) -> tuple[Tensor, Tensor, int]:
-    """A batch's token log-probs, whose they are (by place), and the number of responses."""
+) -> Callable[[], list[float]]:
+    """`response_logps` that begins when it is called."""
+    batch, count = _prepared(scorer, rows, device)
+
+    @torch.no_grad()
+    def begin() -> list[float]:
+        logps = scorer.token_logps(batch)
+        sums: list[float] = sequence_logps(logps, batch["owners"], count).tolist()
+        return sums
+
+    return begin
+
+
+def token_pass(
+    scorer: ResponseScorer, rows: Sequence[Row], device: torch.device
+) -> Callable[[], list[Tensor]]:
+    """`response_token_logps` that begins when it is called."""
+    batch, count = _prepared(scorer, rows, device)
+
+    @torch.no_grad()
+    def begin() -> list[Tensor]:
+        logps, owners = scorer.token_logps(batch).cpu(), batch["owners"].cpu()
+        return [logps[owners == place] for place in range(count)]
+
+    return begin
+
+
+def _prepared(
+    scorer: ResponseScorer, rows: Sequence[Row], device: torch.device
+) -> tuple[TokenBatch, int]:
+    """A batch whose owners are places of responses, and the number of these."""
     keys = [key for row in rows for key in row.keys]
     place = {key: index for index, key in enumerate(keys)}
     renamed = [Row(row.prompt, row.responses, [place[key] for key in row.keys]) for row in rows]
-    batch = to_device(scorer.collate(renamed), device)
-    return scorer.token_logps(batch), batch["owners"], len(keys)
+    return to_device(scorer.collate(renamed), device), len(keys)
 
 
 def to_device(batch: TokenBatch, device: torch.device) -> TokenBatch:

@@ -13,13 +13,14 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
-from typing import TypeVar
+from functools import partial
+from itertools import accumulate, chain, islice
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from mrpo_tools.errors import UsageError
+from mrpo_tools.errors import MrpoError, UsageError
 from mrpo_tools.maths.noise import Apart, Noise, beyond, loudest
 from mrpo_tools.references.devices import out_of_memory
 from mrpo_tools.scorer.head import SIXTEEN_BITS
@@ -28,7 +29,7 @@ from mrpo_tools.scorer.scorer import (
     OWN_LOGITS,
     ResponseScorer,
     Route,
-    response_token_logps,
+    token_pass,
 )
 from mrpo_tools.scorer.trees import Row
 
@@ -45,6 +46,7 @@ CHECK_TOKENS = 2048
 """Of a padded batch of the sample: the model's own logits are made of all its positions."""
 
 ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
 Logps = Mapping[int, Tensor]
 """Token log-probs by the response's key, nats, on the CPU."""
 
@@ -72,30 +74,57 @@ class Checked:
         return f"log-probs by route {self.route.name!r}; faster ones cannot be used: {reasons}"
 
 
-def plain_logps(scorer: ResponseScorer, row: Row, device: torch.device) -> list[float]:
-    """Log-probs of a row's responses, in nats, by the shortest way there is.
+class Run(Protocol):
+    """Makes passes through a model, and returns what each gives. A pass may be begun several times,
+    where it cannot be made in one go."""
+
+    def __call__(self, passes: Sequence[Callable[[], ResultT]]) -> list[ResultT]:
+        """What each gives, in order."""
+
+
+def one_by_one(passes: Sequence[Callable[[], ResultT]]) -> list[ResultT]:
+    """Passes through a model that is there, one after the other."""
+    return [begin() for begin in passes]
+
+
+def plain_logps(
+    scorer: ResponseScorer, rows: Sequence[Row], device: torch.device, run: Run = one_by_one
+) -> list[list[float]]:
+    """Log-probs of each row's responses, in nats, by the shortest way there is.
 
     That is `log_softmax` of `model(ids).logits`, each response after its prompt in a pass alone.
     """
-    tokens = plain_token_logps(scorer, row, device)
-    return [float(logps.sum(dtype=torch.float64)) for logps in tokens]
+    every = plain_token_logps(scorer, rows, device, run)
+    return [[float(logps.sum(dtype=torch.float64)) for logps in tokens] for tokens in every]
+
+
+def plain_token_logps(
+    scorer: ResponseScorer, rows: Sequence[Row], device: torch.device, run: Run = one_by_one
+) -> list[list[Tensor]]:
+    """The same before they are summed: [L] nats of each response's tokens, on the CPU."""
+    passes = [
+        partial(_plain_pass, scorer, row.prompt, response, device)
+        for row in rows
+        for response in row.responses
+    ]
+    with _model_as_it_was(scorer):
+        logps = iter(run(passes))
+    return [list(islice(logps, len(row.responses))) for row in rows]
 
 
 @torch.no_grad()
-def plain_token_logps(scorer: ResponseScorer, row: Row, device: torch.device) -> list[Tensor]:
-    """The same before they are summed: [L] nats of each response's tokens, on the CPU."""
-    every = []
+def _plain_pass(
+    scorer: ResponseScorer, prompt: Sequence[int], response: Sequence[int], device: torch.device
+) -> Tensor:
+    ids = torch.tensor([[*prompt, *response]], device=device)
     keeps = "logits_to_keep" in inspect.signature(scorer.causal_lm.forward).parameters
-    with _model_as_it_was(scorer), scorer.arithmetic():
-        for response in row.responses:
-            ids = torch.tensor([[*row.prompt, *response]], device=device)
-            last = {"logits_to_keep": len(response) + 1} if keeps else {}
-            logits = scorer.own_logits(ids, **last)
-            logits = logits[0, logits.shape[1] - 1 - len(response) : -1]
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            targets = ids[0, len(row.prompt) :, None]
-            every.append(logits.log_softmax(-1).gather(-1, targets).squeeze(-1).cpu())
-    return every
+    last = {"logits_to_keep": len(response) + 1} if keeps else {}
+    with scorer.arithmetic():
+        logits = scorer.own_logits(ids, **last)
+    logits = logits[0, logits.shape[1] - 1 - len(response) : -1]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    targets = ids[0, len(prompt) :, None]
+    return logits.log_softmax(-1).gather(-1, targets).squeeze(-1).cpu()
 
 
 @contextlib.contextmanager
@@ -152,6 +181,7 @@ def self_check(
     rows: Sequence[Row],
     device: torch.device,
     any_process: Callable[[bool], bool] = bool,
+    run: Run = one_by_one,
 ) -> Checked:
     """Choose the fastest route that agrees with the model's own logits.
 
@@ -165,6 +195,7 @@ def self_check(
         device: where the model is.
         any_process: whether a route is refused in any of several processes, which must all take
             the same one; by default there is one.
+        run: makes the passes.
 
     Raises:
         UsageError: attention `tree` was forced, and the model does not agree with it.
@@ -172,21 +203,21 @@ def self_check(
     rows = _renamed([*rows, *_shared(rows)])
     truth = {
         key: logps
-        for row in rows
-        for key, logps in zip(row.keys, plain_token_logps(scorer, row, device), strict=True)
+        for row, plain in zip(rows, plain_token_logps(scorer, rows, device, run), strict=True)
+        for key, logps in zip(row.keys, plain, strict=True)
         if bool(logps.isfinite().all())
     }
     if not truth:
         scorer.take(scorer.routes[-1])
         return Checked(scorer.route)
-    measured = _plain_noise(scorer, rows, truth, device)
+    measured = _plain_noise(scorer, rows, truth, device, run)
     yardstick = _yardstick(scorer, truth, measured)
     refused: dict[str, str] = dict(scorer.unavailable())
     for route in scorer.routes:
         scorer.take(route)
         if route is ALONE:
             return Checked(route, measured, refused)
-        computed = _computed(scorer, rows, device)
+        computed = _computed(scorer, rows, device, run)
         reason = computed if isinstance(computed, str) else _reason(truth, computed, yardstick)
         is_refused = any_process(reason is not None)
         if not isinstance(computed, str) and not is_refused:
@@ -216,14 +247,14 @@ def _renamed(rows: Sequence[Row]) -> list[Row]:
 
 
 def _plain_noise(
-    scorer: ResponseScorer, rows: Sequence[Row], truth: Logps, device: torch.device
+    scorer: ResponseScorer, rows: Sequence[Row], truth: Logps, device: torch.device, run: Run
 ) -> Noise:
     """Plain rows in a padded batch against the same rows alone, in 16 bits; silence elsewhere, and
     where the family is wrong in padded batches."""
     if scorer.dtype not in SIXTEEN_BITS:
         return Noise()
     scorer.take(OWN_LOGITS)
-    computed = _computed(scorer, rows, device)
+    computed = _computed(scorer, rows, device, run)
     noise = Noise() if isinstance(computed, str) else _noise(truth, computed)
     return noise if noise.rms <= LARGEST * _rounding(scorer, truth) else Noise()
 
@@ -243,23 +274,26 @@ def _rounding(scorer: ResponseScorer, truth: Logps) -> float:
     return torch.finfo(scorer.dtype).eps / 2 * max(spread, SMALLEST_SPREAD)
 
 
-def _computed(scorer: ResponseScorer, rows: Sequence[Row], device: torch.device) -> Logps | str:
+def _computed(
+    scorer: ResponseScorer, rows: Sequence[Row], device: torch.device, run: Run
+) -> Logps | str:
     """The sample by the scorer's route, packed into one line or padded; or why that failed."""
     if scorer.route.share and not scorer.takes_positions:
         return "its decoder takes no positions, and would count those of the line"
     whole = sum(map(len, rows))
     limit = whole if scorer.route.packed else CHECK_TOKENS
-    logps: dict[int, Tensor] = {}
     try:
-        for batch in scorer.batches(rows, limit, worth=math.inf):
-            keys = [key for row in batch for key in row.keys]
-            logps |= zip(keys, response_token_logps(scorer, batch, device), strict=True)
+        batches = scorer.batches(rows, limit, worth=math.inf)
+        computed = run([token_pass(scorer, batch, device) for batch in batches])
+    except MrpoError:
+        raise
     except Exception as error:
         if out_of_memory(error):
             raise
         first = str(error).strip().splitlines()[:1]
         return ": ".join([type(error).__name__, *first])
-    return logps
+    keys = [key for batch in batches for row in batch for key in row.keys]
+    return dict(zip(keys, chain.from_iterable(computed), strict=True))
 
 
 def _noise(truth: Logps, computed: Logps) -> Noise:

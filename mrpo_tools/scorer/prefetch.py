@@ -13,10 +13,17 @@ Result = TypeVar("Result")
 DEPTH = 2
 
 
-def ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], depth: int = DEPTH
+) -> Iterator[Result]:
     """`map` with the next results computed beforehand, beginning now, in one other thread.
 
     A single item is computed when it is asked for.
+
+    Args:
+        function: of an item.
+        items: in order.
+        depth: results that may wait or be in the making.
 
     Raises:
         Exception: what `function` raised, when its result is asked for.
@@ -27,7 +34,7 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator
         return map(function, first)
     rest = chain(first, rest)
     thread = ThreadPoolExecutor(1)
-    waiting = deque(thread.submit(function, item) for item in islice(rest, DEPTH))
+    waiting = deque(thread.submit(function, item) for item in islice(rest, depth))
 
     def results() -> Iterator[Result]:
         try:

@@ -1,0 +1,78 @@
+"""Hidden states of many batches between two layers: on the device, in memory, or in a file."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mrpo_tools.errors import disk_error
+from mrpo_tools.references.devices import free_bytes
+
+SHARE = 0.5
+"""Of free memory that hidden states may take."""
+
+
+class States:
+    """The hidden states of some passes.
+
+    They stay on the device as long as they take no more than `SHARE` of what is free there, then go
+    to the memory of the machine, then to a file that is removed with them.
+
+    Args:
+        count: of passes.
+        device: where layers compute.
+        folder: of the file; None takes the system's for what is temporary.
+
+    Attributes:
+        tokens: of the passes that are kept.
+    """
+
+    def __init__(self, count: int, device: torch.device, folder: Path | None = None) -> None:
+        self.device, self.folder = device, folder
+        self.tokens = 0
+        self._kept: list[Tensor | None] = [None] * count
+        self._room = {device.type: SHARE * free_bytes(device)}
+        self._room.setdefault("cpu", SHARE * free_bytes(torch.device("cpu")))
+
+    def of(self, number: int) -> Tensor:
+        """The states of a pass, [R, T, D], on the device."""
+        kept = self._kept[number]
+        if kept is None:
+            raise IndexError(f"pass {number} has no hidden states yet")
+        return kept.to(self.device)
+
+    def keep(self, number: int, states: Tensor) -> None:
+        """Keep the states of a pass, in place of those before."""
+        kept = self._kept[number]
+        if kept is None:
+            self._kept[number] = self._placed(states)
+            self.tokens += states.shape[0] * states.shape[1]
+        else:
+            kept.copy_(states)
+
+    def forget(self, number: int) -> None:
+        """Let the states of a pass go."""
+        self._kept[number] = None
+
+    def _placed(self, states: Tensor) -> Tensor:
+        for kind in self._room:
+            if states.nbytes <= self._room[kind]:
+                self._room[kind] -= states.nbytes
+                return states.to(kind) if kind != states.device.type else states.clone()
+        return self._in_file(states)
+
+    def _in_file(self, states: Tensor) -> Tensor:
+        """A copy in a file without a name, which goes when the tensor does."""
+        try:
+            with tempfile.NamedTemporaryFile(dir=self.folder, prefix="mrpo-states-") as file:
+                numbers = torch.from_file(
+                    file.name, shared=True, size=math.prod(states.shape), dtype=states.dtype
+                )
+        except (OSError, RuntimeError) as error:
+            reason = error if isinstance(error, OSError) else OSError(str(error))
+            raise disk_error(self.folder or tempfile.gettempdir(), reason) from None
+        return numbers.view(states.shape).copy_(states)
