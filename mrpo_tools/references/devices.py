@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from mrpo_tools.errors import ResourceError
 from mrpo_tools.progress import rank_and_count
+from mrpo_tools.references.limits import free_memory_bytes
 
 
 def pick_device() -> torch.device:
@@ -173,14 +173,15 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory not in use: of the accelerator, its allocator's idle blocks counted, or of this
-    machine. Metal shares the machine's; what it recommends as a limit is taken for its size."""
+    """Memory that may be taken: of the accelerator, its allocator's idle blocks counted, or of
+    this machine. Metal shares the machine's; what it recommends as a limit is taken for its
+    size."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
-    return int(psutil.virtual_memory().available)
+    return free_memory_bytes()
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

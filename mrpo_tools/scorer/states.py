@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -25,18 +26,24 @@ class States:
     Args:
         count: of passes.
         device: where layers compute.
+        room: bytes that they may take by kind of device, the first one first; None measures them.
         folder: of the file; None takes the system's for what is temporary.
 
     Attributes:
         tokens: of the passes that are kept.
     """
 
-    def __init__(self, count: int, device: torch.device, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        count: int,
+        device: torch.device,
+        room: Mapping[str, float] | None = None,
+        folder: Path | None = None,
+    ) -> None:
         self.device, self.folder = device, folder
         self.tokens = 0
         self._kept: list[Tensor | None] = [None] * count
-        self._room = {device.type: SHARE * free_bytes(device)}
-        self._room.setdefault("cpu", SHARE * free_bytes(torch.device("cpu")))
+        self._room = dict(_room(device) if room is None else room)
 
     def of(self, number: int) -> Tensor:
         """The states of a pass, [R, T, D], on the device."""
@@ -76,3 +83,9 @@ class States:
             reason = error if isinstance(error, OSError) else OSError(str(error))
             raise disk_error(self.folder or tempfile.gettempdir(), reason) from None
         return numbers.view(states.shape).copy_(states)
+
+
+def _room(device: torch.device) -> dict[str, float]:
+    """What is free on the device, then in the memory of the machine."""
+    devices = dict.fromkeys((device, torch.device("cpu")))
+    return {each.type: SHARE * free_bytes(each) for each in devices}

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mrpo_tools.references.resolved import ResolvedReference
 from mrpo_tools.scorer.engine import Computed, Tell, in_silence
@@ -167,7 +167,11 @@ class StreamedReference:
         if place:
             states = turn.kept.of(turn.number)
         before = _contents(kwargs)
-        output, self._beside = _apart((turn.layer or nn.Identity())(states, *args, **kwargs))
+        try:
+            given = turn.layer(states, *args, **kwargs)
+        except (AttributeError, KeyError, TypeError) as error:  # what other layers would have left
+            raise self._refused(f"layer {place} cannot compute alone ({error!r})") from None
+        output, self._beside = _apart(given)
         if self._beside and any(each is not None for each in self._beside):
             raise self._refused("its layers give more than hidden states")
         if output.shape != states.shape:
@@ -208,7 +212,7 @@ class _Turn:
 
     Args:
         place: of the layer that computes; their number at the end, when none does.
-        layer: that computes.
+        layer: that computes; None at the end.
         kept: hidden states of every pass.
         number: of the pass.
 
@@ -217,7 +221,7 @@ class _Turn:
         passed: what the last one gave it.
     """
 
-    def __init__(self, place: int, layer: nn.Module | None, kept: States, number: int) -> None:
+    def __init__(self, place: int, layer: Any, kept: States, number: int) -> None:
         self.place, self.layer, self.kept, self.number = place, layer, kept, number
         self.entered = 0
         self.passed: Tensor | None = None
