@@ -7,18 +7,26 @@ import torch
 from mrpo_tools.references.resolved import ResolvedReference
 from mrpo_tools.scorer.engine import Engine
 from mrpo_tools.scorer.loaded import load_reference
+from mrpo_tools.scorer.placement import Placement
+from mrpo_tools.scorer.room import place
 
 
-def load_engine(resolved: ResolvedReference, products: str, device: torch.device) -> Engine:
+def load_engine(
+    resolved: ResolvedReference,
+    products: str,
+    device: torch.device,
+    placed: Placement | None = None,
+) -> Engine:
     """What computes a reference's log-probs.
 
     Args:
         resolved: the reference.
         products: their dtype; it need not be the reference's own.
         device: of this process.
+        placed: where a model goes; None asks `place`.
 
     Raises:
         ResourceError: it does not fit into memory.
         UsageError: the files cannot be loaded.
     """
-    return load_reference(resolved, products, device)
+    return load_reference(resolved, products, device, placed or place(resolved, products, device))

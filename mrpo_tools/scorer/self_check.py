@@ -93,7 +93,7 @@ def plain_token_logps(scorer: ResponseScorer, row: Row, device: torch.device) ->
             logits = scorer.own_logits(ids, **last)
             logits = logits[0, logits.shape[1] - 1 - len(response) : -1]
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            targets = ids[0, len(row.prompt) :, None]
+            targets = ids[0, len(row.prompt) :, None].to(logits.device)
             every.append(logits.log_softmax(-1).gather(-1, targets).squeeze(-1).cpu())
     return every
 
