@@ -41,6 +41,12 @@ ALIASES = {
 """Outside a project: the references of the MRPO paper (Table 1), 7B parameters each."""
 
 
+Place = Annotated[int, Field(ge=0)] | Literal["cpu"]
+"""A GPU by its number among those that are seen, or the memory of the machine."""
+Size = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^\d+(\.\d+)?[KMG]i?B$")]
+"""Bytes, as a number or as `40GiB` or `40GB`."""
+
+
 class Words(BaseModel):
     """A part of a file that refuses unknown keys."""
 
@@ -54,10 +60,12 @@ class Reference(Words):
     the format of products where it is narrower than the weights', as full finetuning has it; None
     means that of the weights. `max_length` None means the model's context length; `batch_tokens`
     None means what suits the device. `max_prompt_length` is how much of a prompt is left by
-    `overlong: keep_end`, and goes with it alone. `stream_layers` reads the model a layer at a time;
-    None does so where nothing holds it. `sweep_tokens` then share one reading of the layers; None
-    takes what hides the reading. `attention`, `batch_tokens`, `stream_layers` and `sweep_tokens`
-    change no numbers; every other field is part of the reference's identity.
+    `overlong: keep_end`, and goes with it alone. `device_map` None means one device where the model
+    fits it, and several where it does not; `max_memory` is what its weights may take of each, in
+    transformers' words: `{0: 40GiB, 1: 40GiB, cpu: 100GiB}`. `stream_layers` reads the model a
+    layer at a time; None does so where nothing holds it. `sweep_tokens` then share one reading of
+    the layers; None takes what hides the reading. `attention`, `batch_tokens` and these four change
+    no numbers; every other field is part of the reference's identity.
     """
 
     model: str
@@ -75,8 +83,16 @@ class Reference(Words):
     trust_remote_code: bool = False
     attention: words.Attention = "auto"
     batch_tokens: int | None = Field(default=None, ge=16)
+    device_map: words.DeviceMap | None = None
+    max_memory: dict[Place, Size] | None = Field(default=None, min_length=1)
     stream_layers: bool | None = None
     sweep_tokens: int | None = Field(default=None, ge=16)
+
+    @model_validator(mode="after")
+    def _says_what_the_limits_are_of(self) -> Reference:
+        if self.max_memory is not None and self.device_map is None:
+            raise ValueError("max_memory goes with device_map: auto alone")
+        return self
 
     @model_validator(mode="after")
     def _says_how_much_is_kept(self) -> Reference:

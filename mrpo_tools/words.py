@@ -36,6 +36,9 @@ _PHRASES[Dtype] = {
 }
 Quantization = Literal["nf4"]
 _PHRASES[Quantization] = {"nf4": "weights in 4 bits, a quarter of the memory"}
+DeviceMap = Literal["auto"]
+"""Where the layers of a reference lie, in transformers' word."""
+_PHRASES[DeviceMap] = {"auto": "its layers spread over all GPUs that are seen"}
 Overlong = Literal["skip", "truncate", "keep_end"]
 _PHRASES[Overlong] = {
     "skip": "it gets no number and is counted",

@@ -38,6 +38,10 @@ class Simulation(LoadedReference):
         self.log, self.seconds, self.shift = log, seconds, shift
         self.loads = 0
 
+    @property
+    def where(self) -> str:
+        return str(self.device)
+
     def load(self, _resolved: object, _dtype: str, device: Any) -> LoadedReference:
         self.device = device
         self.loads += 1

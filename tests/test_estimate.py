@@ -16,10 +16,11 @@ from mrpo_tools.cli import run
 from mrpo_tools.config import Recipe
 from mrpo_tools.errors import UsageError
 from mrpo_tools.precomputing.estimate import count_parameters, estimate
-from mrpo_tools.precomputing.long_rows import blueprint, tell_long_rows
+from mrpo_tools.precomputing.long_rows import tell_long_rows
 from mrpo_tools.precomputing.precompute import precompute
 from mrpo_tools.references.resolved import renderer_of, resolve
 from mrpo_tools.scorer.memory import working_bytes
+from mrpo_tools.scorer.room import blueprint
 from mrpo_tools.scorer.trees import Row
 from mrpo_tools.training.estimate import estimate_training
 from mrpo_tools.training.prepare import prepare

@@ -157,10 +157,14 @@ reference_options = decorate(
                  help="Tokens that share a reading of streamed layers."),
     click.option("--trust-remote-code", is_flag=True, default=None, help="Run the model's code."),
 )  # fmt: skip
+device_map_option = click.option(
+    "--device-map", type=choice(words.DeviceMap),
+    help="Where layers lie.  [default: on one device where they fit it]",
+)  # fmt: skip
 REFERENCE_FIELDS = (
     "dtype", "quantization", "max_length", "max_prompt_length", "overlong", "revision", "adapter",
-    "system", "added_tokens", "batch_tokens", "attention", "stream_layers", "sweep_tokens",
-    "trust_remote_code",
+    "system", "added_tokens", "batch_tokens", "attention", "device_map", "stream_layers",
+    "sweep_tokens", "trust_remote_code",
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from mrpo_tools.cli.options import (
     cache_option,
     dataset_of,
     dataset_options,
+    device_map_option,
     json_option,
     print_json,
     print_records,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
               "[default: under torchrun or srun, this process's part]")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Count tokens; load no weights, write nothing.")
 @reference_options
+@device_map_option
 @json_option
 def precompute(refs: tuple[str, ...], split: str | None, shard: str | None, **options: Any) -> None:
     """Cache each reference's log-probs of every response.
@@ -117,17 +119,20 @@ def shard_of(text: str | None) -> tuple[int, int]:
 def _load(resolved: ResolvedReference, dtype: str, device: torch.device) -> Engine:
     """A reference's model; before the first one, a word about GPUs that lie idle."""
     from mrpo_tools.scorer.choose import load_engine
+    from mrpo_tools.scorer.room import place
 
-    _tell_idle_gpus()
-    return load_engine(resolved, dtype, device)
+    placed = place(resolved, dtype, device)
+    if placed.kind != "too large":
+        _tell_idle_gpus(max(1, placed.cards))
+    return load_engine(resolved, dtype, device, placed)
 
 
 @functools.cache
-def _tell_idle_gpus() -> None:
+def _tell_idle_gpus(used: int) -> None:
     from mrpo_tools.progress import say
     from mrpo_tools.references.devices import idle_gpus, visible_gpus
 
-    if idle := idle_gpus("precompute", visible_gpus()):
+    if idle := idle_gpus("precompute", visible_gpus(), used):
         say(idle)
 
 

@@ -29,7 +29,7 @@ def token_logps(
     Args:
         hidden: [M, D] hidden states, the ones that predict the targets.
         targets: [M] token ids.
-        head: [m, D] -> [m, V] logits, in any dtype.
+        head: [m, D] -> [m, V] logits, in any dtype, on any device.
         tile: positions at a time; None takes `TILES` of the device.
 
     Returns:
@@ -41,6 +41,7 @@ def token_logps(
     def of_tile(states: Tensor, ids: Tensor) -> Tensor:
         logits = head(states)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        ids = ids.to(logits.device)
         return logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
 
     recompute = torch.is_grad_enabled() and hidden.requires_grad
@@ -65,6 +66,7 @@ def sequence_logps(logps: Tensor, owners: Tensor, sequences: int) -> Tensor:
     """
     require_shape("owners", owners, tuple(logps.shape))
     if logps.device.type in WITHOUT_DOUBLES:
-        logps, owners = logps.cpu(), owners.cpu()
+        logps = logps.cpu()
+    owners = owners.to(logps.device)
     total = torch.zeros(sequences, dtype=torch.float64, device=logps.device)
     return total.index_add(0, owners, logps.to(torch.float64))

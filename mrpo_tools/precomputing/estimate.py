@@ -17,12 +17,12 @@ from mrpo_tools.groups import Group, in_split
 from mrpo_tools.maths.logprobs import TILES
 from mrpo_tools.precomputing.encoded import EncodedPrompt, encode, places_of, text_bytes, trees_of
 from mrpo_tools.precomputing.ensure import missing_responses
-from mrpo_tools.precomputing.long_rows import blueprint
 from mrpo_tools.precomputing.run import WINDOW
 from mrpo_tools.references.devices import peak_flops, pick_device
 from mrpo_tools.references.model_files import config_size, tensor_shapes, weight_files
 from mrpo_tools.references.resolved import ResolvedReference, renderer_of
 from mrpo_tools.scorer.memory import NF4_BYTES, weights_of, working_bytes
+from mrpo_tools.scorer.room import blueprint
 from mrpo_tools.scorer.scorer import BATCH_TOKENS, response_logps
 from mrpo_tools.scorer.speed import EFFICIENCY, seconds_of
 from mrpo_tools.scorer.trees import Row, plan_rows, split_tree

@@ -7,32 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from mrpo_tools.groups import Group
 from mrpo_tools.precomputing.encoded import encode, text_bytes, trees_of
 from mrpo_tools.progress import say
 from mrpo_tools.references.devices import free_bytes, pick_device
 from mrpo_tools.references.resolved import ResolvedReference, renderer_of
-from mrpo_tools.scorer.blueprint import Blueprint, blueprint_of
 from mrpo_tools.scorer.memory import weights_of, working_bytes
-from mrpo_tools.scorer.scorer import ResponseScorer
+from mrpo_tools.scorer.room import blueprint
 from mrpo_tools.scorer.trees import Row
 
 LONG = 16_384
 """Tokens of a prompt and its responses that are worth a word."""
-
-
-def blueprint(resolved: ResolvedReference, device: torch.device) -> Blueprint:
-    """The reference's model as its configuration has it, without weights."""
-    reference, products = resolved.reference, getattr(torch, resolved.products)
-    return blueprint_of(
-        files=resolved.files,
-        reference=reference,
-        dtype=resolved.dtype,
-        device=device,
-        scorer=lambda model: ResponseScorer(model, reference.attention, products),
-    )
 
 
 def tell_long_rows(resolved: ResolvedReference, groups: Sequence[Group], long: int = LONG) -> None:

@@ -85,7 +85,8 @@ def compute_missing(
     reset_peak_memory(device)
     with memory_errors(
         f"computing log-probs of reference {resolved.name!r}",
-        "lower `batch_tokens` or set `quantization: nf4` for this reference",
+        "lower `batch_tokens`, set `quantization: nf4` for this reference, or let it take more "
+        "GPUs: `device_map: auto`",
     ):
         summary = _compute(
             resolved=resolved,
@@ -165,7 +166,7 @@ def _record(
     """What the parts say of this run."""
     return WriterRecord(
         reference=absolute_paths(resolved.reference).model_dump(mode="json"),
-        device=str(model.device),
+        device=model.where,
         attention=model.attention,
         dtype=resolved.dtype,
         route=checked.route.name,

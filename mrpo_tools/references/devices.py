@@ -79,17 +79,39 @@ def visible_gpus(
     return [name.strip() for name in names][:count]
 
 
-def idle_gpus(command: str, gpus: Sequence[str]) -> str | None:
-    """A word for who uses one of several GPUs, with what uses all; None where none lies idle.
+def idle_gpus(command: str, gpus: Sequence[str], used: int = 1) -> str | None:
+    """A word for who uses some of several GPUs, with what uses all; None where none lies idle.
 
     Args:
         command: of mrpo, which several processes share.
         gpus: from `visible_gpus`.
+        used: of them, by this process.
     """
-    if len(gpus) < 2 or _several():
+    sets = len(gpus) // used
+    if sets < 2 or _several():
         return None
-    launcher = f"torchrun --nproc-per-node {len(gpus)} -m mrpo_tools"
-    return f"one of {len(gpus)} GPUs is used; all of them: {launcher} {command} …"
+    if used == 1:
+        launcher = f"torchrun --nproc-per-node {len(gpus)} -m mrpo_tools"
+        return f"one of {len(gpus)} GPUs is used; all of them: {launcher} {command} …"
+    first = ",".join(gpus[:used])
+    return (
+        f"{used} of {len(gpus)} GPUs are used; all of them: {sets} processes, the first by "
+        f"CUDA_VISIBLE_DEVICES={first} mrpo {command} --shard 1/{sets} …"
+    )
+
+
+def cards_of(device: torch.device) -> list[torch.device]:
+    """The GPUs over which a process on this device may spread a model: those that it sees."""
+    count = torch.cuda.device_count() if device.type == "cuda" else 0
+    return [torch.device("cuda", index) for index in range(count)]
+
+
+def local_processes(environment: Mapping[str, str] = os.environ) -> int:
+    """How many processes of this machine work together, each on a device of its own."""
+    _, count = rank_and_count(environment)
+    if count == 1 or "LOCAL_RANK" not in environment:
+        return 1
+    return int(environment.get("LOCAL_WORLD_SIZE", count))
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -149,23 +171,33 @@ def reset_peak_memory(device: torch.device) -> None:
 
     Metal keeps no peak; giving its idle blocks back lowers what it holds.
     """
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    for card in _asked(device):
+        torch.cuda.reset_peak_memory_stats(card)
     if device.type == "mps":
         torch.mps.empty_cache()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak of `getrusage`; no library does it
 
 
+def _asked(device: torch.device) -> list[torch.device]:
+    """The GPUs that a device stands for: `cuda` without a number for all of them."""
+    if device.type != "cuda":
+        return []
+    return cards_of(device) if device.index is None else [device]
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """The most memory held since the last reset: on the accelerator, or resident on a CPU.
+
+    Of several GPUs, which a process that was started alone may use, it is the sum of what each held
+    at most, each at its own time.
 
     On a CPU it is the process's maximum resident set, shared libraries counted. Under Linux that
     is at least the one of the process that started this one, as `getrusage` has it. With Metal it
     is what the driver has given out, idle blocks counted: it seldom takes any back.
     """
     if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
+        return sum(int(torch.cuda.max_memory_allocated(card)) for card in _asked(device))
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -56,6 +56,7 @@ def load_model(
     device: torch.device | None = None,
     *,
     quantized: bool = True,
+    device_map: Mapping[str, int | str] | None = None,
 ) -> PreTrainedModel:
     """A causal LM on the device, with its adapter and without dropout.
 
@@ -65,6 +66,8 @@ def load_model(
         dtype: the arithmetic; with `nf4` that of the products.
         device: None picks the accelerator.
         quantized: False ignores the reference's quantisation.
+        device_map: modules by name -> the number of a GPU, or `cpu` for layers that visit the first
+            one when they are computed; None puts all of them on the device.
 
     Raises:
         ResourceError: it does not fit into memory.
@@ -74,6 +77,8 @@ def load_model(
 
     device = device or pick_device()
     options = loading_options(reference, dtype, device, quantized=quantized)
+    if device_map is not None:
+        options["device_map"] = dict(device_map)
     trusted, auto = reference.trust_remote_code, AutoModelForCausalLM
     with named_errors(f"model {reference.model}"):
         model: Any = _load_whole(files.model, options, trusted=trusted, auto=auto)
@@ -110,6 +115,12 @@ def load_reward_model(
             f"reward model {reference.model} has an adapter, which is not read",
             "merge it into its model first",
         )
+    for word in ("device_map", "stream_layers"):
+        if getattr(reference, word):
+            raise UsageError(
+                f"{word} is for references, and {reference.model} is a reward model",
+                "leave it out: a reward model lies on one device",
+            )
     options = loading_options(reference, dtype, device)
     if "quantization_config" in options:
         options["quantization_config"].llm_int8_skip_modules = [HEAD]
@@ -308,7 +319,9 @@ def named_errors(what: str) -> Iterator[None]:
             raise
         if out_of_memory(error):
             raise ResourceError(
-                f"{what} does not fit into memory", "try --quantization nf4, or a smaller model"
+                f"{what} does not fit into memory",
+                "try --quantization nf4, or a smaller model; what else there is for large ones: "
+                "docs/large_references.md",
             ) from None
         reason = first_line(error)
         raise UsageError(f"{what} cannot be loaded: {reason}", "check the path") from None

@@ -25,6 +25,10 @@ class Engine(Protocol):
         """Where ids go to."""
 
     @property
+    def where(self) -> str:
+        """What computes, in words: devices, as the parts record them."""
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of products."""
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mrpo_tools.scorer.across import replace_forward
+
 SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 BLOCK = 8192
 """Rows of the head that are widened at a time where no kernel does it."""
@@ -26,7 +28,7 @@ def widen_logits(model: Any) -> None:
     head = model.get_output_embeddings()
     linear = getattr(head, "base_layer", head)
     if type(linear) is nn.Linear:
-        linear.__dict__["forward"] = partial(wide_linear, linear)
+        replace_forward(linear, partial(wide_linear, linear))
 
 
 def wide_linear(layer: nn.Linear, states: Tensor) -> Tensor:

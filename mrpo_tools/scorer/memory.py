@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -121,13 +121,7 @@ def weights_of(blueprint: Blueprint, *, quantized: bool = False) -> Weights:
     """
     scorer = blueprint.made(torch.device("meta"))
     head = scorer.causal_lm.get_output_embeddings()
-    matrices = {
-        id(layer.weight): layer.weight.numel()
-        for layer in scorer.modules()
-        if isinstance(layer, torch.nn.Linear)
-        and layer is not head
-        and not layer.weight.requires_grad
-    }
+    matrices = _matrices(scorer)
     total = sum(tensor.nbytes for tensor in (*scorer.parameters(), *scorer.buffers()))
     if quantized:
         total -= int(sum(matrices.values()) * (blueprint.dtype.itemsize - NF4_BYTES))
@@ -145,6 +139,33 @@ def weights_of(blueprint: Blueprint, *, quantized: bool = False) -> Weights:
         tensor=max(weight.nbytes for weight in scorer.parameters()),
         width=blueprint.dtype.itemsize,
     )
+
+
+def sizes_of(scorer: ResponseScorer, *, quantized: bool = False) -> dict[str, int]:
+    """Bytes of each parameter and buffer of a causal LM, by its name there.
+
+    Args:
+        scorer: of the model.
+        quantized: as for `weights_of`.
+    """
+    model, matrices = scorer.causal_lm, _matrices(scorer) if quantized else {}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]
+    return {
+        name: int(matrices[id(tensor)] * NF4_BYTES) if id(tensor) in matrices else tensor.nbytes
+        for name, tensor in named
+    }
+
+
+def _matrices(scorer: ResponseScorer) -> dict[int, int]:
+    """Numbers of each weight that would be in NF4. Experts that are one tensor of all are none."""
+    head = scorer.causal_lm.get_output_embeddings()
+    return {
+        id(layer.weight): layer.weight.numel()
+        for layer in scorer.modules()
+        if isinstance(layer, torch.nn.Linear)
+        and layer is not head
+        and not layer.weight.requires_grad
+    }
 
 
 def _units(scorer: ResponseScorer) -> tuple[list[Unit], Unit]:
@@ -256,6 +277,17 @@ def inputs(
             Row(row.prompt, row.responses, [place] * len(row.keys))
             for place, row in enumerate(rows, count)
         ]
-        batches.append(to_device(scorer.collate(own), device))
+        batches.append(_moved(scorer.collate(own), device))
         count += len(rows)
     return batches, count
+
+
+def _moved(batch: TokenBatch, device: torch.device) -> TokenBatch:
+    """The batch on a device; on one that is imagined, its shapes are."""
+    if not isinstance(torch.empty(0), FakeTensor):
+        return to_device(batch, device)
+    imagined: Any = {
+        name: torch.empty_like(value, device=device) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }
+    return cast("TokenBatch", imagined)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mrpo_tools.maths.logprobs import sequence_logps, token_logps
 from mrpo_tools.references.transformers_private import attention_of
+from mrpo_tools.scorer.across import devices_of
 from mrpo_tools.scorer.attention import (
     TREE,
     TREE_PIECES,
@@ -131,8 +132,13 @@ class ResponseScorer(nn.Module):
         return {"auto": packed + padded, TREE: packed}.get(self._asked_attention, padded)
 
     @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Where its layers are computed; the first is where ids go to."""
+        return devices_of(self.causal_lm)
+
+    @property
     def _device(self) -> torch.device:
-        return next(self.parameters()).device
+        return self.devices[0]
 
     @property
     def causal_lm(self) -> Any:
@@ -255,7 +261,7 @@ class ResponseScorer(nn.Module):
     def _token_logps(self, batch: TokenBatch) -> Tensor:
         with self.arithmetic():
             states, head = self._states(batch)
-            lines = states.flatten(0, 1).index_select(0, batch["sources"])
+            lines = states.flatten(0, 1).index_select(0, batch["sources"].to(states.device))
             return token_logps(lines, batch["targets"], head)
 
     def forget_lengths(self) -> None:

@@ -123,7 +123,7 @@ def _plain_pass(
         logits = scorer.own_logits(ids, **last)
     logits = logits[0, logits.shape[1] - 1 - len(response) : -1]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    targets = ids[0, len(prompt) :, None]
+    targets = ids[0, len(prompt) :, None].to(logits.device)
     return logits.log_softmax(-1).gather(-1, targets).squeeze(-1).cpu()
 
 

@@ -65,6 +65,11 @@ class StreamedReference:
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     @property
+    def where(self) -> str:
+        """The device, and how the model comes to it."""
+        return f"{self.device}, a layer at a time"
+
+    @property
     def attention(self) -> str:
         """The attention function of the route that is taken."""
         return self.scorer.attention

@@ -1,0 +1,171 @@
+"""What a reference takes and what the devices of this machine have free: where it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from mrpo_tools.errors import UsageError
+from mrpo_tools.references.devices import cards_of, free_bytes, local_processes
+from mrpo_tools.references.model_files import adapter_weights, first_line, weight_files
+from mrpo_tools.references.resolved import ResolvedReference
+from mrpo_tools.scorer.across import blocks_of
+from mrpo_tools.scorer.blueprint import Blueprint, blueprint_of
+from mrpo_tools.scorer.memory import sizes_of, weights_of, working_bytes
+from mrpo_tools.scorer.placement import Need, Placement, bytes_of, placement
+from mrpo_tools.scorer.scorer import BATCH_TOKENS, ResponseScorer
+from mrpo_tools.scorer.self_check import CHECK_TOKENS
+from mrpo_tools.scorer.trees import Row
+
+LOGITS = 3 * 4
+"""Bytes of a number of the vocabulary for each token of the self-check's padded batch: the model's
+own logits in float32, those of its targets, and a tile."""
+WIDENED_ADAPTER = 2
+"""Times the bytes of an adapter's file, whose 16-bit weights PEFT widens."""
+
+WIDENED = 4
+"""Times the bytes of its files that a model takes at most: in float64, of files in 16 bits."""
+
+FreeBytes = Callable[[torch.device], int]
+
+
+def blueprint(
+    resolved: ResolvedReference, device: torch.device, products: str | None = None
+) -> Blueprint:
+    """The reference's model as its configuration has it, without weights.
+
+    Args:
+        resolved: the reference.
+        device: where it would be.
+        products: their dtype, and the weights', where they are not the reference's own.
+    """
+    reference, own = resolved.reference, products in (None, resolved.products)
+    dtype = getattr(torch, products or resolved.products)
+    return blueprint_of(
+        files=resolved.files,
+        reference=reference,
+        dtype=resolved.dtype if own else str(products),
+        device=device,
+        scorer=lambda model: ResponseScorer(
+            model.requires_grad_(requires_grad=False), reference.attention, dtype
+        ),
+    )
+
+
+def place(
+    resolved: ResolvedReference,
+    products: str,
+    device: torch.device,
+    *,
+    cards: Sequence[torch.device] | None = None,
+    free: FreeBytes = free_bytes,
+    processes: int | None = None,
+) -> Placement:
+    """Where a reference goes on this machine, before any weights are read.
+
+    Other GPUs than the first are asked only where that one is too small. A CPU, and a GPU of Apple,
+    is one device, and too small where the weights alone are more than it has free: what else there
+    is in its memory may give way.
+
+    Args:
+        resolved: the reference.
+        products: their dtype.
+        device: of this process.
+        cards: GPUs that this process sees; None asks torch.
+        free: bytes that a device has free.
+        processes: of this machine that work together; None asks the environment.
+
+    Raises:
+        UsageError: a device map that this process cannot have.
+    """
+    cards = cards_of(device) if cards is None else cards
+    words = resolved.reference
+    asked = words.device_map is not None
+    if not cards:
+        return _without_cards(resolved, products, device, free(device))
+    processes = local_processes() if processes is None else processes
+    if processes > 1:
+        if asked:
+            raise UsageError(
+                f"device_map: auto of {resolved.name!r} spreads it over all GPUs, and "
+                f"{processes} processes of this machine have one each",
+                "start one process: mrpo precompute --ref …; or one for each set of GPUs: "
+                f"CUDA_VISIBLE_DEVICES=0,1 mrpo precompute --shard 1/{processes} …",
+            )
+        cards = [device]
+    limits: dict[int | str, int] | None = None
+    if words.max_memory is not None:
+        limits = {where: bytes_of(size) for where, size in words.max_memory.items()}
+        _refuse_absent(resolved.name, limits, len(cards))
+    try:
+        need = need_of(resolved, products, device)
+    except Exception as error:  # a family's own code may fail in any way without real weights
+        if not asked:
+            return Placement("one")
+        raise UsageError(
+            f"the layers of {resolved.name!r} cannot be told apart: {first_line(error)}",
+            "leave device_map out, which puts it on one device",
+        ) from None
+    if not asked:
+        alone = placement(need, [free(cards[0])])
+        if alone.kind == "one" or len(cards) == 1:
+            return replace(alone, processes=processes)
+    return placement(need, [free(card) for card in cards], asked=asked, limits=limits)
+
+
+def _without_cards(
+    resolved: ResolvedReference, products: str, device: torch.device, free: int
+) -> Placement:
+    files = sum(path.stat().st_size for path in weight_files(resolved.files.model))
+    if WIDENED * files <= free:
+        return Placement("one")
+    try:
+        need = need_of(resolved, products, device)
+    except Exception:  # as above
+        return Placement("one")
+    placed = placement(need, [free])
+    return placed if need.weights > free else Placement("one")
+
+
+def _refuse_absent(name: str, limits: dict[int | str, int], count: int) -> None:
+    absent = [place for place in limits if isinstance(place, int) and place >= count]
+    if absent:
+        raise UsageError(
+            f"max_memory of {name!r} names GPU {absent[0]}, and {count} are seen, from 0",
+            "name those of `nvidia-smi -L`, counted among CUDA_VISIBLE_DEVICES",
+        )
+
+
+def need_of(resolved: ResolvedReference, products: str, device: torch.device) -> Need:
+    """What a reference takes on devices of a kind: its blocks, and batches down to a quarter of
+    what is usual there. A batch is taken to be of one sequence, half of it a response.
+
+    Raises:
+        Exception: of any kind, where a family cannot be imagined.
+    """
+    words = resolved.reference
+    plan = blueprint(resolved, device, products)
+    quantized = words.quantization is not None
+    scorer = plan.made(torch.device("meta"))
+    blocks = blocks_of(scorer.causal_lm, sizes_of(scorer, quantized=quantized))
+    weights = weights_of(plan, quantized=quantized)
+    widened = weights.largest if quantized else 0
+    checking = LOGITS * CHECK_TOKENS * int(plan.text.vocab_size)
+    files = adapter_weights(resolved.files.adapter) if resolved.files.adapter else []
+    adapter = WIDENED_ADAPTER * sum(path.stat().st_size for path in files)
+
+    def working(tokens: int) -> int:
+        row = Row(range(tokens // 2), [range(tokens - tokens // 2)], [0])
+        computing = max(working_bytes(plan, [row]), checking) + widened
+        return max(computing, weights.tensor) + adapter  # a tensor is read before it has its place
+
+    usual = BATCH_TOKENS[device.type == "cpu"]
+    if words.batch_tokens is None:
+        sizes = (usual, usual // 2, usual // 4)
+        return Need(blocks, tuple((size, working(size)) for size in sizes))
+    least = min(words.batch_tokens, usual // 4)  # it is not made smaller, and may fit for all that
+    return Need(
+        blocks, tuple((words.batch_tokens, working(size)) for size in (words.batch_tokens, least))
+    )
