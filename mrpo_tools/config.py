@@ -41,6 +41,20 @@ ALIASES = {
 """Outside a project: the references of the MRPO paper (Table 1), 7B parameters each."""
 
 
+URL_SECRETS = re.compile(r"""(://)[^/\s'"]*@|(://[^\s'"?#]*[?#])[^\s'"]*""")
+"""What stands in a URL before an `@` or after a `?`, and may be a key."""
+SERVED_WORDS = (
+    "server", "engine", "server_model", "served_quantization", "logprobs_mode", "calibration",
+    "concurrency", "timeout",
+)  # fmt: skip
+"""Words of a reference whose weights a server has."""
+OTHER_ENGINES = frozenset(
+    {"sglang", "llama.cpp", "llamacpp", "llama-cpp", "tgi", "ollama", "lmdeploy", "tensorrt-llm",
+     "trtllm", "openai", "mlx", "exllama", "aphrodite"}
+)  # fmt: skip
+"""Engines that somebody may think of, whose protocols are not built."""
+
+
 class Words(BaseModel):
     """A part of a file that refuses unknown keys."""
 
@@ -56,6 +70,11 @@ class Reference(Words):
     None means what suits the device. `max_prompt_length` is how much of a prompt is left by
     `overlong: keep_end`, and goes with it alone. Every field but `attention` and `batch_tokens` is
     part of the reference's identity.
+
+    With a `server` the weights are there, and words of it go with it: the `engine` that it runs,
+    `server_model` for what it calls the model, `served_quantization` and `logprobs_mode` for how it
+    was started, `calibration`, `concurrency` and `timeout` for how it is asked. `dtype` is then the
+    server's and must be said. Where it is and how it is asked is no part of the identity.
     """
 
     model: str
@@ -73,6 +92,39 @@ class Reference(Words):
     trust_remote_code: bool = False
     attention: words.Attention = "auto"
     batch_tokens: int | None = Field(default=None, ge=16)
+    server: str | None = None
+    engine: words.ServedEngine | None = None
+    server_model: str | None = None
+    served_quantization: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    logprobs_mode: words.LogprobsMode | None = None
+    calibration: words.Calibration | None = None
+    concurrency: int | None = Field(default=None, ge=1)
+    timeout: float | None = Field(default=None, gt=0)
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _is_built(cls, value: object) -> object:
+        if isinstance(value, str) and value.lower() in OTHER_ENGINES:
+            raise ValueError(
+                "log-probs of a reference can be asked of vllm alone; the other engines' protocols "
+                "are not built"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _is_of_a_server_or_not(self) -> Reference:
+        said = [word for word in SERVED_WORDS if getattr(self, word) is not None]
+        if self.server is None and said:
+            raise ValueError(f"{said[0]} goes with server alone")
+        if self.server is None:
+            return self
+        if self.dtype is None:
+            raise ValueError("a server does not say its dtype: dtype: bfloat16, as it was started")
+        here = [word for word in ("quantization", "autocast") if getattr(self, word) is not None]
+        if here:
+            hint = "; served_quantization is the server's" if "quantization" in here else ""
+            raise ValueError(f"{here[0]} is of weights that are loaded here, not served{hint}")
+        return self
 
     @model_validator(mode="after")
     def _says_how_much_is_kept(self) -> Reference:
@@ -389,7 +441,8 @@ def _in_words(problem: ErrorDetails) -> str:
     place = ".".join(map(str, problem["loc"])) or "the whole file"
     if _is_unknown(problem):
         return f"{place}: unknown key"
-    return f"{place}: {problem['msg']}, found {problem.get('input')!r:.60}"
+    found = URL_SECRETS.sub(r"\1\2***", f"{problem.get('input')!r}")
+    return f"{place}: {problem['msg']}, found {found:.60}"
 
 
 def _near_key(model: type[BaseModel], path: tuple[int | str, ...]) -> str | None:
@@ -438,6 +491,11 @@ def absolute_paths(reference: Reference) -> Reference:
     paths = {word: Path(value).expanduser() for word, value in named.items() if value}
     local = {word: str(path.resolve()) for word, path in paths.items() if path.exists()}
     return reference.model_copy(update=local)
+
+
+def loaded_here(reference: Reference) -> Reference:
+    """The same model with weights of one's own: without the words of a server."""
+    return reference.model_copy(update=dict.fromkeys(SERVED_WORDS))
 
 
 def pinned(dataset: Dataset, revision: str | None) -> Dataset:
