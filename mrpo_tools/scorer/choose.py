@@ -7,6 +7,7 @@ import torch
 from mrpo_tools.references.resolved import ResolvedReference
 from mrpo_tools.scorer.engine import Engine
 from mrpo_tools.scorer.loaded import load_reference
+from mrpo_tools.scorer.served import load_served
 
 
 def load_engine(resolved: ResolvedReference, products: str, device: torch.device) -> Engine:
@@ -19,6 +20,9 @@ def load_engine(resolved: ResolvedReference, products: str, device: torch.device
 
     Raises:
         ResourceError: it does not fit into memory.
+        ServerError: it has a server, which is not as it was asked, or does not answer.
         UsageError: the files cannot be loaded.
     """
+    if resolved.reference.server is not None:
+        return load_served(resolved)
     return load_reference(resolved, products, device)
