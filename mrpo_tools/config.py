@@ -45,6 +45,20 @@ Place = Annotated[int, Field(ge=0)] | Literal["cpu"]
 """A GPU by its number among those that are seen, or the memory of the machine."""
 Size = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^\d+(\.\d+)?[KMG]i?B$")]
 """Bytes, as a number or as `40GiB` or `40GB`."""
+URL_SECRETS = re.compile(r"""(://)[^/\s'"]*@|(://[^\s'"?#]*[?#])[^\s'"]*""")
+"""What stands in a URL before an `@` or after a `?`, and may be a key."""
+SERVED_WORDS = (
+    "server", "engine", "server_model", "served_quantization", "logprobs_mode", "calibration",
+    "concurrency", "timeout",
+)  # fmt: skip
+"""Words of a reference whose weights a server has."""
+OF_WEIGHTS_HERE = ("quantization", "autocast", "device_map", "stream_layers", "sweep_tokens")
+"""Words that go with none of these."""
+OTHER_ENGINES = frozenset(
+    {"sglang", "llama.cpp", "llamacpp", "llama-cpp", "tgi", "ollama", "lmdeploy", "tensorrt-llm",
+     "trtllm", "openai", "mlx", "exllama", "aphrodite"}
+)  # fmt: skip
+"""Engines that somebody may think of, whose protocols are not built."""
 
 
 class Words(BaseModel):
@@ -66,6 +80,11 @@ class Reference(Words):
     layer at a time; None does so where nothing holds it. `sweep_tokens` then share one reading of
     the layers; None takes what hides the reading. `attention`, `batch_tokens` and these four change
     no numbers; every other field is part of the reference's identity.
+
+    With a `server` the weights are there, and words of it go with it: the `engine` that it runs,
+    `server_model` for what it calls the model, `served_quantization` and `logprobs_mode` for how it
+    was started, `calibration`, `concurrency` and `timeout` for how it is asked. `dtype` is then the
+    server's and must be said. Where it is and how it is asked is no part of the identity.
     """
 
     model: str
@@ -92,6 +111,42 @@ class Reference(Words):
     def _says_what_the_limits_are_of(self) -> Reference:
         if self.max_memory is not None and self.device_map is None:
             raise ValueError("max_memory goes with device_map: auto alone")
+        if self.device_map and self.stream_layers:
+            raise ValueError("device_map and stream_layers are two ways: one of them")
+        return self
+
+    server: str | None = None
+    engine: words.ServedEngine | None = None
+    server_model: str | None = None
+    served_quantization: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    logprobs_mode: words.LogprobsMode | None = None
+    calibration: words.Calibration | None = None
+    concurrency: int | None = Field(default=None, ge=1)
+    timeout: float | None = Field(default=None, gt=0)
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _is_built(cls, value: object) -> object:
+        if isinstance(value, str) and value.lower() in OTHER_ENGINES:
+            raise ValueError(
+                "log-probs of a reference can be asked of vllm alone; the other engines' protocols "
+                "are not built"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _is_of_a_server_or_not(self) -> Reference:
+        said = [word for word in SERVED_WORDS if getattr(self, word) is not None]
+        if self.server is None and said:
+            raise ValueError(f"{said[0]} goes with server alone")
+        if self.server is None:
+            return self
+        if self.dtype is None:
+            raise ValueError("a server does not say its dtype: dtype: bfloat16, as it was started")
+        here = [word for word in OF_WEIGHTS_HERE if getattr(self, word) is not None]
+        if here:
+            hint = "; served_quantization is the server's" if "quantization" in here else ""
+            raise ValueError(f"{here[0]} is of weights that are loaded here, not served{hint}")
         return self
 
     @model_validator(mode="after")
@@ -409,7 +464,8 @@ def _in_words(problem: ErrorDetails) -> str:
     place = ".".join(map(str, problem["loc"])) or "the whole file"
     if _is_unknown(problem):
         return f"{place}: unknown key"
-    return f"{place}: {problem['msg']}, found {problem.get('input')!r:.60}"
+    found = URL_SECRETS.sub(r"\1\2***", f"{problem.get('input')!r}")
+    return f"{place}: {problem['msg']}, found {found:.60}"
 
 
 def _near_key(model: type[BaseModel], path: tuple[int | str, ...]) -> str | None:
@@ -458,6 +514,11 @@ def absolute_paths(reference: Reference) -> Reference:
     paths = {word: Path(value).expanduser() for word, value in named.items() if value}
     local = {word: str(path.resolve()) for word, path in paths.items() if path.exists()}
     return reference.model_copy(update=local)
+
+
+def loaded_here(reference: Reference) -> Reference:
+    """The same model with weights of one's own: without the words of a server."""
+    return reference.model_copy(update=dict.fromkeys(SERVED_WORDS))
 
 
 def pinned(dataset: Dataset, revision: str | None) -> Dataset:

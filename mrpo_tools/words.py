@@ -82,6 +82,23 @@ _PHRASES[Attention] = {
     "eager": "plain matrix products: slow, and works anywhere",
 }
 
+ServedEngine = Literal["vllm"]
+"""The engines whose servers are asked for a reference's log-probs."""
+_PHRASES[ServedEngine] = {"vllm": "prompt_logprobs of token ids"}
+LogprobsMode = Literal["raw_logprobs", "processed_logprobs"]
+"""What a server's log-probs are of, as it was started."""
+_PHRASES[LogprobsMode] = {
+    "raw_logprobs": "the model's own logits",
+    "processed_logprobs": "what is left after sampling rules; of a prompt the same",
+}
+Calibration = Literal["auto", "weights", "server"]
+"""What a server's log-probs are compared with before the first is kept."""
+_PHRASES[Calibration] = {
+    "auto": "the weights, where they lie here and fit; else as server",
+    "weights": "the weights, which must lie here and fit",
+    "server": "themselves alone: asked again, otherwise, in other company",
+}
+
 Loss = Literal[
     "mrpo", "mean_ref", "inpo", "mnpo", "dpo", "multi_dpo", "ipo", "slic", "rrhf", "cpo",
     "kto_pair", "orpo", "r_dpo", "simpo", "sppo", "sft", "mpo", "w_mpo", "swepo", "mpo_1vsk",

@@ -9,7 +9,7 @@ from mrpo_tools.config import Reference
 from mrpo_tools.errors import CacheStale, UsageError
 from mrpo_tools.references.identity import Difference, changes, fields_of_words
 from mrpo_tools.references.locate import is_here
-from mrpo_tools.references.resolved import ResolvedReference, resolve
+from mrpo_tools.references.resolved import ResolvedReference, as_cached, resolve
 
 
 def stores_of(
@@ -66,7 +66,8 @@ def _differences(store: ReferenceStore, reference: Reference) -> list[Difference
     if not is_here(reference):
         return _from_words(store, reference)
     dtype = reference.dtype or store.identity.fields["dtype"]
-    return _from_files(store, resolve(store.name, reference.model_copy(update={"dtype": dtype})))
+    words = reference.model_copy(update={"dtype": dtype})
+    return _from_files(store, resolve(store.name, words, ask=as_cached(store.identity)))
 
 
 def _from_files(store: ReferenceStore, resolved: ResolvedReference) -> list[Difference]:

@@ -43,7 +43,9 @@ class WriterRecord:
         dtype: of the weights.
         route: how rows were computed (`Route.name` of the scorer).
         refused: why faster routes were not taken, by name.
-        noise: of the numbers, measured on a sample of rows against the same rows alone.
+        noise: of the numbers, measured on a sample of rows against the same rows alone; of a
+            server's also against the weights, where they lay here.
+        calibration: of a server's numbers: what they were compared with, and how they compared.
         started: when the run that wrote the part began, seconds since 1970.
         created: when the part was written, seconds since 1970.
         versions: of the libraries that numbers may depend on.
@@ -59,6 +61,7 @@ class WriterRecord:
     route: str | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
     noise: Noise = field(default_factory=Noise)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
     started: float | None = None
     created: float | None = None
     versions: Mapping[str, str] = field(default_factory=dict)

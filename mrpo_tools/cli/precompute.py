@@ -122,7 +122,7 @@ def _load(resolved: ResolvedReference, dtype: str, device: torch.device) -> Engi
     from mrpo_tools.scorer.room import place
 
     placed = place(resolved, dtype, device)
-    if placed.kind != "too large":
+    if placed.kind not in ("server", "too large"):
         _tell_idle_gpus(max(1, placed.cards))
     return load_engine(resolved, dtype, device, placed)
 

@@ -52,7 +52,8 @@ def ensure(
         from mrpo_tools.precomputing.run import compute_missing
         from mrpo_tools.scorer.choose import load_engine
 
-        tell_long_rows(resolved, incomplete)
+        if resolved.reference.server is None:
+            tell_long_rows(resolved, incomplete)
         summary = compute_missing(
             resolved,
             summary.store,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -28,7 +29,8 @@ class Meter:
 
     def __init__(self, model: Engine, peak: float | None = None) -> None:
         if peak is None and sys.stderr.isatty():
-            peak = peak_flops(model.device, model.dtype)
+            works_here = model.useful_flops(1, 1) > 0
+            peak = peak_flops(model.device, model.dtype) if works_here else math.inf
         self.model, self.peak, self.started = model, peak, time.monotonic()
         self.tokens = self.padding = self.targets = 0
         self.note = ""
@@ -43,7 +45,9 @@ class Meter:
             self.note = self._note(self.peak, time.monotonic() - self.started)
 
     def _note(self, peak: float, seconds: float) -> str:
-        share = self.model.useful_flops(self.tokens, self.targets) / seconds / peak
+        if not (flops := self.model.useful_flops(self.tokens, self.targets)):  # not made here
+            return f"{self.tokens:,} tokens, {self.tokens / seconds:,.0f} tokens/s"
+        share = flops / seconds / peak
         padding = self.padding / (self.tokens + self.padding)
         memory = peak_memory_bytes(self.model.device) / 1e9
         return (

@@ -50,6 +50,8 @@ CHECKED_BYTES = 2000
 """Groups with more text than this take no part in the self-check, but for a window's sake."""
 CHECKED_GROUPS = {True: 3, False: 8}
 """Of each kind, in float32 and in 16 bits, where noise must be told from a fault."""
+CALIBRATED_GROUPS, CALIBRATED_BYTES = 32, 20_000
+"""Of each kind, and how long, where a server is asked: some 64 responses and more."""
 TOKEN_BYTES = 6
 """No fewer than a token of text has, on average."""
 
@@ -145,7 +147,7 @@ def _compute(
         rows = _CountedRows(writer)
         total = sum(map(text_bytes, groups))
         done = _all_batches(model, resolved, windows=encoded, total_bytes=total, rows=rows)
-        if done.bad and resolved.products != "float32":
+        if done.bad and resolved.products != "float32" and resolved.reference.server is None:
             writer.flush()
             del model
             free_memory()
@@ -172,6 +174,7 @@ def _record(
         route=checked.route.name,
         refused=checked.refused,
         noise=checked.noise,
+        calibration=checked.calibration,
         started=started,
     )
 
@@ -250,11 +253,12 @@ def _warnings(
 def _check_sample(groups: Sequence[Group], resolved: ResolvedReference) -> list[Group]:
     """The groups that the self-check sees."""
     window = sliding_window(resolved.files.model)
+    served = resolved.reference.server is not None
     return check_sample(
         groups,
         size=text_bytes,
         responses=lambda group: len(group.responses),
-        count=CHECKED_GROUPS[resolved.products == "float32"],
-        quick=CHECKED_BYTES,
+        count=CALIBRATED_GROUPS if served else CHECKED_GROUPS[resolved.products == "float32"],
+        quick=CALIBRATED_BYTES if served else CHECKED_BYTES,
         window=window and window * TOKEN_BYTES,
     )

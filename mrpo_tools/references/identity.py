@@ -33,6 +33,7 @@ from mrpo_tools.references.model_files import (
     tokenizer_settings,
     weight_files,
 )
+from mrpo_tools.server.about import About
 
 RENDERING_VERSION = 1
 """Raised whenever the same text would be rendered or tokenised to other ids."""
@@ -48,13 +49,19 @@ FIELDS = (
     "quantization", "tokenizer", "chat_template", "pinned_date", "bos_token", "eos_token", "system",
     "added_tokens", "max_length", "overlong",
 )  # fmt: skip
-"""Of every identity. Imported numbers have an `origin` besides."""
+"""Of every identity. Imported numbers have an `origin` besides, served ones `SERVED_FIELDS`."""
 
 NARROW_FIELDS = ("autocast", "logits")
 """Of products in 16 bits alone, so that identities in float32 stay what they were."""
 
 CUT_FIELDS = ("max_prompt_length",)
 """Of references that read the end of long prompts alone, for the same reason."""
+
+SERVED_FIELDS = ("engine", "engine_version", "logprobs_mode", "served_model")
+"""Of references whose weights a server has, for the same reason."""
+
+ENGINE, LOGPROBS_MODE = "vllm", "raw_logprobs"
+"""What is meant where a served reference does not say it."""
 
 
 class Difference(NamedTuple):
@@ -147,6 +154,45 @@ def identify_reader(reference: Reference, files: ModelFiles) -> Identity:
     )
 
 
+def identify_served(reference: Reference, files: ModelFiles, served: About) -> Identity:
+    """The identity of log-probs that a server computes: never that of a model that is loaded here.
+
+    Which weights it has cannot be seen. Those of the hub are known by their commit, and those that
+    lie here by their hash: of these it is said to be. Its dtype and quantisation are what the words
+    say; its version and what it calls the model are what it says. Where it is is no part of it.
+
+    Args:
+        reference: the words of the project file, of a server.
+        files: what `locate` found, weights or not.
+        served: what the server says of itself.
+    """
+    reader = identify_reader(reference, files).fields
+    context = context_length(files.model)
+    if reference.max_length is None and context is not None:
+        reader["max_length"] = context - 1  # an engine generates a token after the last one
+    return Identity(
+        {
+            **reader,
+            "config": _hash_json(files.model / "config.json", IGNORED_CONFIG),
+            "code": _code_hash(files.model) if reference.trust_remote_code else None,
+            "dtype": reference.dtype,
+            "quantization": reference.served_quantization,
+            **{name: getattr(reference, name) for name in CUT_FIELDS if getattr(reference, name)},
+            **_serving(reference),
+            "engine_version": served.version,
+            "served_model": served.model,
+        }
+    )
+
+
+def _serving(reference: Reference) -> dict[str, object]:
+    """Fields that the words of a server decide."""
+    return {
+        "engine": reference.engine or ENGINE,
+        "logprobs_mode": reference.logprobs_mode or LOGPROBS_MODE,
+    }
+
+
 def _reading(reference: Reference, files: ModelFiles) -> dict[str, Any]:
     """The fields that decide which ids a text has."""
     template = template_text(files.model, reference.chat_template)
@@ -208,6 +254,11 @@ def fields_of_words(reference: Reference) -> dict[str, object]:
         name: getattr(reference, name)
         for name in ("quantization", "overlong", "system", "added_tokens")
     }
+    if reference.server is None:
+        fields["engine"] = None
+    else:
+        fields |= {**_serving(reference), "quantization": reference.served_quantization}
+        fields |= {"served_model": reference.server_model} if reference.server_model else {}
     for name in ("dtype", "max_length", *CUT_FIELDS):
         if getattr(reference, name) is not None:
             fields[name] = getattr(reference, name)

@@ -9,6 +9,7 @@ from mrpo_tools.scorer.engine import Engine
 from mrpo_tools.scorer.loaded import load_reference
 from mrpo_tools.scorer.placement import Placement
 from mrpo_tools.scorer.room import place
+from mrpo_tools.scorer.served import load_served
 from mrpo_tools.scorer.streamed import StreamedReference
 
 
@@ -28,16 +29,12 @@ def load_engine(
 
     Raises:
         ResourceError: it does not fit into memory.
+        ServerError: it has a server, which is not as it was asked, or does not answer.
         UsageError: the files cannot be loaded.
     """
     placed = placed or place(resolved, products, device)
-    if is_streamed(resolved, placed):
+    if placed.kind == "server":
+        return load_served(resolved)
+    if placed.kind == "layers":
         return StreamedReference(resolved, products, device, resolved.reference.sweep_tokens)
     return load_reference(resolved, products, device, placed)
-
-
-def is_streamed(resolved: ResolvedReference, placed: Placement) -> bool:
-    """Whether a reference is computed a layer at a time: as its words say, or where nothing here
-    holds it."""
-    asked = resolved.reference.stream_layers
-    return placed.kind == "too large" if asked is None else asked

@@ -1,4 +1,5 @@
-"""Where a reference is computed: on one device, across several, or nowhere here. Arithmetic alone.
+"""Where a reference is computed: on one device, across several, a layer at a time, or by a server.
+Arithmetic alone.
 
 A model whose layers lie on several cards computes them one after the other, so it is no faster than
 on one card that holds it: fewer are better, and the cards that are left can take other rows.
@@ -63,7 +64,7 @@ class Share(NamedTuple):
     free: int
 
 
-Kind = Literal["one", "across", "too large"]
+Kind = Literal["one", "across", "layers", "server", "too large"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class Placement:
     """Where a model goes.
 
     Attributes:
-        kind: `one` device, `across` several, or `too large` for all of them together.
+        kind: `one` device, `across` several, `layers` that are on one device in turn, a `server`'s,
+            or `too large` for all devices together.
         batch_tokens: of a batch that fits beside the weights; None where nothing was reckoned.
         shares: of each device that is used; of those that were asked where it is too large.
         device_map: of a model that lies across several; None otherwise.

@@ -63,8 +63,9 @@ def place(
     free: FreeBytes = free_bytes,
     processes: int | None = None,
 ) -> Placement:
-    """Where a reference goes on this machine, before any weights are read.
+    """Where a reference goes, before any weights are read.
 
+    A layer at a time is the way of what nothing here holds, unless its words forbid it.
     Other GPUs than the first are asked only where that one is too small. A CPU, and a GPU of Apple,
     is one device, and too small where the weights alone are more than it has free: what else there
     is in its memory may give way.
@@ -80,12 +81,32 @@ def place(
     Raises:
         UsageError: a device map that this process cannot have.
     """
+    words = resolved.reference
+    if words.server is not None:
+        return Placement("server")
+    if words.stream_layers:
+        return Placement("layers")
     cards = cards_of(device) if cards is None else cards
+    processes = local_processes() if processes is None else processes
+    if cards:
+        placed = _on_cards(resolved, products, device, cards, free, processes)
+    else:
+        placed = _without_cards(resolved, products, device, free(device))
+    if placed.kind == "too large" and words.stream_layers is None:
+        return replace(placed, kind="layers")
+    return placed
+
+
+def _on_cards(
+    resolved: ResolvedReference,
+    products: str,
+    device: torch.device,
+    cards: Sequence[torch.device],
+    free: FreeBytes,
+    processes: int,
+) -> Placement:
     words = resolved.reference
     asked = words.device_map is not None
-    if not cards:
-        return _without_cards(resolved, products, device, free(device))
-    processes = local_processes() if processes is None else processes
     if processes > 1:
         if asked:
             raise UsageError(
@@ -125,8 +146,7 @@ def _without_cards(
         need = need_of(resolved, products, device)
     except Exception:  # as above
         return Placement("one")
-    placed = placement(need, [free])
-    return placed if need.weights > free else Placement("one")
+    return placement(need, [free]) if need.weights > free else Placement("one")
 
 
 def _refuse_absent(name: str, limits: dict[int | str, int], count: int) -> None:

@@ -59,11 +59,13 @@ class Checked:
         route: that is taken.
         noise: of its numbers in 16 bits: rms and bias against the same rows alone.
         refused: why faster routes are not taken, by name.
+        calibration: of a server: what its numbers were compared with, and how they compare.
     """
 
     route: Route
     noise: Noise = field(default_factory=Noise)
     refused: Mapping[str, str] = field(default_factory=dict)
+    calibration: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def slower(self) -> str | None:

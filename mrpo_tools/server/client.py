@@ -80,6 +80,11 @@ class Server:
         url = self.url.rstrip("/")
         return url if urlsplit(url).path else f"{url}/v1"
 
+    @property
+    def root(self) -> str:
+        """The URL without the protocol's `/v1`, where an engine answers what is its own."""
+        return self.base.removesuffix("/v1")
+
 
 class Refused(ServerError):
     """The server answers that it will not: another attempt would be answered so too.
@@ -139,11 +144,19 @@ class Client:
         with contextlib.suppress(RuntimeError):  # it says that requests are on their way
             self._http.close()
 
-    def get(self, path: str, read: Callable[[Body], Value]) -> Value:
-        """What `read` makes of the reply to a GET; see `post`."""
-        return self._tried("GET", path, None, read)
+    def get(self, path: str, read: Callable[[Body], Value], under: str | None = None) -> Value:
+        """What `read` makes of the reply to a GET; see `post`.
 
-    def post(self, path: str, body: Body, read: Callable[[Body], Value]) -> Value:
+        Args:
+            path: as for `post`.
+            read: as for `post`.
+            under: a URL in place of the server's.
+        """
+        return self._tried("GET", f"{under or self.server.base}{path}", None, read)
+
+    def post(
+        self, path: str, body: Body, read: Callable[[Body], Value], attempts: int | None = None
+    ) -> Value:
         """What `read` makes of the reply to a POST.
 
         Args:
@@ -151,27 +164,33 @@ class Client:
             body: of JSON.
             read: raises KeyError, TypeError, IndexError or ValueError where the reply, an object,
                 is not what was asked for; the request is then tried again.
+            attempts: None for the server's.
 
         Raises:
             Refused: the server will not (4xx), so this was asked once.
             ServerError: every attempt failed; says how the last one did.
         """
-        return self._tried("POST", path, body, read)
+        return self._tried("POST", f"{self.server.base}{path}", body, read, attempts)
 
     def _tried(
-        self, method: str, path: str, body: Body | None, read: Callable[[Body], Value]
+        self,
+        method: str,
+        url: str,
+        body: Body | None,
+        read: Callable[[Body], Value],
+        attempts: int | None = None,
     ) -> Value:
-        reason = ""
-        for attempt in range(self.server.attempts):
+        reason, attempts = "", attempts or self.server.attempts
+        for attempt in range(attempts):
             self._wait(attempt)
             try:
-                return self._once(method, path, body, read)
+                return self._once(method, url, body, read)
             except _Again as failure:
                 reason = str(failure)
                 if failure.after:
                     self._not_before = max(self._not_before, time.monotonic() + failure.after)
         raise ServerError(
-            f"{self.server.base}{path}: {self.server.attempts} attempts failed, the last: {reason}",
+            f"{url}: {attempts} attempts failed, the last: {reason}",
             GOES_ON,
         )
 
@@ -186,12 +205,12 @@ class Client:
             raise ServerError(f"{self.server.base}: the work was ended")
 
     def _once(
-        self, method: str, path: str, body: Body | None, read: Callable[[Body], Value]
+        self, method: str, url: str, body: Body | None, read: Callable[[Body], Value]
     ) -> Value:
         import httpx2
 
         try:
-            reply = self._http.request(method, f"{self.server.base}{path}", json=body)
+            reply = self._http.request(method, url, json=body)
         except httpx2.TimeoutException:
             raise _Again(f"no answer in {self.server.timeout:g} s") from None
         except (httpx2.RequestError, RuntimeError) as error:  # a closed client is a RuntimeError
@@ -199,7 +218,7 @@ class Client:
         if reply.status_code in PASSING or reply.status_code >= 500:
             raise _Again(self._status(reply), retry_after(reply.headers.get("retry-after")))
         if not reply.is_success:
-            what = f"{self.server.base}{path}: {self._status(reply)}"
+            what = f"{url}: {self._status(reply)}"
             raise Refused(what, reply.status_code)
         try:
             value = reply.json()
