@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 from mrpo_tools.cache import LogpRow, PartWriter, ReferenceStore, WriterRecord
@@ -29,6 +30,7 @@ from mrpo_tools.precomputing.encoded import (
 from mrpo_tools.precomputing.meter import Meter
 from mrpo_tools.precomputing.prefetch import ahead
 from mrpo_tools.precomputing.summary import Summary
+from mrpo_tools.precomputing.taking_over import Others
 from mrpo_tools.progress import bar
 from mrpo_tools.references.devices import (
     free_memory,
@@ -59,6 +61,7 @@ def compute_missing(
     *,
     load: LoadReference = load_reference,
     part_rows: int = PART_ROWS,
+    others: Others | None = None,
 ) -> Summary:
     """Compute the log-prob of every response of `groups`, and store it.
 
@@ -71,6 +74,8 @@ def compute_missing(
         groups: prompts with the responses that have no number yet.
         load: gives the model; called again for float32 where numbers are no log-probs.
         part_rows: rows of a part.
+        others: that fill the store as well: what they have written is left out, and what they have
+            not is computed after `groups`.
 
     Returns:
         What was computed; `reused` and `seconds` are the caller's to know.
@@ -91,6 +96,7 @@ def compute_missing(
             groups=sorted(groups, key=text_bytes, reverse=True),
             load=lambda dtype: load(resolved, dtype, device),
             part_rows=part_rows,
+            others=others,
         )
     return replace(summary, peak_bytes=peak_memory_bytes(device))
 
@@ -103,15 +109,17 @@ def is_log_prob(value: float) -> bool:
 class _CountedRows:
     """Rows on their way to a writer, counted by status."""
 
-    def __init__(self, writer: PartWriter) -> None:
-        self.writer = writer
+    def __init__(self, writer: PartWriter, others: Others | None) -> None:
+        self.writer, self.others = writer, others
         self.counts: Counter[str] = Counter()
-        self.cut = 0
+        self.cut = self.taken_over = 0
 
     def add(self, rows: Sequence[LogpRow]) -> None:
         self.writer.add(rows)
         self.counts.update(row.status for row in rows)
         self.cut += sum(row.truncated for row in rows)
+        if self.others is not None:
+            self.taken_over += sum(self.others.foreign(row.prompt_id) for row in rows)
 
 
 class _Pass(NamedTuple):
@@ -129,6 +137,7 @@ def _compute(
     groups: Sequence[Group],
     load: Callable[[str], LoadedReference],
     part_rows: int,
+    others: Others | None,
 ) -> Summary:
     started = time.time()
     renderer = renderer_of(resolved)
@@ -138,10 +147,15 @@ def _compute(
     model = load(resolved.products)
     checked = model.self_check(sample)
     record = _record(model, resolved, checked, started)
-    with PartWriter(store, record, rows=part_rows) as writer:
-        rows = _CountedRows(writer)
+    with PartWriter(store, record, rows=part_rows, early=others is not None) as writer:
+        rows = _CountedRows(writer, others)
         total = sum(map(text_bytes, groups))
-        done = _all_batches(model, resolved, windows=encoded, total_bytes=total, rows=rows)
+        if others is not None:
+            theirs = map(partial(encode, renderer), others.blocks(writer.flush))
+            encoded = map(others.fresh, chain(encoded, theirs))
+        done = _all_batches(
+            model, resolved, windows=encoded, total_bytes=total, rows=rows, others=others
+        )
         if done.bad and resolved.products != "float32":
             writer.flush()
             del model
@@ -151,6 +165,7 @@ def _compute(
     return Summary(
         store,
         computed=rows.counts,
+        taken_over=rows.taken_over,
         tokens=done.tokens,
         padding=done.padding,
         warnings=_warnings(resolved, rows, bad=len(done.bad), slower=checked.slower),
@@ -180,6 +195,7 @@ def _all_batches(
     windows: Iterable[list[EncodedPrompt]],
     total_bytes: int,
     rows: _CountedRows,
+    others: Others | None,
 ) -> _Pass:
     """Write what is overlong and what is a log-prob."""
     bad: list[Place] = []
@@ -190,7 +206,8 @@ def _all_batches(
             overlong = [place for place in places if place.response.overlong]
             rows.add([place.row(None, "overlong") for place in overlong])
             advance(sum(place.text_bytes for place in overlong) / 1000)
-            for batch in model.batches(trees_of(window), resolved.reference.batch_tokens):
+            batches = model.batches(trees_of(window), resolved.reference.batch_tokens)
+            for batch in batches if others is None else others.unwritten(batches, places):
                 computed = [places[key] for row in batch for key in row.keys]
                 pairs = list(zip(computed, model.logps(batch), strict=True))
                 rows.add([place.row(logp, "ok") for place, logp in pairs if is_log_prob(logp)])
