@@ -17,8 +17,6 @@ from mrpo_tools.errors import Preempted
 
 WORTH_A_THREAD = 500
 """Rows of a part from which on writing it takes long enough to be done beside the model."""
-EARLY = 0.1
-"""Of a writer's age, that rows may wait where others look."""
 
 
 class PartWriter:
@@ -36,8 +34,6 @@ class PartWriter:
         record: of the writer.
         seconds: see above.
         rows: see above.
-        early: for others who look at the disk: until the writer is ten times `seconds` old, half
-            of a tenth of its age, and a second at least, takes the place of half of `seconds`.
         clock: seconds since any moment.
     """
 
@@ -48,14 +44,12 @@ class PartWriter:
         *,
         seconds: float = PART_SECONDS,
         rows: int = PART_ROWS,
-        early: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store, self.record, self.clock = store, record, clock
         self.seconds, self.rows = seconds / 2, max(1, rows // 2)
         self._pending: list[object] = []
-        self._begun = self._since = clock()
-        self._early = early
+        self._since = clock()
         self._thread: ThreadPoolExecutor | None = None
         self._writing: Future[Path] | None = None
 
@@ -78,13 +72,8 @@ class PartWriter:
         self._pending.extend(rows)
         while len(self._pending) >= self.rows:
             self._hand_over()
-        now = self.clock()
-        if self._pending and now - self._since >= self._patience(now - self._begun):
+        if self._pending and self.clock() - self._since >= self.seconds:
             self._hand_over()
-
-    def _patience(self, age: float) -> float:
-        """Seconds that rows are collected."""
-        return min(self.seconds, max(1.0, EARLY * age / 2)) if self._early else self.seconds
 
     def flush(self) -> None:
         """Return when every row is on the disk."""

@@ -120,6 +120,8 @@ class _CountedRows:
         self.cut += sum(row.truncated for row in rows)
         if self.others is not None:
             self.taken_over += sum(self.others.foreign(row.prompt_id) for row in rows)
+            if self.others.should_see(len(rows)):
+                self.writer.flush()
 
 
 class _Pass(NamedTuple):
@@ -147,7 +149,7 @@ def _compute(
     model = load(resolved.products)
     checked = model.self_check(sample)
     record = _record(model, resolved, checked, started)
-    with PartWriter(store, record, rows=part_rows, early=others is not None) as writer:
+    with PartWriter(store, record, rows=part_rows) as writer:
         rows = _CountedRows(writer, others)
         total = sum(map(text_bytes, groups))
         if others is not None:

@@ -9,8 +9,9 @@ at the same moment is computed twice and counts once.
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mrpo_tools.cache.missing import Shard, Watch, owner_of
@@ -22,8 +23,12 @@ if TYPE_CHECKING:
     from mrpo_tools.precomputing.encoded import EncodedPrompt, Place
     from mrpo_tools.scorer.trees import Row
 
-BLOCK = 512
+BLOCK = 128
 """Prompts that are taken at once, at most."""
+HIDDEN = 0.2
+"""Of the rows of its part that a process has yet to compute, so many may wait to be written."""
+LAST = 0.25
+"""Of what is missing of a part. What its owner has computed and not yet written stands first."""
 CAUTION = 4
 """Of what is meant for nobody who is known to be free, each process takes a part as if four times
 as many took theirs at the same moment."""
@@ -47,6 +52,8 @@ class Others:
         self._index, self._count = shard
         self._watch = Watch(store, groups, shard)
         self.own, self.reused = self._watch.incomplete, self._watch.reused
+        self._ahead: float = len(self._watch.left)
+        self._hidden = 0
         self._taken: set[str] = set()
         self._random = random.Random(self._index)
         self._told = False
@@ -58,7 +65,9 @@ class Others:
     def fresh(self, prompts: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
         """Those of which some response has no row yet."""
         self._watch.glance()
-        return [prompt for prompt in prompts if self._missing(prompt.group.response_ids)]
+        left = [prompt for prompt in prompts if self._missing(prompt.group.response_ids)]
+        self._ahead -= sum(len(p.responses) for p in prompts) - sum(len(p.responses) for p in left)
+        return left
 
     def unwritten(
         self, batches: Iterable[Sequence[Row]], places: Sequence[Place]
@@ -71,9 +80,22 @@ class Others:
         """
         for batch in batches:
             self._watch.glance()
+            self._ahead -= sum(len(row.keys) for row in batch)
             left = [row for row in batch if self._missing(places[k].response_id for k in row.keys)]
             if left:
                 yield left
+
+    def should_see(self, rows: int) -> bool:
+        """Whether what is computed must be written now, so that nobody takes it at the end.
+
+        Args:
+            rows: that were computed since the last question.
+        """
+        self._hidden += rows
+        if self._hidden < HIDDEN * self._ahead:
+            return False
+        self._hidden = 0
+        return True
 
     def blocks(self, write: Callable[[], None] = lambda: None) -> Iterator[list[Group]]:
         """Prompts of other parts that are to be computed next, until none is missing.
@@ -85,6 +107,7 @@ class Others:
             return
         from mrpo_tools.precomputing.encoded import text_bytes
 
+        self._ahead = math.inf
         write()
         self._watch = Watch(self._store, self._groups)
         missing = [group for group in self._watch.incomplete if self.foreign(group.prompt_id)]
@@ -104,22 +127,23 @@ class Others:
             missing = [group for group in missing if self._missing(group.response_ids)]
 
     def _next_of(self, missing: Sequence[Group]) -> list[Group]:
-        """What this process takes now, of prompts in the order of their owners.
+        """What this process takes now, of prompts of which the longest come first.
 
-        Every prompt is meant for one of the other processes, should they be free; those that are
-        meant for this one come first, and of each part its second half, which the owner reaches
-        last. Of the rest it draws a few.
+        Every prompt is meant for one of the other processes, should it be free. Of those that are
+        meant for this one it takes the last of each part, and draws a few where there are none.
         """
         parts: dict[int, list[Group]] = {}
+        meant: dict[int, list[Group]] = {}
         for group in missing:
             if group.prompt_id not in self._taken:
-                parts.setdefault(owner_of(group.prompt_id, self._count), []).append(group)
-        every = [group for part in parts.values() for group in part]
-        late = [group for part in parts.values() for group in part[len(part) // 2 :]]
-        for some in (late, every):
-            if meant := [group for group in some if self._is_meant(group.prompt_id)]:
-                return meant[-BLOCK:]
-        few = max(1, len(every) // (CAUTION * self._count))
+                owner = owner_of(group.prompt_id, self._count)
+                parts.setdefault(owner, []).append(group)
+                if self._is_meant(group.prompt_id):
+                    meant.setdefault(owner, []).append(group)
+        if meant:
+            return _last(meant)[:BLOCK]
+        late = _last(parts)
+        few = max(1, sum(map(len, parts.values())) // (CAUTION * self._count))
         return self._random.sample(late, min(few, len(late), BLOCK))
 
     def _is_meant(self, prompt_id: str) -> bool:
@@ -129,3 +153,8 @@ class Others:
 
     def _missing(self, keys: Iterable[str]) -> bool:
         return not self._watch.left.isdisjoint(keys)
+
+
+def _last(parts: Mapping[int, Sequence[Group]]) -> list[Group]:
+    """The last prompts of every part, one at least."""
+    return [group for part in parts.values() for group in part[-math.ceil(LAST * len(part)) :]]
