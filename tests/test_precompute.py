@@ -18,7 +18,6 @@ from simulated import Simulation, Spoiled, loading
 from stores import logps_of, row
 
 from mrpo_tools.cache import Cache
-from mrpo_tools.cli.precompute import shard_of
 from mrpo_tools.config import Reference, absolute_paths
 from mrpo_tools.errors import Preempted, ResourceError, UsageError
 from mrpo_tools.evaluation.rank import cached_groups
@@ -158,21 +157,6 @@ def test_a_split_that_is_not_there_is_named(llama, some_groups, tmp_path):
     with pytest.raises(UsageError, match=r"no group is in split 'typo' \(there are: train 3\)"):
         precompute(llama, groups, cache, "some", split="typo")
     assert not cache.path.exists()
-
-
-@pytest.mark.parametrize(
-    ("environment", "shard"),
-    [({}, (0, 1)), ({"RANK": "1"}, (0, 1)), ({"RANK": "1", "WORLD_SIZE": "2"}, (1, 2)),
-     ({"WORLD_SIZE": "2"}, (0, 1))],
-)  # fmt: skip
-def test_a_process_takes_its_rank_only_with_the_worlds_size(monkeypatch, environment, shard):
-    """RANK alone, which job schedulers set too, does not take half of the rows away."""
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert shard_of(None) == shard
-    assert shard_of("3/16") == (2, 16)
 
 
 def test_a_nan_is_caught_rescored_and_never_used(references, some_groups, tmp_path):

@@ -152,7 +152,27 @@ class PartStore:
 
     def keys(self) -> set[str]:
         """Of every row that is there to stay."""
-        table = self.table()
+        return self._staying(self.table())
+
+    def keys_since(self, seen: Collection[str]) -> tuple[set[str], set[str]]:
+        """(names of the parts that are there, keys of rows in those that were not seen before).
+
+        Args:
+            seen: names of parts.
+
+        Raises:
+            CacheDamaged: a new part is not what its name says.
+        """
+
+        def listed() -> tuple[set[str], set[str]]:
+            paths = self.part_paths()
+            new = [path for path in paths if path.name not in seen]
+            tables = files.read_all(new, lambda path: self.read_part(path).table, self._repair)
+            return {path.name for path in paths}, set().union(*map(self._staying, tables))
+
+        return files.listed_again(self.directory, listed)
+
+    def _staying(self, table: pa.Table) -> set[str]:
         waiting = pc.is_in(table["status"], value_set=pa.array(self.kind.provisional, pa.string()))
         return set(table[self.kind.key].filter(pc.invert(waiting)).to_pylist())
 

@@ -25,6 +25,7 @@ from mrpo_tools.cli.options import (
     references_named,
     rounded_up,
 )
+from mrpo_tools.cli.shards import AUTO, shard_of, shard_option
 
 if TYPE_CHECKING:
     import torch
@@ -46,9 +47,10 @@ if TYPE_CHECKING:
 @dataset_options
 @click.option("--split", help="Score this split only.")
 @cache_option
-@click.option("--shard", metavar="I/N",
-              help="The I-th of N parts of the prompts, I from 1.  "
-              "[default: under torchrun or srun, this process's part]")  # fmt: skip
+@shard_option
+@click.option("--take-over/--no-take-over", default=None,
+              help="After this part, compute what others have not written of theirs.  "
+              "[default: with --shard auto]")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Count tokens; load no weights, write nothing.")
 @reference_options
 @device_map_option
@@ -57,7 +59,8 @@ def precompute(refs: tuple[str, ...], split: str | None, shard: str | None, **op
     """Cache each reference's log-probs of every response.
 
     One model is in memory at a time. What is cached already is not computed again, so this command
-    also resumes an interrupted one. Without --ref, all references of mrpo.yaml.
+    also resumes an interrupted one. Without --ref, all references of mrpo.yaml. Many machines, one
+    cache: --shard auto on each; who is done takes what the others have not written.
 
     \b
     Example:
@@ -76,6 +79,7 @@ def precompute(refs: tuple[str, ...], split: str | None, shard: str | None, **op
     if not references:
         raise UsageError("--ref names no reference", "mrpo precompute --ref NAME=PATH_OR_HUB_ID")
     part = shard_of(shard)
+    taking = shard == AUTO if options["take_over"] is None else options["take_over"]
     dataset = dataset_of(project, options)
     cache = Cache(options["cache"] or project.cache)
     source = read_groups(dataset, cache)
@@ -95,25 +99,9 @@ def precompute(refs: tuple[str, ...], split: str | None, shard: str | None, **op
         split=split,
         shard=part,
         load=_load if shard is None else None,
+        take_over=taking,
     )
-    _print(summaries, as_json=options["as_json"])
-
-
-def shard_of(text: str | None) -> tuple[int, int]:
-    """`3/16` -> (2, 16); without one, this process's share of those that work together.
-
-    Raises:
-        UsageError: it is no such share.
-    """
-    from mrpo_tools.errors import UsageError
-    from mrpo_tools.progress import rank_and_count
-
-    if text is None:
-        return rank_and_count()
-    index, _, count = text.partition("/")
-    if not (_is_number(index) and _is_number(count) and 1 <= int(index) <= int(count)):
-        raise UsageError(f"--shard {text}: I/N with I from 1 to N is needed", "--shard 1/4")
-    return int(index) - 1, int(count)
+    _print(summaries, taking=taking, as_json=options["as_json"])
 
 
 def _load(resolved: ResolvedReference, dtype: str, device: torch.device) -> Engine:
@@ -134,10 +122,6 @@ def _tell_idle_gpus(used: int) -> None:
 
     if idle := idle_gpus("precompute", visible_gpus(), used):
         say(idle)
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdecimal()
 
 
 def _estimates(
@@ -185,7 +169,7 @@ def _print_estimates(estimates: list[Estimate], *, as_json: bool) -> None:
         print(f"about, by a rough formula, as no model can be made of the configuration: {rough}")
 
 
-def _print(summaries: list[Summary], *, as_json: bool) -> None:
+def _print(summaries: list[Summary], *, taking: bool, as_json: bool) -> None:
     from mrpo_tools.progress import is_first_process
 
     rows = [
@@ -196,6 +180,7 @@ def _print(summaries: list[Summary], *, as_json: bool) -> None:
             "scored": summary.computed["ok"],
             "overlong": summary.computed["overlong"],
             "nonfinite": summary.computed["nonfinite"],
+            **({"taken over": summary.taken_over} if taking else {}),
             "tokens": summary.tokens,
         }
         for summary in summaries

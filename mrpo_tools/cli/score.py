@@ -21,8 +21,8 @@ from mrpo_tools.cli.options import (
     read_groups,
     reference_options,
 )
-from mrpo_tools.cli.precompute import shard_of
 from mrpo_tools.cli.scorers import judge_option, reward_model_option, scorers_named
+from mrpo_tools.cli.shards import shard_of, shard_option
 
 if TYPE_CHECKING:
     from mrpo_tools.cache import Cache
@@ -47,9 +47,7 @@ if TYPE_CHECKING:
 @dataset_options
 @click.option("--split", help="Score this split only.")
 @cache_option
-@click.option("--shard", metavar="I/N",
-              help="The I-th of N parts of the prompts, I from 1.  "
-              "[default: under torchrun or srun, this process's part]")  # fmt: skip
+@shard_option
 @click.option("--dry-run", is_flag=True, help="Count what is missing; score nothing.")
 @reference_options
 @json_option

@@ -34,6 +34,11 @@ class Place:
         return self.prompt.responses[self.index]
 
     @property
+    def response_id(self) -> str:
+        """Its key in a part."""
+        return self.prompt.group.response_ids[self.index]
+
+    @property
     def text_bytes(self) -> float:
         """The part of its group's bytes that it stands for."""
         return text_bytes(self.prompt.group) / len(self.prompt.responses)
@@ -46,7 +51,7 @@ class Place:
         """As a part stores it."""
         group, response = self.prompt.group, self.response
         return LogpRow(
-            response_id=group.response_ids[self.index],
+            response_id=self.response_id,
             prompt_id=group.prompt_id,
             logp=logp,
             num_tokens=len(response.ids),

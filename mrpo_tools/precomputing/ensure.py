@@ -15,6 +15,7 @@ from mrpo_tools.cache.missing import Shard, missing_from
 from mrpo_tools.cache.parts import PART_ROWS
 from mrpo_tools.groups import Group
 from mrpo_tools.precomputing.summary import Summary
+from mrpo_tools.precomputing.taking_over import Others
 from mrpo_tools.references.resolved import ResolvedReference
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def ensure(
     *,
     load: LoadReference | None = None,
     part_rows: int = PART_ROWS,
+    take_over: bool = False,
 ) -> Summary:
     """Compute the log-probs that are missing under this identity, and store them.
 
@@ -39,14 +41,22 @@ def ensure(
         shard: (i, n) takes the prompts whose id is i modulo n, for several processes.
         load: gives the model; None takes `load_engine`, and torch only where it is needed.
         part_rows: rows of a part: what a kill can lose.
+        take_over: after this shard what others have not written of theirs, see `Others`.
 
     Raises:
         ResourceError: out of memory or disk; what was computed so far is kept.
         UsageError: the template cannot render a group; what was computed so far is kept.
     """
     started = time.monotonic()
-    incomplete, reused = missing_responses(cache, resolved, groups, shard)
     summary = Summary(cache.store(resolved.name, resolved.identity))
+    others = Others(summary.store, list(groups), shard) if take_over else None
+    if others is None:
+        incomplete, reused = missing_from(summary.store, groups, shard)
+    else:
+        incomplete, reused = others.own, others.reused
+    own = reused + sum(len(group.responses) for group in incomplete)
+    if others is not None:
+        incomplete = incomplete or next(others.blocks(), [])
     if incomplete:
         from mrpo_tools.precomputing.long_rows import tell_long_rows
         from mrpo_tools.precomputing.run import compute_missing
@@ -60,7 +70,9 @@ def ensure(
             incomplete,
             load=load or load_engine,
             part_rows=part_rows,
+            others=others,
         )
+    reused = own - (summary.computed.total() - summary.taken_over)
     return replace(summary, reused=reused, seconds=time.monotonic() - started)
 
 

@@ -30,6 +30,7 @@ def precompute(
     *,
     load: LoadReference | None = None,
     part_rows: int = PART_ROWS,
+    take_over: bool = False,
 ) -> list[Summary]:
     """Compute each reference's missing log-probs of the data, and keep the data beside them.
 
@@ -42,6 +43,7 @@ def precompute(
         shard: (i, n) takes every n-th part of the prompts.
         load: gives a reference's model; None takes `load_engine`.
         part_rows: rows of a part of the cache.
+        take_over: compute what others have not written of theirs, after this part.
 
     Raises:
         UsageError: no group is in the split, or a reference's files or template cannot be used;
@@ -55,7 +57,10 @@ def precompute(
     summaries = []
     for resolved in every:
         with ended_by_sigterm():
-            summary = ensure(cache, resolved, in_question, shard, load=load, part_rows=part_rows)
+            summary = ensure(
+                cache, resolved, in_question, shard,
+                load=load, part_rows=part_rows, take_over=take_over,
+            )  # fmt: skip
         summaries.append(summary)
         _tell_namesakes(cache, summary.store)
         for warning in summary.warnings:  # at once: the next reference may fail

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 from mrpo_tools.cache import LogpRow, PartWriter, ReferenceStore, WriterRecord
@@ -28,6 +29,7 @@ from mrpo_tools.precomputing.encoded import (
 )
 from mrpo_tools.precomputing.meter import Meter
 from mrpo_tools.precomputing.summary import Summary
+from mrpo_tools.precomputing.taking_over import Others
 from mrpo_tools.progress import bar
 from mrpo_tools.references.devices import (
     free_memory,
@@ -63,6 +65,7 @@ def compute_missing(
     *,
     load: LoadReference = load_engine,
     part_rows: int = PART_ROWS,
+    others: Others | None = None,
 ) -> Summary:
     """Compute the log-prob of every response of `groups`, and store it.
 
@@ -75,6 +78,8 @@ def compute_missing(
         groups: prompts with the responses that have no number yet.
         load: gives the model; called again for float32 where numbers are no log-probs.
         part_rows: rows of a part.
+        others: that fill the store as well: what they have written is left out, and what they have
+            not is computed after `groups`.
 
     Returns:
         What was computed; `reused` and `seconds` are the caller's to know.
@@ -96,6 +101,7 @@ def compute_missing(
             groups=sorted(groups, key=text_bytes, reverse=True),
             load=lambda dtype: load(resolved, dtype, device),
             part_rows=part_rows,
+            others=others,
         )
     return replace(summary, peak_bytes=peak_memory_bytes(device))
 
@@ -108,15 +114,19 @@ def is_log_prob(value: float) -> bool:
 class _CountedRows:
     """Rows on their way to a writer, counted by status."""
 
-    def __init__(self, writer: PartWriter) -> None:
-        self.writer = writer
+    def __init__(self, writer: PartWriter, others: Others | None) -> None:
+        self.writer, self.others = writer, others
         self.counts: Counter[str] = Counter()
-        self.cut = 0
+        self.cut = self.taken_over = 0
 
     def add(self, rows: Sequence[LogpRow]) -> None:
         self.writer.add(rows)
         self.counts.update(row.status for row in rows)
         self.cut += sum(row.truncated for row in rows)
+        if self.others is not None:
+            self.taken_over += sum(self.others.foreign(row.prompt_id) for row in rows)
+            if self.others.should_see(len(rows)):
+                self.writer.flush()
 
 
 class _Pass(NamedTuple):
@@ -134,6 +144,7 @@ def _compute(
     groups: Sequence[Group],
     load: Callable[[str], Engine],
     part_rows: int,
+    others: Others | None,
 ) -> Summary:
     started = time.time()
     renderer = renderer_of(resolved)
@@ -144,9 +155,14 @@ def _compute(
     checked = model.self_check(sample)
     record = _record(model, resolved, checked, started)
     with PartWriter(store, record, rows=part_rows) as writer:
-        rows = _CountedRows(writer)
+        rows = _CountedRows(writer, others)
         total = sum(map(text_bytes, groups))
-        done = _all_batches(model, resolved, windows=encoded, total_bytes=total, rows=rows)
+        if others is not None:
+            theirs = map(partial(encode, renderer), others.blocks(writer.flush))
+            encoded = map(others.fresh, chain(encoded, theirs))
+        done = _all_batches(
+            model, resolved, windows=encoded, total_bytes=total, rows=rows, others=others
+        )
         if done.bad and resolved.products != "float32" and resolved.reference.server is None:
             writer.flush()
             del model
@@ -156,6 +172,7 @@ def _compute(
     return Summary(
         store,
         computed=rows.counts,
+        taken_over=rows.taken_over,
         tokens=done.tokens,
         padding=done.padding,
         warnings=_warnings(resolved, rows, bad=len(done.bad), slower=checked.slower),
@@ -186,6 +203,7 @@ def _all_batches(
     windows: Iterable[list[EncodedPrompt]],
     total_bytes: int,
     rows: _CountedRows,
+    others: Others | None,
 ) -> _Pass:
     """Write what is overlong and what is a log-prob."""
     bad: list[Place] = []
@@ -196,14 +214,16 @@ def _all_batches(
         def planned() -> Iterator[list[Row]]:
             first = 0
             for window in windows:
-                places = places_of(window)
-                overlong = [place for place in places if place.response.overlong]
+                trees = trees_of(window, first)
+                places = dict(enumerate(places_of(window), first))
+                first += len(places)
+                overlong = [place for place in places.values() if place.response.overlong]
                 rows.add([place.row(None, "overlong") for place in overlong])
                 advance(sum(place.text_bytes for place in overlong) / 1000)
-                waiting.update(enumerate(places, first))
-                trees = trees_of(window, first)
-                yield from model.batches(trees, resolved.reference.batch_tokens)
-                first += len(places)
+                batches = model.batches(trees, resolved.reference.batch_tokens)
+                for batch in batches if others is None else others.unwritten(batches, places):
+                    waiting.update((key, places[key]) for row in batch for key in row.keys)
+                    yield batch
 
         for batch, logps in model.computed(planned(), lambda note: advance(0, note=note)):
             computed = [waiting.pop(key) for row in batch for key in row.keys]

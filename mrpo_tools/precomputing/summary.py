@@ -14,8 +14,9 @@ class Summary:
 
     Attributes:
         store: where the numbers are.
-        reused: responses whose numbers were there already.
+        reused: responses whose numbers were there already, or were written by others meanwhile.
         computed: responses computed now, by status.
+        taken_over: of these, responses of other processes' parts.
         tokens: tokens computed now, each prompt once per row.
         padding: positions computed now that hold no token.
         seconds: wall time, loading included.
@@ -26,6 +27,7 @@ class Summary:
     store: ReferenceStore
     reused: int = 0
     computed: Counter[str] = field(default_factory=Counter)
+    taken_over: int = 0
     tokens: int = 0
     padding: int = 0
     seconds: float = 0.0

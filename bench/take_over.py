@@ -1,0 +1,164 @@
+"""What is computed twice where who is done takes over, by processes of simulated speeds.
+
+    python bench/take_over.py
+
+Writes "simulated" of docs/shards.json. Each process is a thread with a model that sleeps for the
+tokens it gets, on the demo's data; rows, parts and listings are real. One that dies loses the batch
+at hand; what it had collected is written, as after SIGTERM. `seconds` are to be compared with those
+of the command, which is the work divided by all speeds, and with `alone`, what the slowest process
+takes with its own part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from models import make_model
+
+ROOT = Path(__file__).parent.parent
+OUTPUT = ROOT / "docs" / "shards.json"
+SECONDS = 60.0
+"""That the whole work takes, divided by the speeds of all."""
+TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 1, "num_key_value_heads": 1}  # fmt: skip
+sys.path.insert(0, str(ROOT / "tests"))
+
+from simulated import Simulation, simulated_logp  # noqa: E402
+
+from mrpo_tools.cache import Cache  # noqa: E402
+from mrpo_tools.config import Reference  # noqa: E402
+from mrpo_tools.precomputing.precompute import precompute  # noqa: E402
+from mrpo_tools.sources import load_groups  # noqa: E402
+
+
+@dataclass
+class Case:
+    """Some processes.
+
+    Attributes:
+        speeds: relative, of each.
+        absent: those that never begin.
+        dying: those that die when half of the ideal time is over.
+    """
+
+    speeds: list[float]
+    absent: list[int] = field(default_factory=list)
+    dying: list[int] = field(default_factory=list)
+
+
+CASES = {
+    "2 alike": Case([1] * 2),
+    "2, one absent": Case([1] * 2, absent=[1]),
+    "4 alike": Case([1] * 4),
+    "4, one of a quarter's speed": Case([1, 1, 1, 0.25]),
+    "4, one absent": Case([1] * 4, absent=[2]),
+    "4, one dies": Case([1] * 4, dying=[2]),
+    "16 alike": Case([1] * 16),
+    "16 of 0.5 to 1.25": Case([0.5 + 0.05 * n for n in range(16)]),
+    "16, one absent": Case([1] * 16, absent=[7]),
+    "16, two die": Case([1] * 16, dying=[3, 11]),
+}
+
+
+class Death(BaseException):
+    """Nothing of the package expects it."""
+
+
+class Paced(Simulation):
+    """Sleeps for the tokens it gets, and dies at a moment."""
+
+    def __init__(self, tokens_a_second: float, dies: float) -> None:
+        super().__init__()
+        self.pace, self.dies = tokens_a_second, dies
+
+    def logps(self, rows: list[Any]) -> list[float]:
+        time.sleep(sum(map(len, rows)) / self.pace)
+        if time.monotonic() >= self.dies:
+            raise Death
+        return [simulated_logp(ids) for row in rows for ids in row.responses]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="cases; all by default")
+    parser.add_argument("--seconds", type=float, default=SECONDS)
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        trial = Trial(Path(scratch), options.seconds)
+        rows = [trial.row(name) for name in options.names or CASES]
+    said = json.loads(options.output.read_text()) if options.output.exists() else {}
+    said["simulated"] = {"command": "python bench/take_over.py", "seconds": options.seconds,
+                         "rows": rows}  # fmt: skip
+    options.output.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+
+
+class Trial:
+    """The data, a model that is a name alone, and how many tokens there are."""
+
+    def __init__(self, folder: Path, seconds: float) -> None:
+        self.folder, self.seconds = folder, seconds
+        self.groups = load_groups(ROOT / "data" / "demo.jsonl").groups
+        texts = [turn.content for group in self.groups for turn in group.prompt]
+        make_model(folder / "model", texts, **TINY)
+        self.references = {"one": Reference(model=str(folder / "model"), dtype="float32",
+                                            batch_tokens=256)}  # fmt: skip
+        whole = self.compute(Cache(folder / "whole"), (0, 1), Paced(1e9, float("inf")))
+        self.tokens = whole[0].tokens
+
+    def compute(self, cache: Cache, shard: tuple[int, int], model: Paced) -> Any:
+        return precompute(self.references, self.groups, cache, "demo", shard=shard,
+                          load=model.load, take_over=True)  # fmt: skip
+
+    def row(self, name: str) -> dict[str, Any]:
+        """One case: what was computed twice, and how long it took."""
+        case, count = CASES[name], len(CASES[name].speeds)
+        lasting = [s for n, s in enumerate(case.speeds) if n not in case.absent]
+        unit = self.tokens / self.seconds / sum(lasting)
+        cache, started = Cache(self.folder / name), time.monotonic()
+        computed: Counter[str] = Counter()
+
+        def work(index: int) -> None:
+            dies = started + self.seconds / 2 if index in case.dying else float("inf")
+            model = Paced(unit * case.speeds[index], dies)
+            with contextlib.suppress(Death):
+                [summary] = self.compute(cache, (index, count), model)
+                computed["taken over"] += summary.taken_over
+
+        threads = [threading.Thread(target=work, args=(index,)) for index in range(count)
+                   if index not in case.absent]  # fmt: skip
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        took = time.monotonic() - started
+        store = cache.find("one")
+        rows = sum(part.table.num_rows for part in store.parts())
+        every = {key for group in self.groups for key in group.response_ids}
+        assert store.keys() == every
+        measured = {
+            "case": name,
+            "responses": len(every),
+            "computed twice": rows - len(every),
+            "share": round((rows - len(every)) / len(every), 4),
+            "taken over": computed["taken over"],
+            "seconds": round(took, 1),
+            "alone": round(self.tokens / count / unit / min(lasting), 1),
+            "parts": len(store.part_paths()),
+        }
+        print(measured, flush=True)
+        return measured
+
+
+if __name__ == "__main__":
+    main()
