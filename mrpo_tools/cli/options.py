@@ -151,15 +151,15 @@ reference_options = decorate(
     click.option("--batch-tokens", type=int, help="Tokens of a batch, padding counted."),
     click.option("--attention", type=choice(words.Attention),
                  help="How attention is computed.  [default: auto]"),
+    click.option("--trust-remote-code", is_flag=True, default=None, help="Run the model's code."),
+)  # fmt: skip
+placement_options = decorate(
+    click.option("--device-map", type=choice(words.DeviceMap),
+                 help="Where layers lie.  [default: on one device where they fit it]"),
     click.option("--stream-layers/--no-stream-layers", default=None,
                  help="Read the model a layer at a time.  [default: if nothing holds it]"),
     click.option("--sweep-tokens", type=int,
                  help="Tokens that share a reading of streamed layers."),
-    click.option("--trust-remote-code", is_flag=True, default=None, help="Run the model's code."),
-)  # fmt: skip
-device_map_option = click.option(
-    "--device-map", type=choice(words.DeviceMap),
-    help="Where layers lie.  [default: on one device where they fit it]",
 )  # fmt: skip
 REFERENCE_FIELDS = (
     "dtype", "quantization", "max_length", "max_prompt_length", "overlong", "revision", "adapter",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -15,8 +16,8 @@ from mrpo_tools.cli.options import (
     cache_option,
     dataset_of,
     dataset_options,
-    device_map_option,
     json_option,
+    placement_options,
     print_json,
     print_records,
     print_timed,
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
               "[default: with --shard auto]")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Count tokens; load no weights, write nothing.")
 @reference_options
-@device_map_option
+@placement_options
 @json_option
 def precompute(refs: tuple[str, ...], split: str | None, shard: str | None, **options: Any) -> None:
     """Cache each reference's log-probs of every response.
@@ -140,7 +141,7 @@ def _estimates(
 
 def _print_estimates(estimates: list[Estimate], *, as_json: bool) -> None:
     if as_json:
-        print_json([vars(estimate) for estimate in estimates])
+        print_json([dataclasses.asdict(estimate) for estimate in estimates])
         return
     missing = [estimate for estimate in estimates if estimate.responses]
     rows = [
@@ -161,6 +162,9 @@ def _print_estimates(estimates: list[Estimate], *, as_json: bool) -> None:
     if rows:
         print_records(rows)
         print("memory is of tensors: weights, and what the largest batch takes beside them")
+    for estimate in missing:
+        if estimate.sweeps is not None:
+            print(f"{estimate.name}: a layer at a time: about {estimate.sweeps}")
     done = ", ".join(estimate.name for estimate in estimates if not estimate.responses)
     if done:
         print(f"nothing to compute, as every response has its number in the cache: {done}")

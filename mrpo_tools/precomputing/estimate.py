@@ -21,8 +21,11 @@ from mrpo_tools.precomputing.run import WINDOW
 from mrpo_tools.references.devices import peak_flops, pick_device
 from mrpo_tools.references.model_files import config_size, tensor_shapes, weight_files
 from mrpo_tools.references.resolved import ResolvedReference, renderer_of
-from mrpo_tools.scorer.memory import NF4_BYTES, weights_of, working_bytes
-from mrpo_tools.scorer.room import blueprint
+from mrpo_tools.scorer.blueprint import Blueprint
+from mrpo_tools.scorer.layers import bytes_of_layers
+from mrpo_tools.scorer.memory import NF4_BYTES, Weights, weights_of, working_bytes
+from mrpo_tools.scorer.pace import Pace, Plan
+from mrpo_tools.scorer.room import blueprint, place
 from mrpo_tools.scorer.scorer import BATCH_TOKENS, response_logps
 from mrpo_tools.scorer.speed import EFFICIENCY, seconds_of
 from mrpo_tools.scorer.trees import Row, plan_rows, split_tree
@@ -53,10 +56,12 @@ class Estimate:
         weights_bytes: of the model.
         working_bytes: the most that a batch takes beside them.
         disk_bytes: of the parts; about.
-        seconds: of tokenising and computing, measured on a few batches; about.
+        seconds: of tokenising and computing, measured on a few batches; about. Of layers that are
+            read again and again, the reading counts too.
         loading_seconds: of reading the weights at the speed of their disk; about.
         about: memory and seconds are of a rough formula, because the model cannot be made of its
             configuration here.
+        sweeps: of layers that are read again and again; None of a model that is loaded whole.
     """
 
     name: str
@@ -72,6 +77,7 @@ class Estimate:
     seconds: float
     loading_seconds: float
     about: bool
+    sweeps: Plan | None = None
 
 
 class _Cost(NamedTuple):
@@ -81,6 +87,7 @@ class _Cost(NamedTuple):
     working: int
     seconds: float
     about: bool
+    sweeps: Plan | None = None
 
 
 def estimate(
@@ -121,8 +128,9 @@ def estimate(
         working_bytes=cost.working,
         disk_bytes=ROW_BYTES * len(places),
         seconds=max(tokenising, cost.seconds + tokenising / windows),  # all but the first overlap
-        loading_seconds=loading_seconds(resolved.files.model),
+        loading_seconds=0.0 if cost.sweeps else loading_seconds(resolved.files.model),
         about=cost.about,
+        sweeps=cost.sweeps,
     )
 
 
@@ -159,7 +167,32 @@ def _cost(resolved: ResolvedReference, batches: Sequence[Sequence[Row]]) -> _Cos
         )
     except Exception:  # a family's own code may fail in any way without real weights
         return _formula(resolved, batches, device)
+    if place(resolved, resolved.products, device).kind == "layers":
+        return _in_sweeps(resolved, plan, weights, batches, _Cost(0, working, seconds, about=False))
     return _Cost(weights.total, working, seconds, about=False)
+
+
+def _in_sweeps(
+    resolved: ResolvedReference,
+    plan: Blueprint,
+    weights: Weights,
+    batches: Sequence[Sequence[Row]],
+    whole: _Cost,
+) -> _Cost:
+    """Of layers that are read again and again, from the cost of a model that is in memory."""
+    model, tokens = resolved.files.model, sum(len(row) for batch in batches for row in batch)
+    sizes = bytes_of_layers(resolved, plan.layers)
+    pace = Pace(sum(sizes), resolved.reference.sweep_tokens)
+    share = sum(sizes) / sum(path.stat().st_size for path in weight_files(model))
+    pace.has_read(sum(sizes), share * loading_seconds(model))
+    pace.has_computed(tokens, whole.seconds)
+    sweeps = pace.plan(tokens, sum(1 for _ in pace.sweeps(batches)))
+    states = sweeps.sweep_tokens * int(plan.text.hidden_size) * weights.width
+    layer = weights.layer.total
+    if resolved.reference.quantization is not None:
+        layer = int(layer * NF4_BYTES / weights.width)
+    held = weights.root.total + 2 * layer + max(sizes)  # one computes, one is made of what is read
+    return _Cost(held, whole.working + states, sweeps.seconds, about=False, sweeps=sweeps)
 
 
 def _formula(

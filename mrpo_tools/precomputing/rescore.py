@@ -78,13 +78,10 @@ def rescore(
         raise UsageError(f"{store} has no rows whose text is saved", "mrpo cache status")
     drawn = random.Random(seed).sample(sorted(places), min(count, len(places)))
     model = load(resolved, resolved.products, pick_device())
-    renderer = renderer_of(resolved)
-    rows, responses = [], []
-    for key in drawn:
-        group, index = places[key]
-        encoded = renderer.encode(group)
-        responses.append(encoded.responses[index])
-        rows.append(Row(encoded.prompt_ids, [responses[-1].ids], [0]))
+    encode = renderer_of(resolved).encode
+    prompts = [(encode(group), index) for group, index in map(places.__getitem__, drawn)]
+    responses = [prompt.responses[index] for prompt, index in prompts]
+    rows = [Row(prompt.prompt_ids, [prompt.responses[i].ids], [0]) for prompt, i in prompts]
     again = {
         key: _again(logp, response, *cached[key])
         for key, response, [logp] in zip(drawn, responses, model.plain_logps(rows), strict=True)

@@ -30,7 +30,7 @@ from mrpo_tools.precomputing.encoded import (
 from mrpo_tools.precomputing.meter import Meter
 from mrpo_tools.precomputing.summary import Summary
 from mrpo_tools.precomputing.taking_over import Others
-from mrpo_tools.progress import bar
+from mrpo_tools.progress import bar, say
 from mrpo_tools.references.devices import (
     free_memory,
     memory_errors,
@@ -148,11 +148,15 @@ def _compute(
 ) -> Summary:
     started = time.time()
     renderer = renderer_of(resolved)
-    sample = trees_of(encode(renderer, _check_sample(groups, resolved)))
+    chosen = _check_sample(groups, resolved)
+    sample = trees_of(encode(renderer, chosen))
     windows = [groups[start : start + WINDOW] for start in range(0, len(groups), WINDOW)]
     encoded = ahead(partial(encode, renderer), windows)
     model = load(resolved.products)
     checked = model.self_check(sample)
+    share = sum(map(text_bytes, chosen)) / sum(map(text_bytes, groups))
+    if outlook := model.outlook(round(sum(map(len, sample)) / share)):
+        say(f"{resolved.name}: {outlook}")
     record = _record(model, resolved, checked, started)
     with PartWriter(store, record, rows=part_rows) as writer:
         rows = _CountedRows(writer, others)

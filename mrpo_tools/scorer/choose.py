@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from mrpo_tools.progress import say
 from mrpo_tools.references.resolved import ResolvedReference
 from mrpo_tools.scorer.engine import Engine
 from mrpo_tools.scorer.loaded import load_reference
-from mrpo_tools.scorer.placement import Placement
+from mrpo_tools.scorer.placement import Placement, why_too_large
 from mrpo_tools.scorer.room import place
 from mrpo_tools.scorer.served import load_served
 from mrpo_tools.scorer.streamed import StreamedReference
@@ -36,5 +37,7 @@ def load_engine(
     if placed.kind == "server":
         return load_served(resolved)
     if placed.kind == "layers":
+        if placed.weights:
+            say(f"{why_too_large(resolved.name, placed)}: it is computed a layer at a time")
         return StreamedReference(resolved, products, device, resolved.reference.sweep_tokens)
     return load_reference(resolved, products, device, placed)

@@ -50,6 +50,9 @@ class Engine(Protocol):
     def self_check(self, rows: Sequence[Row]) -> Checked:
         """Take the fastest exact route for rows like these, and measure its noise."""
 
+    def outlook(self, tokens: int) -> str | None:
+        """What a run over so many tokens takes, in words, where it is worth one."""
+
     def batches(self, trees: Sequence[Row], max_tokens: int | None) -> list[list[Row]]:
         """Trees in the rows and batches of the route, longest first."""
 

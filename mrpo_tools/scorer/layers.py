@@ -51,7 +51,6 @@ class Layered:
         skeleton: the model; its layers have no weights.
         count: of layers.
         layer_bytes: of each, as its files have it.
-        ends_bytes: of everything else.
 
     Raises:
         ResourceError: the ends do not fit into memory.
@@ -74,9 +73,9 @@ class Layered:
         self.count = plan.layers
         self._reader = WeightReader(resolved.files.model)
         self._names, ends = _by_layer(self._reader.places, self.count, reference.model)
-        self.ends_bytes = self._reader.bytes_of(ends)
-        places = range(self.count)
-        self.layer_bytes = [self._reader.bytes_of(self._names[place]) for place in places]
+        self.layer_bytes = [
+            self._reader.bytes_of(self._names[place]) for place in range(self.count)
+        ]
         self._path = _path_of_layers(whole, self.count)
         layers = whole.get_submodule(self._path)
         self.skeleton = self._loaded(whole, [], self._reader.read(ends))
@@ -136,6 +135,21 @@ class Layered:
         return model.eval()
 
 
+def bytes_of_layers(resolved: ResolvedReference, count: int) -> list[int]:
+    """Of each layer, as the files of a model have it.
+
+    Args:
+        resolved: the reference.
+        count: of layers.
+
+    Raises:
+        UsageError: its weights are not so many layers, or a file is damaged.
+    """
+    reader = WeightReader(resolved.files.model)
+    names, _ = _by_layer(reader.places, count, resolved.reference.model)
+    return [reader.bytes_of(names[place]) for place in range(count)]
+
+
 def _narrow(config: Any) -> Any:
     """The configuration of a model whose vocabulary, which no layer knows, is next to nothing."""
     config = copy.deepcopy(config)
@@ -153,17 +167,17 @@ def _without_weights(plan: Blueprint) -> Any:
 
 
 def _kind_like(empty: Any, path: str, layers: Sequence[nn.Module]) -> Any:
-    """The class of a model, whose new ones are copies of an empty model with other layers: each
+    """The class of a model, whose one instance is a copy of an empty model with other layers: each
     layer is what it is in the whole model, whatever it makes of its place there."""
     kind, whole = type(empty), empty.get_submodule(path)
     empty.set_submodule(path, nn.ModuleList(layers))
     try:
-        copied = copy.deepcopy(empty)
+        copies = [copy.deepcopy(empty)]
     finally:
         empty.set_submodule(path, whole)
 
     def begin(self: Any, *_: Any, **__: Any) -> None:
-        vars(self).update(vars(copied))
+        vars(self).update(vars(copies.pop()))  # a class lives on, and must not hold the weights
 
     return type(kind.__name__, (kind,), {"__init__": begin, "__module__": kind.__module__})
 

@@ -65,6 +65,10 @@ class LoadedReference:
         """Take the fastest exact route. See `self_check`."""
         return self_check(self.scorer, rows, self.device)
 
+    def outlook(self, tokens: int) -> str | None:  # noqa: ARG002
+        """Nothing: the bar says it soon."""
+        return None
+
     def batches(self, trees: Sequence[Row], max_tokens: int | None) -> list[list[Row]]:
         """Trees in the rows and batches of the route. See `ResponseScorer.batches`."""
         return self.scorer.batches(trees, max_tokens or self.batch_tokens)
@@ -105,7 +109,14 @@ def load_reference(
     """
     reference = resolved.reference
     placed = placed or place(resolved, products, device)
-    if placed.kind == "too large":
+    if placed.kind == "server" or reference.stream_layers:
+        way = "behind a server" if placed.kind == "server" else "a layer at a time"
+        raise UsageError(
+            f"reference {resolved.name!r} is {way}, which gives log-probs alone; here its model is "
+            "loaded whole",
+            "name one that fits, or ask a server for answers: mrpo generate --server URL",
+        )
+    if placed.kind in ("layers", "too large"):
         raise too_large(resolved.name, placed)
     if placed.device_map is not None:
         _refuse_unmovable(resolved, placed)

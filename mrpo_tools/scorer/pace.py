@@ -12,7 +12,9 @@ are those of the sweeps so far; the self-check makes the first ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from mrpo_tools.scorer.trees import Row
 
@@ -22,6 +24,35 @@ LEAST = 2048
 """Tokens of a sweep, where there are so many."""
 PATIENCE = 300.0
 """Seconds that a sweep may take for the margin's sake."""
+
+CHECKS = 3
+"""Readings of the weights by the self-check: for the plain way, in 16 bits its padded batch, and
+the first route."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run takes.
+
+    Attributes:
+        sweep_tokens: of a sweep.
+        sweeps: in all.
+        passes: over the weights: sweeps, and those of the self-check.
+        bytes_read: by all of them.
+        seconds: of the run.
+    """
+
+    sweep_tokens: int
+    sweeps: int
+    passes: int
+    bytes_read: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.passes:,} passes over the weights ({_size(self.bytes_read)} read) for "
+            f"sweeps of {self.sweep_tokens:,} tokens, {_duration(self.seconds)}"
+        )
 
 
 class Pace:
@@ -70,6 +101,21 @@ class Pace:
         wanted = min(MARGIN * self.break_even, max(self.break_even, patient))
         return max(LEAST, round(wanted))
 
+    def plan(self, tokens: int, sweeps: int | None = None) -> Plan:
+        """What a run over so many tokens takes at these speeds.
+
+        Args:
+            tokens: in all.
+            sweeps: that they make; None divides them.
+        """
+        sweep = min(self.tokens, max(tokens, 1))
+        if sweeps is None:
+            sweeps = math.ceil(tokens / sweep)
+        passes = sweeps + CHECKS
+        computing = max(self.read_seconds, tokens / max(sweeps, 1) * self.token_seconds)
+        seconds = CHECKS * self.read_seconds + sweeps * computing
+        return Plan(sweep, sweeps, passes, passes * self.size, seconds)
+
     def sweeps(self, batches: Iterable[Sequence[Row]]) -> Iterator[list[Sequence[Row]]]:
         """Batches in sweeps: each has `tokens`, as they are when it begins, or a batch more."""
         sweep: list[Sequence[Row]] = []
@@ -82,3 +128,15 @@ class Pace:
                 sweep, held, limit = [], 0, self.tokens
         if sweep:
             yield sweep
+
+
+def _size(size: int) -> str:
+    """`120.0 MB`, `5,400.0 GB`."""
+    return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:,.1f} GB"
+
+
+def _duration(seconds: float) -> str:
+    """`40 seconds`, `12 minutes`, `3.5 hours`."""
+    if seconds < 120:
+        return f"{max(2, math.ceil(seconds))} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

@@ -168,18 +168,27 @@ def too_large(name: str, placed: Placement) -> ResourceError:
         name: of the reference.
         placed: as `placement` found it.
     """
+    return ResourceError(
+        why_too_large(name, placed),
+        "quantization: nf4; more GPUs, over which device_map: auto spreads it; a layer at a time "
+        "(--stream-layers); or a server: docs/large_references.md",
+    )
+
+
+def why_too_large(name: str, placed: Placement) -> str:
+    """What a model takes, and what there is."""
     where = f"{len(placed.shares)} GPUs together" if len(placed.shares) > 1 else "a GPU"
+    if placed.shares and placed.shares[0].device == "cpu":
+        where = "the memory of the machine"
     free = ", ".join(f"{share.free / 1e9:.1f}" for share in placed.shares)
     others = "" if placed.processes == 1 else (
         f"; each of {placed.processes} processes has one, and a process that is started without "
         "torchrun may take all of them"
     )  # fmt: skip
-    return ResourceError(
+    return (
         f"reference {name!r} takes {placed.weights / 1e9:.1f} GB of weights and "
         f"{placed.working / 1e9:.1f} GB for a batch of {placed.batch_tokens or 0:,} tokens, more "
-        f"than {where} can give ({free} GB free){others}",
-        "quantization: nf4; more GPUs, over which device_map: auto spreads it; a layer at a time "
-        "(--stream-layers); or a server: docs/large_references.md",
+        f"than {where} can give ({free} GB free){others}"
     )
 
 

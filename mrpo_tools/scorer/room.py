@@ -14,7 +14,7 @@ from mrpo_tools.references.resolved import ResolvedReference
 from mrpo_tools.scorer.across import blocks_of
 from mrpo_tools.scorer.blueprint import Blueprint, blueprint_of
 from mrpo_tools.scorer.memory import sizes_of, weights_of, working_bytes
-from mrpo_tools.scorer.placement import Need, Placement, bytes_of, placement
+from mrpo_tools.scorer.placement import Need, Placement, Share, bytes_of, placement
 from mrpo_tools.scorer.scorer import BATCH_TOKENS, ResponseScorer
 from mrpo_tools.scorer.self_check import CHECK_TOKENS
 from mrpo_tools.scorer.trees import Row
@@ -146,7 +146,9 @@ def _without_cards(
         need = need_of(resolved, products, device)
     except Exception:  # as above
         return Placement("one")
-    return placement(need, [free]) if need.weights > free else Placement("one")
+    if need.weights <= free:
+        return Placement("one")
+    return replace(placement(need, [free]), shares=(Share("cpu", 0, free),))
 
 
 def _refuse_absent(name: str, limits: dict[int | str, int], count: int) -> None:

@@ -93,6 +93,10 @@ class ServedReference:
         self._again = itertools.cycle(range(len(lines)))
         return Checked(SERVED, self._calibrated.noise, calibration=dict(self._calibrated.about))
 
+    def outlook(self, tokens: int) -> str | None:  # noqa: ARG002
+        """Nothing: the bar says it soon."""
+        return None
+
     def batches(
         self,
         trees: Sequence[Row],

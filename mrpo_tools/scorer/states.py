@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,6 +77,8 @@ class States:
         """A copy in a file without a name, which goes when the tensor does."""
         try:
             with tempfile.NamedTemporaryFile(dir=self.folder, prefix="mrpo-states-") as file:
+                if hasattr(os, "posix_fallocate"):  # a full disk must not be met while writing
+                    os.posix_fallocate(file.fileno(), 0, states.nbytes)
                 numbers = torch.from_file(
                     file.name, shared=True, size=math.prod(states.shape), dtype=states.dtype
                 )

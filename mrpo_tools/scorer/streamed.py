@@ -12,7 +12,7 @@ layer, and only the layer whose turn it is computes (`layers.Layered`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -39,6 +39,7 @@ class StreamedReference:
         products: dtype of products.
         device: where layers compute.
         sweep_tokens: of a sweep; None takes what hides the reading.
+        room: bytes for hidden states, see `States`.
 
     Raises:
         ResourceError: the ends and two layers do not fit into memory.
@@ -51,8 +52,9 @@ class StreamedReference:
         products: str,
         device: torch.device,
         sweep_tokens: int | None = None,
+        room: Mapping[str, float] | None = None,
     ) -> None:
-        self.device = device
+        self.device, self._room = device, room
         self.layered = Layered(resolved, products, device)
         self.scorer = ResponseScorer(
             self.layered.skeleton, resolved.reference.attention, getattr(torch, products)
@@ -97,6 +99,10 @@ class StreamedReference:
         """Take the fastest exact route; some sweeps of a few rows."""
         return self_check(self.scorer, rows, self.device, run=self.run)
 
+    def outlook(self, tokens: int) -> str | None:
+        """Passes, bytes and hours, at the speeds of the sweeps so far."""
+        return f"a layer at a time: about {self.pace.plan(tokens)}"
+
     def batches(self, trees: Sequence[Row], max_tokens: int | None) -> list[list[Row]]:
         """Trees in the rows and batches of the route. See `ResponseScorer.batches`."""
         return self.scorer.batches(trees, max_tokens)
@@ -115,9 +121,11 @@ class StreamedReference:
         return plain_logps(self.scorer, rows, self.device, self.run)
 
     def run(self, passes: Sequence[Callable[[], ResultT]]) -> list[ResultT]:
-        """Make passes through the model, all of them in one sweep."""
+        """Make passes through the model, all of them in one sweep; without any, nothing is read."""
+        if not passes:
+            return []
         count, computing = self.layered.count, 0.0
-        kept = States(len(passes), self.device)
+        kept = States(len(passes), self.device, self._room)
         for place, made in enumerate(ahead(self._load, range(count), depth=1)):
             self._make_ready(made)
             started = time.monotonic()
