@@ -25,22 +25,20 @@ class Files(NamedTuple):
 
 
 VERSIONS = {
-    "": (ROOT, Files("memory.max", "memory.current", "inactive_file")),
-    "memory": (
-        ROOT / "memory",
-        Files("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ),
+    "": Files("memory.max", "memory.current", "inactive_file"),
+    "memory": Files("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-"""Controllers of a line of /proc/self/cgroup -> where its groups lie, and what their files are: of
+"""What a line of /proc/self/cgroup calls the controller, which is its folder too -> its files: of
 version 2, which names none, and of version 1."""
 
 
-def free_memory_bytes(groups: Path = PROC) -> int:
+def free_memory_bytes(groups: Path = PROC, root: Path = ROOT) -> int:
     """The least of what is available on the machine, in each control group around this process,
     and below the limits of its address space and of its data.
 
     Args:
         groups: lists the control groups of a process, as /proc does.
+        root: where they lie.
     """
     free = [int(psutil.virtual_memory().available)]
     taken = psutil.Process().memory_info()
@@ -49,20 +47,19 @@ def free_memory_bytes(groups: Path = PROC) -> int:
         limit, _ = resource.getrlimit(kind)
         if limit != resource.RLIM_INFINITY:
             free.append(limit - int(used))
-    free += _free_in_groups(groups)
+    free += _free_in_groups(groups, root)
     return max(0, min(free))
 
 
-def _free_in_groups(groups: Path) -> Iterator[int]:
+def _free_in_groups(groups: Path, root: Path) -> Iterator[int]:
     lines: list[str] = []
     with contextlib.suppress(OSError):
         lines = groups.read_text().splitlines()
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        for controller, (root, files) in VERSIONS.items():
+        for controller, files in VERSIONS.items():
             if controller in controllers.split(","):
-                own = root / path.lstrip("/")
-                yield from _free(own, root, files)
+                yield from _free(root / controller / path.lstrip("/"), root / controller, files)
 
 
 def _free(group: Path, root: Path, files: Files) -> Iterator[int]:
