@@ -97,7 +97,11 @@ class StreamedReference:
 
     def self_check(self, rows: Sequence[Row]) -> Checked:
         """Take the fastest exact route; some sweeps of a few rows."""
-        return self_check(self.scorer, rows, self.device, run=self.run)
+        try:
+            return self_check(self.scorer, rows, self.device, run=self.run)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            # of a route it would be no news; the model's own way lacks what other layers leave
+            raise self._refused(f"a layer cannot compute alone ({error!r})") from None
 
     def outlook(self, tokens: int) -> str | None:
         """Passes, bytes and hours, at the speeds of the sweeps so far."""
@@ -180,11 +184,7 @@ class StreamedReference:
         if place:
             states = turn.kept.of(turn.number)
         before = _contents(kwargs)
-        try:
-            given = turn.layer(states, *args, **kwargs)
-        except (AttributeError, KeyError, TypeError) as error:  # what other layers would have left
-            raise self._refused(f"layer {place} cannot compute alone ({error!r})") from None
-        output, self._beside = _apart(given)
+        output, self._beside = _apart(turn.layer(states, *args, **kwargs))
         if self._beside and any(each is not None for each in self._beside):
             raise self._refused("its layers give more than hidden states")
         if output.shape != states.shape:
