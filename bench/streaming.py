@@ -119,10 +119,8 @@ def under_a_limit(folder: Path, allowed: int) -> dict[str, Any]:
 
 def write_data(path: Path) -> None:
     """Some of the demo's groups."""
-    from mrpo_tools.demo.data import demo_groups
-
-    rows = [json.dumps(group.as_dict()) + "\n" for group in demo_groups()[:GROUPS]]
-    path.write_text("".join(rows), encoding="utf-8")
+    lines = (ROOT / "data" / "demo.jsonl").read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join(lines[:GROUPS]) + "\n", encoding="utf-8")
 
 
 def write_large(folder: Path, size: int) -> None:
@@ -141,17 +139,19 @@ def write_large(folder: Path, size: int) -> None:
 
 
 def demo_tokenizer() -> Any:
-    from mrpo_tools.demo.data import demo_groups
-    from mrpo_tools.demo.models import make_tokenizer
+    """Made of the demo's texts."""
+    from mrpo_tools.demo.tiny_tokenizers import TOKENIZERS
+    from mrpo_tools.sources import load_groups
 
-    return make_tokenizer(demo_groups())
+    groups = load_groups(ROOT / "data" / "demo.jsonl").groups[:300]
+    texts = [text.content for group in groups for text in (*group.responses, *group.prompt)]
+    return TOKENIZERS["llama"](texts)
 
 
 def timed(command: Sequence[str], allowed: int | None = None) -> dict[str, Any]:
     """Seconds, exit code, the most resident memory, and the last words of a process."""
-    shutil.rmtree(command[command.index("--cache") + 1], ignore_errors=True) if (
-        "--cache" in command
-    ) else None
+    if "--cache" in command:
+        shutil.rmtree(command[command.index("--cache") + 1], ignore_errors=True)
     with limited(allowed) as enter:
         started = time.perf_counter()
         process = subprocess.Popen(
@@ -166,7 +166,7 @@ def timed(command: Sequence[str], allowed: int | None = None) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "exit": os.waitstatus_to_exitcode(status),
         "peak_resident_bytes": usage.ru_maxrss * 1024,
-        "said": [text.split(": about")[0] if "took" in text else text for text in lines],
+        "said": lines,
     }
 
 
