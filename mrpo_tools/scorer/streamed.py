@@ -199,7 +199,15 @@ class StreamedReference:
         started = time.monotonic()
         tensors = self.layered.read(place)
         with torch.cuda.stream(self._copies):
+            if self._copies is not None:  # transformers' own threads would copy in another stream
+                tensors = {
+                    name: value.to(self.device, non_blocking=True)
+                    for name, value in tensors.items()
+                }
+                self._copies.synchronize()
             made = self.layered.made(place, tensors)
+        if self._copies is not None:
+            torch.cuda.synchronize(self.device)  # those threads may have cast what goes now
         self.pace.has_read(self.layered.layer_bytes[place], time.monotonic() - started)
         return made
 
