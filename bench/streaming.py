@@ -162,6 +162,7 @@ def timed(command: Sequence[str], allowed: int | None = None) -> dict[str, Any]:
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - started
     lines = [text for text in said.splitlines() if text.startswith(("large", "reference", "error"))]
+    print(*said.splitlines()[-3:], sep="\n", file=sys.stderr)
     return {
         "seconds": round(seconds, 1),
         "exit": os.waitstatus_to_exitcode(status),

@@ -154,9 +154,7 @@ def _compute(
     encoded = ahead(partial(encode, renderer), windows)
     model = load(resolved.products)
     checked = model.self_check(sample)
-    share = sum(map(text_bytes, chosen)) / sum(map(text_bytes, groups))
-    if outlook := model.outlook(round(sum(map(len, sample)) / share)):
-        say(f"{resolved.name}: {outlook}")
+    _tell_outlook(model, resolved.name, sample, chosen, groups)
     record = _record(model, resolved, checked, started)
     with PartWriter(store, record, rows=part_rows) as writer:
         rows = _CountedRows(writer, others)
@@ -181,6 +179,19 @@ def _compute(
         padding=done.padding,
         warnings=_warnings(resolved, rows, bad=len(done.bad), slower=checked.slower),
     )
+
+
+def _tell_outlook(
+    model: Engine,
+    name: str,
+    sample: Sequence[Row],
+    chosen: Sequence[Group],
+    groups: Sequence[Group],
+) -> None:
+    """What the run will take, by the tokens that a byte of the sample's text has."""
+    share = sum(map(text_bytes, chosen)) / sum(map(text_bytes, groups))
+    if outlook := model.outlook(round(sum(map(len, sample)) / share)):
+        say(f"{name}: {outlook}")
 
 
 def _record(

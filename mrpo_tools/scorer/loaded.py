@@ -11,6 +11,7 @@ from mrpo_tools.progress import say
 from mrpo_tools.references.loading import load_model
 from mrpo_tools.references.resolved import ResolvedReference
 from mrpo_tools.scorer.engine import Computed, Tell, in_silence
+from mrpo_tools.scorer.here import ScorerEngine
 from mrpo_tools.scorer.placement import Placement, too_large
 from mrpo_tools.scorer.room import place
 from mrpo_tools.scorer.scorer import ResponseScorer, response_logps
@@ -18,7 +19,7 @@ from mrpo_tools.scorer.self_check import Checked, plain_logps, self_check
 from mrpo_tools.scorer.trees import Row
 
 
-class LoadedReference:
+class LoadedReference(ScorerEngine):
     """A reference's model on its device, ready to compute log-probs.
 
     Args:
@@ -37,30 +38,6 @@ class LoadedReference:
         """The devices that compute, in words."""
         return ", ".join(map(str, self.scorer.devices))
 
-    @property
-    def attention(self) -> str:
-        """The attention function of the route that is taken."""
-        return self.scorer.attention
-
-    @property
-    def packed(self) -> bool:
-        """Whether batches hold no padding."""
-        return self.scorer.route.packed
-
-    @property
-    def shares(self) -> bool:
-        """Whether a prompt is computed once for several responses."""
-        return self.scorer.route.share
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of its products."""
-        return self.scorer.dtype
-
-    def useful_flops(self, tokens: int, targets: int) -> int:
-        """See `ResponseScorer.useful_flops`."""
-        return self.scorer.useful_flops(tokens, targets)
-
     def self_check(self, rows: Sequence[Row]) -> Checked:
         """Take the fastest exact route. See `self_check`."""
         return self_check(self.scorer, rows, self.device)
@@ -71,7 +48,7 @@ class LoadedReference:
 
     def batches(self, trees: Sequence[Row], max_tokens: int | None) -> list[list[Row]]:
         """Trees in the rows and batches of the route. See `ResponseScorer.batches`."""
-        return self.scorer.batches(trees, max_tokens or self.batch_tokens)
+        return super().batches(trees, max_tokens or self.batch_tokens)
 
     def computed(
         self, batches: Iterable[Sequence[Row]], _tell: Tell = in_silence

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mrpo_tools.references.resolved import ResolvedReference
 from mrpo_tools.scorer.engine import Computed, Tell, in_silence
+from mrpo_tools.scorer.here import ScorerEngine
 from mrpo_tools.scorer.layers import ELSEWHERE, Layered, refused
 from mrpo_tools.scorer.pace import Pace
 from mrpo_tools.scorer.prefetch import ahead
@@ -31,7 +32,7 @@ from mrpo_tools.scorer.trees import Row
 ResultT = TypeVar("ResultT")
 
 
-class StreamedReference:
+class StreamedReference(ScorerEngine):
     """An `Engine` of a model whose layers are read from disk for every sweep.
 
     Args:
@@ -71,30 +72,6 @@ class StreamedReference:
         """The device, and how the model comes to it."""
         return f"{self.device}, a layer at a time"
 
-    @property
-    def attention(self) -> str:
-        """The attention function of the route that is taken."""
-        return self.scorer.attention
-
-    @property
-    def packed(self) -> bool:
-        """Whether batches hold no padding."""
-        return self.scorer.route.packed
-
-    @property
-    def shares(self) -> bool:
-        """Whether a prompt is computed once for several responses."""
-        return self.scorer.route.share
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of products."""
-        return self.scorer.dtype
-
-    def useful_flops(self, tokens: int, targets: int) -> int:
-        """See `ResponseScorer.useful_flops`."""
-        return self.scorer.useful_flops(tokens, targets)
-
     def self_check(self, rows: Sequence[Row]) -> Checked:
         """Take the fastest exact route; some sweeps of a few rows."""
         try:
@@ -106,10 +83,6 @@ class StreamedReference:
     def outlook(self, tokens: int) -> str | None:
         """Passes, bytes and hours, at the speeds of the sweeps so far."""
         return f"a layer at a time: about {self.pace.plan(tokens)}"
-
-    def batches(self, trees: Sequence[Row], max_tokens: int | None) -> list[list[Row]]:
-        """Trees in the rows and batches of the route. See `ResponseScorer.batches`."""
-        return self.scorer.batches(trees, max_tokens)
 
     def computed(
         self, batches: Iterable[Sequence[Row]], tell: Tell = in_silence
