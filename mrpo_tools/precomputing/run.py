@@ -147,24 +147,20 @@ def _compute(
     others: Others | None,
 ) -> Summary:
     started = time.time()
-    renderer = renderer_of(resolved)
+    encoder = partial(encode, renderer_of(resolved))
     chosen = _check_sample(groups, resolved)
-    sample = trees_of(encode(renderer, chosen))
+    sample = trees_of(encoder(chosen))
     windows = [groups[start : start + WINDOW] for start in range(0, len(groups), WINDOW)]
-    encoded = ahead(partial(encode, renderer), windows)
+    encoded = ahead(encoder, windows)
     model = load(resolved.products)
     checked = model.self_check(sample)
     _tell_outlook(model, resolved.name, sample, chosen, groups)
     record = _record(model, resolved, checked, started)
     with PartWriter(store, record, rows=part_rows) as writer:
         rows = _CountedRows(writer, others)
-        total = sum(map(text_bytes, groups))
         if others is not None:
-            theirs = map(partial(encode, renderer), others.blocks(writer.flush))
-            encoded = map(others.fresh, chain(encoded, theirs))
-        done = _all_batches(
-            model, resolved, windows=encoded, total_bytes=total, rows=rows, others=others
-        )
+            encoded = map(others.fresh, chain(encoded, map(encoder, others.blocks(writer.flush))))
+        done = _all_batches(model, resolved, groups, windows=encoded, rows=rows, others=others)
         if done.bad and resolved.products != "float32" and resolved.reference.server is None:
             writer.flush()
             del model
@@ -214,17 +210,17 @@ def _record(
 def _all_batches(
     model: Engine,
     resolved: ResolvedReference,
+    groups: Sequence[Group],
     *,
     windows: Iterable[list[EncodedPrompt]],
-    total_bytes: int,
     rows: _CountedRows,
     others: Others | None,
 ) -> _Pass:
     """Write what is overlong and what is a log-prob."""
     bad: list[Place] = []
     waiting: dict[int, Place] = {}
-    meter = Meter(model)
-    with bar(f"log-probs of {resolved.name}", total_bytes / 1000, "kB of text") as advance:
+    meter, total = Meter(model), sum(map(text_bytes, groups))
+    with bar(f"log-probs of {resolved.name}", total / 1000, "kB of text") as advance:
 
         def planned() -> Iterator[list[Row]]:
             first = 0
