@@ -112,7 +112,7 @@ END
 array() {
   mkdir "$out/phase1" && cp -r "$project"/{mrpo.yaml,*.jsonl,models} "$out/phase1" && cd "$out/phase1"
   job=$(sbatch --parsable --array=1-2 --gpus-per-node=0 --cpus-per-task=1 --time=60 \
-    --output="$out/phase1/%a.log" "$checkout/recipes/slurm/precompute.sbatch" "$1")
+    --output="$out/phase1/%a.log" "$checkout/recipes/slurm/precompute_array.sbatch" "$1")
   until [ -z "$(squeue --noheader --job "$job")" ]; do sleep 1; done
   echo "array of two: $(mrpo precompute --ref "$1" --dry-run 2> /dev/null)"
 }
