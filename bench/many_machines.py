@@ -6,11 +6,10 @@
     python bench/many_machines.py compare PROJECT/whole CACHE --name NAME --command COMMAND
 
 `ray` wants `pip install ray`, and mrpo on the path. Both nodes are on this machine, a processor
-each; the second, with its raylet, its workers and their mrpo, gets SIGKILL while it computes. What is
-compared goes to docs/many_machines.json: responses that have no row or one too many, rows that two
-parts have, and the largest difference of a log-prob in nats a token. Numbers are float32 and not
-bit for bit the same, as other processes have other batches: 1e-5 nats a token is what the
-package promises.
+each; the second, with its raylet, its workers and their mrpo, gets SIGKILL while it computes. What
+is compared goes to docs/many_machines.json: responses that have no row or one too many, rows that
+two parts have, and the largest difference of a log-prob in nats a token: the package promises 1e-5
+in float32, as other processes have other batches.
 """
 
 from __future__ import annotations
@@ -91,7 +90,7 @@ def on_ray(options: argparse.Namespace) -> None:
     started = time.monotonic()
     job = subprocess.Popen([*map(str, command)], cwd=folder, env=environment,
                            stdout=subprocess.PIPE, text=True)  # fmt: skip
-    victims = computing_on(second, job)
+    victims = computing_on(second, job, folder / "by_ray")
     before = rows_of(folder / "by_ray")
     for process in victims:
         process.send_signal(signal.SIGKILL)
@@ -107,9 +106,9 @@ def on_ray(options: argparse.Namespace) -> None:
         command="python bench/many_machines.py ray PROJECT",
         said={
             "ray": ray.__version__,
-            "parts": PARTS,
+            "tasks": PARTS,
             "exit code": job.returncode,
-            "parts done by the node that was killed": said.count(second.node_id),
+            "parts done by the node that was killed": said.count(f"is done, by {second.node_id}"),
             "killed processes": len(victims),
             "killed after seconds": round(at, 1),
             "rows there when it was killed": len(before),
@@ -118,22 +117,25 @@ def on_ray(options: argparse.Namespace) -> None:
     )
 
 
-def computing_on(node: Any, job: subprocess.Popen[str]) -> list[psutil.Process]:
-    """All processes of a node, once it has done a part and computes another one."""
+def computing_on(node: Any, job: subprocess.Popen[str], cache: Path) -> list[psutil.Process]:
+    """All processes of a node, once it computes a part that was begun after another was done."""
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-    done: set[int] = set()
     while job.poll() is None:
-        tree = [raylet, *raylet.children(recursive=True)]
-        for process in tree:
-            try:
-                if "precompute" in process.cmdline() and "--shard" in process.cmdline():
-                    done.add(process.pid)
-                    if len(done) > 1 and sum(process.cpu_times()[:2]) >= COMPUTING:
-                        return tree
-            except psutil.Error:
-                continue
         time.sleep(0.1)
+        done = min((path.stat().st_mtime for path in cache.rglob("part-*.parquet")), default=None)
+        tree = [raylet, *raylet.children(recursive=True)]
+        if done is not None and any(is_computing(process, done) for process in tree):
+            return tree
     raise SystemExit("the work ended before the node could be killed")
+
+
+def is_computing(process: psutil.Process, since: float) -> bool:
+    """Whether it is an mrpo that began after a moment and is in the midst of its rows."""
+    try:
+        begun = "--shard" in process.cmdline() and process.create_time() > since
+        return begun and sum(process.cpu_times()[:2]) >= COMPUTING
+    except psutil.Error:
+        return False
 
 
 def compare_caches(options: argparse.Namespace) -> None:
