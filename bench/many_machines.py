@@ -152,6 +152,21 @@ def record(name: str, whole: Path, cache: Path, command: str, said: dict[str, An
     OUTPUT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
+def table(results: dict[str, Any]) -> str:
+    """The page's table."""
+    names = {"ray": "Ray", "slurm": "Slurm"}
+    head = (
+        "| | tasks | missing | counted twice | computed twice | nats a token apart | bit for bit |"
+    )
+    lines = [
+        f"| {names[name]} | {row['tasks']} | {row['missing']} | {row['counted twice']} | "
+        f"{row['computed twice']} | {row['largest difference, nats a token']:.0e} | "
+        f"{row['bit for bit the same']:,} of {row['responses']:,} |"
+        for name, row in results.items()
+    ]
+    return "\n".join([head, "|---|---|---|---|---|---|---|", *lines])
+
+
 def compared(whole: Path, cache: Path) -> dict[str, float]:
     """What differs of two caches; rows of parts as they are, and as the cache counts them."""
     from mrpo_tools.cache import Cache

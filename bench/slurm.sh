@@ -114,7 +114,8 @@ END
 
 # computing TASK: the process id of a task's mrpo, once it is in the midst of its rows
 computing() {
-  until [ -n "${found:-}" ]; do
+  local found= process
+  until [ -n "$found" ]; do
     sleep 0.5
     for process in $(pgrep -f "precompute --ref one --shard auto"); do
       if tr '\0' '\n' 2> /dev/null < "/proc/$process/environ" | grep -qx "SLURM_ARRAY_TASK_ID=$1" &&

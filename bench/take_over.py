@@ -20,7 +20,6 @@ import contextlib
 import json
 import math
 import os
-import shlex
 import sys
 import tempfile
 import threading
@@ -60,12 +59,14 @@ class Case:
         dying: those that die when half of the ideal time of all is over.
         sweep: batches that are drawn before the numbers of the first are given, as by an engine
             that streams its layers.
+        batch_tokens: of a batch.
     """
 
     speeds: list[float]
     absent: list[int] = field(default_factory=list)
     dying: list[int] = field(default_factory=list)
     sweep: int = 1
+    batch_tokens: int = 256
 
     def ideal(self, seconds: float) -> float:
         """See above.
@@ -101,6 +102,8 @@ CASES = {
     "16 of 0.5 to 1.25": Case([0.5 + 0.05 * n for n in range(16)]),
     "16, one absent": Case([1] * 16, absent=[7]),
     "16, two die": Case([1] * 16, dying=[3, 11]),
+    "16 alike, batches of a quarter": Case([1] * 16, batch_tokens=64),
+    "16, two die, batches of a quarter": Case([1] * 16, dying=[3, 11], batch_tokens=64),
 }
 
 
@@ -151,16 +154,31 @@ class Start:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help="cases; all by default")
+    parser.add_argument("names", nargs="*", help="cases that are measured anew; all by default")
     parser.add_argument("--seconds", type=float, default=SECONDS)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         trial = Trial(Path(scratch), options.seconds)
-        rows = [trial.row(name) for name in options.names or CASES]
-    said = {"command": shlex.join(["python", *sys.argv]), "seconds": options.seconds,
-            "processors": os.cpu_count(), "rows": rows}  # fmt: skip
+        rows = {name: trial.row(name) for name in options.names or CASES}
+    if options.names and options.output.exists():
+        before = json.loads(options.output.read_text(encoding="utf-8"))["rows"]
+        rows = {row["case"]: row for row in before} | rows
+    said = {"command": "python bench/take_over.py", "seconds": options.seconds,
+            "processors": os.cpu_count(),
+            "rows": [rows[name] for name in CASES if name in rows]}  # fmt: skip
     options.output.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The page's table."""
+    head = "| processes | computed twice | taken over | seconds | ideal | without |"
+    lines = [
+        f"| {row['case']} | {row['computed twice']} ({row['twice']:.1%}) | {row['taken over']} | "
+        f"{row['seconds']} | {row['ideal']} | {row['without'] or 'rows missing'} |"
+        for row in rows
+    ]
+    return "\n".join([head, "|---|---|---|---|---|---|", *lines])
 
 
 class Trial:
@@ -171,14 +189,14 @@ class Trial:
         self.groups = load_groups(ROOT / "data" / "demo.jsonl").groups
         texts = [turn.content for group in self.groups for turn in group.prompt]
         make_model(folder / "model", texts, **TINY)
-        self.references = {"one": Reference(model=str(folder / "model"), dtype="float32",
-                                            batch_tokens=256)}  # fmt: skip
+        self.reference = Reference(model=str(folder / "model"), dtype="float32")
         alone = Paced(1e9, Case([1]), Start(1), math.inf)
         whole = self.compute(Cache(folder / "whole"), (0, 1), alone)
         self.tokens = whole[0].tokens
 
     def compute(self, cache: Cache, shard: tuple[int, int], model: Paced) -> Any:
-        return precompute(self.references, self.groups, cache, "demo", shard=shard,
+        sized = self.reference.model_copy(update={"batch_tokens": model.case.batch_tokens})
+        return precompute({"one": sized}, self.groups, cache, "demo", shard=shard,
                           load=model.load, take_over=True)  # fmt: skip
 
     def row(self, name: str) -> dict[str, Any]:

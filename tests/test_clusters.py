@@ -15,7 +15,7 @@ import click
 import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
-from test_docs import blocks, script
+from test_docs import blocks, measured, script
 from torch.distributed.run import get_args_parser
 
 from mrpo_tools.cli import cli
@@ -116,6 +116,18 @@ def test_the_plan_is_the_script_s():
     assert usual.phase1_hours(8) == pytest.approx(3 * hours / 8)
     assert usual.phase2_hours("lora", 1) == pytest.approx(3 * hours)
     assert usual.full_gigabytes(1) == pytest.approx(131.7)
+
+
+def test_the_tables_of_many_machines_are_measured():
+    """Those of docs/many_machines.md are of the committed results, which have nothing missing and
+    nothing counted twice."""
+    page = (RECIPES.parent / "docs" / "many_machines.md").read_text(encoding="utf-8")
+    killed, met = measured("many_machines.json"), measured("take_over.json")
+    assert script("bench/many_machines.py").table(killed) in page
+    assert script("bench/take_over.py").table(met["rows"]) in page
+    for result in killed.values():
+        assert result["missing"] == result["counted twice"] == result["foreign"] == 0
+        assert result["largest difference, nats a token"] < 1e-5
 
 
 @pytest.mark.parametrize(
