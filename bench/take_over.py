@@ -30,8 +30,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from models import make_model
-
 ROOT = Path(__file__).parent.parent
 OUTPUT = ROOT / "docs" / "take_over.json"
 SECONDS = 60.0
@@ -185,6 +183,8 @@ class Trial:
     """The data, a model that is a name alone, and how many tokens there are."""
 
     def __init__(self, folder: Path, seconds: float) -> None:
+        from models import make_model
+
         self.folder, self.seconds = folder, seconds
         self.groups = load_groups(ROOT / "data" / "demo.jsonl").groups
         texts = [turn.content for group in self.groups for turn in group.prompt]

@@ -110,6 +110,9 @@ class Others:
     def blocks(self, write: Callable[[], None] = lambda: None) -> Iterator[list[Group]]:
         """Prompts of other parts that are to be computed next, until none is missing.
 
+        An engine may ask for the next ones before it has given the numbers of these: what was taken
+        is not given again.
+
         Args:
             write: puts on the disk what is computed, so that others see it; called before a look.
         """
