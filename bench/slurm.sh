@@ -2,18 +2,22 @@
 # A Slurm of one machine, and recipes/slurm/ preempted on it: does every run end as if it had not been?
 #
 #     apt-get install slurm-wlm munge
-#     bench/slurm.sh PROJECT OUTPUT        # as root, from the checkout, with mrpo's Python first on PATH
+#     bench/slurm.sh PROJECT OUTPUT train|array    # as root, from the checkout, with mrpo's Python first on PATH
 #
-# PROJECT holds mrpo.yaml (models by absolute paths), recipe.yaml (of a minute or two; save_steps: 10,
+# train: PROJECT holds mrpo.yaml (models by absolute paths), recipe.yaml (of a minute or two; save_steps: 10,
 # logging_steps: 1, as a stopped run logs its last step) and a filled cache. Jobs run in the partition `spot`; a job of the partition `urgent` takes the machine:
 # Slurm sends SIGTERM, SIGKILL 30 s later, and puts the job back.
 #   whole    one task, undisturbed             preempted  one task, preempted: SIGTERM is enough
 #   killed   one task, deaf to SIGTERM: SIGKILL after 30 s
 #   whole2   two tasks of gloo, undisturbed    preempted2 two tasks, preempted
-# The array of phase 1 computes what it needs in two jobs. OUTPUT keeps the logs and the verdict.
+# array: PROJECT holds mrpo.yaml, whose only reference is `one`, and `whole`, a cache of it: bench/many_machines.py
+# makes such a project. Of four tasks, one is put back by `scontrol requeue` while it computes, and one killed.
+# What the cache then holds, beside `whole`, goes to docs/many_machines.json.
+# OUTPUT keeps the logs and the verdict.
 set -eu
 checkout=$PWD project=$(realpath "$1")
 mkdir -p "$2" && out=$(realpath "$2")
+trial=$3
 export SLURM_CONF=$out/slurm.conf PYTHONPATH=$checkout:$checkout/tests OMP_NUM_THREADS=1
 export PYTHONHASHSEED=0  # peft writes an adapter's layers as a set, in an order of each process's own
 host=$(hostname)
@@ -108,27 +112,54 @@ print(f"{Path(sys.argv[2]).name} against {Path(sys.argv[1]).name}: {len(names)} 
 END
 }
 
-# the array of phase 1, into an empty cache, and what is left to compute after it
+# computing TASK: the process id of a task's mrpo, once it is in the midst of its rows
+computing() {
+  local found= process
+  until [ -n "$found" ]; do
+    sleep 0.5
+    for process in $(pgrep -f "precompute --ref one --shard auto"); do
+      if tr '\0' '\n' 2> /dev/null < "/proc/$process/environ" | grep -qx "SLURM_ARRAY_TASK_ID=$1" &&
+        [ "$(ps -o cputimes= -p "$process")" -ge 10 ]; then found=$process; fi
+    done
+  done
+  echo "$found"
+}
+
+# the array of phase 1, into an empty cache: task 2 is put back while it computes, task 3 killed
 array() {
-  mkdir "$out/phase1" && cp -r "$project"/{mrpo.yaml,*.jsonl,models} "$out/phase1" && cd "$out/phase1"
-  job=$(sbatch --parsable --array=1-2 --gpus-per-node=0 --cpus-per-task=1 --time=60 \
-    --output="$out/phase1/%a.log" "$checkout/recipes/slurm/precompute.sbatch" "$1")
+  [ ! -e "$project/cache" ] || { echo "$project/cache is there already" && exit 2; }
+  cd "$project"
+  started=$(date +%s)
+  job=$(sbatch --parsable --array=1-4 --gpus-per-node=0 --cpus-per-task=1 --time=60 \
+    --output="$out/%a.log" "$checkout/recipes/slurm/precompute_array.sbatch" one)
+  computing 2 > /dev/null
+  scontrol requeue "${job}_2"
+  echo "$(date +%T) task 2 put back while it computes: $(state "${job}_2")"
+  kill -KILL "$(computing 3)"
+  echo "$(date +%T) task 3: mrpo killed"
   until [ -z "$(squeue --noheader --job "$job")" ]; do sleep 1; done
-  echo "array of two: $(mrpo precompute --ref "$1" --dry-run 2> /dev/null)"
+  for task in 1 2 3 4; do echo "task $task: $(state "${job}_$task")"; done
+  restarts=$(scontrol show job "${job}_2" | grep -oE 'Restarts=[0-9]+' | cut -d= -f2)
+  (cd "$checkout" && python bench/many_machines.py compare "$project/whole" "$project/cache" \
+    --name slurm --command "bench/slurm.sh PROJECT OUTPUT array" \
+    --said "{\"slurm\": \"$(sinfo --version)\", \"tasks\": 4, \"restarts of task 2\": $restarts, \"seconds\": $(($(date +%s) - started))}")
+}
+
+train() {
+  cd "$project"
+  job=$(submit whole 1 train); until_done "$job"; echo "whole: $(state "$job")"
+  job=$(submit preempted 1 train); preempt "$job" preempted
+  job=$(submit killed 1 train DEAF=1); preempt "$job" killed
+  job=$(submit whole2 2 train_two_nodes); until_done "$job"; echo "whole2: $(state "$job")"
+  job=$(submit preempted2 2 train_two_nodes); preempt "$job" preempted2
+  compare whole preempted
+  compare whole killed
+  compare whole2 preempted2
 }
 
 configure
 trap stop EXIT
 start
 export PATH=$out/bin:$PATH
-cd "$project"
 sinfo --version
-job=$(submit whole 1 train); until_done "$job"; echo "whole: $(state "$job")"
-job=$(submit preempted 1 train); preempt "$job" preempted
-job=$(submit killed 1 train DEAF=1); preempt "$job" killed
-job=$(submit whole2 2 train_two_nodes); until_done "$job"; echo "whole2: $(state "$job")"
-job=$(submit preempted2 2 train_two_nodes); preempt "$job" preempted2
-compare whole preempted
-compare whole killed
-compare whole2 preempted2
-array llama,mistral,qwen
+"$trial"

@@ -2,6 +2,7 @@
 
     python tests/kill_server.py simulated|real KILLS MODEL DATA FOLDER
     python tests/kill_server.py together|sharded PROCESSES MODEL DATA FOLDER
+    python tests/kill_server.py outlived|outlived-real KILLS MODEL DATA FOLDER
 
 Imports once and forks for everything else, so that a process costs as long as its work does.
 """
@@ -39,7 +40,11 @@ def main() -> None:
     torch.set_num_threads(1)
     pa.set_cpu_count(1)
     rounds = Rounds(kind, Path(model), Path(data), Path(folder))
-    run = rounds.kill if kind in ("simulated", "real") else rounds.at_once
+    run = rounds.at_once
+    if kind in ("simulated", "real"):
+        run = rounds.kill
+    if kind.startswith("outlived"):
+        run = rounds.outlive
     rounds.import_everything()
     print(json.dumps(run(int(count))))
 
@@ -52,7 +57,7 @@ class Rounds:
         self.reference = Reference(model=str(model), dtype="float32", batch_tokens=64)
         self.data, self.log = data, folder / "scored"
         simulation = Simulation(self.log, seconds=0.002)
-        self.load = loading(Logged, log=self.log) if kind == "real" else simulation.load
+        self.load = loading(Logged, log=self.log) if kind.endswith("real") else simulation.load
 
     def at_once(self, processes: int) -> dict[str, Any]:
         """Several writers of one cache while readers read, then one alone."""
@@ -117,6 +122,38 @@ class Rounds:
             shutil.rmtree(path)
         return {**counts, "difference": worst, "scored again": again}
 
+    def outlive(self, kills: int) -> dict[str, Any]:
+        """One of two processes is killed each time while both work; in the first round nobody
+        takes over."""
+        generator = random.Random(kills)
+        alone = self.folder / "alone"
+        wait(fork(lambda: self.precompute(alone)))
+        whole = in_fork(lambda: rows_of(alone))
+        scoring = time.time() - (alone / "references").stat().st_mtime
+        counts: Counter[str] = Counter(responses=len(whole))
+        worst = 0.0
+        for number in range(kills + 1):
+            path, takes = self.folder / f"outlived-{number}", number > 0
+            self.log.unlink(missing_ok=True)
+            killed, other = (
+                fork(lambda path=path, n=n, takes=takes: self.precompute(path, (n, 2), takes))
+                for n in (1, 0)
+            )
+            while not self.log.exists():
+                time.sleep(0.001)
+            time.sleep(generator.random() * scoring / 2)
+            os.kill(killed, signal.SIGKILL)
+            counts["midway"] += os.WIFSIGNALED(os.waitpid(killed, 0)[1])
+            wait(other)
+            rows = in_fork(lambda path=path: rows_of(path))
+            counts["lost" if takes else "lost without"] += len(whole.keys() - rows.keys())
+            counts["foreign"] += len(rows.keys() - whole.keys())
+            counts["repeated"] += sum(len(several) - 1 for several in rows.values())
+            counts["damaged"] += in_fork(lambda path=path: damage(path))
+            worst = max([worst, *(apart(several, whole[key]) for key, several in rows.items())])
+            shutil.rmtree(path)
+        return {**counts, "difference": worst}
+
     def import_everything(self) -> None:
         """What the children would import one by one."""
         import pandas
@@ -128,11 +165,13 @@ class Rounds:
         gc.collect()
         gc.freeze()
 
-    def precompute(self, path: Path, shard: tuple[int, int] = (0, 1)) -> None:
+    def precompute(
+        self, path: Path, shard: tuple[int, int] = (0, 1), take_over: bool = False
+    ) -> None:
         groups = load_groups(self.data).groups
         cache, references = Cache(path), {"llama": self.reference}
         precompute(references, groups, cache, "data", shard=shard, load=self.load,
-                   part_rows=ROWS_OF_A_PART)  # fmt: skip
+                   part_rows=ROWS_OF_A_PART, take_over=take_over)  # fmt: skip
 
 
 Rows = dict[str, list[list[float]]]

@@ -1,5 +1,5 @@
-"""The files for Slurm and SkyPilot: the programs take their commands; a job that was stopped is put
-back, one that failed is not."""
+"""The files for Slurm, Kubernetes, SkyPilot and Ray: the programs take their commands; a job that
+was stopped is put back, one that failed is not."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
-from test_docs import blocks, script
+from test_docs import blocks, measured, script
 from torch.distributed.run import get_args_parser
 
 from mrpo_tools.cli import cli
@@ -22,7 +24,11 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 PAGE = RECIPES.parent / "docs" / "scaling.md"
 SLURM = sorted((RECIPES / "slurm").glob("*.sbatch"))
 SKYPILOT = sorted((RECIPES / "skypilot").glob("*.yaml"))
-FILES = pytest.mark.parametrize("path", [*SLURM, *SKYPILOT], ids=lambda path: path.name)
+KUBERNETES = RECIPES / "kubernetes" / "precompute.yaml"
+RAY = RECIPES / "ray" / "precompute.py"
+FILES = pytest.mark.parametrize(
+    "path", [*SLURM, *SKYPILOT, KUBERNETES], ids=lambda path: f"{path.parent.name}/{path.name}"
+)
 LAUNCHERS = {"torchrun": get_args_parser(), "accelerate launch": launch_command_parser()}
 CODES = {0: False, 1: False, 2: False, 5: False, 75: True, 143: True}
 """Exit codes of `srun mrpo`, and whether more of the same is wanted."""
@@ -31,7 +37,21 @@ CODES = {0: False, 1: False, 2: False, 5: False, 75: True, 143: True}
 def bash_of(path: Path) -> str:
     """What the shell runs."""
     text = path.read_text(encoding="utf-8")
+    if path == KUBERNETES:
+        return shlex.join(container(job_of(text))["command"])
     return yaml.safe_load(text)["run"] if path.suffix == ".yaml" else text
+
+
+def job_of(text: str) -> dict[str, Any]:
+    """The only document of a file."""
+    (job,) = yaml.safe_load_all(text)
+    return job
+
+
+def container(job: dict[str, Any]) -> dict[str, Any]:
+    """The only one of a job's pods."""
+    (only,) = job["spec"]["template"]["spec"]["containers"]
+    return only
 
 
 def commands(bash: str) -> list[list[str]]:
@@ -65,8 +85,10 @@ def test_the_commands_are_taken(path):
     subprocess.run(["bash", "-n"], input=bash, text=True, check=True)
     for words in commands(bash):
         check(words)
-        assert ("--resume" if "train" in words else "--shard") in words
-    for name in re.findall(r"recipes/(?:slurm|skypilot)/[\w.]+", path.read_text()):
+        wanted = ["--resume"] if "train" in words else ["--shard", "auto"]
+        place = words.index(wanted[0])
+        assert words[place : place + len(wanted)] == wanted
+    for name in re.findall(r"recipes/(?:slurm|skypilot|kubernetes)/[\w.]+", path.read_text()):
         assert (RECIPES.parent / name).is_file(), name
 
 
@@ -94,6 +116,18 @@ def test_the_plan_is_the_script_s():
     assert usual.phase1_hours(8) == pytest.approx(3 * hours / 8)
     assert usual.phase2_hours("lora", 1) == pytest.approx(3 * hours)
     assert usual.full_gigabytes(1) == pytest.approx(131.7)
+
+
+def test_the_tables_of_many_machines_are_measured():
+    """Those of docs/many_machines.md are of the committed results, which have nothing missing and
+    nothing counted twice."""
+    page = (RECIPES.parent / "docs" / "many_machines.md").read_text(encoding="utf-8")
+    killed, met = measured("many_machines.json"), measured("take_over.json")
+    assert script("bench/many_machines.py").table(killed) in page
+    assert script("bench/take_over.py").table(met["rows"]) in page
+    for result in killed.values():
+        assert result["missing"] == result["counted twice"] == result["foreign"] == 0
+        assert result["largest difference, nats a token"] < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -166,3 +200,175 @@ def test_skypilot_takes_the_files(path):
     validate(task["resources"], schemas.get_resources_schema(), path.name)
     for place in task.get("file_mounts", {}).values():
         validate(place, schemas.get_storage_schema(), path.name)
+
+
+FIELDS: dict[str, Any] = {
+    "apiVersion": str, "kind": str, "metadata": {"name": str},
+    "spec": {
+        "completionMode": str, "completions": int, "parallelism": int,
+        "backoffLimitPerIndex": int,
+        "podFailurePolicy": {"rules": [{
+            "action": str,
+            "onPodConditions": [{"type": str, "status": str}],
+            "onExitCodes": {"containerName": str, "operator": str, "values": [int]},
+        }]},
+        "template": {"spec": {
+            "restartPolicy": str, "terminationGracePeriodSeconds": int,
+            "containers": [{
+                "name": str, "image": str, "workingDir": str, "command": [str],
+                "env": [{"name": str, "value": str}],
+                "resources": {"limits": {"nvidia.com/gpu": int, "memory": str},
+                              "requests": {"cpu": int}},
+                "volumeMounts": [{"name": str, "mountPath": str}],
+            }],
+            "volumes": [{"name": str, "persistentVolumeClaim": {"claimName": str}}],
+        }},
+    },
+}  # fmt: skip
+"""What batch/v1 calls the fields of a Job that are used here, and their types."""
+
+
+def misfits(found: Any, fields: Any, place: str = "") -> list[str]:
+    """Where a document has a field of another name or type."""
+    if isinstance(fields, dict) and isinstance(found, dict):
+        unknown = [f"{place}.{name}" for name in found.keys() - fields.keys()]
+        shared = found.keys() & fields.keys()
+        within = [misfits(found[name], fields[name], f"{place}.{name}") for name in shared]
+        return sum(within, unknown)
+    if isinstance(fields, list) and isinstance(found, list):
+        return [misfit for one in found for misfit in misfits(one, fields[0], place)]
+    fits = isinstance(fields, type) and type(found) is fields
+    return [] if fits else [place]
+
+
+def wrong_with(job: dict[str, Any]) -> list[str]:
+    """What Kubernetes would refuse of a Job, or take and not do what is meant."""
+    spec, pod = job["spec"], container(job)
+    environment = {entry["name"]: entry["value"] for entry in pod["env"]}
+    rules = spec["podFailurePolicy"]["rules"]
+    codes = {action: sorted(code for rule in rules if rule["action"] == action
+                            for code in rule.get("onExitCodes", {}).get("values", ()))
+             for action in ("Ignore", "FailIndex")}  # fmt: skip
+    volumes = {volume["name"] for volume in spec["template"]["spec"]["volumes"]}
+    rightly = {
+        "kind": (job["apiVersion"], job["kind"]) == ("batch/v1", "Job"),
+        "an index": spec["completionMode"] == "Indexed",
+        "the count": environment.get("JOB_COMPLETIONS") == str(spec["completions"]),
+        "all at once": spec["parallelism"] <= spec["completions"],
+        "a policy wants": spec["template"]["spec"]["restartPolicy"] == "Never",
+        "put back": codes["Ignore"] == [code for code, back in CODES.items() if back],
+        "given up": codes["FailIndex"] == [2, 3],
+        "of which": all(rule["onExitCodes"]["containerName"] == pod["name"]
+                        for rule in rules if "onExitCodes" in rule),
+        "one of two": all(("onExitCodes" in rule) != ("onPodConditions" in rule) for rule in rules),
+        "volumes": {mount["name"] for mount in pod["volumeMounts"]} == volumes,
+    }  # fmt: skip
+    return misfits(job, FIELDS) + [name for name, right in rightly.items() if not right]
+
+
+def test_the_job_of_kubernetes_is_one():
+    assert wrong_with(job_of(KUBERNETES.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "found"),
+    [("completions: 8 ", "completions: 9 ", "the count"), ('value: "8"', "value: 8", "the count"),
+     ("Indexed", "NonIndexed", "an index"), ("[75, 143]", "[75]", "put back"),
+     ("restartPolicy: Never", "restartPolicy: OnFailure", "a policy wants"),
+     ("backoffLimitPerIndex", "backoffLimitPerindex", ".spec.backoffLimitPerindex"),
+     ("workingDir: /shared", "workingDir: 5", ".spec.template.spec.containers.workingDir"),
+     ("claimName: mrpo", "claim: mrpo", "persistentVolumeClaim.claim"),
+     ("volumes:\n        - name: shared", "volumes:\n        - name: other", "volumes")],
+)  # fmt: skip
+def test_what_is_wrong_with_a_job_is_found(right, wrong, found):
+    text = KUBERNETES.read_text()
+    assert right in text
+    assert any(found in fault for fault in wrong_with(job_of(text.replace(right, wrong, 1))))
+
+
+@pytest.mark.parametrize("version", ["1.29", "1.33", "1.37"])
+def test_kubernetes_takes_the_file(version):
+    """Where it is installed: Kubernetes' own schema, with no field that it does not have."""
+    kubernetes = pytest.importorskip("kubernetes_validate")
+    job = job_of(KUBERNETES.read_text())
+    kubernetes.validate(job, version, strict=True)
+    job["spec"]["completionsMode"] = job["spec"].pop("completionMode")
+    with pytest.raises(kubernetes.ValidationError):
+        kubernetes.validate(job, version, strict=True)
+
+
+STAND_IN = """
+import sys, types
+from pathlib import Path
+ray = sys.modules["ray"] = types.ModuleType("ray")
+
+class RayError(Exception): pass
+class Task:
+    def __init__(self, function): self.function, self.words = function, {}
+    def options(self, **words):
+        other = Task(self.function); other.words = words; return other
+    def remote(self, *arguments): return Result(self, arguments)
+class Result:
+    def __init__(self, task, arguments): self.task, self.arguments = task, arguments
+def get(result):
+    for attempt in range(result.task.words["max_retries"] + 1):
+        try:
+            return result.task.function(*result.arguments)
+        except tuple(result.task.words["retry_exceptions"]) as error:
+            last = error
+        except Exception as error:
+            raise RayError(str(error)) from None
+    raise RayError(str(last))
+ray.exceptions = types.SimpleNamespace(RayError=RayError)
+ray.init, ray.remote, ray.get = lambda: None, Task, get
+ray.wait = lambda results: (results[:1], results[1:])
+ray.get_runtime_context = lambda: types.SimpleNamespace(get_node_id=lambda: "here")
+"""
+"""What recipes/ray asks of Ray, in one process; bench/many_machines.py has a real cluster."""
+
+
+def on_ray(folder: Path, does: str, *words: str) -> tuple[int, list[str], str]:
+    """The script's exit code, what each `mrpo` was told, and what was said, where `mrpo` does
+    this; `$n` is how often it was asked for its part."""
+    (folder / "stand_in.py").write_text(STAND_IN)
+    mrpo = folder / "mrpo"
+    mrpo.write_text(
+        f'#!/bin/bash\necho "$@" >> {folder}/told\n'
+        f'n=$(grep -c -- "--shard $3 " {folder}/told)\n{does}\n'
+    )
+    mrpo.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+    code = f"import stand_in, runpy; runpy.run_path({str(RAY)!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=folder, env=environment,
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    told = folder / "told"
+    return done.returncode, told.read_text().splitlines(), done.stdout + done.stderr
+
+
+WORDS = ("--parts", "3", "--retries", "4", "--ref", "llama,mistral", "--cache", "there")
+"""Of the script, and of mrpo."""
+
+
+def test_ray_gets_every_part_once(tmp_path):
+    code, told, _ = on_ray(tmp_path, "exit 0", *WORDS)
+    assert code == 0
+    assert told == [
+        f"precompute --shard {n}/3 --ref llama,mistral --cache there" for n in (1, 2, 3)
+    ]
+    for line in told:
+        check(["mrpo", *shlex.split(line)])
+
+
+@pytest.mark.parametrize(
+    ("does", "code", "asked"),
+    [("[ $n = 3 ] || exit 75", 0, 9), ("[ $n = 2 ] || exit 143", 0, 6),
+     ("[ $n = 2 ] || kill -9 $$", 0, 6), ("exit 75", 1, 15), ("exit 2", 1, 3),
+     ("[ $3 != 2/3 ] || exit 5", 1, 3)],
+    ids=["stopped twice", "SIGTERM", "SIGKILL", "stopped for ever", "bad input", "one fails"],
+)  # fmt: skip
+def test_ray_begins_again_what_was_stopped(does, code, asked, tmp_path):
+    """The others go on, and how many failed is said."""
+    ended, told, said = on_ray(tmp_path, does, *WORDS)
+    assert (ended, len(told)) == (code, asked)
+    failed = {"exit 75": 3, "exit 2": 3}.get(does, code)
+    assert not failed or f"{failed} of 3 parts failed" in said

@@ -27,6 +27,13 @@ LOOKED_FOR = {
 }
 """Who divides work, the widest first, and where each says which piece this is, and of how many."""
 ONCE_MORE = "or name the part: --shard 1/4"
+NO_GAPS = f"submit an array without gaps, sbatch --array=0-3, {ONCE_MORE}"
+BY_HAND = {
+    "JOB_COMPLETIONS": "Kubernetes tells a pod its index and not how many there are: write "
+    "JOB_COMPLETIONS, the job's `completions`, into its `env` "
+    f"(recipes/kubernetes/precompute.yaml), {ONCE_MORE}",
+}
+"""What to do where a variable is missing that a scheduler does not set by itself."""
 
 
 def _completed(_ctx: click.Context, _param: click.Parameter, begun: str) -> list[CompletionItem]:
@@ -104,16 +111,17 @@ def _of(environment: Environment, index_name: str, count_name: str) -> Shard | N
         (absent,) = {index_name, count_name} - there
         raise UsageError(
             f"--shard auto: {there.pop()} is set, and {absent} is not",
-            f"set {absent} in the job's file, {ONCE_MORE}",
+            BY_HAND.get(absent, f"set {absent} in the job's file, {ONCE_MORE}"),
         )
     index, count = _number(environment, index_name), _number(environment, count_name)
-    if index_name == "SLURM_ARRAY_TASK_ID":
+    in_array = index_name == "SLURM_ARRAY_TASK_ID"
+    if in_array:
         index = _place_in_array(environment, index)
     if index >= count:
         values = f"{index_name}={environment[index_name]}, {count_name}={environment[count_name]}"
         raise UsageError(
             f"--shard auto: {values}: that is no piece of so many",
-            f"correct {index_name} or {count_name}, {ONCE_MORE}",
+            NO_GAPS if in_array else f"correct {index_name} or {count_name}, {ONCE_MORE}",
         )
     return index, count
 
@@ -126,7 +134,7 @@ def _place_in_array(environment: Environment, task: int) -> int:
         raise UsageError(
             f"--shard auto: SLURM_ARRAY_TASK_ID={task} is no task of an array that begins at "
             f"SLURM_ARRAY_TASK_MIN={first} with SLURM_ARRAY_TASK_STEP={step}",
-            f"submit an array without gaps, sbatch --array=0-3, {ONCE_MORE}",
+            NO_GAPS,
         )
     return (task - first) // step
 

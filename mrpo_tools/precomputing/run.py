@@ -124,8 +124,9 @@ class _CountedRows:
         self.counts.update(row.status for row in rows)
         self.cut += sum(row.truncated for row in rows)
         if self.others is not None:
-            self.taken_over += sum(self.others.foreign(row.prompt_id) for row in rows)
-            if self.others.should_see(len(rows)):
+            foreign = sum(self.others.foreign(row.prompt_id) for row in rows)
+            self.taken_over += foreign
+            if self.others.should_see(len(rows) - foreign):
                 self.writer.flush()
 
 

@@ -52,7 +52,7 @@ class Others:
         self._index, self._count = shard
         self._watch = Watch(store, groups, shard)
         self.own, self.reused = self._watch.incomplete, self._watch.reused
-        self._ahead: float = len(self._watch.left)
+        self._ahead = len(self._watch.left)
         self._hidden = 0
         self._taken: set[str] = set()
         self._random = random.Random(self._index)
@@ -66,7 +66,7 @@ class Others:
         """Those of which some response has no row yet."""
         self._watch.glance()
         left = [prompt for prompt in prompts if self._missing(prompt.group.response_ids)]
-        self._ahead -= sum(len(p.responses) for p in prompts) - sum(len(p.responses) for p in left)
+        self._ahead -= self._own_rows(prompts) - self._own_rows(left)
         return left
 
     def unwritten(
@@ -80,17 +80,27 @@ class Others:
         """
         for batch in batches:
             self._watch.glance()
-            self._ahead -= sum(len(row.keys) for row in batch)
-            left = [row for row in batch if self._missing(places[k].response_id for k in row.keys)]
+            left: list[Row] = []
+            for row in batch:
+                if self._missing(places[key].response_id for key in row.keys):
+                    left.append(row)
+                elif not self.foreign(places[row.keys[0]].prompt.group.prompt_id):
+                    self._ahead -= len(row.keys)
             if left:
                 yield left
 
     def should_see(self, rows: int) -> bool:
         """Whether what is computed must be written now, so that nobody takes it at the end.
 
+        An engine may draw batches far ahead of the numbers that it gives: what counts is what it
+        has given.
+
         Args:
-            rows: that were computed since the last question.
+            rows: of this process's part that were computed since the last question.
         """
+        if not rows:
+            return False
+        self._ahead -= rows
         self._hidden += rows
         if self._hidden < HIDDEN * self._ahead:
             return False
@@ -100,6 +110,9 @@ class Others:
     def blocks(self, write: Callable[[], None] = lambda: None) -> Iterator[list[Group]]:
         """Prompts of other parts that are to be computed next, until none is missing.
 
+        An engine may ask for the next ones before it has given the numbers of these: what was taken
+        is not given again.
+
         Args:
             write: puts on the disk what is computed, so that others see it; called before a look.
         """
@@ -107,7 +120,6 @@ class Others:
             return
         from mrpo_tools.precomputing.encoded import text_bytes
 
-        self._ahead = math.inf
         write()
         self._watch = Watch(self._store, self._groups)
         missing = [group for group in self._watch.incomplete if self.foreign(group.prompt_id)]
@@ -150,6 +162,11 @@ class Others:
         """Whether a prompt of another part is this process's to take first."""
         after = (self._index - owner_of(prompt_id, self._count) - 1) % self._count
         return int(prompt_id, 16) // self._count % (self._count - 1) == after
+
+    def _own_rows(self, prompts: Sequence[EncodedPrompt]) -> int:
+        """Responses of this process's part."""
+        own = (p for p in prompts if not self.foreign(p.group.prompt_id))
+        return sum(len(prompt.responses) for prompt in own)
 
     def _missing(self, keys: Iterable[str]) -> bool:
         return not self._watch.left.isdisjoint(keys)
