@@ -31,6 +31,8 @@ EQUAL = 1e-6
 """nats: numbers that are nearer are the same number."""
 ENOUGH = 32
 """Numbers or places, below which chance may look like a rule."""
+DIGITS = 5
+"""After the point: with so many a log-prob is rounded by less than float32 numbers may be apart."""
 GRID = 2.0**-10
 """Logits in 16 bits, of which most are above 1, differ by multiples of this."""
 ON_GRID = 2e-5
@@ -105,12 +107,16 @@ def is_logp(value: float) -> bool:
 
 
 def rounded(sample: Sample) -> str | None:
-    """Numbers of fewer digits than the declared dtype has."""
+    """Numbers of fewer digits than log-probs have: decimal ones, or those of a narrower dtype."""
+    numbers = [value for each in sample.values for value in each if value]
+    if len(numbers) < ENOUGH:
+        return None
+    for digits in range(DIGITS):
+        if all(round(value, digits) == value for value in numbers):
+            return f"every log-prob is rounded to {digits} digits after the point"
     if sample.dtype != "float32":
         return None
-    every = torch.tensor([v for each in sample.values for v in each if v], dtype=torch.float64)
-    if len(every) < ENOUGH:
-        return None
+    every = torch.tensor(numbers, dtype=torch.float64)
     for dtype in (torch.bfloat16, torch.float16):
         if bool((every.to(dtype).double() == every).all()):
             return f"every log-prob is rounded to {str(dtype).removeprefix('torch.')}"
@@ -188,19 +194,54 @@ def prefixes(asked: PromptLogprobs, sample: Sample) -> str | None:
             token = next((each for each in others if each != line.ids[place]), None)
             if token is None:
                 return None
-            changed = asked.of([*line.ids[:place], token, *line.ids[place + 1 :]])
-            before = zip(values[: place - 1], changed[: place - 1], strict=True)
-            if not all(sample.near(first, second) for first, second in before):
-                return f"another token {place} changes log-probs of tokens before it"
-            after = zip(values[place:], changed[place:], strict=True)
-            if all(abs(first - second) < EQUAL for first, second in after):
-                return f"another token {place} changes nothing after it, as of a stale cache"
+            reason = _changed(asked, sample, line, values, place, token)
+            if reason is not None:
+                return reason
         again = asked.of(line.ids)
         if not all(sample.near(*pair) for pair in zip(values, again, strict=True)):
             return (
                 "a line has other log-probs after one that begins as it does, as of a stale cache"
             )
     return None
+
+
+def _changed(
+    asked: PromptLogprobs,
+    sample: Sample,
+    line: Line,
+    values: Sequence[float],
+    place: int,
+    token: int,
+) -> str | None:
+    """What is wrong with a line's log-probs once another token stands at a place of it."""
+    changed = asked.of([*line.ids[:place], token, *line.ids[place + 1 :]])
+    before = zip(values[: place - 1], changed[: place - 1], strict=True)
+    if not all(sample.near(first, second) for first, second in before):
+        return f"another token {place} changes log-probs of tokens before it"
+    after = zip(values[place:], changed[place:], strict=True)
+    if all(abs(first - second) < EQUAL for first, second in after):
+        return f"another token {place} changes nothing after it, as of a stale cache"
+    return None
+
+
+def still_fresh(asked: PromptLogprobs, sample: Sample, turn: int) -> str | None:
+    """The same of one line as nobody asked for it before: another place, another token.
+
+    Args:
+        asked: the server.
+        sample: of the calibration.
+        turn: counts these questions.
+    """
+    usual, count = turn % len(sample.lines), turn // len(sample.lines)
+    line, values = sample.lines[usual], sample.values[usual]
+    half = len(line.ids) // 2
+    if half < 3:
+        return None
+    place = half + count % (len(line.ids) - 2 - half)
+    others = sorted({token for each in sample.lines for token in each.ids} - {line.ids[place]})
+    if not others:
+        return None
+    return _changed(asked, sample, line, values, place, others[turn % len(others)])
 
 
 def generation(asked: PromptLogprobs, sample: Sample) -> str | None:
