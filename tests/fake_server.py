@@ -5,8 +5,9 @@
     assert server.answered("/v1/completions") == [...]
 
 An endpoint is a function from the request's body to the reply's; `/v1/models` is always there, and
-`pages` are what else can be got: JSON, or a text as it is. A fault is taken from the plan for each POST, in the order of their coming. Whatever is sent is kept
-in `requests`, and errors repeat the request's key, as some servers do.
+`pages` are what else can be got: JSON, or a text as it is. A fault is taken from the plan for each
+POST, in the order of their coming. Whatever is sent is kept in `requests`, and errors repeat the
+request's key, as some servers do.
 """
 
 from __future__ import annotations

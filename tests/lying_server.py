@@ -1,7 +1,7 @@
 """A server of a tiny real model, as vLLM answers, with lies on request.
 
-    with serving(Teller(folder)) as server: ...                       # honest
-    with serving(Teller(folder, lie=colder)) as server: ...           # every log-softmax is T = 0.7's
+    with serving(Teller(folder)) as server: ...      # honest
+    with serving(Tempered(folder)) as server: ...    # every log-softmax is of another temperature
 
 A lie changes what the model says of a line (`logits`), or the reply that is made of it. The honest
 numbers are those of the model in `transformers`, a line at a time.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ class Teller:
         usage = {"prompt_tokens": len(ids), "completion_tokens": 1}
         return {"object": "text_completion", "model": "tiny", "choices": [choice], "usage": usage}
 
-    def logits(self, ids: Sequence[int], body: Body) -> Tensor:  # noqa: ARG002
+    def logits(self, ids: Sequence[int], body: Body) -> Tensor:
         """[L, V] float32."""
         right = self.random.choices(range(3, 90), k=self.random.randrange(40)) * self.company
         return self.model(torch.tensor([[*ids, *right]])).logits[0, : len(ids)].float()
@@ -350,6 +350,3 @@ def serving(endpoint: Endpoint, **words: Any) -> FakeServer:
     pages = {"/version": {"version": "0.32.0"}, **words.pop("pages", {})}
     card |= words.pop("card", {})
     return FakeServer({PATH: endpoint}, card=card, pages=pages, **words)
-
-
-Lie = Callable[..., Teller]

@@ -17,13 +17,28 @@ from mrpo_tools.maths.noise import Apart, Noise, beyond, loudest
 from mrpo_tools.references.devices import pick_device
 from mrpo_tools.references.resolved import ResolvedReference
 from mrpo_tools.scorer.against_weights import compare, why_not
-from mrpo_tools.scorer.consistency import CHECKS, Line, Sample, impossible, rounded
+from mrpo_tools.scorer.consistency import (
+    CHECKS,
+    FEW,
+    ONCE,
+    PER_LINE,
+    Line,
+    Sample,
+    impossible,
+    rounded,
+)
 from mrpo_tools.scorer.self_check import SINGLE, SMALLEST_SPREAD
 from mrpo_tools.server import PromptLogprobs, together
 
 LINES = 64
 UNSTEADY = 16.0
 """Roundings to the declared dtype: more than that between the same line's numbers is no noise."""
+
+
+def most_requests(lines: int) -> int:
+    """Requests of a calibration on so many lines, at most."""
+    lines = min(lines, LINES)
+    return 2 * lines + PER_LINE * min(lines, FEW) + ONCE if lines else 0
 
 
 class Biased(ServerError):

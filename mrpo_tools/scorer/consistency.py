@@ -18,6 +18,10 @@ from mrpo_tools.server.prompt_logprobs import Position
 
 FEW = 8
 """Lines that are asked about in every way."""
+PER_LINE, ONCE = 11, 6
+"""Requests of the checks: for each of these lines, and besides, at most."""
+WHOLE, EVERY, TOTAL = 4, -1, 1e-3
+"""Lines of which all tokens are asked for, how that is said, and how far they may be from 1."""
 COUNTS = (20, 5, 1)
 """Of likeliest tokens that are asked for; vLLM gives 20 unless it is started otherwise."""
 TOKEN = 1e-4
@@ -183,6 +187,19 @@ def _narrow(dtype: str, differences: Sequence[float]) -> str | None:
     return f"its logits have 16 bits ({share:.0%} of them on one grid)" if share > CERTAIN else None
 
 
+def whole(asked: PromptLogprobs, sample: Sample) -> str | None:
+    """Probabilities of all tokens add up to 1; of a server that gives all (`--max-logprobs -1`)."""
+    for line, _ in sample.few()[:WHOLE]:
+        try:
+            *_, position = asked.likeliest(line.ids[:3], EVERY)
+        except Refused:
+            return None
+        total = math.fsum(math.exp(value) for value in position.values())
+        if abs(total - 1) > TOTAL:
+            return f"probabilities of all tokens at one place add up to {total:.4f}"
+    return None
+
+
 def prefixes(asked: PromptLogprobs, sample: Sample) -> str | None:
     """Another token in the middle: what stands before it keeps its numbers, and what comes after
     has others; and the line itself has its own again."""
@@ -269,4 +286,4 @@ def temperature(asked: PromptLogprobs, sample: Sample) -> str | None:
     return None
 
 
-CHECKS: tuple[Check, ...] = (distributions, prefixes, generation, temperature)
+CHECKS: tuple[Check, ...] = (distributions, whole, prefixes, generation, temperature)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -40,7 +41,7 @@ class ServedReference:
 
     Args:
         resolved: the reference; its identity says what the server is.
-        client: of the server.
+        client: of the server; closed with this.
         check_rows: see `CHECK_ROWS`.
         check_seconds: see `CHECK_SECONDS`.
         clock: seconds since any moment.
@@ -64,6 +65,7 @@ class ServedReference:
         self.resolved, self.client, self.clock = resolved, client, clock
         self.check_rows, self.check_seconds = check_rows, check_seconds
         self.dtype: torch.dtype = getattr(torch, resolved.dtype)
+        weakref.finalize(self, client.close)
         self._calibrated: Calibrated | None = None
         self._turns: Iterator[int] = itertools.count()
         served = about(client)
