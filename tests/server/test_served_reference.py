@@ -10,6 +10,7 @@ import json
 import math
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +46,11 @@ def float32(tiny_llama, tmp_path_factory) -> Iterator[str]:
         yield url
 
 
+def tell(*words: object) -> None:
+    """A line that no fixture captures."""
+    print("\n", *words, file=sys.__stdout__, flush=True)
+
+
 def project(model: Path, url: str, **words: Any) -> None:
     """`there` behind the server, and `here` of the same weights."""
     dtype = words.pop("dtype", "float32")
@@ -71,8 +77,8 @@ def compared(kind: str) -> Noise:
     worst = max(abs(nats) / count for nats, count in apart)
     bias = math.fsum(nats for nats, _ in apart) / tokens
     rms = math.sqrt(math.fsum(nats**2 / count for nats, count in apart) / len(apart))
-    print(
-        f"\n{kind}: {len(apart)} responses, {tokens} tokens: worst {worst:.1e}, "
+    tell(
+        f"{kind}: {len(apart)} responses, {tokens} tokens: worst {worst:.1e}, "
         f"root mean square {rms:.1e}, mean {bias:+.1e} nats a token"
     )
     return Noise(rms, bias, tokens)
@@ -81,7 +87,7 @@ def compared(kind: str) -> Noise:
 def calibration() -> dict[str, Any]:
     [store] = Cache("cache").named("there")
     [about] = {json.dumps(dict(record.calibration)) for record in store.recorded()}
-    print("calibration:", about)
+    tell("calibration:", about)
     return json.loads(about)
 
 
@@ -89,14 +95,14 @@ def test_cached_numbers_are_those_of_the_weights(tiny_llama, float32, data, mrpo
     """Requests and prompt tokens are as the dry run says, and vLLM's prefix cache takes no part."""
     project(tiny_llama, float32)
     dry = mrpo("precompute --ref there --dataset data.jsonl --dry-run").out
-    print(f"\n{dry}")
+    tell(f"{dry}")
     [said] = json.loads(mrpo("precompute --ref there --dataset data.jsonl --dry-run --json").out)
     hits, prompts = metric(float32, HITS), metric(float32, PROMPTS)
     started = time.monotonic()
     shown = mrpo("precompute --ref there --dataset data.jsonl")
     seconds = time.monotonic() - started
     computed = metric(float32, PROMPTS) - prompts
-    print(f"{shown.out}\n{seconds:.1f} s; vLLM computed {computed:.0f} prompt tokens")
+    tell(f"{shown.out}\n{seconds:.1f} s; vLLM computed {computed:.0f} prompt tokens")
     assert metric(float32, HITS) == hits
     assert computed >= said["tokens"] > 1.5 * said["unique_tokens"]
     mrpo("precompute --ref here --dataset data.jsonl")
@@ -117,9 +123,7 @@ def test_throughput(tiny_llama, float32, data, mrpo, concurrency):
     project(tiny_llama, float32, calibration="server", concurrency=concurrency)
     shown = json.loads(mrpo("precompute --ref there --dataset data.jsonl --json").out)[0]
     seconds = shown["seconds"]
-    print(
-        f"\n{concurrency} at a time: {shown['tokens']} tokens in {seconds:.1f} s with calibration"
-    )
+    tell(f"{concurrency} at a time: {shown['tokens']} tokens in {seconds:.1f} s with calibration")
     assert shown["scored"] > 200
 
 
@@ -132,7 +136,7 @@ def test_other_weights_than_the_declared_are_refused(tiny_llama, float32, data, 
     save_file(moved, other / "model.safetensors", {"format": "pt"})
     project(other, float32)
     err = mrpo("precompute --ref there --dataset data.jsonl", 1).err
-    print(err)
+    tell(err)
     assert "against the weights here" in err
     assert not Cache("cache").named("there")
 
@@ -142,7 +146,7 @@ def test_a_longer_max_length_than_is_served_is_refused(tiny_llama, float32, data
     text = Path("mrpo.yaml").read_text().replace("1000", "1024")
     Path("mrpo.yaml").write_text(text)
     err = mrpo("precompute --ref there --dataset data.jsonl", 1).err
-    print(err)
+    tell(err)
     assert "takes 1,024 tokens with the one that it generates, and max_length" in err
     assert not Cache("cache").named("there")
 
@@ -163,7 +167,7 @@ def test_16_bits_are_noise_and_are_refused_where_float32_is_declared(
     with running(tiny_llama, tmp_path / "vllm.log", dtype="bfloat16") as url:
         project(tiny_llama, url)
         err = mrpo("precompute --ref there --dataset data.jsonl", 1).err
-        print(err)
+        tell(err)
         assert not Cache("cache").named("there")
         project(tiny_llama, url, dtype="bfloat16")
         mrpo("precompute --dataset data.jsonl")
