@@ -63,6 +63,11 @@ class Teller:
         with self.lock, torch.no_grad():
             self.asked += 1
             logps = self.logps(ids, body)
+        return self.reply(body, logps)
+
+    def reply(self, body: Body, logps: Tensor) -> Body:
+        """[L, V] nats as vLLM says them."""
+        ids, count = body["prompt"], body.get("prompt_logprobs")
         choice: Body = {"index": 0, "text": "x", "finish_reason": "length", "logprobs": None}
         if body.get("logprobs") is not None:
             choice["logprobs"] = self.generated(logps[-1])

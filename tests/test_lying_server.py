@@ -145,6 +145,7 @@ IN_16_BITS = {
 this model, whose noise is large (0.07 nats a token)."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [lie.name for lie in LIES if lie.without is UNSEEN])
 def test_in_16_bits_what_is_larger_than_noise_is_refused(folder, few, name):
     teller = BY_NAME[name].told_by(folder, torch.bfloat16, company=True)
@@ -169,7 +170,7 @@ def test_the_table_in_the_docs_is_this_one():
 @pytest.mark.parametrize(
     ("dtype", "calibration"), [("float32", "weights"), ("float32", "server"), ("bfloat16", "auto")]
 )
-def test_an_honest_server_is_the_model(folder, few, tmp_path, dtype, calibration):
+def test_an_honest_server_is_the_model(folder, few, tmp_path, capsys, dtype, calibration):
     """Each cached number is the sum that the library's own model gives, a line alone. In bfloat16
     lines come in batches, so numbers are as far apart as noise: measured, and recorded."""
     arithmetic, cache = getattr(torch, dtype), Cache(tmp_path / "cache")
@@ -196,6 +197,11 @@ def test_an_honest_server_is_the_model(folder, few, tmp_path, dtype, calibration
     assert about["lines"] == len(lines) == len(kept)
     assert about["against"] == ("itself" if calibration == "server" else "weights")
     assert record.device == "vllm 0.32.0"
+    told = capsys.readouterr().err
+    if calibration == "server":
+        assert re.search(r"against themselves: .*; whose they are is believed \(not wished", told)
+    else:
+        assert f"log-probs of {len(lines)} responses against the weights here: root mean" in told
     assert noise.rms < 1e-6 if dtype == "float32" else 0.01 < noise.rms < 0.2
     if calibration != "server":
         assert abs(about["weights"]["bias"]) < (1e-6 if dtype == "float32" else 0.1)
@@ -272,8 +278,8 @@ def test_a_lie_that_begins_in_the_middle_is_found_before_its_numbers_are_kept(
     folder, some_groups, tmp_path, name
 ):
     """What was checked before is kept and right; the same command goes on at an honest server."""
-    groups, cache = some_groups[:16], Cache(tmp_path / "cache")
-    load = loading_with(check_rows=8)
+    groups, cache = some_groups[:8], Cache(tmp_path / "cache")
+    load = loading_with(check_rows=6)
     with serving(Teller(folder)) as honest:
         words = reference_of(folder, honest, calibration="server")
         whole = Cache(tmp_path / "whole")

@@ -30,7 +30,7 @@ from mrpo_tools.precomputing.encoded import (
 from mrpo_tools.precomputing.meter import Meter
 from mrpo_tools.precomputing.summary import Summary
 from mrpo_tools.precomputing.taking_over import Others
-from mrpo_tools.progress import bar
+from mrpo_tools.progress import bar, say
 from mrpo_tools.references.devices import (
     free_memory,
     memory_errors,
@@ -40,6 +40,7 @@ from mrpo_tools.references.devices import (
 )
 from mrpo_tools.references.model_files import sliding_window
 from mrpo_tools.references.resolved import ResolvedReference, renderer_of
+from mrpo_tools.scorer.calibration import in_words
 from mrpo_tools.scorer.choose import load_engine
 from mrpo_tools.scorer.engine import Engine, LoadReference
 from mrpo_tools.scorer.prefetch import ahead
@@ -155,6 +156,8 @@ def _compute(
     encoded = ahead(partial(encode, renderer), windows)
     model = load(resolved.products)
     checked = model.self_check(sample)
+    if checked.calibration:
+        say(in_words(resolved.name, checked.calibration))
     record = _record(model, resolved, checked, started)
     with _writer(store, record, resolved, part_rows) as writer:
         rows = _CountedRows(writer, others)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -106,6 +107,19 @@ def calibrate(
     _refuse(name, found.reason and f"against the weights here, {found.reason}")
     about |= {"against": "weights", "weights": {**vars(found.noise), "lines": found.lines}}
     return Calibrated(sample, loudest([own.noise, found.noise]), about)
+
+
+def in_words(name: str, about: Mapping[str, Any]) -> str:
+    """What a calibration says to whoever waits for it."""
+    against = about["against"]
+    noise = about[against]
+    compared = (
+        f"{name}: the server's log-probs of {about['lines']} responses against {{}}: root mean "
+        f"square {noise['rms']:.1e}, mean {noise['bias']:+.1e} nats a token"
+    )
+    if against == "weights":
+        return compared.format("the weights here")
+    return f"{compared.format('themselves')}; whose they are is believed ({about['weights']})"
 
 
 @dataclass(frozen=True)

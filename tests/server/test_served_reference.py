@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from running import NAME, PYTHON, metric, running
+from running import PYTHON, metric, running
 from safetensors.torch import load_file, save_file
 from stores import write_groups
 
@@ -164,14 +164,14 @@ def test_processed_log_probs_of_a_prompt_are_the_raw_ones(tiny_llama, data, mrpo
 def test_16_bits_are_noise_and_are_refused_where_float32_is_declared(
     tiny_llama, data, mrpo, tmp_path
 ):
-    with running(tiny_llama, tmp_path / "vllm.log", dtype="bfloat16") as url:
+    """float16: the worker of vLLM 0.32's CPU build dies of bfloat16 on this kind of CPU (AMX)."""
+    with running(tiny_llama, tmp_path / "vllm.log", dtype="float16") as url:
         project(tiny_llama, url)
         err = mrpo("precompute --ref there --dataset data.jsonl", 1).err
         tell(err)
         assert not Cache("cache").named("there")
-        project(tiny_llama, url, dtype="bfloat16")
+        project(tiny_llama, url, dtype="float16")
         mrpo("precompute --dataset data.jsonl")
-        noise, about = compared("bfloat16"), calibration()
+        noise, about = compared("float16"), calibration()
         assert about["against"] == "weights"
         assert noise.rms < 4 * about["weights"]["rms"]
-        assert NAME == "tiny"
