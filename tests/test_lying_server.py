@@ -7,6 +7,7 @@ the same table, and a test says that it is.
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from served import NAME, engine_of, loading_with, numbers, of_the_library, refer
 from mrpo_tools.cache import Cache
 from mrpo_tools.errors import ServerError
 from mrpo_tools.precomputing.encoded import encode, trees_of
+from mrpo_tools.precomputing.meter import Meter
 from mrpo_tools.precomputing.precompute import precompute
 from mrpo_tools.references.resolved import renderer_of, resolve
 from mrpo_tools.scorer.calibration import Biased, most_requests
@@ -224,6 +226,19 @@ def test_without_weights_here_the_record_says_so(folder, few, tmp_path):
     assert summary.store.identity.fields["weights"] is None
 
 
+def test_a_bar_says_how_fast_a_server_is(folder, few):
+    """Tokens and tokens a second: no share of a peak, and no memory, as neither is known."""
+    with serving(Teller(folder)) as server:
+        engine = engine_of(folder, server, calibration="server")
+        trees = trees_of(encode(renderer_of(engine.resolved), few))
+        batches = engine.batches(trees, None)
+        meter = Meter(engine, peak=math.inf)
+        for batch in batches:
+            meter.add(batch)
+    tokens = sum(len(row.prompt) + len(row.responses[0]) for [row] in batches)
+    assert re.fullmatch(rf"{tokens:,} tokens, [\d,]+ tokens/s", meter.note)
+
+
 def test_a_calibration_asks_for_no_more_than_is_told(folder, few):
     teller = Teller(folder, most=-1)
     assert refusal(folder, few, teller, calibration="server") is None
@@ -311,7 +326,7 @@ def test_another_version_in_the_middle_ends_the_run(folder, some_groups, tmp_pat
 
     class Replaced(Teller):
         def __call__(self, body):
-            if self.asked == 190:
+            if self.asked >= 190:
                 server.pages["/version"] = {"version": "0.33.0"}
             return super().__call__(body)
 

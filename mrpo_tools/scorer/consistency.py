@@ -20,7 +20,7 @@ FEW = 8
 """Lines that are asked about in every way."""
 PER_LINE, ONCE = 11, 6
 """Requests of the checks: for each of these lines, and besides, at most."""
-WHOLE, EVERY, TOTAL = 4, -1, 1e-3
+WHOLE, EVERY, TOTAL = 2, -1, 1e-3
 """Lines of which all tokens are asked for, how that is said, and how far they may be from 1."""
 COUNTS = (20, 5, 1)
 """Of likeliest tokens that are asked for; vLLM gives 20 unless it is started otherwise."""
@@ -242,7 +242,8 @@ def _changed(
 
 
 def still_fresh(asked: PromptLogprobs, sample: Sample, turn: int) -> str | None:
-    """The same of one line as nobody asked for it before: another place, another token.
+    """The same of one line as nobody asked for it before: another place near its end, so that what
+    is kept of a beginning is of this one too, and another token.
 
     Args:
         asked: the server.
@@ -251,10 +252,10 @@ def still_fresh(asked: PromptLogprobs, sample: Sample, turn: int) -> str | None:
     """
     usual, count = turn % len(sample.lines), turn // len(sample.lines)
     line, values = sample.lines[usual], sample.values[usual]
-    half = len(line.ids) // 2
-    if half < 3:
+    last = len(line.ids) - 3
+    if last < 1:
         return None
-    place = half + count % (len(line.ids) - 2 - half)
+    place = last - count % max(1, last // 4)
     others = sorted({token for each in sample.lines for token in each.ids} - {line.ids[place]})
     if not others:
         return None

@@ -62,4 +62,6 @@ def metric(url: str, name: str) -> float:
     """The sum of one of vLLM's counters."""
     with urllib.request.urlopen(f"{url}/metrics", timeout=30) as reply:
         lines = reply.read().decode().splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name + "{"))
+    values = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name + "{")]
+    assert values, name
+    return sum(values)
