@@ -45,7 +45,9 @@ Place = Annotated[int, Field(ge=0)] | Literal["cpu"]
 """A GPU by its number among those that are seen, or the memory of the machine."""
 Size = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^\d+(\.\d+)?[KMG]i?B$")]
 """Bytes, as a number or as `40GiB` or `40GB`."""
-URL_SECRETS = re.compile(r"""(://)[^/\s'"]*@|(://[^\s'"?#]*[?#])[^\s'"]*""")
+URL_SECRETS = re.compile(
+    r"""(://)[^/\s'"]*@|(://[^\s'"?#]*[?#])[^\s'"]*|(?<![^\s'"])[^\s/'"@:]+:[^\s/'"]*@"""
+)
 """What stands in a URL before an `@` or after a `?`, and may be a key."""
 SERVED_WORDS = (
     "server", "engine", "server_model", "served_quantization", "logprobs_mode", "calibration",
@@ -123,6 +125,17 @@ class Reference(Words):
     calibration: words.Calibration | None = None
     concurrency: int | None = Field(default=None, ge=1)
     timeout: float | None = Field(default=None, gt=0)
+
+    @field_validator("server")
+    @classmethod
+    def _holds_no_secret(cls, value: str | None) -> str | None:
+        """Words of a reference stand in the records of parts and runs."""
+        if value is not None and any(mark in value for mark in "@?#"):
+            raise ValueError(
+                "the URL holds more than host and path, and would stand in records; a key is "
+                "MRPO_SERVER_KEY in the environment"
+            )
+        return value
 
     @field_validator("engine", mode="before")
     @classmethod

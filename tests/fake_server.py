@@ -4,9 +4,10 @@
         ask(server.url)
     assert server.answered("/v1/completions") == [...]
 
-An endpoint is a function from the request's body to the reply's; `/v1/models` is always there. A
-fault is taken from the plan for each POST, in the order of their coming. Whatever is sent is kept
-in `requests`, and errors repeat the request's key, as some servers do.
+An endpoint is a function from the request's body to the reply's; `/v1/models` is always there, and
+`pages` are what else can be got: JSON, or a text as it is. A fault is taken from the plan for each
+POST, in the order of their coming. Whatever is sent is kept in `requests`, and errors repeat the
+request's key, as some servers do.
 """
 
 from __future__ import annotations
@@ -178,6 +179,8 @@ class FakeServer:
         late: seconds that a late answer takes.
         down: seconds that a restart takes.
         retry_after: what a busy server says.
+        card: what `/v1/models` says of every model, beside its name.
+        pages: by path; those of the protocol can be replaced.
     """
 
     def __init__(
@@ -190,10 +193,13 @@ class FakeServer:
         late: float = 1.0,
         down: float = 0.2,
         retry_after: str = "0.02",
+        card: Mapping[str, Any] | None = None,
+        pages: Mapping[str, Any] | None = None,
     ) -> None:
         self.endpoints, self.models, self.key = endpoints, models, key
         self.faults = faults or iter(())
         self.late, self.down, self.retry_after = late, down, retry_after
+        self.card, self.pages = dict(card or {}), dict(pages or {})
         self.requests: list[Request] = []
         self.lock = threading.Lock()
         self._open: set[socket.socket] = set()
@@ -287,8 +293,11 @@ def _handler(server: FakeServer) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             if self._is_unknown():
                 return
-            if self.path == "/v1/models":
-                self._send(200, {"object": "list", "data": [{"id": n} for n in server.models]})
+            if self.path in server.pages:
+                self._send(200, server.pages[self.path])
+            elif self.path == "/v1/models":
+                cards = [{"id": name, **server.card} for name in server.models]
+                self._send(200, {"object": "list", "data": cards})
             else:
                 self._send(404, {"error": {"message": "Not Found"}})
 
@@ -341,12 +350,12 @@ def _handler(server: FakeServer) -> type[BaseHTTPRequestHandler]:
         def _send(
             self,
             status: int,
-            value: Body,
+            value: Body | str,
             headers: Mapping[str, str] | None = None,
             half: str | None = None,
             request: Request | None = None,
         ) -> None:
-            content = json.dumps(value).encode()
+            content = (value if isinstance(value, str) else json.dumps(value)).encode()
             sent = content[: len(content) // 2] if half else content
             promised = str(len(sent if half == "torn" else content))
             lines = {"Content-Type": "application/json", "Content-Length": promised}

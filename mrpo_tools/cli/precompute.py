@@ -144,6 +144,8 @@ def _print_estimates(estimates: list[Estimate], *, as_json: bool) -> None:
         print_json([dataclasses.asdict(estimate) for estimate in estimates])
         return
     missing = [estimate for estimate in estimates if estimate.responses]
+    _print_requests([estimate for estimate in missing if estimate.requests is not None])
+    here = [estimate for estimate in missing if estimate.requests is None]
     rows = [
         {
             "reference": estimate.name,
@@ -157,7 +159,7 @@ def _print_estimates(estimates: list[Estimate], *, as_json: bool) -> None:
             "loading s": rounded_up(estimate.loading_seconds),
             "computing s": rounded_up(estimate.seconds),
         }
-        for estimate in missing
+        for estimate in here
     ]
     if rows:
         print_records(rows)
@@ -171,6 +173,31 @@ def _print_estimates(estimates: list[Estimate], *, as_json: bool) -> None:
     rough = ", ".join(estimate.name for estimate in missing if estimate.about)
     if rough:
         print(f"about, by a rough formula, as no model can be made of the configuration: {rough}")
+
+
+def _print_requests(estimates: list[Estimate]) -> None:
+    """What servers would be asked for."""
+    rows = [
+        {
+            "reference": estimate.name,
+            "responses": estimate.responses,
+            "requests": estimate.requests,
+            "prompt tokens": estimate.tokens,
+            "prompts once": estimate.unique_tokens,
+            "overlong": estimate.overlong,
+            "calibration": estimate.calibration_requests,
+            "disk kB": math.ceil(estimate.disk_bytes / 1e3),
+        }
+        for estimate in estimates
+    ]
+    if not rows:
+        return
+    print_records(rows)
+    print(
+        "each response is a request of its own, and N responses compute their prompt N times: vLLM "
+        "bypasses its prefix cache where log-probs of a prompt are asked for"
+    )
+    print("calibration: requests before the first number is kept, at most")
 
 
 def _print(summaries: list[Summary], *, taking: bool, as_json: bool) -> None:

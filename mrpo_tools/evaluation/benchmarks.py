@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mrpo_tools.cache import Cache
-from mrpo_tools.config import Reference
+from mrpo_tools.config import Reference, loaded_here
 from mrpo_tools.errors import UsageError
 from mrpo_tools.evaluation.harness import Harness, Measured, Subject, Wanted
 from mrpo_tools.groups import content_id
@@ -88,7 +88,7 @@ def model_benchmarks(model: Reference, wanted: Wanted, cache: Cache) -> Outcomes
     Raises:
         As `measure_benchmarks`.
     """
-    kept = results_of(Harness(wanted), resolve("model", model), cache.path / HARNESS)
+    kept = results_of(Harness(wanted), resolve("model", loaded_here(model)), cache.path / HARNESS)
     return OutcomesRecord(split=BENCHMARKS, outcomes=_outcomes(kept, {}))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mrpo_tools.config import Project, Reference
+from mrpo_tools.config import Project, Reference, loaded_here
 from mrpo_tools.errors import DataError, UsageError
 from mrpo_tools.evaluation.outcomes import ANSWERS
 from mrpo_tools.groups import Group, Response, group_from_dict, in_split, one_a_prompt
@@ -189,7 +189,7 @@ def _answers(
     if sample:
         samples = sample_groups(contestant.model, asked, sampling, contestant.home)
         return [group.responses[0] for group in samples.answered]
-    sampler = Sampler(resolve("model", contestant.model))
+    sampler = Sampler(resolve("model", loaded_here(contestant.model)))
     kept = KeptAnswers(contestant.home, sampler, sampling)
     try:
         return [Response(each[0].content) for each in kept.read(prompts_of(asked))]

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from mrpo_tools.cache import Cache, ReferenceStore
-from mrpo_tools.config import Dataset, Reference
+from mrpo_tools.config import Dataset, Reference, loaded_here
 from mrpo_tools.evaluation.estimates import estimates
 from mrpo_tools.evaluation.judging import Given, judged
 from mrpo_tools.groups import Group, content_id, in_split, one_a_prompt
@@ -107,7 +107,7 @@ def kl_to(
     """
     prompts = prompts_of(asked_of(groups, split))
     policy, other = (
-        Sampler(resolve(name, model))
+        Sampler(resolve(name, loaded_here(model)))
         for name, model in (("policy", run.trained_policy), ("other", under))
     )
     kept = KeptAnswers(run.path / OUTCOMES / ANSWERS, policy, sampling)
@@ -181,7 +181,7 @@ def model_outcomes(
         As `measure_outcomes`.
     """
     asked = asked_of(groups, split)
-    resolved = resolve("model", model)
+    resolved = resolve("model", loaded_here(model))
     first, note = (
         (None, "no KL: no reference is named")
         if reference_1 is None
@@ -282,7 +282,10 @@ def _cached_reference(
             f"no KL: reference 1 ({store.name}) reads other tokens than the policy: their "
             f"{', '.join(sorted(reading))} differ"
         )
-    resolved = resolve(store.name, store.recorded_reference())
+    recorded = store.recorded_reference()
+    if recorded.server is not None:
+        return None, f"no KL: a server has the weights of reference 1 ({store.name})"
+    resolved = resolve(store.name, recorded)
     if resolved.identity.hash != store.identity.hash:
         return None, f"no KL: the model of reference 1 ({store.name}) has changed"
     return resolved, None

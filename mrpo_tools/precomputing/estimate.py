@@ -15,13 +15,21 @@ from mrpo_tools.cache import Cache
 from mrpo_tools.config import Reference
 from mrpo_tools.groups import Group, in_split
 from mrpo_tools.maths.logprobs import TILES
-from mrpo_tools.precomputing.encoded import EncodedPrompt, encode, places_of, text_bytes, trees_of
+from mrpo_tools.precomputing.encoded import (
+    EncodedPrompt,
+    Place,
+    encode,
+    places_of,
+    text_bytes,
+    trees_of,
+)
 from mrpo_tools.precomputing.ensure import missing_responses
 from mrpo_tools.precomputing.run import WINDOW
 from mrpo_tools.references.devices import peak_flops, pick_device
 from mrpo_tools.references.model_files import config_size, tensor_shapes, weight_files
 from mrpo_tools.references.resolved import ResolvedReference, renderer_of
 from mrpo_tools.scorer.blueprint import Blueprint
+from mrpo_tools.scorer.calibration import most_requests
 from mrpo_tools.scorer.layers import bytes_of_layers
 from mrpo_tools.scorer.memory import NF4_BYTES, Weights, weights_of, working_bytes
 from mrpo_tools.scorer.pace import Pace, Plan
@@ -62,6 +70,9 @@ class Estimate:
         about: memory and seconds are of a rough formula, because the model cannot be made of its
             configuration here.
         sweeps: of layers that are read again and again; None of a model that is loaded whole.
+        requests: to a server that has the weights, which computes every prompt for each response:
+            `tokens` in all. Memory and seconds are then its own, and 0 here. None without a server.
+        calibration_requests: before these, at most.
     """
 
     name: str
@@ -78,6 +89,8 @@ class Estimate:
     loading_seconds: float
     about: bool
     sweeps: Plan | None = None
+    requests: int | None = None
+    calibration_requests: int = 0
 
 
 class _Cost(NamedTuple):
@@ -109,6 +122,8 @@ def estimate(
     prompts = encode(renderer, incomplete)
     tokenising = time.perf_counter() - started
     places, trees = places_of(prompts), trees_of(prompts)
+    if resolved.reference.server is not None:
+        return _of_server(resolved.name, places, trees, tokenising)
     batches = _planned(prompts, resolved)
     tokens = [sum(map(len, batch)) for batch in batches]
     padding = 0
@@ -119,7 +134,7 @@ def estimate(
     return Estimate(
         name=resolved.name,
         responses=len(places),
-        tokens=sum(len(tree.prompt) * len(tree.keys) + _response_tokens(tree) for tree in trees),
+        tokens=_sequence_tokens(trees),
         unique_tokens=sum(tokens),
         padding=padding,
         overlong=sum(place.response.overlong for place in places),
@@ -131,6 +146,30 @@ def estimate(
         loading_seconds=0.0 if cost.sweeps else loading_seconds(resolved.files.model),
         about=cost.about,
         sweeps=cost.sweeps,
+    )
+
+
+def _of_server(
+    name: str, places: Sequence[Place], trees: Sequence[Row], tokenising: float
+) -> Estimate:
+    """What a server would be asked for."""
+    requests = sum(len(tree.keys) for tree in trees)
+    return Estimate(
+        name=name,
+        responses=len(places),
+        tokens=_sequence_tokens(trees),
+        unique_tokens=sum(len(tree.prompt) + _response_tokens(tree) for tree in trees),
+        padding=0,
+        overlong=sum(place.response.overlong for place in places),
+        memory_bytes=0,
+        weights_bytes=0,
+        working_bytes=0,
+        disk_bytes=ROW_BYTES * len(places),
+        seconds=tokenising,
+        loading_seconds=0.0,
+        about=False,
+        requests=requests,
+        calibration_requests=most_requests(requests),
     )
 
 
@@ -230,6 +269,11 @@ def _planned(prompts: Sequence[EncodedPrompt], resolved: ResolvedReference) -> l
 
 def _packed(reference: Reference) -> bool:
     return reference.attention in ("auto", "tree")
+
+
+def _sequence_tokens(trees: Sequence[Row]) -> int:
+    """Of all sequences, each prompt counted for each response."""
+    return sum(len(tree.prompt) * len(tree.keys) + _response_tokens(tree) for tree in trees)
 
 
 def _response_tokens(tree: Row) -> int:

@@ -54,6 +54,8 @@ CHECKED_GROUPS = {True: 3, False: 8}
 """Of each kind, in float32 and in 16 bits, where noise must be told from a fault."""
 CALIBRATED_GROUPS, CALIBRATED_BYTES = 32, 20_000
 """Of each kind, and how long, where a server is asked: some 64 responses and more."""
+SERVED_ROWS, SERVED_SECONDS = 256, 10.0
+"""What a kill may lose of a server's numbers that were handed on, at most."""
 TOKEN_BYTES = 6
 """No fewer than a token of text has, on average."""
 
@@ -157,7 +159,7 @@ def _compute(
     checked = model.self_check(sample)
     _tell_outlook(model, resolved.name, sample, chosen, groups)
     record = _record(model, resolved, checked, started)
-    with PartWriter(store, record, rows=part_rows) as writer:
+    with _writer(store, record, resolved, part_rows) as writer:
         rows = _CountedRows(writer, others)
         if others is not None:
             encoded = map(others.fresh, chain(encoded, map(encoder, others.blocks(writer.flush))))
@@ -185,10 +187,19 @@ def _tell_outlook(
     chosen: Sequence[Group],
     groups: Sequence[Group],
 ) -> None:
-    """What the run will take, by the tokens that a byte of the sample's text has."""
+    """What to expect of the run, by the tokens that a byte of the sample has."""
     share = sum(map(text_bytes, chosen)) / sum(map(text_bytes, groups))
     if outlook := model.outlook(round(sum(map(len, sample)) / share)):
         say(f"{name}: {outlook}")
+
+
+def _writer(
+    store: ReferenceStore, record: WriterRecord, resolved: ResolvedReference, part_rows: int
+) -> PartWriter:
+    """Of a server's numbers a kill loses few: they are paid for."""
+    if resolved.reference.server is None:
+        return PartWriter(store, record, rows=part_rows)
+    return PartWriter(store, record, rows=min(part_rows, SERVED_ROWS), seconds=SERVED_SECONDS)
 
 
 def _record(
@@ -263,10 +274,12 @@ def _warnings(
     if slower:
         warnings.append(f"{name}: {slower}")
     if bad:
+        again = "computed again alone in float32"
+        if resolved.reference.server is not None:
+            again = "asked for again alone"
         warnings.append(
-            f"{name}: {bad:,} numbers were no log-probs; computed again alone in float32, "
-            f"{counts['nonfinite']:,} still have no finite log-prob; these are stored as "
-            "nonfinite and never used"
+            f"{name}: {bad:,} numbers were no log-probs; {again}, {counts['nonfinite']:,} still "
+            "have no finite log-prob; these are stored as nonfinite and never used"
         )
     if counts["overlong"]:
         warnings.append(

@@ -15,7 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from mrpo_tools.config import Reference
+from mrpo_tools.config import Reference, loaded_here
 from mrpo_tools.errors import disk_error
 from mrpo_tools.files import whole_file
 from mrpo_tools.groups import Group, Response, merge_duplicates, one_a_prompt
@@ -121,7 +121,7 @@ def sample_groups(
     asked = one_a_prompt(groups)
     prompts = prompts_of(asked)
     if server is None:
-        sampler = Sampler(resolve("model", reference))
+        sampler = Sampler(resolve("model", loaded_here(reference)))
         kept, generated = _completed(sampler, asked, sampling, home)
         sampler.release()
     else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -17,13 +18,28 @@ from mrpo_tools.maths.noise import Apart, Noise, beyond, loudest
 from mrpo_tools.references.devices import pick_device
 from mrpo_tools.references.resolved import ResolvedReference
 from mrpo_tools.scorer.against_weights import compare, why_not
-from mrpo_tools.scorer.consistency import CHECKS, Line, Sample, impossible, rounded
+from mrpo_tools.scorer.consistency import (
+    CHECKS,
+    FEW,
+    ONCE,
+    PER_LINE,
+    Line,
+    Sample,
+    impossible,
+    rounded,
+)
 from mrpo_tools.scorer.self_check import SINGLE, SMALLEST_SPREAD
 from mrpo_tools.server import PromptLogprobs, together
 
 LINES = 64
 UNSTEADY = 16.0
 """Roundings to the declared dtype: more than that between the same line's numbers is no noise."""
+
+
+def most_requests(lines: int) -> int:
+    """Requests of a calibration on so many lines, at most."""
+    lines = min(lines, LINES)
+    return 2 * lines + PER_LINE * min(lines, FEW) + ONCE if lines else 0
 
 
 class Biased(ServerError):
@@ -91,6 +107,19 @@ def calibrate(
     _refuse(name, found.reason and f"against the weights here, {found.reason}")
     about |= {"against": "weights", "weights": {**vars(found.noise), "lines": found.lines}}
     return Calibrated(sample, loudest([own.noise, found.noise]), about)
+
+
+def in_words(about: Mapping[str, Any]) -> str:
+    """What a calibration says to whoever waits for it."""
+    against = about["against"]
+    noise = about[against]
+    compared = (
+        f"the server's log-probs of {about['lines']} responses against {{}}: root mean "
+        f"square {noise['rms']:.1e}, mean {noise['bias']:+.1e} nats a token"
+    )
+    if against == "weights":
+        return compared.format("the weights here")
+    return f"{compared.format('themselves')}; whose they are is believed ({about['weights']})"
 
 
 @dataclass(frozen=True)

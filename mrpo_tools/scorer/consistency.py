@@ -18,6 +18,10 @@ from mrpo_tools.server.prompt_logprobs import Position
 
 FEW = 8
 """Lines that are asked about in every way."""
+PER_LINE, ONCE = 11, 6
+"""Requests of the checks: for each of these lines, and besides, at most."""
+WHOLE, EVERY, TOTAL = 2, -1, 1e-3
+"""Lines of which all tokens are asked for, how that is said, and how far they may be from 1."""
 COUNTS = (20, 5, 1)
 """Of likeliest tokens that are asked for; vLLM gives 20 unless it is started otherwise."""
 TOKEN = 1e-4
@@ -31,6 +35,8 @@ EQUAL = 1e-6
 """nats: numbers that are nearer are the same number."""
 ENOUGH = 32
 """Numbers or places, below which chance may look like a rule."""
+DIGITS = 5
+"""After the point: with so many a log-prob is rounded by less than float32 numbers may be apart."""
 GRID = 2.0**-10
 """Logits in 16 bits, of which most are above 1, differ by multiples of this."""
 ON_GRID = 2e-5
@@ -105,12 +111,16 @@ def is_logp(value: float) -> bool:
 
 
 def rounded(sample: Sample) -> str | None:
-    """Numbers of fewer digits than the declared dtype has."""
+    """Numbers of fewer digits than log-probs have: decimal ones, or those of a narrower dtype."""
+    numbers = [value for each in sample.values for value in each if value]
+    if len(numbers) < ENOUGH:
+        return None
+    for digits in range(DIGITS):
+        if all(round(value, digits) == value for value in numbers):
+            return f"every log-prob is rounded to {digits} digits after the point"
     if sample.dtype != "float32":
         return None
-    every = torch.tensor([v for each in sample.values for v in each if v], dtype=torch.float64)
-    if len(every) < ENOUGH:
-        return None
+    every = torch.tensor(numbers, dtype=torch.float64)
     for dtype in (torch.bfloat16, torch.float16):
         if bool((every.to(dtype).double() == every).all()):
             return f"every log-prob is rounded to {str(dtype).removeprefix('torch.')}"
@@ -177,6 +187,19 @@ def _narrow(dtype: str, differences: Sequence[float]) -> str | None:
     return f"its logits have 16 bits ({share:.0%} of them on one grid)" if share > CERTAIN else None
 
 
+def whole(asked: PromptLogprobs, sample: Sample) -> str | None:
+    """Probabilities of all tokens add up to 1; of a server that gives all (`--max-logprobs -1`)."""
+    for line, _ in sample.few()[:WHOLE]:
+        try:
+            *_, position = asked.likeliest(line.ids[:3], EVERY)
+        except Refused:
+            return None
+        total = math.fsum(math.exp(value) for value in position.values())
+        if abs(total - 1) > TOTAL:
+            return f"probabilities of all tokens at one place add up to {total:.4f}"
+    return None
+
+
 def prefixes(asked: PromptLogprobs, sample: Sample) -> str | None:
     """Another token in the middle: what stands before it keeps its numbers, and what comes after
     has others; and the line itself has its own again."""
@@ -188,19 +211,55 @@ def prefixes(asked: PromptLogprobs, sample: Sample) -> str | None:
             token = next((each for each in others if each != line.ids[place]), None)
             if token is None:
                 return None
-            changed = asked.of([*line.ids[:place], token, *line.ids[place + 1 :]])
-            before = zip(values[: place - 1], changed[: place - 1], strict=True)
-            if not all(sample.near(first, second) for first, second in before):
-                return f"another token {place} changes log-probs of tokens before it"
-            after = zip(values[place:], changed[place:], strict=True)
-            if all(abs(first - second) < EQUAL for first, second in after):
-                return f"another token {place} changes nothing after it, as of a stale cache"
+            reason = _changed(asked, sample, line, values, place, token)
+            if reason is not None:
+                return reason
         again = asked.of(line.ids)
         if not all(sample.near(*pair) for pair in zip(values, again, strict=True)):
             return (
                 "a line has other log-probs after one that begins as it does, as of a stale cache"
             )
     return None
+
+
+def _changed(
+    asked: PromptLogprobs,
+    sample: Sample,
+    line: Line,
+    values: Sequence[float],
+    place: int,
+    token: int,
+) -> str | None:
+    """What is wrong with a line's log-probs once another token stands at a place of it."""
+    changed = asked.of([*line.ids[:place], token, *line.ids[place + 1 :]])
+    before = zip(values[: place - 1], changed[: place - 1], strict=True)
+    if not all(sample.near(first, second) for first, second in before):
+        return f"another token {place} changes log-probs of tokens before it"
+    after = zip(values[place:], changed[place:], strict=True)
+    if all(abs(first - second) < EQUAL for first, second in after):
+        return f"another token {place} changes nothing after it, as of a stale cache"
+    return None
+
+
+def still_fresh(asked: PromptLogprobs, sample: Sample, turn: int) -> str | None:
+    """The same of one line as nobody asked for it before: another place near its end, so that what
+    is kept of a beginning is of this one too, and another token.
+
+    Args:
+        asked: the server.
+        sample: of the calibration.
+        turn: counts these questions.
+    """
+    usual, count = turn % len(sample.lines), turn // len(sample.lines)
+    line, values = sample.lines[usual], sample.values[usual]
+    last = len(line.ids) - 3
+    if last < 1:
+        return None
+    place = last - count % max(1, last // 4)
+    others = sorted({token for each in sample.lines for token in each.ids} - {line.ids[place]})
+    if not others:
+        return None
+    return _changed(asked, sample, line, values, place, others[turn % len(others)])
 
 
 def generation(asked: PromptLogprobs, sample: Sample) -> str | None:
@@ -228,4 +287,4 @@ def temperature(asked: PromptLogprobs, sample: Sample) -> str | None:
     return None
 
 
-CHECKS: tuple[Check, ...] = (distributions, prefixes, generation, temperature)
+CHECKS: tuple[Check, ...] = (distributions, whole, prefixes, generation, temperature)

@@ -51,7 +51,7 @@ class Engine(Protocol):
         """Take the fastest exact route for rows like these, and measure its noise."""
 
     def outlook(self, tokens: int) -> str | None:
-        """What a run over so many tokens takes, in words, where it is worth one."""
+        """What to expect of a run over so many tokens, in words, where it is worth one."""
 
     def batches(self, trees: Sequence[Row], max_tokens: int | None) -> list[list[Row]]:
         """Trees in the rows and batches of the route, longest first."""

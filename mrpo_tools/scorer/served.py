@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -18,8 +19,8 @@ import torch
 from mrpo_tools.errors import ServerError, UsageError
 from mrpo_tools.maths.noise import Apart, Noise, beyond
 from mrpo_tools.references.resolved import ResolvedReference, server_of
-from mrpo_tools.scorer.calibration import LINES, Calibrated, calibrate
-from mrpo_tools.scorer.consistency import Line, is_logp
+from mrpo_tools.scorer.calibration import LINES, Calibrated, calibrate, in_words
+from mrpo_tools.scorer.consistency import Line, is_logp, still_fresh
 from mrpo_tools.scorer.engine import Computed, Tell, in_silence
 from mrpo_tools.scorer.scorer import Route
 from mrpo_tools.scorer.self_check import SINGLE, Checked
@@ -40,7 +41,7 @@ class ServedReference:
 
     Args:
         resolved: the reference; its identity says what the server is.
-        client: of the server.
+        client: of the server; closed with this.
         check_rows: see `CHECK_ROWS`.
         check_seconds: see `CHECK_SECONDS`.
         clock: seconds since any moment.
@@ -64,8 +65,9 @@ class ServedReference:
         self.resolved, self.client, self.clock = resolved, client, clock
         self.check_rows, self.check_seconds = check_rows, check_seconds
         self.dtype: torch.dtype = getattr(torch, resolved.dtype)
+        weakref.finalize(self, client.close)
         self._calibrated: Calibrated | None = None
-        self._again: Iterator[int] = iter(())
+        self._turns: Iterator[int] = itertools.count()
         served = about(client)
         _refuse_another(resolved, served, client)
         self._asked = PromptLogprobs(client, served.model)
@@ -90,12 +92,11 @@ class ServedReference:
             return Checked(SERVED)
         concurrency = self.client.server.concurrency
         self._calibrated = calibrate(self._asked, self.resolved, lines, concurrency)
-        self._again = itertools.cycle(range(len(lines)))
         return Checked(SERVED, self._calibrated.noise, calibration=dict(self._calibrated.about))
 
     def outlook(self, tokens: int) -> str | None:  # noqa: ARG002
-        """Nothing: the bar says it soon."""
-        return None
+        """How noisy its numbers are, and what they were compared with."""
+        return in_words(self._calibrated.about) if self._calibrated else None
 
     def batches(
         self,
@@ -136,8 +137,15 @@ class ServedReference:
             yield from held
 
     def plain_logps(self, rows: Sequence[Row]) -> list[list[float]]:
-        """Log-probs of each row's responses, one request after the other."""
-        return [self._logps(branches(row)) for row in rows]
+        """Log-probs of each row's responses, one request after the other.
+
+        Raises:
+            ServerError: as `computed`; of a server that is calibrated.
+        """
+        logps = [self._logps(branches(row)) for row in rows]
+        if rows and self._calibrated is not None:
+            self._check(len(rows))
+        return logps
 
     def _logps(self, rows: Sequence[Row]) -> list[float]:
         return [self._logp(line_of(row)) for row in rows]
@@ -148,7 +156,7 @@ class ServedReference:
         return min(math.fsum(values), 0.0) if all(map(is_logp, values)) else math.nan
 
     def _check(self, held: int, attempts: int | None = None) -> None:
-        """Ask for a line of the calibration again.
+        """Ask for a line of the calibration again, and for one that is a little other.
 
         Raises:
             _Changed: it has another number, or the server is another one.
@@ -159,15 +167,18 @@ class ServedReference:
                 "a larger max_length",
             )
         try:
-            sample, place = self._calibrated.sample, next(self._again)
+            sample, turn = self._calibrated.sample, next(self._turns)
+            place = turn % len(sample.lines)
             line, known = sample.lines[place], sample.values[place]
             if attempts is None:
                 _refuse_another(self.resolved, about(self.client), self.client)
             again = self._asked.of(line.ids, attempts)
+            noise = Noise(rms=max(sample.rms, self._calibrated.noise.rms))
+            reason = _other(line, known, again, noise)
+            if reason is None and attempts is None:
+                reason = still_fresh(self._asked, sample, turn)
         except ServerError as error:
             raise _Changed(f"{error.what}; {_dropped(held)}", error.hint) from None
-        noise = Noise(rms=max(sample.rms, self._calibrated.noise.rms))
-        reason = _other(line, known, again, noise)
         if reason is not None:
             what = (
                 f"the server's numbers of {self.resolved.name!r} have changed meanwhile: {reason}"

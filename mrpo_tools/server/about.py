@@ -6,11 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mrpo_tools.errors import ServerError
-from mrpo_tools.server.client import Body, Client, Refused, Server
+from mrpo_tools.server.client import QUICK, Body, Client, Refused, Server
 from mrpo_tools.server.completions import served_model
 
-QUICK = 3
-"""Attempts, where somebody waits for the first answer."""
 VLLM = "vllm"
 
 

@@ -33,6 +33,8 @@ PASSING = frozenset({408, 409, 425, 429})
 LONGEST_WAIT = 60.0
 LONGEST_PROMISE = 600.0
 """Seconds between two attempts at most, and of a `Retry-After`."""
+QUICK = 3
+"""Attempts, where somebody waits for the first answer."""
 CONNECT_SECONDS = 10.0
 SHOWN = 300
 """Characters of a server's own words in an error."""
@@ -63,12 +65,12 @@ class Server:
     first_wait: float = 1.0
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.username or parts.password or parts.query or parts.fragment:
+        if any(mark in self.url for mark in "@?#"):
             raise UsageError(
                 "the server's URL holds more than host and path, and would be shown",
                 f"export {KEYS[0]}=… for the key; the URL is http://HOST:PORT/v1",
             )
+        parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UsageError(f"{self.url!r} is no server's URL", "http://HOST:PORT/v1")
         if self.concurrency < 1 or self.attempts < 1 or not self.timeout > 0:

@@ -169,7 +169,7 @@ def served_model(client: Client) -> str:
     asked = "serves several models" if wanted is None else f"does not serve {wanted!r}"
     raise ServerError(
         f"{client.server.base} {asked}; it serves: {listed}",
-        "name one: --server-model NAME",
+        "name one: --server-model NAME, or server_model: NAME of a reference",
     )
 
 

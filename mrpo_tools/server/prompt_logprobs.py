@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mrpo_tools.errors import ServerError
-from mrpo_tools.server.client import Body, Client, Refused
+from mrpo_tools.server.client import QUICK, Body, Client, Refused
 
 PATH = "/completions"
 NEUTRAL: Mapping[str, Any] = {
@@ -54,12 +54,12 @@ class PromptLogprobs:
         """
         try:
             body = self._body(PROBE, {"prompt_logprobs": 0})
-            given = self.client.post(PATH, body, lambda reply: _choice(reply).get(WORD))
+            given = self.client.post(PATH, body, lambda reply: _choice(reply).get(WORD), QUICK)
         except Refused as error:
             raise self._unfit(f"it takes no token ids or no {WORD}: {error.what}") from None
         if given is None:
             raise self._unfit(f"it gives no {WORD}")
-        self.of(PROBE)
+        self.of(PROBE, QUICK)
 
     def of(self, ids: Sequence[int], attempts: int | None = None, **words: Any) -> list[float]:
         """Log-probs of the ids after the first one, nats; what is no log-prob is as it came.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mrpo_tools.cache import ReferenceStore
-from mrpo_tools.config import Recipe, Reference
+from mrpo_tools.config import Recipe, Reference, loaded_here
 from mrpo_tools.errors import UsageError
 from mrpo_tools.references.adapters import lora_settings
 from mrpo_tools.references.devices import pick_device
@@ -75,10 +75,13 @@ def _refuse_unscaled(policy: ResolvedReference, recipe: Recipe) -> None:
 def _named(
     recipe: Recipe, stores: Sequence[ReferenceStore], references: Mapping[str, Reference]
 ) -> tuple[str, Reference]:
-    """The name and the words of the policy, before the recipe's own are put over them."""
+    """The name and the words of the policy, before the recipe's own are put over them. Its weights
+    are trained here, also where a server has those of the reference."""
     if recipe.policy is not None:
         named = references.get(recipe.policy)
-        return (recipe.policy, named) if named else ("policy", Reference(model=recipe.policy))
+        if named is None:
+            return "policy", Reference(model=recipe.policy)
+        return recipe.policy, loaded_here(named)
     if not stores:
         raise UsageError(f"{recipe.loss} has no reference 1 to start from", "--policy MODEL")
     first = stores[0]
@@ -86,7 +89,7 @@ def _named(
     if reference.dtype is None:
         cached_dtype = first.identity.fields["dtype"]
         reference = reference.model_copy(update={"dtype": cached_dtype})
-    return first.name, reference
+    return first.name, loaded_here(reference)
 
 
 def scorer_of(policy: ResolvedReference, recipe: Recipe, device: torch.device) -> ResponseScorer:

@@ -17,6 +17,7 @@ import torch
 from mrpo_tools.errors import CacheStale, NonFiniteError
 from mrpo_tools.maths.noise import Apart, Noise, beyond, loudest
 from mrpo_tools.progress import say_once
+from mrpo_tools.references.identity import SERVED_FIELDS
 from mrpo_tools.scorer.scorer import ResponseScorer, response_logps
 from mrpo_tools.scorer.self_check import check_sample, self_check
 from mrpo_tools.scorer.trees import Row
@@ -28,7 +29,7 @@ ROWS = 32
 CHECKED_GROUPS = 4
 CHECKED_TOKENS = 512
 """Groups that are longer take no part in the self-check, but for a window's sake."""
-ARITHMETIC = frozenset({"quantization", "dtype", "autocast", "logits"})
+ARITHMETIC = frozenset({"quantization", "dtype", "autocast", "logits", *SERVED_FIELDS})
 """Fields that make the same model's numbers differ by rounding."""
 HARMLESS = frozenset({"model", "revision", "max_length", "max_prompt_length", "overlong"})
 """Fields that leave the number of a given sequence as it is; `prepare` has compared the ids."""
@@ -94,6 +95,8 @@ def check_step0(scorer: ResponseScorer, prepared: Prepared, device: torch.device
         return start
     first = prepared.stores[0]
     fields = {field for field, _, _ in prepared.policy.identity.differences(first.identity)}
+    if "engine" in fields and first.identity.fields["weights"] is None:
+        fields -= {"weights"}  # of the hub's, which the commit says
     if other := fields - ARITHMETIC - HARMLESS:
         say_once(
             f"warning: the policy is not reference 1 ({first.name}): they differ in "
@@ -128,6 +131,15 @@ def _sample(groups: TrainingGroups) -> list[tuple[int, int, Row]]:
     ]
 
 
+def _way_to_0(differing: AbstractSet[str]) -> str:
+    if differing & {*SERVED_FIELDS}:
+        return (
+            "A server computed them; what is more than its noise is another model: "
+            "docs/served_references.md"
+        )
+    return "To start at 0, score the reference with the policy's quantization and dtype"
+
+
 def _judge(apart: Sequence[Apart], differing: AbstractSet[str], noise: Noise, first: str) -> None:
     """Warn of a difference that the arithmetic explains; refuse one that nothing explains."""
     difference = max(response.per_token for response in apart)
@@ -140,8 +152,7 @@ def _judge(apart: Sequence[Apart], differing: AbstractSet[str], noise: Noise, fi
     if differing:
         say_once(
             f"warning: the policy's {', '.join(sorted(differing))} differ from cached reference "
-            f"1's; they are {difference:.3g} nats per token apart at step 0. To start at 0, score "
-            "the reference with the policy's quantization and dtype"
+            f"1's; they are {difference:.3g} nats per token apart at step 0. {_way_to_0(differing)}"
         )
     elif reason is not None:
         raise CacheStale(

@@ -6,25 +6,19 @@ test; docs/generate.md has those of one run.
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 import scipy.stats
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from running import NAME, PYTHON, running
+from transformers import AutoModelForCausalLM
 
 from mrpo_tools.cache import Cache
 from mrpo_tools.config import Reference
-from mrpo_tools.demo.tiny_tokenizers import TOKENIZERS
 from mrpo_tools.groups import Group
 from mrpo_tools.judging import judge_of
 from mrpo_tools.judging.ensure import ensure_verdicts
@@ -33,15 +27,11 @@ from mrpo_tools.references.resolved import renderer_of, resolve
 from mrpo_tools.sampling import Samples, Sampling, sample_groups
 from mrpo_tools.server import Server
 
-PYTHON = os.environ.get("MRPO_VLLM_PYTHON", "")
 pytestmark = [
     pytest.mark.server,
     pytest.mark.skipif(not PYTHON, reason="MRPO_VLLM_PYTHON names no Python with vLLM"),
     pytest.mark.timeout(3600),
 ]
-NAME = "tiny"
-START_SECONDS = 1800
-"""Some 20 on an idle machine."""
 PROMPTS, DRAWS = 40, 2000
 SURE = 1e-4
 """A right sampler fails a test of chance once in so many servers; a wrong one must be surer."""
@@ -56,64 +46,10 @@ class Served:
 
 
 @pytest.fixture(scope="session")
-def tiny_llama(tmp_path_factory, demo_groups) -> Path:
-    """Random weights with heads of 32; answers end now and then, as its end is often likely."""
-    texts = [text.content for group in demo_groups[:300] for text in group.responses]
-    texts += [turn.content for group in demo_groups[:300] for turn in group.prompt]
-    tokenizer = TOKENIZERS["llama"](texts)
-    ids = {f"{word}_token_id": getattr(tokenizer, f"{word}_token_id")
-           for word in ("bos", "eos", "pad")}  # fmt: skip
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256,
-            num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            max_position_embeddings=2048, initializer_range=0.2, **ids,
-        )
-    )  # fmt: skip
-    with torch.no_grad():
-        model.lm_head.weight *= 1.5  # some nats of entropy: many first tokens, of unlike shares
-        model.lm_head.weight[tokenizer.eos_token_id] *= 1.5
-        halves = [token for name, token in tokenizer.get_vocab().items() if name.startswith("<0x")]
-        model.lm_head.weight[halves] = 0  # never the likeliest: half a character is no text
-    folder = tmp_path_factory.mktemp("served") / "model"
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
 def served(tiny_llama, tmp_path_factory) -> Iterator[Served]:
     """vLLM, from its start to its first answer."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny_llama),
-               "--served-model-name", NAME, "--dtype", "float32", "--max-model-len", "1024",
-               "--enforce-eager", "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    log = tmp_path_factory.mktemp("log") / "vllm.log"
-    url, started = f"http://127.0.0.1:{port}", time.monotonic()
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
-        try:
-            while not is_up(url):
-                assert process.poll() is None, log.read_text()[-4000:]
-                assert time.monotonic() - started < START_SECONDS, log.read_text()[-4000:]
-                time.sleep(0.5)
-            print(f"\nvLLM answered after {time.monotonic() - started:.0f} s")
-            yield Served(Reference(model=str(tiny_llama), dtype="float32"), Server(url))
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-def is_up(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/v1/models", timeout=5) as reply:
-            return json.load(reply)["data"][0]["id"] == NAME
-    except OSError:
-        return False
+    with running(tiny_llama, tmp_path_factory.mktemp("log") / "vllm.log") as url:
+        yield Served(Reference(model=str(tiny_llama), dtype="float32"), Server(url))
 
 
 def contents(samples: Samples) -> list[list[tuple[str, str | None]]]:
