@@ -89,7 +89,7 @@ def load_model(
             model = PeftModel.from_pretrained(model, files.adapter, config=settings)
         keep_differentiable(model)
         model.eval()
-        _try(model, device)
+        _try(model, device if device_map is None else _first(device_map))
     return cast("PreTrainedModel", model)
 
 
@@ -201,8 +201,13 @@ def _load_whole(path: Path, options: dict[str, Any], *, trusted: bool, auto: Any
     return model
 
 
+def _first(device_map: Mapping[str, int | str]) -> int | str:
+    """The first device of a map that computes: layers in the memory of the machine visit it."""
+    return next((place for place in device_map.values() if place != "cpu"), "cpu")
+
+
 @torch.no_grad()
-def _try(model: Any, device: torch.device) -> None:
+def _try(model: Any, device: torch.device | int | str) -> None:
     """Compute two tokens, so that a model that cannot compute is told here."""
     model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device), use_cache=False)
 

@@ -168,7 +168,9 @@ def too_large(name: str, placed: Placement) -> ResourceError:
         name: of the reference.
         placed: as `placement` found it.
     """
-    where = f"{len(placed.shares)} GPUs together" if len(placed.shares) > 1 else "a GPU"
+    where = f"{placed.cards} GPUs together" if placed.cards > 1 else "a GPU"
+    if not placed.cards:
+        where = "this machine"
     free = ", ".join(f"{share.free / 1e9:.1f}" for share in placed.shares)
     others = "" if placed.processes == 1 else (
         f"; each of {placed.processes} processes has one, and a process that is started without "
@@ -241,6 +243,8 @@ def _across(
         limited[0] -= max(sizes)  # where a layer of the machine's memory is computed
         full = [*limited, limits["cpu"]]
         places = _filled(sizes, full, max(full))
+        if places and places[0] != 0:  # they would visit another card, or none
+            return None
     return None if places is None else [names[place] for place in places]
 
 

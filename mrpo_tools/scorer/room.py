@@ -14,7 +14,7 @@ from mrpo_tools.references.resolved import ResolvedReference
 from mrpo_tools.scorer.across import blocks_of
 from mrpo_tools.scorer.blueprint import Blueprint, blueprint_of
 from mrpo_tools.scorer.memory import sizes_of, weights_of, working_bytes
-from mrpo_tools.scorer.placement import Need, Placement, bytes_of, placement
+from mrpo_tools.scorer.placement import Need, Placement, Share, bytes_of, placement
 from mrpo_tools.scorer.scorer import BATCH_TOKENS, ResponseScorer
 from mrpo_tools.scorer.self_check import CHECK_TOKENS
 from mrpo_tools.scorer.trees import Row
@@ -65,10 +65,11 @@ def place(
 ) -> Placement:
     """Where a reference goes, before any weights are read.
 
-    A layer at a time is the way of what nothing here holds, unless its words forbid it.
+    A layer at a time is the way of what nothing here holds, unless its words forbid it or ask for
+    another; several processes do not take it by themselves, for one of them may have all GPUs.
     Other GPUs than the first are asked only where that one is too small. A CPU, and a GPU of Apple,
-    is one device, and too small where the weights alone are more than it has free: what else there
-    is in its memory may give way.
+    is one device, whatever `device_map` says, and too small where the weights alone are more than
+    it has free: what else there is in its memory may give way.
 
     Args:
         resolved: the reference.
@@ -92,7 +93,8 @@ def place(
         placed = _on_cards(resolved, products, device, cards, free, processes)
     else:
         placed = _without_cards(resolved, products, device, free(device))
-    if placed.kind == "too large" and words.stream_layers is None:
+    free_to_choose = words.stream_layers is None and words.device_map is None
+    if placed.kind == "too large" and free_to_choose and placed.processes == 1:
         return replace(placed, kind="layers")
     return placed
 
@@ -105,8 +107,7 @@ def _on_cards(
     free: FreeBytes,
     processes: int,
 ) -> Placement:
-    words = resolved.reference
-    asked = words.device_map is not None
+    asked = resolved.reference.device_map is not None
     if processes > 1:
         if asked:
             raise UsageError(
@@ -116,10 +117,7 @@ def _on_cards(
                 f"CUDA_VISIBLE_DEVICES=0,1 mrpo precompute --shard 1/{processes} …",
             )
         cards = [device]
-    limits: dict[int | str, int] | None = None
-    if words.max_memory is not None:
-        limits = {where: bytes_of(size) for where, size in words.max_memory.items()}
-        _refuse_absent(resolved.name, limits, len(cards))
+    limits = _limits(resolved, len(cards))
     try:
         need = need_of(resolved, products, device)
     except Exception as error:  # a family's own code may fail in any way without real weights
@@ -139,6 +137,7 @@ def _on_cards(
 def _without_cards(
     resolved: ResolvedReference, products: str, device: torch.device, free: int
 ) -> Placement:
+    free = (_limits(resolved, 0) or {}).get("cpu", free)
     files = sum(path.stat().st_size for path in weight_files(resolved.files.model))
     if WIDENED * files <= free:
         return Placement("one")
@@ -146,16 +145,26 @@ def _without_cards(
         need = need_of(resolved, products, device)
     except Exception:  # as above
         return Placement("one")
-    return placement(need, [free]) if need.weights > free else Placement("one")
+    if need.weights <= free:
+        return Placement("one")
+    tokens, working = need.working[-1]
+    share = Share("cpu", 0, free)
+    return Placement("too large", tokens, (share,), None, working, need.weights)
 
 
-def _refuse_absent(name: str, limits: dict[int | str, int], count: int) -> None:
-    absent = [place for place in limits if isinstance(place, int) and place >= count]
+def _limits(resolved: ResolvedReference, count: int) -> dict[int | str, int] | None:
+    """`max_memory` in bytes, where so many GPUs are seen."""
+    said = resolved.reference.max_memory
+    if said is None:
+        return None
+    absent = [place for place in said if isinstance(place, int) and place >= count]
     if absent:
+        seen = f"{count} are seen, from 0" if count else "none is seen"
         raise UsageError(
-            f"max_memory of {name!r} names GPU {absent[0]}, and {count} are seen, from 0",
+            f"max_memory of {resolved.name!r} names GPU {absent[0]}, and {seen}",
             "name those of `nvidia-smi -L`, counted among CUDA_VISIBLE_DEVICES",
         )
+    return {where: bytes_of(size) for where, size in said.items()}
 
 
 def need_of(resolved: ResolvedReference, products: str, device: torch.device) -> Need:
