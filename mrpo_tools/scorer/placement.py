@@ -13,9 +13,9 @@ from typing import Literal, NamedTuple
 
 from mrpo_tools.errors import ResourceError
 
-ROOM = 0.05
-"""Of a device's free memory that is left: what kernels take for themselves, and the gaps between
-blocks of an allocator that gives out 2 MiB at a time."""
+ROOM, MOST_ROOM = 0.05, 3 * 10**9
+"""Of a device's free memory that is left, and bytes of it at most: what kernels take for themselves,
+and the gaps between blocks of an allocator that gives out 2 MiB at a time."""
 STEP = 2**20
 """Bytes to which shares are balanced."""
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
@@ -275,7 +275,7 @@ def _map(need: Need, places: Sequence[int | str]) -> DeviceMap:
 
 def _room(free: int, working: int) -> int:
     """Bytes for weights."""
-    return int(free * (1 - ROOM)) - working
+    return free - min(int(free * ROOM), MOST_ROOM) - working
 
 
 def _named(device: int | str) -> str:

@@ -168,33 +168,48 @@ def _limits(resolved: ResolvedReference, count: int) -> dict[int | str, int] | N
 
 
 def need_of(resolved: ResolvedReference, products: str, device: torch.device) -> Need:
-    """What a reference takes on devices of a kind: its blocks, and batches down to a quarter of
-    what is usual there. A batch is taken to be of one sequence, half of it a response.
+    """What a reference takes on devices of a kind. See `needed`.
 
     Raises:
         Exception: of any kind, where a family cannot be imagined.
     """
     words = resolved.reference
-    plan = blueprint(resolved, device, products)
-    quantized = words.quantization is not None
+    files = adapter_weights(resolved.files.adapter) if resolved.files.adapter else []
+    return needed(
+        blueprint(resolved, device, products),
+        quantized=words.quantization is not None,
+        adapter=sum(path.stat().st_size for path in files),
+        batch_tokens=words.batch_tokens,
+    )
+
+
+def needed(
+    plan: Blueprint, *, quantized: bool = False, adapter: int = 0, batch_tokens: int | None = None
+) -> Need:
+    """What a model takes: its blocks, and batches down to a quarter of what is usual on its device.
+    A batch is taken to be of one sequence, half of it a response.
+
+    Args:
+        plan: of the model.
+        quantized: its layers' matrices are in NF4.
+        adapter: bytes of its adapter's files.
+        batch_tokens: of a batch; None takes what is usual.
+    """
     scorer = plan.made(torch.device("meta"))
     blocks = blocks_of(scorer.causal_lm, sizes_of(scorer, quantized=quantized))
     weights = weights_of(plan, quantized=quantized)
     widened = weights.largest if quantized else 0
     checking = LOGITS * CHECK_TOKENS * int(plan.text.vocab_size)
-    files = adapter_weights(resolved.files.adapter) if resolved.files.adapter else []
-    adapter = WIDENED_ADAPTER * sum(path.stat().st_size for path in files)
 
     def working(tokens: int) -> int:
         row = Row(range(tokens // 2), [range(tokens - tokens // 2)], [0])
         computing = max(working_bytes(plan, [row]), checking) + widened
-        return max(computing, weights.tensor) + adapter  # a tensor is read before it has its place
+        loading = max(computing, weights.tensor)  # a tensor is read before it has its place
+        return loading + WIDENED_ADAPTER * adapter
 
-    usual = BATCH_TOKENS[device.type == "cpu"]
-    if words.batch_tokens is None:
-        sizes = (usual, usual // 2, usual // 4)
-        return Need(blocks, tuple((size, working(size)) for size in sizes))
-    least = min(words.batch_tokens, usual // 4)  # it is not made smaller, and may fit for all that
-    return Need(
-        blocks, tuple((words.batch_tokens, working(size)) for size in (words.batch_tokens, least))
-    )
+    usual = BATCH_TOKENS[plan.device.type == "cpu"]
+    sizes = (usual, usual // 2, usual // 4)
+    if batch_tokens is not None:  # it is not made smaller, and may fit for all that
+        least = working(min(batch_tokens, usual // 4))
+        return Need(blocks, ((batch_tokens, working(batch_tokens)), (batch_tokens, least)))
+    return Need(blocks, tuple((size, working(size)) for size in sizes))
