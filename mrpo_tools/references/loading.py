@@ -307,8 +307,10 @@ def quiet_libraries() -> None:
     transformers_logging: Any = untyped
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for library in ("bitsandbytes", "accelerate"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", message="The following device_map keys")  # of parameters
 
 
 @contextlib.contextmanager

@@ -14,8 +14,8 @@ from typing import Literal, NamedTuple
 from mrpo_tools.errors import ResourceError
 
 ROOM, MOST_ROOM = 0.05, 3 * 10**9
-"""Of a device's free memory that is left, and bytes of it at most: what kernels take for themselves,
-and the gaps between blocks of an allocator that gives out 2 MiB at a time."""
+"""Of a device's free memory that is left, and bytes of it at most: what kernels take for
+themselves, and the gaps between blocks of an allocator that gives out 2 MiB at a time."""
 STEP = 2**20
 """Bytes to which shares are balanced."""
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
