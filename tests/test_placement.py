@@ -16,9 +16,14 @@ import torch
 from accelerate.utils.modeling import check_device_map
 from families import FAMILIES, configuration
 from large_models import LLAMA_8B, LLAMA_70B, hollow, referred
+from stores import write_groups
 from transformers import AutoModelForCausalLM
 
+from mrpo_tools.cache import Cache
+from mrpo_tools.cli.precompute import _print_estimates
 from mrpo_tools.errors import ResourceError, UsageError
+from mrpo_tools.precomputing.estimate import estimate
+from mrpo_tools.references.devices import local_processes
 from mrpo_tools.references.loading import quiet_libraries
 from mrpo_tools.references.resolved import resolve
 from mrpo_tools.scorer.across import blocks_of
@@ -435,3 +440,95 @@ def test_what_is_never_loaded_whole_is_refused(references, found, error, words):
     """Sampling and benchmarks ask for a whole model."""
     with pytest.raises(error, match=words):
         load_reference(resolve("llama", references["llama"]), "float32", CPU, found)
+
+
+# The command
+
+
+def on_cards(*cards: float) -> Any:
+    """`place` on a machine that has them."""
+    return lambda resolved, _products, _device: placed(resolved, *cards)
+
+
+@pytest.mark.parametrize(
+    ("cards", "words", "expected"),
+    [
+        ([10.0], {}, "GPU 0 0.0 of 10.0 GB free"),
+        ([], {}, None),
+        ([0.0, 10.0], {}, "over a GPU, one layer after the other (GPU 1 0.0 of 10.0 GB free)"),
+        ([0.0, 0.0], {"stream_layers": False}, "more than 2 GPUs together can give (0.0, 0.0 GB"),
+        ([0.0, 0.0], {}, None),
+    ],
+)
+def test_a_dry_run_says_what_each_gpu_would_hold(
+    references, some_groups, tmp_path, capsys, cards, words, expected
+):
+    resolved = resolve("llama", references["llama"].model_copy(update=words))
+    found = estimate(resolved, some_groups[:2], Cache(tmp_path), find=on_cards(*cards))
+    assert expected is None if found.where is None else expected in found.where
+    _print_estimates([found], as_json=False)
+    printed = capsys.readouterr().out
+    assert (expected or "GPU") in printed if expected else "GPU" not in printed
+    _print_estimates([found], as_json=True)
+    assert json.loads(capsys.readouterr().out)[0]["where"] == found.where
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "expected"),
+    [
+        ("max_memory: {0: 40GiB}", "", "max_memory goes with device_map: auto alone"),
+        ("device_map: auto, stream_layers: true", "", "are two ways: one of them"),
+        ("stream_layers: true", "--device-map auto", "are two ways: one of them"),
+        ("device_map: auto, server: http://127.0.0.1:9, dtype: bfloat16", "",
+         "device_map is of weights that are loaded here"),
+        ("device_map: auto, max_memory: {0: lots}", "", "max_memory"),
+        ("device_map: auto, max_memory: {disk: 40GiB}", "", "max_memory"),
+        ("device_map: auto, max_memory: {}", "", "max_memory"),
+        ("device_map: balanced", "", "device_map"),
+        ("device_map: auto, max_memory: {1: 40GiB}", "",
+         "max_memory of 'llama' names GPU 1, and none is seen"),
+    ],
+)  # fmt: skip
+def test_words_that_cannot_be_are_refused_before_anything_is_written(
+    here, mrpo, references, some_groups, words, options, expected
+):
+    write_groups(here / "data.jsonl", some_groups[:2])
+    model = references["llama"].model
+    (here / "mrpo.yaml").write_text(f"references: {{llama: {{model: {model}, {words}}}}}")
+    for dry in ("--dry-run", ""):
+        err = mrpo(f"precompute --ref llama --dataset data.jsonl {options} {dry}", 2).err
+        assert expected in err
+        assert "Traceback" not in err
+        assert not list(here.rglob("part-*"))
+
+
+def test_a_device_map_changes_no_identity(here, mrpo, references, some_groups):
+    """Numbers that were computed without it are not computed again; on a CPU there is one device,
+    and enough of its memory."""
+    write_groups(here / "data.jsonl", some_groups[:3])
+    model = references["llama"].model
+    line = f"precompute --ref llama={model} --dtype float32 --dataset data.jsonl --json"
+    [before] = json.loads(mrpo(line).out)
+    (here / "mrpo.yaml").write_text(
+        f"references: {{llama: {{model: {model}, dtype: float32, device_map: auto, "
+        "max_memory: {cpu: 1GiB}}}"
+    )
+    [after] = json.loads(mrpo("precompute --ref llama --dataset data.jsonl --json").out)
+    assert (after["identity"], after["scored"]) == (before["identity"], 0)
+    assert after["reused"] == before["scored"] > 0
+
+
+@pytest.mark.parametrize(
+    ("environment", "count"),
+    [
+        ({}, 1),
+        ({"RANK": "1", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}, 4),
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, 1),
+        ({"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, 4),
+        ({"RANK": "1", "WORLD_SIZE": "4"}, 1),  # one process a machine
+        ({"RANK": "0", "LOCAL_RANK": "0"}, 1),
+    ],
+)
+def test_processes_of_one_machine(environment, count):
+    """Of two machines with a process each, each may take all GPUs of its own."""
+    assert local_processes(environment) == count

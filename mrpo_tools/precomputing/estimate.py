@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,8 @@ from mrpo_tools.references.devices import peak_flops, pick_device
 from mrpo_tools.references.model_files import config_size, tensor_shapes, weight_files
 from mrpo_tools.references.resolved import ResolvedReference, renderer_of
 from mrpo_tools.scorer.memory import NF4_BYTES, weights_of, working_bytes
-from mrpo_tools.scorer.room import blueprint
+from mrpo_tools.scorer.placement import Placement, too_large
+from mrpo_tools.scorer.room import blueprint, place
 from mrpo_tools.scorer.scorer import BATCH_TOKENS, response_logps
 from mrpo_tools.scorer.speed import EFFICIENCY, seconds_of
 from mrpo_tools.scorer.trees import Row, plan_rows, split_tree
@@ -36,6 +37,8 @@ LOGIT_BYTES = 8
 """A float32 logit and its log-softmax."""
 READ_BYTES = 2**28
 """Of a model's files, to see how fast they are read."""
+Place = Callable[[ResolvedReference, str, torch.device], Placement]
+"""(reference, dtype of products, device of this process) -> where it goes."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Estimate:
         loading_seconds: of reading the weights at the speed of their disk; about.
         about: memory and seconds are of a rough formula, because the model cannot be made of its
             configuration here.
+        where: what each GPU would hold, or why they cannot; None where nothing was reckoned.
     """
 
     name: str
@@ -72,6 +76,7 @@ class Estimate:
     seconds: float
     loading_seconds: float
     about: bool
+    where: str | None = None
 
 
 class _Cost(NamedTuple):
@@ -89,11 +94,22 @@ def estimate(
     cache: Cache,
     split: str | None = None,
     shard: tuple[int, int] = (0, 1),
+    *,
+    find: Place = place,
 ) -> Estimate:
     """Count what `precompute` would compute now; loads the tokenizer only.
 
+    Args:
+        resolved: the reference.
+        groups: all of them.
+        cache: that may have numbers already.
+        split: of the groups; None takes all.
+        shard: (which, of how many).
+        find: where the reference would go.
+
     Raises:
-        UsageError: no group is in the split, or the template cannot render one.
+        UsageError: no group is in the split, the template cannot render one, or the devices cannot
+            be as the reference says.
     """
     incomplete, _ = missing_responses(cache, resolved, in_split(groups, split), shard)
     renderer = renderer_of(resolved)
@@ -123,7 +139,17 @@ def estimate(
         seconds=max(tokenising, cost.seconds + tokenising / windows),  # all but the first overlap
         loading_seconds=loading_seconds(resolved.files.model),
         about=cost.about,
+        where=_where(resolved, find),
     )
+
+
+def _where(resolved: ResolvedReference, find: Place) -> str | None:
+    placed = find(resolved, resolved.products, pick_device())
+    if placed.kind == "too large":
+        return str(too_large(resolved.name, placed))
+    if placed.kind == "across":
+        return placed.told
+    return placed.words or None if placed.kind == "one" else None
 
 
 def count_parameters(model: Path) -> int:
