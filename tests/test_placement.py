@@ -17,7 +17,7 @@ from accelerate.utils.modeling import check_device_map
 from families import FAMILIES, configuration
 from large_models import LLAMA_8B, LLAMA_70B, hollow, referred
 from stores import write_groups
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from mrpo_tools.cache import Cache
 from mrpo_tools.cli.precompute import _print_estimates
@@ -417,6 +417,24 @@ def test_a_family_that_cannot_be_imagined_goes_where_it_went(tmp_path):
     assert placed(referred(unknown), 12, 12) == Placement("one")
     with pytest.raises(UsageError, match="the layers of 'big' cannot be told apart"):
         placed(referred(unknown, device_map="auto"), 12, 12)
+
+
+def test_experts_that_cannot_be_imagined_have_weights_all_the_same(tmp_path):
+    """In float32 torch cannot say what their grouped products would be; 940 GB are too large for
+    24 for all that."""
+    experts = Qwen3MoeConfig(
+        vocab_size=151936, hidden_size=4096, num_hidden_layers=94, num_attention_heads=64,
+        num_key_value_heads=4, head_dim=128, num_experts=128, num_experts_per_tok=8,
+        moe_intermediate_size=1536,
+    )  # fmt: skip
+    large = hollow(tmp_path / "experts", experts)
+    found = placed(referred(large, dtype="float32"))
+    assert found.kind == "layers"
+    assert found.weights == pytest.approx(4 * 235.1e9, rel=1e-3)
+    # layers of 5.0 GB, 15 of them in 84.5 − 3 − 3.7 GB: seven cards for 94
+    assert placed(referred(large), *[84.5] * 8).cards == 7
+    small = placed(referred(large, quantization="nf4"), *[84.5] * 8)
+    assert small.weights > 450 * GB, "experts that are one tensor stay as they are"
 
 
 def test_a_tiny_model_goes_where_there_is_room(references):

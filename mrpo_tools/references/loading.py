@@ -309,6 +309,7 @@ def quiet_libraries() -> None:
     transformers_logging.set_verbosity_error()
     for library in ("bitsandbytes", "accelerate"):
         logging.getLogger(library).setLevel(logging.ERROR)
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # raised, too
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message="The following device_map keys")  # of parameters
 
