@@ -1,12 +1,14 @@
-"""Write docs/methods.md, data.md, families.md, training.md and rounds.md from .in.md and tables.
+"""Write docs/methods.md, data.md, families.md, training.md, rounds.md and large_references.md from
+.in.md and tables.
 
 `python docs/generate.py`
 
 The tables are made of the code, but for these: that of runs at the end of methods.md comes from
 docs/objectives_on_demo.json, which `python bench/objectives.py` measures, those of false alarms
 from docs/false_alarms.json (`python bench/false_alarms.py`), that of simulated rankings from
-docs/rank_simulated.json (`python bench/rank.py`), and families.md from docs/families.json
-(`python bench/families.py`).
+docs/rank_simulated.json (`python bench/rank.py`), families.md from docs/families.json
+(`python bench/families.py`), and large_references.md from docs/large_references.json
+(`python bench/large_references.py --json > docs/large_references.json`, some minutes).
 """
 
 from __future__ import annotations
@@ -151,6 +153,15 @@ def families_page() -> str:
     measured = json.loads((DOCS / "families.json").read_text(encoding="utf-8"))
     for name, words in _families(measured).items():
         prose = prose.replace("{{" + name + "}}", words)
+    return prose
+
+
+def large_references_page() -> str:
+    """docs/large_references.md: the prose of large_references.in.md around computed tables."""
+    prose = (DOCS / "large_references.in.md").read_text(encoding="utf-8")
+    computed = json.loads((DOCS / "large_references.json").read_text(encoding="utf-8"))
+    for name, table in computed.items():
+        prose = prose.replace("{{" + name + "}}", table)
     return prose
 
 
@@ -299,3 +310,4 @@ if __name__ == "__main__":
     (DOCS / "families.md").write_text(families_page(), encoding="utf-8")
     (DOCS / "training.md").write_text(training_page(), encoding="utf-8")
     (DOCS / "rounds.md").write_text(rounds_page(), encoding="utf-8")
+    (DOCS / "large_references.md").write_text(large_references_page(), encoding="utf-8")

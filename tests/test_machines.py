@@ -14,6 +14,7 @@ import torch
 from mrpo_tools.cli.srun import first_host, torchrun_variables
 from mrpo_tools.progress import rank_and_count
 from mrpo_tools.references.devices import (
+    cards_of,
     default_dtype,
     free_bytes,
     idle_gpus,
@@ -184,3 +185,26 @@ def test_memory_of_apples_gpus(monkeypatch):
     assert peak_memory_bytes(MPS) == 10
     reset_peak_memory(MPS)
     assert peak_memory_bytes(MPS) == 4
+
+
+def test_memory_of_several_gpus_is_that_of_all(monkeypatch):
+    """A process that was started alone may have used any of them; one of several has its own."""
+    peaks, reset = {0: 30, 1: 12}, []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(
+        torch.cuda, "max_memory_allocated", lambda card: peaks[torch.device(card).index]
+    )
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    assert peak_memory_bytes(torch.device("cuda")) == 42
+    assert peak_memory_bytes(torch.device("cuda", 1)) == 12
+    reset_peak_memory(torch.device("cuda"))
+    assert reset == cards_of(torch.device("cuda")) == [torch.device("cuda", n) for n in (0, 1)]
+    assert cards_of(torch.device("cpu")) == []
+
+
+def test_gpus_that_a_model_leaves_idle_are_told_in_sets():
+    assert idle_gpus("precompute", ["0", "1", "2"], 2) is None
+    assert idle_gpus("precompute", ["0", "1", "4", "5"], 2) == (
+        "2 of 4 GPUs are used; all of them: 2 processes, the first by CUDA_VISIBLE_DEVICES=0,1 "
+        "mrpo precompute --shard 1/2 …"
+    )

@@ -463,7 +463,7 @@ def test_a_model_of_four_times_the_memory(large, attempt, some_groups, tmp_path)
     left = (large / "model.safetensors").stat().st_size // 4
     refused = attempt(tmp_path / "a", left, "--no-stream-layers")
     assert "exit code 4" in refused.stdout, refused.stderr
-    assert "than the memory of the machine can give" in refused.stderr
+    assert "than this machine can give" in refused.stderr
     passed = attempt(tmp_path / "b", left)
     assert "exit code 0" in passed.stdout, passed.stderr
     assert "it is computed a layer at a time" in passed.stderr

@@ -165,8 +165,8 @@ def _print_estimates(estimates: list[Estimate], *, as_json: bool) -> None:
         print_records(rows)
         print("memory is of tensors: weights, and what the largest batch takes beside them")
     for estimate in missing:
-        if estimate.sweeps is not None:
-            print(f"{estimate.name}: a layer at a time: about {estimate.sweeps}")
+        if estimate.where is not None:
+            print(f"{estimate.name}: {estimate.where}")
     done = ", ".join(estimate.name for estimate in estimates if not estimate.responses)
     if done:
         print(f"nothing to compute, as every response has its number in the cache: {done}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +33,7 @@ from mrpo_tools.scorer.calibration import most_requests
 from mrpo_tools.scorer.layers import bytes_of_layers
 from mrpo_tools.scorer.memory import NF4_BYTES, Weights, weights_of, working_bytes
 from mrpo_tools.scorer.pace import Pace, Plan
+from mrpo_tools.scorer.placement import Placement, too_large
 from mrpo_tools.scorer.room import blueprint, place
 from mrpo_tools.scorer.scorer import BATCH_TOKENS, response_logps
 from mrpo_tools.scorer.speed import EFFICIENCY, seconds_of
@@ -47,6 +48,8 @@ LOGIT_BYTES = 8
 """A float32 logit and its log-softmax."""
 READ_BYTES = 2**28
 """Of a model's files, to see how fast they are read."""
+Find = Callable[[ResolvedReference, str, torch.device], Placement]
+"""(reference, dtype of products, device of this process) -> where it goes."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Estimate:
         requests: to a server that has the weights, which computes every prompt for each response:
             `tokens` in all. Memory and seconds are then its own, and 0 here. None without a server.
         calibration_requests: before these, at most.
+        where: what each GPU would hold, or why they cannot; None where nothing was reckoned.
     """
 
     name: str
@@ -91,6 +95,7 @@ class Estimate:
     sweeps: Plan | None = None
     requests: int | None = None
     calibration_requests: int = 0
+    where: str | None = None
 
 
 class _Cost(NamedTuple):
@@ -109,11 +114,22 @@ def estimate(
     cache: Cache,
     split: str | None = None,
     shard: tuple[int, int] = (0, 1),
+    *,
+    find: Find = place,
 ) -> Estimate:
     """Count what `precompute` would compute now; loads the tokenizer only.
 
+    Args:
+        resolved: the reference.
+        groups: all of them.
+        cache: that may have numbers already.
+        split: of the groups; None takes all.
+        shard: (which, of how many).
+        find: where the reference would go.
+
     Raises:
-        UsageError: no group is in the split, or the template cannot render one.
+        UsageError: no group is in the split, the template cannot render one, or the devices cannot
+            be as the reference says.
     """
     incomplete, _ = missing_responses(cache, resolved, in_split(groups, split), shard)
     renderer = renderer_of(resolved)
@@ -129,7 +145,8 @@ def estimate(
     padding = 0
     if not _packed(resolved.reference):
         padding = sum(len(batch) * max(map(len, batch)) for batch in batches) - sum(tokens)
-    cost = _cost(resolved, batches)
+    placed = find(resolved, resolved.products, pick_device())
+    cost = _cost(resolved, batches, placed)
     windows = max(1, math.ceil(len(prompts) / WINDOW))
     return Estimate(
         name=resolved.name,
@@ -146,6 +163,7 @@ def estimate(
         loading_seconds=0.0 if cost.sweeps else loading_seconds(resolved.files.model),
         about=cost.about,
         sweeps=cost.sweeps,
+        where=_where(resolved.name, placed, cost.sweeps),
     )
 
 
@@ -173,6 +191,16 @@ def _of_server(
     )
 
 
+def _where(name: str, placed: Placement, sweeps: Plan | None) -> str | None:
+    if sweeps is not None:
+        return f"a layer at a time: about {sweeps}"
+    if placed.kind == "too large":
+        return str(too_large(name, placed))
+    if placed.kind == "across":
+        return placed.told
+    return placed.words or None if placed.kind == "one" else None
+
+
 def count_parameters(model: Path) -> int:
     """Parameters of a model on disk, from the headers of its safetensors files."""
     return sum(map(math.prod, tensor_shapes(weight_files(model)).values()))
@@ -190,7 +218,9 @@ def loading_seconds(model: Path) -> float:
     return sum(path.stat().st_size for path in files) / speed
 
 
-def _cost(resolved: ResolvedReference, batches: Sequence[Sequence[Row]]) -> _Cost:
+def _cost(
+    resolved: ResolvedReference, batches: Sequence[Sequence[Row]], placed: Placement
+) -> _Cost:
     """By the model made of its configuration; by a formula where it cannot be made."""
     device = pick_device()
     try:
@@ -206,7 +236,7 @@ def _cost(resolved: ResolvedReference, batches: Sequence[Sequence[Row]]) -> _Cos
         )
     except Exception:  # a family's own code may fail in any way without real weights
         return _formula(resolved, batches, device)
-    if place(resolved, resolved.products, device).kind == "layers":
+    if placed.kind == "layers":
         return _in_sweeps(resolved, plan, weights, batches, _Cost(0, working, seconds, about=False))
     return _Cost(weights.total, working, seconds, about=False)
 

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from mrpo_tools.references.devices import peak_flops, peak_memory_bytes
+from mrpo_tools.references.devices import peak_flops, peak_memory_bytes, pick_device
 from mrpo_tools.scorer.engine import Engine
 from mrpo_tools.scorer.trees import Row
 
@@ -49,7 +49,7 @@ class Meter:
             return f"{self.tokens:,} tokens, {self.tokens / seconds:,.0f} tokens/s"
         share = flops / seconds / peak
         padding = self.padding / (self.tokens + self.padding)
-        memory = peak_memory_bytes(self.model.device) / 1e9
+        memory = peak_memory_bytes(pick_device()) / 1e9  # of all its GPUs
         return (
             f"{self.tokens:,} tokens, {padding:.0%} padding, {self.tokens / seconds:,.0f} "
             f"tokens/s, {share:.0%} of peak, {memory:.1f} GB"

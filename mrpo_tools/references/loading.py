@@ -89,7 +89,7 @@ def load_model(
             model = PeftModel.from_pretrained(model, files.adapter, config=settings)
         keep_differentiable(model)
         model.eval()
-        _try(model, device)
+        _try(model, device if device_map is None else _first(device_map))
     return cast("PreTrainedModel", model)
 
 
@@ -201,8 +201,13 @@ def _load_whole(path: Path, options: dict[str, Any], *, trusted: bool, auto: Any
     return model
 
 
+def _first(device_map: Mapping[str, int | str]) -> int | str:
+    """The first device of a map that computes: layers in the memory of the machine visit it."""
+    return next((place for place in device_map.values() if place != "cpu"), "cpu")
+
+
 @torch.no_grad()
-def _try(model: Any, device: torch.device) -> None:
+def _try(model: Any, device: torch.device | int | str) -> None:
     """Compute two tokens, so that a model that cannot compute is told here."""
     model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device), use_cache=False)
 
@@ -302,8 +307,11 @@ def quiet_libraries() -> None:
     transformers_logging: Any = untyped
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for library in ("bitsandbytes", "accelerate"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # raised, too
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", message="The following device_map keys")  # of parameters
 
 
 @contextlib.contextmanager

@@ -76,14 +76,14 @@ def blocks_of(model: Any, sizes: Mapping[str, int]) -> tuple[Block, ...]:
 
 
 def _units(module: nn.Module, layers: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The layers and all that is beside them, as large as can be: modules, and parameters of
-    modules that hold layers."""
+    """The layers and all that is beside them, as large as can be: modules, and parameters and
+    buffers of modules that hold layers."""
     holds = any(type(inner).__name__ in layers for inner in module.modules())
     if prefix and (type(module).__name__ in layers or not holds):
         yield prefix, module
         return
     start = f"{prefix}." if prefix else ""
-    for name, tensor in module.named_parameters(prefix, recurse=False):
-        yield name, tensor
+    yield from module.named_parameters(prefix, recurse=False)
+    yield from module.named_buffers(prefix, recurse=False)
     for name, child in module.named_children():
         yield from _units(child, layers, f"{start}{name}")

@@ -18,6 +18,9 @@ from mrpo_tools.scorer.scorer import ResponseScorer, response_logps
 from mrpo_tools.scorer.self_check import Checked, plain_logps, self_check
 from mrpo_tools.scorer.trees import Row
 
+UNLOADED = {"layers": "read a layer at a time here", "server": "behind a server"}
+"""Kinds of placement that load no model, in words."""
+
 
 class LoadedReference(ScorerEngine):
     """A reference's model on its device, ready to compute log-probs.
@@ -82,7 +85,7 @@ def load_reference(
 
     Raises:
         ResourceError: it does not fit into memory.
-        UsageError: the files cannot be loaded.
+        UsageError: the files cannot be loaded, or it is never loaded whole.
     """
     reference = resolved.reference
     placed = placed or place(resolved, products, device)
@@ -95,6 +98,12 @@ def load_reference(
         )
     if placed.kind in ("layers", "too large"):
         raise too_large(resolved.name, placed)
+    if placed.kind in UNLOADED:
+        raise UsageError(
+            f"{resolved.name!r} is {UNLOADED[placed.kind]}, which gives log-probs of responses "
+            "alone, and this asks for the whole model",
+            "take a machine that holds it, or quantization: nf4: docs/large_references.md",
+        )
     if placed.device_map is not None:
         _refuse_unmovable(resolved, placed)
         say(f"{resolved.name}: {placed.told}")

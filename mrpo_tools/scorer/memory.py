@@ -149,7 +149,8 @@ def sizes_of(scorer: ResponseScorer, *, quantized: bool = False) -> dict[str, in
         quantized: as for `weights_of`.
     """
     model, matrices = scorer.causal_lm, _matrices(scorer) if quantized else {}
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]
+    buffers = model.named_buffers(remove_duplicate=False)
+    named = [*model.named_parameters(remove_duplicate=False), *buffers]
     return {
         name: int(matrices[id(tensor)] * NF4_BYTES) if id(tensor) in matrices else tensor.nbytes
         for name, tensor in named

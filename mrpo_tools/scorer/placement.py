@@ -13,9 +13,9 @@ from typing import Literal, NamedTuple
 
 from mrpo_tools.errors import ResourceError
 
-ROOM = 0.05
-"""Of a device's free memory that is left: what kernels take for themselves, and the gaps between
-blocks of an allocator that gives out 2 MiB at a time."""
+ROOM, MOST_ROOM = 0.05, 3 * 10**9
+"""Of a device's free memory that is left, and bytes of it at most: what kernels take for
+themselves, and the gaps between blocks of an allocator that gives out 2 MiB at a time."""
 STEP = 2**20
 """Bytes to which shares are balanced."""
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
@@ -177,9 +177,9 @@ def too_large(name: str, placed: Placement) -> ResourceError:
 
 def why_too_large(name: str, placed: Placement) -> str:
     """What a model takes, and what there is."""
-    where = f"{len(placed.shares)} GPUs together" if len(placed.shares) > 1 else "a GPU"
-    if placed.shares and placed.shares[0].device == "cpu":
-        where = "the memory of the machine"
+    where = f"{placed.cards} GPUs together" if placed.cards > 1 else "a GPU"
+    if not placed.cards:
+        where = "this machine"
     free = ", ".join(f"{share.free / 1e9:.1f}" for share in placed.shares)
     others = "" if placed.processes == 1 else (
         f"; each of {placed.processes} processes has one, and a process that is started without "
@@ -250,6 +250,8 @@ def _across(
         limited[0] -= max(sizes)  # where a layer of the machine's memory is computed
         full = [*limited, limits["cpu"]]
         places = _filled(sizes, full, max(full))
+        if places and places[0] != 0:  # they would visit another card, or none
+            return None
     return None if places is None else [names[place] for place in places]
 
 
@@ -280,7 +282,7 @@ def _map(need: Need, places: Sequence[int | str]) -> DeviceMap:
 
 def _room(free: int, working: int) -> int:
     """Bytes for weights."""
-    return int(free * (1 - ROOM)) - working
+    return free - min(int(free * ROOM), MOST_ROOM) - working
 
 
 def _named(device: int | str) -> str:

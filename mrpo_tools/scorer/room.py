@@ -25,6 +25,8 @@ own logits in float32, those of its targets, and a tile."""
 WIDENED_ADAPTER = 2
 """Times the bytes of an adapter's file, whose 16-bit weights PEFT widens."""
 
+STATES = 24
+"""Hidden-size vectors alive for each token while a layer runs, for the rough formula."""
 WIDENED = 4
 """Times the bytes of its files that a model takes at most: in float64, of files in 16 bits."""
 
@@ -65,10 +67,11 @@ def place(
 ) -> Placement:
     """Where a reference goes, before any weights are read.
 
-    A layer at a time is the way of what nothing here holds, unless its words forbid it.
+    A layer at a time is the way of what nothing here holds, unless its words forbid it or ask for
+    another; several processes do not take it by themselves, for one of them may have all GPUs.
     Other GPUs than the first are asked only where that one is too small. A CPU, and a GPU of Apple,
-    is one device, and too small where the weights alone are more than it has free: what else there
-    is in its memory may give way.
+    is one device, whatever `device_map` says, and too small where the weights alone are more than
+    it has free: what else there is in its memory may give way.
 
     Args:
         resolved: the reference.
@@ -92,7 +95,8 @@ def place(
         placed = _on_cards(resolved, products, device, cards, free, processes)
     else:
         placed = _without_cards(resolved, products, device, free(device))
-    if placed.kind == "too large" and words.stream_layers is None:
+    free_to_choose = words.stream_layers is None and words.device_map is None
+    if placed.kind == "too large" and free_to_choose and placed.processes == 1:
         return replace(placed, kind="layers")
     return placed
 
@@ -105,8 +109,7 @@ def _on_cards(
     free: FreeBytes,
     processes: int,
 ) -> Placement:
-    words = resolved.reference
-    asked = words.device_map is not None
+    asked = resolved.reference.device_map is not None
     if processes > 1:
         if asked:
             raise UsageError(
@@ -116,10 +119,7 @@ def _on_cards(
                 f"CUDA_VISIBLE_DEVICES=0,1 mrpo precompute --shard 1/{processes} …",
             )
         cards = [device]
-    limits: dict[int | str, int] | None = None
-    if words.max_memory is not None:
-        limits = {where: bytes_of(size) for where, size in words.max_memory.items()}
-        _refuse_absent(resolved.name, limits, len(cards))
+    limits = _limits(resolved, len(cards))
     try:
         need = need_of(resolved, products, device)
     except Exception as error:  # a family's own code may fail in any way without real weights
@@ -139,6 +139,7 @@ def _on_cards(
 def _without_cards(
     resolved: ResolvedReference, products: str, device: torch.device, free: int
 ) -> Placement:
+    free = (_limits(resolved, 0) or {}).get("cpu", free)
     files = sum(path.stat().st_size for path in weight_files(resolved.files.model))
     if WIDENED * files <= free:
         return Placement("one")
@@ -148,46 +149,78 @@ def _without_cards(
         return Placement("one")
     if need.weights <= free:
         return Placement("one")
-    return replace(placement(need, [free]), shares=(Share("cpu", 0, free),))
+    tokens, working = need.working[-1]
+    share = Share("cpu", 0, free)
+    return Placement("too large", tokens, (share,), None, working, need.weights)
 
 
-def _refuse_absent(name: str, limits: dict[int | str, int], count: int) -> None:
-    absent = [place for place in limits if isinstance(place, int) and place >= count]
+def _limits(resolved: ResolvedReference, count: int) -> dict[int | str, int] | None:
+    """`max_memory` in bytes, where so many GPUs are seen."""
+    said = resolved.reference.max_memory
+    if said is None:
+        return None
+    absent = [place for place in said if isinstance(place, int) and place >= count]
     if absent:
+        seen = f"{count} are seen, from 0" if count else "none is seen"
         raise UsageError(
-            f"max_memory of {name!r} names GPU {absent[0]}, and {count} are seen, from 0",
+            f"max_memory of {resolved.name!r} names GPU {absent[0]}, and {seen}",
             "name those of `nvidia-smi -L`, counted among CUDA_VISIBLE_DEVICES",
         )
+    return {where: bytes_of(size) for where, size in said.items()}
 
 
 def need_of(resolved: ResolvedReference, products: str, device: torch.device) -> Need:
-    """What a reference takes on devices of a kind: its blocks, and batches down to a quarter of
-    what is usual there. A batch is taken to be of one sequence, half of it a response.
+    """What a reference takes on devices of a kind. See `needed`.
 
     Raises:
         Exception: of any kind, where a family cannot be imagined.
     """
     words = resolved.reference
-    plan = blueprint(resolved, device, products)
-    quantized = words.quantization is not None
+    files = adapter_weights(resolved.files.adapter) if resolved.files.adapter else []
+    return needed(
+        blueprint(resolved, device, products),
+        quantized=words.quantization is not None,
+        adapter=sum(path.stat().st_size for path in files),
+        batch_tokens=words.batch_tokens,
+    )
+
+
+def needed(
+    plan: Blueprint, *, quantized: bool = False, adapter: int = 0, batch_tokens: int | None = None
+) -> Need:
+    """What a model takes: its blocks, and batches down to a quarter of what is usual on its device.
+    A batch is taken to be of one sequence, half of it a response.
+
+    Args:
+        plan: of the model.
+        quantized: its layers' matrices are in NF4.
+        adapter: bytes of its adapter's files.
+        batch_tokens: of a batch; None takes what is usual.
+    """
     scorer = plan.made(torch.device("meta"))
     blocks = blocks_of(scorer.causal_lm, sizes_of(scorer, quantized=quantized))
     weights = weights_of(plan, quantized=quantized)
     widened = weights.largest if quantized else 0
     checking = LOGITS * CHECK_TOKENS * int(plan.text.vocab_size)
-    files = adapter_weights(resolved.files.adapter) if resolved.files.adapter else []
-    adapter = WIDENED_ADAPTER * sum(path.stat().st_size for path in files)
 
     def working(tokens: int) -> int:
-        row = Row(range(tokens // 2), [range(tokens - tokens // 2)], [0])
-        computing = max(working_bytes(plan, [row]), checking) + widened
-        return max(computing, weights.tensor) + adapter  # a tensor is read before it has its place
+        computing = max(_computing(plan, tokens), checking) + widened
+        loading = max(computing, weights.tensor)  # a tensor is read before it has its place
+        return loading + WIDENED_ADAPTER * adapter
 
-    usual = BATCH_TOKENS[device.type == "cpu"]
-    if words.batch_tokens is None:
-        sizes = (usual, usual // 2, usual // 4)
-        return Need(blocks, tuple((size, working(size)) for size in sizes))
-    least = min(words.batch_tokens, usual // 4)  # it is not made smaller, and may fit for all that
-    return Need(
-        blocks, tuple((words.batch_tokens, working(size)) for size in (words.batch_tokens, least))
-    )
+    usual = BATCH_TOKENS[plan.device.type == "cpu"]
+    sizes = (usual, usual // 2, usual // 4)
+    if batch_tokens is not None:  # it is not made smaller, and may fit for all that
+        least = working(min(batch_tokens, usual // 4))
+        return Need(blocks, ((batch_tokens, working(batch_tokens)), (batch_tokens, least)))
+    return Need(blocks, tuple((size, working(size)) for size in sizes))
+
+
+def _computing(plan: Blueprint, tokens: int) -> int:
+    """Bytes of a batch beside the weights; by a rough formula where layers cannot be imagined, as
+    grouped products of experts in float32 cannot."""
+    row = Row(range(tokens // 2), [range(tokens - tokens // 2)], [0])
+    try:
+        return working_bytes(plan, [row])
+    except Exception:  # a family's own code may fail in any way without real weights
+        return STATES * tokens * int(plan.text.hidden_size) * plan.dtype.itemsize
