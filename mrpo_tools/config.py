@@ -474,9 +474,13 @@ def _is_unknown(problem: ErrorDetails) -> bool:
 
 
 def _in_words(problem: ErrorDetails) -> str:
-    place = ".".join(map(str, problem["loc"])) or "the whole file"
+    place = ".".join(map(str, problem["loc"]))
     if _is_unknown(problem):
         return f"{place}: unknown key"
+    if problem["type"] == "value_error" and isinstance(problem.get("input"), dict):
+        said = problem["msg"].removeprefix("Value error, ")  # of several keys, which it names
+        return f"{place}: {said}" if place else said
+    place = place or "the whole file"
     found = URL_SECRETS.sub(r"\1\2***", f"{problem.get('input')!r}")
     return f"{place}: {problem['msg']}, found {found:.60}"
 
