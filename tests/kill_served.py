@@ -1,6 +1,6 @@
 """`precompute` of a reference behind a server, killed at random moments. Prints JSON.
 
-    python tests/kill_served.py URL MODEL DATA FOLDER KILLS CHECK_ROWS CONCURRENCY
+    python tests/kill_served.py URL MODEL DATA FOLDER KILLS CHECK_ROWS CONCURRENCY PART_ROWS
 
 Imports once and forks for everything else. In each round a process is killed, what is on the disk
 is looked at, and another one goes on from there; the last one finishes. It says how many numbers
@@ -48,8 +48,8 @@ class Logged(ServedReference):
 
 class Kills:
     def __init__(self, url: str, model: Path, data: Path, folder: Path, *sizes: str) -> None:
-        kills, check_rows, concurrency = map(int, sizes)
-        self.kills, self.check_rows, self.folder = kills, check_rows, folder
+        self.kills, self.check_rows, concurrency, self.part_rows = map(int, sizes)
+        self.folder = folder
         self.reference = Reference(
             model=str(model), dtype="float32", max_length=500, server=url, calibration="server",
             concurrency=concurrency,
@@ -75,19 +75,15 @@ class Kills:
             return Here(resolved, Client(server, {}), check_rows=self.check_rows)
 
         groups = load_groups(self.data).groups
-        precompute({"m": self.reference}, groups, Cache(home), "data", load=load)
+        precompute({"m": self.reference}, groups, Cache(home), "data", load=load,
+                   part_rows=self.part_rows)  # fmt: skip
 
     def paid(self) -> int:
         return len(self.log.read_text().splitlines()) if self.log.exists() else 0
 
     def run(self) -> dict[str, Any]:
         whole_path = self.folder / "whole"
-        child = fork(lambda: self.work(whole_path))
-        while not self.paid():
-            time.sleep(0.002)
-        started = time.monotonic()
-        wait(child)
-        seconds = time.monotonic() - started
+        wait(fork(lambda: self.work(whole_path)))
         whole = in_fork(lambda: rows_of(whole_path))
         assert self.paid() == len(whole)
         self.log.unlink()
@@ -95,10 +91,11 @@ class Kills:
         for _ in range(self.kills):
             noted = self.paid()
             child = fork(lambda: self.work(self.home))
-            while self.paid() == noted and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG
-                                                     | os.WNOWAIT) is None:  # fmt: skip
+            some = self.check_rows + self.part_rows
+            until = noted + rng.randint(some, 2 * some)
+            look = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            while self.paid() < until and os.waitid(os.P_PID, child, look) is None:
                 time.sleep(0.002)
-            time.sleep(rng.random() * 2 * seconds / self.kills)
             before = in_fork(lambda: rows_of(self.home))
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)

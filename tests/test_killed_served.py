@@ -13,7 +13,6 @@ from lying_server import CONTEXT, Teller, serving
 from stores import write_groups
 
 from mrpo_tools.precomputing.run import SERVED_ROWS
-from mrpo_tools.scorer.served import CHECK_ROWS
 
 HERE = Path(__file__).parent
 
@@ -35,11 +34,11 @@ class Quick(Teller):
 
 
 @pytest.mark.parametrize(
-    ("kills", "groups", "check_rows", "concurrency"),
-    [(2, 40, 16, 4), pytest.param(20, 300, CHECK_ROWS, 16, marks=pytest.mark.long)],
+    ("kills", "groups", "check_rows", "concurrency", "part_rows"),
+    [(2, 40, 16, 4, 16), pytest.param(10, 300, 64, 16, 64, marks=pytest.mark.long)],
 )
 def test_a_killed_precompute_pays_little_twice(
-    tiny_models, demo_groups, tmp_path, kills, groups, check_rows, concurrency
+    tiny_models, demo_groups, tmp_path, kills, groups, check_rows, concurrency, part_rows
 ):
     """At a kill the numbers that are paid for and not on the disk are those since the last check,
     those that came while it was made (twice the concurrency), those on their way, and half of
@@ -48,7 +47,7 @@ def test_a_killed_precompute_pays_little_twice(
     model = tiny_models["llama"]
     vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
     with serving(Quick(vocabulary)) as server:
-        words = [server.url, model, data, tmp_path, kills, check_rows, concurrency]
+        words = [server.url, model, data, tmp_path, kills, check_rows, concurrency, part_rows]
         done = subprocess.run(
             [sys.executable, str(HERE / "kill_served.py"), *map(str, words)],
             capture_output=True, text=True, check=False,
@@ -59,5 +58,5 @@ def test_a_killed_precompute_pays_little_twice(
     for what in ("forgotten", "lost", "foreign", "doubled", "other"):
         assert counts[what] == 0
     assert counts["midway"] > 0.2 * kills
-    assert counts["at hand"] <= check_rows + 3 * concurrency + SERVED_ROWS // 2
+    assert counts["at hand"] <= check_rows + 3 * concurrency + min(part_rows, SERVED_ROWS) // 2
     assert counts["paid again"] <= kills * counts["at hand"]
