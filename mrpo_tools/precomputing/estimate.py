@@ -142,9 +142,6 @@ def estimate(
         return _of_server(resolved.name, places, trees, tokenising)
     batches = _planned(prompts, resolved)
     tokens = [sum(map(len, batch)) for batch in batches]
-    padding = 0
-    if not _packed(resolved.reference):
-        padding = sum(len(batch) * max(map(len, batch)) for batch in batches) - sum(tokens)
     placed = find(resolved, resolved.products, pick_device())
     cost = _cost(resolved, batches, placed)
     windows = max(1, math.ceil(len(prompts) / WINDOW))
@@ -153,7 +150,7 @@ def estimate(
         responses=len(places),
         tokens=_sequence_tokens(trees),
         unique_tokens=sum(tokens),
-        padding=padding,
+        padding=0 if _packed(resolved.reference) else _padding(batches),
         overlong=sum(place.response.overlong for place in places),
         memory_bytes=cost.weights + cost.working,
         weights_bytes=cost.weights,
@@ -304,6 +301,11 @@ def _packed(reference: Reference) -> bool:
 def _sequence_tokens(trees: Sequence[Row]) -> int:
     """Of all sequences, each prompt counted for each response."""
     return sum(len(tree.prompt) * len(tree.keys) + _response_tokens(tree) for tree in trees)
+
+
+def _padding(batches: Sequence[Sequence[Row]]) -> int:
+    """Positions without a token, where rows of a batch are as wide as its longest."""
+    return sum(max(map(len, batch)) - len(row) for batch in batches for row in batch)
 
 
 def _response_tokens(tree: Row) -> int:

@@ -89,14 +89,7 @@ def load_reference(
     """
     reference = resolved.reference
     placed = placed or place(resolved, products, device)
-    if placed.kind == "server" or reference.stream_layers:
-        way = "behind a server" if placed.kind == "server" else "a layer at a time"
-        raise UsageError(
-            f"reference {resolved.name!r} is {way}, which gives log-probs alone; here its model is "
-            "loaded whole",
-            "name one that fits, or ask a server for answers: mrpo generate --server URL",
-        )
-    if placed.kind in ("layers", "too large"):
+    if placed.kind == "too large":
         raise too_large(resolved.name, placed)
     if placed.kind in UNLOADED:
         raise UsageError(
