@@ -475,7 +475,7 @@ def on_cards(*cards: float) -> Any:
         ([], {}, None),
         ([0.0, 10.0], {}, "over a GPU, one layer after the other (GPU 1 0.0 of 10.0 GB free)"),
         ([0.0, 0.0], {"stream_layers": False}, "more than 2 GPUs together can give (0.0, 0.0 GB"),
-        ([0.0, 0.0], {}, None),
+        ([0.0, 0.0], {}, "a layer at a time: about "),
     ],
 )
 def test_a_dry_run_says_what_each_gpu_would_hold(
