@@ -571,9 +571,7 @@ def test_what_is_no_reference_is_refused(llama, tmp_path):
     words = llama.model_copy(update={"stream_layers": True})
     with pytest.raises(UsageError, match=r"stream_layers is for references, and .* reward"):
         load_reward_model(ModelFiles(Path(llama.model)), words, "float32", CPU)
-    with pytest.raises(
-        UsageError, match="time here, which gives log-probs of responses alone"
-    ):
+    with pytest.raises(UsageError, match="time here, which gives log-probs of responses alone"):
         Sampler(resolve("llama", words)).sample([user_prompt("a question")])
     with pytest.raises(ValidationError, match="device_map and stream_layers are two ways"):
         Reference(model="m", device_map="auto", stream_layers=True)
