@@ -25,7 +25,7 @@ from transformers import LlamaConfig, Qwen2Config, Qwen3MoeConfig
 
 from mrpo_tools.references.loading import quiet_libraries
 from mrpo_tools.scorer.blueprint import Blueprint
-from mrpo_tools.scorer.memory import weights_of
+from mrpo_tools.scorer.memory import streamed_bytes, weights_of
 from mrpo_tools.scorer.pace import MARGIN, PATIENCE
 from mrpo_tools.scorer.placement import Need, Placement, placement
 from mrpo_tools.scorer.room import needed
@@ -142,9 +142,8 @@ class Model:
 
     @property
     def streamed_bytes(self) -> int:
-        """The ends, two layers and the smallest batch: the least for a layer at a time."""
-        weights = weights_of(self.plan)
-        return weights.root.total + 2 * weights.layer.total + self.on_a_card.working[-1][1]
+        """The ends, some layers and the smallest batch: the least for a layer at a time."""
+        return streamed_bytes(weights_of(self.plan)) + self.on_a_card.working[-1][1]
 
     @property
     def met(self) -> int:

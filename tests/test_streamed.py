@@ -45,6 +45,7 @@ from mrpo_tools.references.resolved import ResolvedReference, resolve
 from mrpo_tools.sampling import Sampler
 from mrpo_tools.scorer.loaded import load_reference
 from mrpo_tools.scorer.pace import CHECKS, LEAST, MARGIN, PATIENCE, Pace
+from mrpo_tools.scorer.room import place
 from mrpo_tools.scorer.streamed import StreamedReference
 from mrpo_tools.scorer.trees import Row
 
@@ -273,8 +274,8 @@ def test_every_sweep_gives_the_same_parts_under_the_same_identity(llama, some_gr
     """Rows are equal to the last bit, so that a run may go on by the other way."""
     found = []
     ways = [{"stream_layers": False}, *({"sweep_tokens": size} for size in (16, 300, 10**6))]
-    for place, words in enumerate(ways):
-        cache = Cache(tmp_path / str(place))
+    for number, words in enumerate(ways):
+        cache = Cache(tmp_path / str(number))
         precompute(layered(llama, **words), some_groups, cache, "some")
         found.append((cache.find("llama").identity.hash, rows_of(cache)))
     assert all(each == found[0] for each in found)
@@ -498,6 +499,22 @@ def test_two_layers_are_in_memory_and_no_third(tmp_path):
     finally:
         gc.enable()
     assert (most, len(weights) >= 12) == (2, True)
+
+
+def test_batches_are_as_large_as_there_is_room(large):
+    """Beside the ends and some layers: 2,048 tokens in 100 MB, a quarter in none; where the whole
+    model would fit, nothing is reckoned."""
+    resolved = resolve("large", Reference(model=str(large), dtype="float32", stream_layers=True))
+    found = [
+        place(resolved, "float32", CPU, cards=[], free=lambda _, free=free: free)
+        for free in (10**9, 10**8, 10**6)
+    ]
+    assert {each.kind for each in found} == {"layers"}
+    assert [each.batch_tokens for each in found] == [None, 2048, 512]
+    engine = StreamedReference(resolved, "float32", CPU, batch_tokens=512)
+    trees = [Row([1] * 100, [[2] * 100], [key]) for key in range(20)]
+    assert max(sum(map(len, batch)) for batch in engine.batches(trees, None)) <= 512
+    assert max(sum(map(len, batch)) for batch in engine.batches(trees, 1000)) > 512
 
 
 # plans

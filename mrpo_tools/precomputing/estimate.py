@@ -31,7 +31,7 @@ from mrpo_tools.references.resolved import ResolvedReference, renderer_of
 from mrpo_tools.scorer.blueprint import Blueprint
 from mrpo_tools.scorer.calibration import most_requests
 from mrpo_tools.scorer.layers import bytes_of_layers
-from mrpo_tools.scorer.memory import NF4_BYTES, Weights, weights_of, working_bytes
+from mrpo_tools.scorer.memory import NF4_BYTES, Weights, streamed_bytes, weights_of, working_bytes
 from mrpo_tools.scorer.pace import Pace, Plan
 from mrpo_tools.scorer.placement import Placement, too_large
 from mrpo_tools.scorer.room import blueprint, place
@@ -254,10 +254,7 @@ def _in_sweeps(
     pace.has_computed(tokens, whole.seconds)
     sweeps = pace.plan(tokens, sum(1 for _ in pace.sweeps(batches)))
     states = sweeps.sweep_tokens * int(plan.text.hidden_size) * weights.width
-    layer = weights.layer.total
-    if resolved.reference.quantization is not None:
-        layer = int(layer * NF4_BYTES / weights.width)
-    held = weights.root.total + 2 * layer + max(sizes)  # one computes, one is made of what is read
+    held = streamed_bytes(weights, quantized=resolved.reference.quantization is not None)
     return _Cost(held, whole.working + states, sweeps.seconds, about=False, sweeps=sweeps)
 
 

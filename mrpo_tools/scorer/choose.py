@@ -39,5 +39,6 @@ def load_engine(
     if placed.kind == "layers":
         if placed.weights:
             say(f"{why_too_large(resolved.name, placed)}: it is computed a layer at a time")
-        return StreamedReference(resolved, products, device, resolved.reference.sweep_tokens)
+        sweep = resolved.reference.sweep_tokens
+        return StreamedReference(resolved, products, device, sweep, placed.batch_tokens)
     return load_reference(resolved, products, device, placed)

@@ -16,10 +16,12 @@ class ScorerEngine:
     Attributes:
         scorer: of the model.
         device: where ids go to.
+        batch_tokens: of a batch, where it is not what suits the device.
     """
 
     scorer: ResponseScorer
     device: torch.device
+    batch_tokens: int | None = None
 
     @property
     def attention(self) -> str:
@@ -47,4 +49,4 @@ class ScorerEngine:
 
     def batches(self, trees: Sequence[Row], max_tokens: int | None) -> list[list[Row]]:
         """Trees in the rows and batches of the route. See `ResponseScorer.batches`."""
-        return self.scorer.batches(trees, max_tokens)
+        return self.scorer.batches(trees, max_tokens or self.batch_tokens)

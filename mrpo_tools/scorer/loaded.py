@@ -49,10 +49,6 @@ class LoadedReference(ScorerEngine):
         """Nothing: the bar says it soon."""
         return None
 
-    def batches(self, trees: Sequence[Row], max_tokens: int | None) -> list[list[Row]]:
-        """Trees in the rows and batches of the route. See `ResponseScorer.batches`."""
-        return super().batches(trees, max_tokens or self.batch_tokens)
-
     def computed(
         self, batches: Iterable[Sequence[Row]], _tell: Tell = in_silence
     ) -> Iterator[Computed]:

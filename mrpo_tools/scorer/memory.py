@@ -141,6 +141,19 @@ def weights_of(blueprint: Blueprint, *, quantized: bool = False) -> Weights:
     )
 
 
+def streamed_bytes(weights: Weights, *, quantized: bool = False) -> int:
+    """Bytes of a model that is computed a layer at a time: what is in no layer, two layers, and one
+    as it came from its file, which is taken to be as wide as products.
+
+    Args:
+        weights: of the model in the dtype of the products.
+        quantized: its layers are then in NF4.
+    """
+    whole = weights.layer.total
+    layer = int(whole * NF4_BYTES / weights.width) if quantized else whole
+    return weights.root.total + 2 * layer + whole
+
+
 def sizes_of(scorer: ResponseScorer, *, quantized: bool = False) -> dict[str, int]:
     """Bytes of each parameter and buffer of a causal LM, by its name there.
 

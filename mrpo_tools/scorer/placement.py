@@ -137,11 +137,11 @@ def placement(
     """
     if not asked:
         for tokens, working in need.working:
-            if need.weights <= _room(free[0], working):
+            if need.weights <= room_for_weights(free[0], working):
                 share = Share(0, need.weights, free[0])
                 return Placement("one", tokens, (share,), None, working, need.weights)
     for tokens, working in need.working:
-        rooms = [_room(size, working) for size in free]
+        rooms = [room_for_weights(size, working) for size in free]
         places = _across(need, rooms, limits) if asked else _fewest(need, rooms)
         if places is not None:
             shares = _shares(need, places, {**dict(enumerate(free)), **_of_cpu(limits)})
@@ -280,8 +280,8 @@ def _map(need: Need, places: Sequence[int | str]) -> DeviceMap:
     }
 
 
-def _room(free: int, working: int) -> int:
-    """Bytes for weights."""
+def room_for_weights(free: int, working: int) -> int:
+    """Bytes for weights on a device that has so many free, beside what a batch takes."""
     return free - min(int(free * ROOM), MOST_ROOM) - working
 
 

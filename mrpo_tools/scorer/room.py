@@ -13,8 +13,15 @@ from mrpo_tools.references.model_files import adapter_weights, first_line, weigh
 from mrpo_tools.references.resolved import ResolvedReference
 from mrpo_tools.scorer.across import blocks_of
 from mrpo_tools.scorer.blueprint import Blueprint, blueprint_of
-from mrpo_tools.scorer.memory import sizes_of, weights_of, working_bytes
-from mrpo_tools.scorer.placement import Need, Placement, Share, bytes_of, placement
+from mrpo_tools.scorer.memory import sizes_of, streamed_bytes, weights_of, working_bytes
+from mrpo_tools.scorer.placement import (
+    Need,
+    Placement,
+    Share,
+    bytes_of,
+    placement,
+    room_for_weights,
+)
 from mrpo_tools.scorer.scorer import BATCH_TOKENS, ResponseScorer
 from mrpo_tools.scorer.self_check import CHECK_TOKENS
 from mrpo_tools.scorer.trees import Row
@@ -87,9 +94,9 @@ def place(
     words = resolved.reference
     if words.server is not None:
         return Placement("server")
-    if words.stream_layers:
-        return Placement("layers")
     cards = cards_of(device) if cards is None else cards
+    if words.stream_layers:
+        return _in_layers(resolved, products, free(cards[0] if cards else device), device)
     processes = local_processes() if processes is None else processes
     if cards:
         placed = _on_cards(resolved, products, device, cards, free, processes)
@@ -97,8 +104,27 @@ def place(
         placed = _without_cards(resolved, products, device, free(device))
     free_to_choose = words.stream_layers is None and words.device_map is None
     if placed.kind == "too large" and free_to_choose and placed.processes == 1:
-        return replace(placed, kind="layers")
+        alone = _in_layers(resolved, products, free(cards[0] if cards else device), device)
+        return replace(placed, kind="layers", batch_tokens=alone.batch_tokens)
     return placed
+
+
+def _in_layers(
+    resolved: ResolvedReference, products: str, free: int, device: torch.device
+) -> Placement:
+    """The largest batch beside the ends and some layers; the smallest where none fits."""
+    files = sum(path.stat().st_size for path in weight_files(resolved.files.model))
+    if WIDENED * files <= free:
+        return Placement("layers")
+    quantized = resolved.reference.quantization is not None
+    try:
+        plan = blueprint(resolved, device, products)
+        held = streamed_bytes(weights_of(plan, quantized=quantized), quantized=quantized)
+        batches = need_of(resolved, products, device).working
+    except Exception:  # a family's own code may fail in any way without real weights
+        return Placement("layers")
+    fitting = (tokens for tokens, working in batches if held <= room_for_weights(free, working))
+    return Placement("layers", next(fitting, batches[-1][0]))
 
 
 def _on_cards(

@@ -40,6 +40,7 @@ class StreamedReference(ScorerEngine):
         products: dtype of products.
         device: where layers compute.
         sweep_tokens: of a sweep; None takes what hides the reading.
+        batch_tokens: of a batch, where it is not what suits the device.
         room: bytes for hidden states, see `States`.
 
     Raises:
@@ -53,9 +54,10 @@ class StreamedReference(ScorerEngine):
         products: str,
         device: torch.device,
         sweep_tokens: int | None = None,
+        batch_tokens: int | None = None,
         room: Mapping[str, float] | None = None,
     ) -> None:
-        self.device, self._room = device, room
+        self.device, self.batch_tokens, self._room = device, batch_tokens, room
         self.layered = Layered(resolved, products, device)
         self.scorer = ResponseScorer(
             self.layered.skeleton, resolved.reference.attention, getattr(torch, products)
