@@ -26,6 +26,14 @@ OLDER = Path(__file__).parent / "fixtures" / "run_without_versions"
 FILES = {"run.json": RunRecord, "metrics.json": Metrics, "evaluation/test.json": EvaluationRecord}
 
 
+LATER = (
+    "autocast", "max_prompt_length", "device_map", "max_memory", "stream_layers", "sweep_tokens",
+    "server", "engine", "server_model", "served_quantization", "logprobs_mode", "calibration",
+    "concurrency", "timeout",
+)  # fmt: skip
+"""Words of a reference that the older run did not know."""
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_without_a_version_is_read_whole(name, tmp_path):
     """Every key is one that the record knows, and written again it gains the version alone."""
@@ -36,7 +44,7 @@ def test_a_file_without_a_version_is_read_whole(name, tmp_path):
     if name == "run.json":
         before["hyper"]["chosen"] = before["hyper"].pop("partition")  # as the recipe has it
         for words in (before["policy"], *before["models"].values()):
-            words |= {"autocast": None, "max_prompt_length": None}  # later words: their defaults
+            words |= dict.fromkeys(LATER)
     if "dataset" in before:
         before["dataset"] |= {"skip_bad": False, "validation_size": 0.0, "keep_status": []}
     assert json.loads((tmp_path / "again.json").read_text()) == {"version": 1, **before}
