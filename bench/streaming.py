@@ -363,10 +363,10 @@ def draw(found: dict[str, Any]) -> None:
                          ["1/16", "1/8", "1/4", "1/2", "1", "2", "4", "8", "16"])  # fmt: skip
         chart.set_yticks([1 / 16, 1 / 8, 1 / 4, 1 / 2, 1], ["1/16", "1/8", "1/4", "1/2", "1"])
         chart.set_xlabel("tokens of a sweep / T*")
-        chart.set_ylabel("tokens a second / those in memory")
+        chart.set_ylabel("share of the speed in memory")
         legend(chart, palette)
 
-    made = picture("streaming", "", "", "", paint, height=3.6)
+    made = picture("streaming", "", "", "", paint, height=4.2)
     PICTURE.write_bytes(made.light)
 
 
