@@ -27,7 +27,7 @@ from mrpo_tools.training.prepare import check_width, prepare
 from mrpo_tools.training.train import train
 
 BENCH = Path(__file__).parent.parent / "bench"
-GROUPS, GROWTH, SECONDS = 20_000, 3_000, 60
+GROUPS, GROWTH, SECONDS = 100_000, 3_000, 60
 """Bytes a group, so that a million fit into 3 GB, and seconds on a busy machine."""
 
 
@@ -206,7 +206,7 @@ print(int(tensors.mask.sum()))
 
 
 def test_the_start_of_many_groups_is_quick_and_small(tmp_path):
-    """All that `train` knows of 20,000 groups before tokens, beside what the process held."""
+    """All that `train` knows of 100,000 groups before tokens, beside what the process held."""
     before, seconds, after, responses = map(float, run_script(SCRIPT, tmp_path))
     assert responses == 4 * GROUPS
     assert seconds < SECONDS * GROUPS / 1e5

@@ -353,7 +353,12 @@ def start_sql(scene: Path, *arguments: str) -> psutil.Popen:
     command = [sys.executable, "-m", "mrpo_tools", "sql", *arguments]
     return psutil.Popen([*command, "--cache", str(scene / "cache")], stdout=subprocess.PIPE,
                         stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},
-                        text=True)  # fmt: skip
+                        text=True, preexec_fn=interruptible)  # fmt: skip
+
+
+def interruptible() -> None:
+    """Ctrl-C reaches it, also where the tests run in the background, which ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def peak_and_seconds(process: psutil.Popen) -> tuple[int, float]:
