@@ -15,9 +15,10 @@ from mrpo_tools.cache import Cache
 from mrpo_tools.cli import run
 from mrpo_tools.config import Recipe
 from mrpo_tools.errors import UsageError
-from mrpo_tools.precomputing.estimate import count_parameters, estimate
+from mrpo_tools.precomputing.estimate import estimate
 from mrpo_tools.precomputing.long_rows import tell_long_rows
 from mrpo_tools.precomputing.precompute import precompute
+from mrpo_tools.references.model_files import count_parameters
 from mrpo_tools.references.resolved import renderer_of, resolve
 from mrpo_tools.scorer.memory import working_bytes
 from mrpo_tools.scorer.room import blueprint

@@ -45,6 +45,7 @@ from mrpo_tools.references.resolved import ResolvedReference, resolve
 from mrpo_tools.sampling import Sampler
 from mrpo_tools.scorer.loaded import load_reference
 from mrpo_tools.scorer.pace import CHECKS, LEAST, MARGIN, PATIENCE, Pace
+from mrpo_tools.scorer.placement import Placement
 from mrpo_tools.scorer.room import place
 from mrpo_tools.scorer.streamed import StreamedReference
 from mrpo_tools.scorer.trees import Row
@@ -570,6 +571,16 @@ def test_a_dry_run_tells_the_passes_that_are_made(llama, some_groups, tmp_path):
     whole = estimate(resolve("llama", llama), some_groups, Cache(tmp_path / "other"))
     assert whole.sweeps is None
     assert found.sweeps.bytes_read % found.sweeps.passes == 0
+
+
+def test_a_dry_run_plans_the_batches_that_fit(llama, some_groups, tmp_path):
+    """All tokens are one batch, and so one sweep, until less room cuts them."""
+    resolved = resolve("llama", layered(llama, sweep_tokens=300)["llama"])
+    found = [
+        estimate(resolved, some_groups, Cache(tmp_path), find=lambda *_, p=placed: p).sweeps
+        for placed in (Placement("layers"), Placement("layers", 64))
+    ]
+    assert [each and each.sweeps > 1 for each in found] == [False, True]
 
 
 def test_a_dry_run_of_a_large_model_has_not_its_memory(large, tmp_path, some_groups):

@@ -26,7 +26,7 @@ from mrpo_tools.precomputing.encoded import (
 from mrpo_tools.precomputing.ensure import missing_responses
 from mrpo_tools.precomputing.run import WINDOW
 from mrpo_tools.references.devices import peak_flops, pick_device
-from mrpo_tools.references.model_files import config_size, tensor_shapes, weight_files
+from mrpo_tools.references.model_files import config_size, count_parameters, weight_files
 from mrpo_tools.references.resolved import ResolvedReference, renderer_of
 from mrpo_tools.scorer.blueprint import Blueprint
 from mrpo_tools.scorer.calibration import most_requests
@@ -140,9 +140,9 @@ def estimate(
     places, trees = places_of(prompts), trees_of(prompts)
     if resolved.reference.server is not None:
         return _of_server(resolved.name, places, trees, tokenising)
-    batches = _planned(prompts, resolved)
-    tokens = [sum(map(len, batch)) for batch in batches]
     placed = find(resolved, resolved.products, pick_device())
+    batches = _planned(prompts, resolved, resolved.reference.batch_tokens or placed.batch_tokens)
+    tokens = [sum(map(len, batch)) for batch in batches]
     cost = _cost(resolved, batches, placed)
     windows = max(1, math.ceil(len(prompts) / WINDOW))
     return Estimate(
@@ -196,11 +196,6 @@ def _where(name: str, placed: Placement, sweeps: Plan | None) -> str | None:
     if placed.kind == "across":
         return placed.told
     return placed.words or None if placed.kind == "one" else None
-
-
-def count_parameters(model: Path) -> int:
-    """Parameters of a model on disk, from the headers of its safetensors files."""
-    return sum(map(math.prod, tensor_shapes(weight_files(model)).values()))
 
 
 def loading_seconds(model: Path) -> float:
@@ -275,13 +270,15 @@ def _formula(
     return _Cost(int(weights), int(states + logits), seconds if tokens else 0.0, about=True)
 
 
-def _planned(prompts: Sequence[EncodedPrompt], resolved: ResolvedReference) -> list[list[Row]]:
+def _planned(
+    prompts: Sequence[EncodedPrompt], resolved: ResolvedReference, batch_tokens: int | None
+) -> list[list[Row]]:
     """The batches that a scorer on its fastest route would make, window by window."""
     reference, device = resolved.reference, pick_device()
     hidden_size = config_size(resolved.files.model, "hidden_size", "n_embd", "d_model") or 1
     packed = _packed(reference)
-    longest = reference.batch_tokens or max(BATCH_TOKENS.values())
-    limit = reference.batch_tokens or BATCH_TOKENS[device.type == "cpu"]
+    longest = batch_tokens or max(BATCH_TOKENS.values())
+    limit = batch_tokens or BATCH_TOKENS[device.type == "cpu"]
     planned = []
     for start in range(0, len(prompts), WINDOW):
         trees = trees_of(prompts[start : start + WINDOW])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -248,6 +249,15 @@ def tensor_shapes(paths: Iterable[Path]) -> dict[str, tuple[int, ...]]:
                 f"{path} cannot be read as safetensors: {first_line(error)}", AGAIN
             ) from None
     return shapes
+
+
+def count_parameters(model: Path) -> int:
+    """Parameters of a model on disk, from the headers of its safetensors files.
+
+    Raises:
+        UsageError: one is damaged.
+    """
+    return sum(map(math.prod, tensor_shapes(weight_files(model)).values()))
 
 
 def first_line(error: BaseException) -> str:

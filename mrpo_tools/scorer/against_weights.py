@@ -7,7 +7,6 @@ cheap: the same lines with products of the server's dtype.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ from mrpo_tools.errors import UsageError
 from mrpo_tools.maths.noise import Apart, Noise, beyond
 from mrpo_tools.references.devices import free_bytes, free_memory, peak_flops
 from mrpo_tools.references.loading import load_model
-from mrpo_tools.references.model_files import read_json, tensor_shapes, weight_files
+from mrpo_tools.references.model_files import count_parameters, read_json, weight_files
 from mrpo_tools.references.resolved import ResolvedReference
 from mrpo_tools.scorer.consistency import Line, Sample
 from mrpo_tools.scorer.scorer import ResponseScorer
@@ -56,7 +55,7 @@ def why_not(resolved: ResolvedReference, device: torch.device) -> str | None:
         return "the server's are quantised"
     if "quantization_config" in read_json(resolved.files.model / "config.json"):
         return "the weights are quantised"
-    needed = ROOM * WIDTH * _parameters(resolved)
+    needed = ROOM * WIDTH * count_parameters(resolved.files.model)
     if needed > free_bytes(device):
         return f"the weights need {needed / 1e9:.1f} GB here, and do not fit"
     if _affordable(resolved, device) == 0:
@@ -74,7 +73,7 @@ def compare(resolved: ResolvedReference, sample: Sample, device: torch.device) -
     count = _fitting(sample.lines, _affordable(resolved, device))
     lines, values = sample.lines[:count], sample.values[:count]
     model = load_model(resolved.files, loaded_here(resolved.reference), sample.dtype, device)
-    dtype, quick = getattr(torch, sample.dtype), _parameters(resolved) <= SMALL
+    dtype, quick = getattr(torch, sample.dtype), count_parameters(resolved.files.model) <= SMALL
     narrow = None
     if dtype is not torch.float32 and (quick or device.type != "cpu"):
         narrow = _tokens(ResponseScorer(model, "auto", dtype), lines, device)
@@ -117,15 +116,10 @@ def _differences(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) 
     return [float(each) for a, b in zip(first, second, strict=True) for each in (a - b).tolist()]
 
 
-def _parameters(resolved: ResolvedReference) -> int:
-    shapes = tensor_shapes(weight_files(resolved.files.model))
-    return sum(math.prod(shape) for shape in shapes.values())
-
-
 def _affordable(resolved: ResolvedReference, device: torch.device) -> int:
     """Tokens that the weights can compute here in `SECONDS`; 0 where a few lines take longer."""
-    speed = EFFICIENCY * peak_flops(device, torch.float32) / (2 * _parameters(resolved))
-    tokens = int(speed * SECONDS)
+    operations = 2 * count_parameters(resolved.files.model)
+    tokens = int(EFFICIENCY * peak_flops(device, torch.float32) * SECONDS / operations)
     return tokens if tokens >= FEWEST * 256 else 0
 
 

@@ -95,8 +95,9 @@ def place(
     if words.server is not None:
         return Placement("server")
     cards = cards_of(device) if cards is None else cards
+    first = cards[0] if cards else device
     if words.stream_layers:
-        return _in_layers(resolved, products, free(cards[0] if cards else device), device)
+        return _in_layers(resolved, products, device, free(first))
     processes = local_processes() if processes is None else processes
     if cards:
         placed = _on_cards(resolved, products, device, cards, free, processes)
@@ -104,17 +105,22 @@ def place(
         placed = _without_cards(resolved, products, device, free(device))
     free_to_choose = words.stream_layers is None and words.device_map is None
     if placed.kind == "too large" and free_to_choose and placed.processes == 1:
-        alone = _in_layers(resolved, products, free(cards[0] if cards else device), device)
+        alone = _in_layers(resolved, products, device, free(first))
         return replace(placed, kind="layers", batch_tokens=alone.batch_tokens)
     return placed
 
 
+def _surely_fits(resolved: ResolvedReference, free: int) -> bool:
+    """Whether a model fits in whatever dtype, so that nothing need be reckoned."""
+    files = sum(path.stat().st_size for path in weight_files(resolved.files.model))
+    return WIDENED * files <= free
+
+
 def _in_layers(
-    resolved: ResolvedReference, products: str, free: int, device: torch.device
+    resolved: ResolvedReference, products: str, device: torch.device, free: int
 ) -> Placement:
     """The largest batch beside the ends and some layers; the smallest where none fits."""
-    files = sum(path.stat().st_size for path in weight_files(resolved.files.model))
-    if WIDENED * files <= free:
+    if _surely_fits(resolved, free):
         return Placement("layers")
     quantized = resolved.reference.quantization is not None
     try:
@@ -166,8 +172,7 @@ def _without_cards(
     resolved: ResolvedReference, products: str, device: torch.device, free: int
 ) -> Placement:
     free = (_limits(resolved, 0) or {}).get("cpu", free)
-    files = sum(path.stat().st_size for path in weight_files(resolved.files.model))
-    if WIDENED * files <= free:
+    if _surely_fits(resolved, free):
         return Placement("one")
     try:
         need = need_of(resolved, products, device)

@@ -14,9 +14,8 @@ import torch
 from mrpo_tools.config import Recipe
 from mrpo_tools.errors import UsageError
 from mrpo_tools.maths.logprobs import TILES
-from mrpo_tools.precomputing.estimate import count_parameters
 from mrpo_tools.references.devices import free_bytes, peak_flops, pick_device
-from mrpo_tools.references.model_files import read_json
+from mrpo_tools.references.model_files import count_parameters, read_json
 from mrpo_tools.references.resolved import ResolvedReference
 from mrpo_tools.scorer.blueprint import Blueprint, blueprint_of
 from mrpo_tools.scorer.memory import (
